@@ -1,0 +1,60 @@
+"""The line of plain facts under the panels."""
+
+from typing import Any
+
+import gradio as gr
+
+from app.components.quiet import QuietMeta
+
+# The label is the sentence with {placeholders}, in the browser's language; its parts become
+# one element each, so that a narrow page breaks the line between facts.
+_TEMPLATE = """${(() => {
+  if (!value || !label) return '';
+  const shown = {
+    visible: value.visible,
+    patches: value.patches,
+    psnr: value.psnr == null ? '–' : value.psnr.toFixed(1),
+    milliseconds: Math.round(value.seconds * 1000),
+    device: String(value.device).toUpperCase(),
+    model: value.model,
+  };
+  const safe = (text) => String(text).replace(/[&<>"']/g, (c) => '&#' + c.charCodeAt(0) + ';');
+  const fill = (part) => part.replace(/[{](.*?)[}]/g, (_, name) => safe(shown[name]));
+  return label.split(' · ').map((part) => '<span>' + fill(part) + '</span>').join('');
+})()}"""
+
+
+class FactsLine(gr.HTML, metaclass=QuietMeta):
+    """Shows a reconstruction's facts; its value is the dictionary itself.
+
+    The label must be a sentence with `{visible}`, `{patches}`, `{psnr}`, `{milliseconds}`,
+    `{device}` and `{model}`.
+    """
+
+    is_template = True
+
+    @classmethod
+    def create(cls, label: Any, value: dict[str, Any] | None, elem_id: str) -> "FactsLine":
+        """Make the line.
+
+        Args:
+            label: The sentence, usually translated by the browser.
+            value: Facts shown at first.
+            elem_id: Id of the element in the page.
+        """
+        return cls(
+            value,
+            label=label,
+            html_template=_TEMPLATE,
+            js_on_load=None,
+            apply_default_css=False,
+            elem_id=elem_id,
+        )
+
+    def postprocess(self, value: dict[str, Any] | None) -> Any:
+        """The facts as they are."""
+        return value
+
+    def api_info(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {"type": "object", "description": "what was done and how well it went"}

@@ -1,0 +1,86 @@
+"""Blocks in which every error reaches the visitor as a short sentence."""
+
+import html
+import logging
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import BlockFunction
+
+from app.components.image import SafeImage
+from app.i18n import error_sentence, preferred_language, text
+from mae_core import MAEError
+
+_logger = logging.getLogger(__name__)
+
+
+def as_gradio_error(error: Exception, request: object) -> gr.Error:
+    """An error as the page shows it.
+
+    A `MAEError` says what to do; of any other the visitor learns an id only, under which the
+    details are logged.
+
+    Args:
+        error: What was raised.
+        request: The Gradio request, for its language; anything else means English.
+    """
+    language = _language_of(request)
+    if isinstance(error, MAEError):
+        sentence = error_sentence(error, language)
+    elif isinstance(error, FileNotFoundError):
+        sentence = text("error_expired", language)
+    else:
+        error_id = uuid.uuid4().hex[:8]
+        _logger.error("request failed, id %s", error_id, exc_info=error)
+        sentence = text("error_unknown", language, {"id": error_id})
+    # The page renders the message as HTML, and a client may have put words into it.
+    return gr.Error(
+        html.escape(sentence, quote=False),
+        title=text("error", language),
+        print_exception=False,
+    )
+
+
+def _language_of(request: object) -> str:
+    headers = getattr(request, "headers", None)
+    return preferred_language(headers.get("accept-language") if headers else None)
+
+
+class GuardedBlocks(gr.Blocks):
+    """Blocks that check pictures before Gradio does, and put every failure into a sentence.
+
+    Gradio keeps to itself what it finds wrong with a value before a handler runs (a wrong
+    type, a file that is gone), and a web address given as a picture it fetches.
+    """
+
+    async def process_api(
+        self,
+        block_fn: BlockFunction | int,
+        inputs: list[Any],
+        state: Any = None,
+        request: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Run one event.
+
+        Raises:
+            gr.Error: If it fails, for whatever reason.
+        """
+        try:
+            function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
+            _check_pictures(function.inputs, inputs)
+            return await super().process_api(block_fn, inputs, state, request, *args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:
+            raise as_gradio_error(error, request) from error
+
+
+def _check_pictures(blocks: Sequence[Any], inputs: Sequence[Any]) -> None:
+    # Too few values are for Gradio to complain about.
+    for block, payload in zip(blocks, inputs, strict=False):
+        if isinstance(block, SafeImage):
+            block.check_payload(payload)

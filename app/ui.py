@@ -1,0 +1,191 @@
+"""The page: layout and wiring only."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from app.components import (
+    ExampleGrid,
+    FactsLine,
+    GuardedBlocks,
+    PanelImage,
+    SafeImage,
+    UncheckedDropdown,
+    UncheckedRadio,
+    UncheckedSlider,
+)
+from app.handlers import PANELS, Handlers, outputs_of
+from app.i18n import STRINGS
+from app.service import MASK_RATIO_MAX, MASK_RATIO_MIN, ReconstructionService
+from mae_core import FITS, STRATEGIES
+
+ASSETS = Path(__file__).parent / "assets"
+EXAMPLES = ASSETS / "examples"
+STYLE = ASSETS / "style.css"
+
+# Browsers name the Chinese of mainland China and of Taiwan apart; both read ours.
+I18N = gr.I18n(en=STRINGS["en"], **{"zh-CN": STRINGS["zh"], "zh-TW": STRINGS["zh"]})
+
+_FIRST_EXAMPLE, _FIRST_RATIO, _FIRST_SEED, _LAST_SEED = "cat", 0.75, 2, 9999
+
+# Files that the page writes are deleted an hour after their last use.
+_CACHE_CHECK_SECONDS, _CACHE_AGE_SECONDS = 600, 3600
+
+# Enough for every visitor of a busy hour to have one request waiting; further ones are told.
+_QUEUE_SIZE = 200
+
+# One at a time: a model uses every core there is.
+_MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The widgets that say what to reconstruct, in the order of a handler's arguments."""
+
+    image: gr.Image
+    mask_ratio: gr.Slider
+    seed: gr.Slider
+    strategy: gr.Radio
+    fit: gr.Radio
+    model: gr.Dropdown
+
+    def in_order(self) -> list[Any]:
+        return [self.image, self.mask_ratio, self.seed, self.strategy, self.fit, self.model]
+
+
+def build_page(service: ReconstructionService) -> gr.Blocks:
+    """Lay out the page and wire it, its first example already reconstructed.
+
+    Args:
+        service: What answers the page; it reconstructs the first example here.
+    """
+    examples = {path.stem: path for path in sorted(EXAMPLES.glob("*.jpg"))}
+    handlers = Handlers(service, examples)
+    first = outputs_of(
+        service.reconstruct(examples[_FIRST_EXAMPLE].read_bytes(), _FIRST_RATIO, _FIRST_SEED)
+    )
+    page = GuardedBlocks(
+        analytics_enabled=False,
+        title=STRINGS["en"]["title"],
+        delete_cache=(_CACHE_CHECK_SECONDS, _CACHE_AGE_SECONDS),
+    )
+    with page:
+        gr.Markdown(I18N("title"), elem_id="title")
+        gr.Markdown(I18N("tagline"), elem_id="tagline")
+        with gr.Row(elem_id="workbench"):
+            with gr.Column(elem_id="inputs", scale=1, min_width=300):
+                with gr.Column(elem_id="choose"):
+                    image, grid = _picture(examples)
+                    mask_ratio, seed, dice = _sliders()
+                with gr.Column(elem_id="options"):
+                    strategy, fit, model = _options(service.models)
+            with gr.Column(elem_id="outputs", scale=3, min_width=300):
+                outputs = _outputs(first)
+        inputs = _Inputs(image, mask_ratio, seed, strategy, fit, model)
+        _wire(handlers, inputs, outputs)
+        grid.select(
+            handlers.choose_example, grid, image, queue=False, show_progress="hidden",
+            trigger_mode="always_last", api_visibility="private",
+        )  # fmt: skip
+        dice.click(
+            None, None, seed, js=f"() => Math.floor(Math.random() * {_LAST_SEED + 1})",
+        )  # fmt: skip
+        _add_api(handlers, service.models)
+    return page.queue(max_size=_QUEUE_SIZE, default_concurrency_limit=1)
+
+
+def _picture(examples: dict[str, Path]) -> tuple[gr.Image, ExampleGrid]:
+    image = SafeImage(
+        str(examples[_FIRST_EXAMPLE]),
+        label=I18N("picture"),
+        placeholder=I18N("picture_hint"),
+        sources=["upload", "clipboard", "webcam"],
+        buttons=[],
+        elem_id="picture",
+    )
+    grid = ExampleGrid.create(
+        list(examples.values()), label=I18N("examples"), value=_FIRST_EXAMPLE, elem_id="examples"
+    )
+    return image, grid
+
+
+def _sliders() -> tuple[gr.Slider, gr.Slider, gr.Button]:
+    mask_ratio = UncheckedSlider(
+        MASK_RATIO_MIN, MASK_RATIO_MAX, _FIRST_RATIO, step=0.01,
+        label=I18N("mask_ratio"), info=I18N("mask_ratio_hint"), buttons=[],
+        elem_id="mask-ratio",
+    )  # fmt: skip
+    with gr.Row(elem_id="seed-row"):
+        seed = UncheckedSlider(
+            0, _LAST_SEED, _FIRST_SEED, step=1, precision=0,
+            label=I18N("seed"), info=I18N("seed_hint"), buttons=[],
+            elem_id="seed",
+        )  # fmt: skip
+        dice = gr.Button(I18N("dice"), elem_id="dice", size="sm")
+    return mask_ratio, seed, dice
+
+
+def _options(models: tuple[str, ...]) -> tuple[gr.Radio, gr.Radio, gr.Dropdown]:
+    strategy = UncheckedRadio(
+        [(I18N(f"strategy_{name}"), name) for name in STRATEGIES],
+        value=STRATEGIES[0], label=I18N("strategy"), elem_id="strategy",
+    )  # fmt: skip
+    fit = UncheckedRadio(
+        [(I18N(f"fit_{name}"), name) for name in FITS],
+        value=FITS[0], label=I18N("fit"), elem_id="fit",
+    )  # fmt: skip
+    model = UncheckedDropdown(
+        list(models), value=models[0], label=I18N("model"), elem_id="model", filterable=False
+    )
+    return strategy, fit, model
+
+
+def _outputs(first: tuple[Any, ...]) -> list[Any]:
+    with gr.Row(elem_id="panels"):
+        panels = [
+            PanelImage(
+                picture, label=I18N(name), format="png", buttons=["download", "fullscreen"],
+                interactive=False, min_width=120, elem_id=f"panel-{name}",
+            )
+            for name, picture in zip(PANELS, first[:4], strict=True)
+        ]  # fmt: skip
+    facts = FactsLine.create(I18N("facts"), first[4], "facts")
+    gr.Markdown(I18N("trust"), elem_id="trust")
+    gr.Markdown(I18N("legend"), elem_id="legend")
+    return [*panels, facts]
+
+
+def _wire(handlers: Handlers, inputs: _Inputs, outputs: list[Any]) -> None:
+    """One event for every control, so that the panels always end in the last state."""
+    gr.on(
+        [widget.change for widget in inputs.in_order()],
+        handlers.update,
+        inputs.in_order(),
+        outputs,
+        trigger_mode="always_last",
+        show_progress="minimal",
+        api_visibility="private",
+        **_MODEL_QUEUE,
+    )
+
+
+def _add_api(handlers: Handlers, models: tuple[str, ...]) -> None:
+    """The endpoint `/reconstruct`, whose widgets nobody sees and whose picture has no default."""
+    with gr.Column(visible=False):
+        inputs = [
+            SafeImage(label="image"),
+            UncheckedSlider(MASK_RATIO_MIN, MASK_RATIO_MAX, _FIRST_RATIO, label="mask_ratio"),
+            UncheckedSlider(0, _LAST_SEED, 0, step=1, precision=0, label="seed"),
+            UncheckedRadio(list(STRATEGIES), value=STRATEGIES[0], label="strategy"),
+            UncheckedRadio(list(FITS), value=FITS[0], label="fit"),
+            UncheckedDropdown(list(models), value=models[0], label="model"),
+        ]
+        outputs: list[Any] = [
+            PanelImage(label=name, elem_id=f"api-{name}", format="png") for name in PANELS
+        ]
+        outputs.append(gr.JSON(label="facts"))
+        gr.Button().click(
+            handlers.reconstruct, inputs, outputs, api_name="reconstruct", **_MODEL_QUEUE
+        )

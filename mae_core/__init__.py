@@ -1,0 +1,79 @@
+"""Masked autoencoders (He et al. 2022): see a picture rebuilt, train your own.
+
+from mae_core import Reconstructor
+r = Reconstructor.from_pretrained()
+out = r("photo.jpg", mask_ratio=0.75, seed=2)
+out.panels()["pasted"].save("pasted.png")
+"""
+
+from mae_core.config import PRESETS, ModelConfig, preset
+from mae_core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    ImageError,
+    ImageFormatError,
+    ImageLimitError,
+    MAEError,
+    MaskError,
+    PatchError,
+    TrainingError,
+)
+from mae_core.images import FITS, ImageLimits, decode_image
+from mae_core.masking import (
+    MAX_SEED,
+    STRATEGIES,
+    PatchMask,
+    block_mask,
+    custom_mask,
+    draw_mask,
+    grid_mask,
+    mask_from_noise,
+    num_visible,
+    random_mask,
+)
+from mae_core.models.mae import MAEOutput, MaskedAutoencoder
+from mae_core.patches import patchify, unpatchify
+from mae_core.reconstruction import Reconstruction, Reconstructor
+from mae_core.weights import DEFAULT_WEIGHTS, WeightsEntry, list_weights, locate_weights
+
+__all__ = [
+    "DEFAULT_WEIGHTS",
+    "FITS",
+    "MAX_SEED",
+    "PRESETS",
+    "STRATEGIES",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DeviceError",
+    "ImageError",
+    "ImageFormatError",
+    "ImageLimitError",
+    "ImageLimits",
+    "MAEError",
+    "MAEOutput",
+    "MaskError",
+    "MaskedAutoencoder",
+    "ModelConfig",
+    "PatchError",
+    "PatchMask",
+    "Reconstruction",
+    "Reconstructor",
+    "TrainingError",
+    "WeightsEntry",
+    "block_mask",
+    "custom_mask",
+    "decode_image",
+    "draw_mask",
+    "grid_mask",
+    "list_weights",
+    "locate_weights",
+    "mask_from_noise",
+    "num_visible",
+    "patchify",
+    "preset",
+    "random_mask",
+    "unpatchify",
+]

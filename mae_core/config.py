@@ -1,0 +1,405 @@
+"""What a model is made of, as plain frozen data.
+
+`ModelConfig` describes a masked autoencoder; `PRESETS` names five of them. Any config
+goes to and from JSON (`to_dict`, `from_dict`) and takes `field.path=value` changes from a
+command line (`with_overrides`).
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from mae_core.errors import ConfigError
+
+# What the official models were trained with, and ours: ImageNet's channel statistics.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Fields of a model that count something.
+_COUNTS = (
+    "image_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads",
+    "decoder_embed_dim", "decoder_depth", "decoder_num_heads",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A masked autoencoder's shape (He et al. 2022, section 3 and A.1).
+
+    Attributes:
+        image_size: Side in pixels of the square grid that the position tables are made for;
+            other sizes resample them.
+        patch_size: Side of a patch in pixels; divides `image_size`.
+        in_chans: Channels of an image.
+        embed_dim: Encoder width D; a multiple of 4 and of `num_heads`.
+        depth: Encoder blocks.
+        num_heads: Encoder attention heads.
+        decoder_embed_dim: Decoder width E; a multiple of 4 and of `decoder_num_heads`.
+        decoder_depth: Decoder blocks.
+        decoder_num_heads: Decoder attention heads.
+        mlp_ratio: Hidden width of a block's MLP over its width.
+        norm_pix: Whether the target is each patch normalised by its own mean and deviation.
+        layer_norm_eps: Epsilon of every LayerNorm.
+        mean: Channel means that images are normalised with, in 0..1.
+        std: Channel deviations that images are normalised with, in 0..1.
+    """
+
+    image_size: int = 224
+    patch_size: int = 16
+    in_chans: int = 3
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    decoder_embed_dim: int = 512
+    decoder_depth: int = 8
+    decoder_num_heads: int = 16
+    mlp_ratio: float = 4.0
+    norm_pix: bool = False
+    layer_norm_eps: float = 1e-6
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.mlp_ratio <= 0 or self.layer_norm_eps <= 0:
+            raise ConfigError("mlp_ratio and layer_norm_eps must be above 0")
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        _check_width("embed_dim", self.embed_dim, self.num_heads)
+        _check_width("decoder_embed_dim", self.decoder_embed_dim, self.decoder_num_heads)
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != self.in_chans:
+                raise ConfigError(
+                    f"{name} has {len(getattr(self, name))} values for in_chans={self.in_chans}; "
+                    "give one value a channel"
+                )
+        if min(self.std) <= 0:
+            raise ConfigError(f"std is {self.std}; each value must be above 0")
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the square the position tables are made for."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patch_dim(self) -> int:
+        """P: values in one patch."""
+        return self.patch_size**2 * self.in_chans
+
+
+def _check_width(name: str, width: int, heads: int) -> None:
+    if width % heads:
+        raise ConfigError(f"{name} {width} does not divide into {heads} heads; pick a multiple")
+    if width % 4:
+        raise ConfigError(f"{name} {width} is not a multiple of 4, as sin-cos positions need")
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(embed_dim=192, num_heads=3, decoder_embed_dim=160, decoder_depth=4,
+                        decoder_num_heads=5),
+    "small": ModelConfig(embed_dim=384, num_heads=6, decoder_embed_dim=256, decoder_depth=4,
+                         decoder_num_heads=8),
+    "base": ModelConfig(),
+    "large": ModelConfig(embed_dim=1024, depth=24, num_heads=16),
+    "huge": ModelConfig(patch_size=14, embed_dim=1280, depth=32, num_heads=16),
+}  # fmt: skip
+
+
+def preset(name: str) -> ModelConfig:
+    """The named model.
+
+    Raises:
+        ConfigError: If no preset has that name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"no preset is called {name!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A frozen dataclass as plain data, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """Build a frozen dataclass from plain data, as `to_dict` wrote it.
+
+    Raises:
+        ConfigError: If a field is unknown or a value has the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ConfigError(
+            f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(hints)}"
+        )
+    return cls(**{name: _coerce(hints[name], value, name) for name, value in values.items()})
+
+
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """Change fields of a config by `field.path=value` texts.
+
+    A value is read as JSON, or as it stands where it is no JSON or the field takes text. The
+    config is checked once all changes are made, so fields that hang together may be given in
+    any order.
+
+    Raises:
+        ConfigError: If a text has no `=`, a field is unknown, a value has the wrong type or
+            the changed fields do not go together.
+    """
+    values = to_dict(config)
+    for text in overrides:
+        path, separator, value = text.partition("=")
+        if not separator or not path:
+            raise ConfigError(f"{text!r} is not of the form field=value, such as epochs=20")
+        _set_at(values, type(config), path.split("."), value, path)
+    return from_dict(type(config), values)
+
+
+def _set_at(values: dict[str, Any], cls: type, path: list[str], text: str, full_path: str) -> None:
+    """Change the entry of `values`, the plain data of a `cls`, that the path leads to."""
+    hints = typing.get_type_hints(cls)
+    name, rest = path[0], path[1:]
+    if name not in hints:
+        raise ConfigError(f"no field is called {full_path!r}; here it may be {', '.join(hints)}")
+    hint = hints[name]
+    if not rest:
+        values[name] = _plain(_coerce(hint, _read_value(hint, text), full_path))
+    elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        _set_at(values[name], hint, rest, text, full_path)
+    else:
+        raise ConfigError(f"{full_path!r}: {name} has no fields of its own")
+
+
+def _plain(value: Any) -> Any:
+    return to_dict(value) if dataclasses.is_dataclass(value) else value
+
+
+def _read_value(hint: Any, text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = {"True": True, "False": False, "None": None}.get(text, text)
+    # A folder called 007 or 1e3 is a name, not a number.
+    return text if hint is str and not isinstance(value, str) else value
+
+
+def _coerce(hint: Any, value: Any, name: str) -> Any:
+    """`value` as the annotated type, or a ConfigError that says what the field takes."""
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        if isinstance(value, Mapping):
+            return from_dict(hint, value)
+    elif origin is tuple:
+        return _coerce_tuple(hint, value, name)
+    elif origin is types.UnionType:
+        return _coerce_union(hint, value, name)
+    elif origin is typing.Literal:
+        if value in typing.get_args(hint):
+            return value
+        raise ConfigError(f"{name}={value!r}: choose one of {', '.join(typing.get_args(hint))}")
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value):
+            return float(value)
+        raise ConfigError(f"{name}={value!r}: a finite number is needed")
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{name}={value!r}: {getattr(hint, '__name__', hint)} is needed")
+
+
+def _coerce_tuple(hint: Any, value: Any, name: str) -> tuple[Any, ...]:
+    args = typing.get_args(hint)
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{name}={value!r}: a list such as [1, 2] is needed")
+    if args[-1] is Ellipsis:
+        return tuple(_coerce(args[0], item, name) for item in value)
+    if len(value) != len(args):
+        raise ConfigError(f"{name}={value!r}: {len(args)} values are needed")
+    return tuple(_coerce(arg, item, name) for arg, item in zip(args, value, strict=True))
+
+
+def _coerce_union(hint: Any, value: Any, name: str) -> Any:
+    for option in typing.get_args(hint):
+        if option is type(None):
+            if value is None:
+                return None
+            continue
+        try:
+            return _coerce(option, value, name)
+        except ConfigError:
+            continue
+    raise ConfigError(f"{name}={value!r}: {hint} is needed")
+
+
+def _check_range(name: str, pair: tuple[float, float], least: float, most: float) -> None:
+    low, high = pair
+    if not least < low <= high <= most:
+        raise ConfigError(
+            f"{name} is {list(pair)}; give two numbers, smaller first, above {least:g} and at "
+            f"most {most:g}"
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pictures come from and how they are cropped.
+
+    Attributes:
+        folder: Folder of training pictures, searched through all its subfolders.
+        holdout: Folder of pictures to measure on and never train on; none if empty.
+        cache: Folder for the packed pictures; inside the run's folder if empty.
+        short_side: Pictures are packed with their shorter side at most this many pixels.
+        max_unreadable: Largest share of unreadable files, 0..1; above it the run stops.
+        crop_area: Smallest and largest share of the picture's area in a random crop.
+        crop_aspect: Smallest and largest width over height of a random crop.
+        flip: Whether half of the crops are mirrored.
+    """
+
+    folder: str = ""
+    holdout: str = ""
+    cache: str = ""
+    short_side: int = 256
+    max_unreadable: float = 0.05
+    crop_area: tuple[float, float] = (0.2, 1.0)
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        _check_range("data.crop_area", self.crop_area, 0.0, 1.0)
+        _check_range("data.crop_aspect", self.crop_aspect, 0.0, float("inf"))
+        if self.short_side < 16:
+            raise ConfigError(f"data.short_side is {self.short_side}; give at least 16 pixels")
+        if not 0 <= self.max_unreadable <= 1:
+            raise ConfigError(f"data.max_unreadable is {self.max_unreadable}; give 0 to 1")
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """How masks are drawn, once for each step's batch.
+
+    Attributes:
+        ratio: Smallest and largest mask ratio; one is drawn uniformly for each step.
+        random: Share of steps with random masks.
+        block: Share of steps with block-wise masks.
+        grid: Share of steps with grid masks. The three shares add up to 1.
+    """
+
+    ratio: tuple[float, float] = (0.75, 0.75)
+    random: float = 1.0
+    block: float = 0.0
+    grid: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_range("mask.ratio", self.ratio, 0.0, 1.0)
+        shares = (self.random, self.block, self.grid)
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ConfigError(f"mask.random, block and grid are {shares}; they must add up to 1")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser and its schedule (He et al. 2022, A.1).
+
+    Attributes:
+        name: `adamw`, or `muon` for the blocks' matrices with AdamW for the rest.
+        lr: Peak learning rate, as is: not scaled by the batch.
+        weight_decay: On matrices; biases, norms and tokens have none.
+        betas: AdamW's.
+        warmup_steps: Steps of linear warm-up from 0.
+        final_lr: Learning rate the cosine ends at.
+        clip_grad: Largest norm of the whole gradient; 0 for no clipping.
+    """
+
+    name: typing.Literal["adamw", "muon"] = "adamw"
+    lr: float = 1.5e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_steps: int = 300
+    final_lr: float = 0.0
+    clip_grad: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ConfigError(f"optim.lr is {self.lr}; it must be above 0")
+        if min(self.weight_decay, self.final_lr, self.clip_grad, self.warmup_steps) < 0:
+            raise ConfigError("optim: weight_decay, final_lr, clip_grad, warmup_steps: 0 or more")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """A part of the run at one picture size; small pictures first, as few tokens are cheap.
+
+    Attributes:
+        image_size: Side of the crops in pixels; a multiple of the patch side.
+        share: Share of all steps; the shares of a run add up to 1.
+    """
+
+    image_size: int = 224
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run.
+
+    Attributes:
+        model: The model.
+        data: The pictures.
+        mask: The masks.
+        optim: The optimiser.
+        stages: Picture sizes in turn.
+        out: Folder of the run: checkpoint, weights, metrics and pictures.
+        steps: Optimiser steps in all.
+        batch_size: Pictures in a step.
+        visible_weight: Weight of the loss on visible patches; the paper's is 0, which leaves
+            them speckled in the reconstruction.
+        precision: `bfloat16` autocasts the forward pass; weights stay float32.
+        export_dtype: Number format of the weights written at the end.
+        seed: Of the initial weights, the order, the crops and the masks.
+        eval_every: Steps between hold-out measurements.
+        save_every: Steps between checkpoints.
+    """
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    mask: MaskConfig = MaskConfig()
+    optim: OptimConfig = OptimConfig()
+    stages: tuple[StageConfig, ...] = (StageConfig(),)
+    out: str = "runs/mae"
+    steps: int = 1000
+    batch_size: int = 64
+    visible_weight: float = 0.0
+    precision: typing.Literal["float32", "bfloat16"] = "bfloat16"
+    export_dtype: typing.Literal["float32", "float16"] = "float32"
+    seed: int = 0
+    eval_every: int = 500
+    save_every: int = 250
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "eval_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.visible_weight < 0 or self.seed < 0:
+            raise ConfigError("visible_weight and seed must be 0 or more")
+        if abs(sum(stage.share for stage in self.stages) - 1) > 1e-6:
+            raise ConfigError("the stages' shares must add up to 1")
+        for stage in self.stages:
+            if stage.image_size < 1 or stage.image_size % self.model.patch_size:
+                raise ConfigError(
+                    f"a stage's image_size {stage.image_size} is not a multiple of the patch "
+                    f"side {self.model.patch_size}"
+                )

@@ -1,0 +1,1 @@
+"""Training pictures: found, packed, cropped and batched."""

@@ -1,0 +1,19 @@
+"""What the command lines share: errors a user can mend end in one line, not a traceback."""
+
+import sys
+from collections.abc import Callable
+
+from mae_core.errors import MAEError
+
+
+def run_entry(main: Callable[[], int]) -> None:
+    """Run an entry point and exit with its status, or 2 and `error: …` for an MAEError."""
+    try:
+        status = main()
+    except MAEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        # 128 + SIGINT, as shells report it.
+        status = 130
+    sys.exit(status)

@@ -1,0 +1,619 @@
+"""Pictures in and out: bytes -> PIL -> tensor -> PIL.
+
+`decode_image` turns whatever a person may hand over (a file's bytes, a path, a PIL picture, an
+array) into the RGB picture that the person sees; `fit_image` brings it to whole patches;
+`to_tensor` and `to_pil` go to the model's pixels and back.
+
+Files come from strangers. Size is judged by the header, before a pixel is decoded; only the
+parsers of ordinary photo formats ever run; a file that hides far more work than its picture
+needs is refused; and whatever a parser does with hostile bytes, the caller sees an
+`ImageFormatError` or an `ImageLimitError`, in a sentence that repeats neither the file's name
+nor the parser's words.
+
+Pillow's warnings (say, about odd TIFF tags) are left to the process's own filters: silencing
+them here would change a global of every thread. A filter that raises them makes such a
+picture an `ImageError`.
+"""
+
+import io
+import math
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError, features
+from PIL.TiffImagePlugin import TiffImageFile
+from torch import Tensor
+
+from mae_core.errors import ConfigError, ImageError, ImageFormatError, ImageLimitError
+
+FITS = ("crop", "squash", "whole")
+
+# Pillow takes MPO, the format of many phones' photos, for a JPEG.
+_FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
+if features.check("avif"):  # not every build of Pillow has it
+    _FORMATS.append("AVIF")
+_ACCEPTED = ", ".join(_FORMATS[:-1]).replace("WEBP", "WebP") + f" or {_FORMATS[-1]}"
+
+# What people hand over by mistake, by how it begins, so that the error can name it.
+_OTHER_KINDS = (
+    (b"%pdf", "a PDF document"),
+    (b"%!ps", "a PostScript drawing"),
+    (b"<svg", "an SVG drawing"),
+    (b"<?xml", "an SVG drawing or other XML"),
+    (b"<!doctype", "a web page"),
+    (b"<html", "a web page"),
+)
+
+# A whole frame's long side is at most this many times its short side.
+_WHOLE_MAX_ASPECT = 4
+
+# How to turn a stored picture upright, by its EXIF orientation (1 is upright already).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# The colour space an ICC profile must speak of to be used on a picture of that mode.
+_PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+_MAX_PROFILE_BYTES = 4 * 2**20
+
+# Hidden work (see `_check_hidden_work`). A progressive JPEG has about ten scans; a GIF's first
+# frame follows a handful of extension blocks; a TIFF of ten thousand strips has twice as many
+# tag values. Each bound is far above those, and a second or so of work.
+_MAX_JPEG_SCANS = 100
+_MAX_GIF_BLOCKS = 8192
+_MAX_TAG_VALUES = 2**18
+
+# TIFF tags (EXIF data is a TIFF without pixels).
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_SUB_DIRECTORIES = (34665, 34853, 40965)
+_TAG_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8,
+                   13: 4, 16: 8}  # fmt: skip
+_TEXT_TYPES = (1, 2, 7)  # read as one string of bytes, not as a tuple of numbers
+_TIFF_START = re.compile(rb"(?:II|MM)(?:[*+]\0|\0[*+])")
+
+# JPEG segments whose tags Pillow would read while it opens the file, and how they begin. The
+# marker's two bytes never occur within coded pixels.
+_JPEG_EXIF = re.compile(rb"(\xff\xe1..)Exif\0\0", re.DOTALL)
+_JPEG_MPF = re.compile(rb"(\xff\xe2..)MPF\0", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a picture may measure; judged by its header, before it is decoded.
+
+    Attributes:
+        max_bytes: Bytes of a file.
+        max_pixels: Width times height.
+        keep_pixels: A picture of more pixels comes back scaled down by a whole factor, to
+            bound the memory it takes (a JPEG is decoded smaller to begin with).
+        min_side: Pixels of the shorter side.
+        max_aspect: Longer side over shorter side.
+
+    Raises:
+        ConfigError: If a limit is not positive, or `max_pixels` is above Pillow's own.
+    """
+
+    max_bytes: int = 20 * 2**20
+    max_pixels: int = 50_000_000
+    keep_pixels: int = 4_194_304
+    min_side: int = 16
+    max_aspect: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value >= 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        ceiling = Image.MAX_IMAGE_PIXELS
+        if ceiling is not None and self.max_pixels > ceiling:
+            raise ConfigError(
+                f"max_pixels is {self.max_pixels}; Pillow opens at most {ceiling} "
+                "(PIL.Image.MAX_IMAGE_PIXELS)"
+            )
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+# What `decode_image` takes.
+ImageSource: TypeAlias = bytes | str | Path | Image.Image | npt.NDArray[Any]
+
+
+def decode_image(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """The RGB picture a person sees in a file, a PIL picture or an array.
+
+    EXIF orientation is applied, transparency laid on white, an ICC profile converted to sRGB
+    (a broken one is ignored), 16-bit values rescaled, and of an animation the first frame
+    taken. Metadata is left behind.
+
+    Args:
+        source: A file's bytes; the path of a local file; a PIL picture; or an array (H, W),
+            (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, uint16 or floats in 0..1 or 0..255
+            (in 0..1 if none is above 1).
+        limits: What the picture may measure. `max_bytes` applies to bytes and files.
+
+    Returns:
+        A new RGB picture of at most `limits.keep_pixels` pixels.
+
+    Raises:
+        ImageFormatError: If it is not a picture, is damaged, or is not of an accepted format.
+        ImageLimitError: If it is too large, too small or too narrow.
+    """
+    if isinstance(source, Image.Image):
+        return _see(source, limits)
+    if isinstance(source, np.ndarray):
+        return _see(_from_array(source, limits), limits)
+    if isinstance(source, bytes):
+        return _see(_open(source, limits), limits)
+    if isinstance(source, str | Path):
+        return _see(_open(_read(source, limits), limits), limits)
+    raise ImageFormatError(
+        f"a {type(source).__name__} is not a picture; give a file's bytes, a path, a PIL picture "
+        "or an array"
+    )
+
+
+def _read(source: str | Path, limits: ImageLimits) -> bytes:
+    """A local file's bytes, but not more than one above the limit."""
+    if isinstance(source, str) and (source[:5].lower() == "data:" or "://" in source):
+        raise ImageFormatError(
+            "addresses (http:, data: and the like) are not fetched; give a file's bytes or the "
+            "path of a local file"
+        )
+    path = Path(source)
+    try:
+        # Asked before opening: opening a pipe waits for its writer.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ImageFormatError("that path is not a file; give the path of one picture")
+        with path.open("rb") as file:
+            return file.read(limits.max_bytes + 1)
+    except FileNotFoundError as error:
+        raise ImageFormatError("there is no file at that path; check it") from error
+    except (OSError, ValueError) as error:
+        raise ImageFormatError(
+            "that file cannot be read; check the path and its permissions"
+        ) from error
+
+
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    """A file's picture with its size checked, not yet decoded."""
+    if not data:
+        raise ImageFormatError(f"the file is empty; give a picture as {_ACCEPTED}")
+    if len(data) > limits.max_bytes:
+        raise ImageLimitError(
+            f"the file has more than {limits.max_bytes / 2**20:.3g} MiB; make it smaller"
+        )
+    with _parser_errors(data):
+        _check_hidden_work(data, limits)
+        image = Image.open(io.BytesIO(_without_jpeg_tags(data)), formats=_FORMATS)
+    _check_size(image.size, limits)
+    with _parser_errors(data):
+        exif = _JPEG_EXIF.search(data) if image.format == "JPEG" else None
+        if exif:
+            image.info["exif"] = data[exif.end() : exif.end() + 2**16]
+        _scale_transparency(image)
+        factor = _shrink_factor(image.size, limits)
+        image.draft(None, (image.width // factor, image.height // factor))
+    return image
+
+
+@contextmanager
+def _parser_errors(data: bytes = b"") -> Iterator[None]:
+    """Turn whatever a parser raises inside into an `ImageError`; `data` is the file, if any."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageLimitError("the picture has far too many pixels; scale it down") from error
+    except MemoryError as error:
+        raise ImageLimitError(
+            "the picture needs more memory than is free; scale it down"
+        ) from error
+    # Hostile bytes have made parsers raise OSError, SyntaxError, ValueError, TypeError, KeyError,
+    # EOFError, struct.error, ZeroDivisionError, AssertionError, ...
+    except Exception as error:
+        kind = _other_kind(data)
+        if kind is None and isinstance(error, UnidentifiedImageError):
+            kind = "not a picture of an accepted format"
+        if kind:
+            raise ImageFormatError(f"this is {kind}; give a picture as {_ACCEPTED}") from error
+        raise ImageFormatError(
+            f"the picture is damaged or cut short; save it again as {_ACCEPTED}"
+        ) from error
+
+
+def _other_kind(data: bytes) -> str | None:
+    """What a file is, in a person's words, if it is known not to be an accepted picture."""
+    head = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for prefix, kind in _OTHER_KINDS:
+        if head.startswith(prefix):
+            return kind
+    if data[4:8] == b"ftyp" and b"avif" not in data[8:64]:
+        return "an HEIC photo or a video"
+    return None
+
+
+def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
+    width, height = size
+    given = f"the picture is {width} x {height} pixels"
+    if width * height > limits.max_pixels:
+        raise ImageLimitError(
+            f"{given}; at most {limits.max_pixels / 1e6:.3g} million are taken: scale it down"
+        )
+    if min(size) < limits.min_side:
+        raise ImageLimitError(f"{given}; each side must have at least {limits.min_side}")
+    if max(size) > limits.max_aspect * min(size):
+        raise ImageLimitError(
+            f"{given}; the longer side may be at most {limits.max_aspect:g} times the shorter "
+            "one: crop it"
+        )
+
+
+# Hidden work: a small file can cost its parser minutes or gigabytes whatever its width and height.
+
+
+def _check_hidden_work(data: bytes, limits: ImageLimits) -> None:
+    """Refuse a file that costs its parser far more than its picture's size says.
+
+    Raises:
+        ImageLimitError: If it has thousands of JPEG scans or GIF extensions, TIFF or EXIF tags
+            that together claim more than a file may hold, or TIFF tiles larger than a picture.
+    """
+    if data.startswith(b"\xff\xd8"):
+        # Within coded pixels 0xFF is always followed by 0x00, so this finds markers only.
+        excessive = data.count(b"\xff\xda") > _MAX_JPEG_SCANS
+    elif data.startswith(b"GIF8"):
+        excessive = _count_gif_blocks(data) > _MAX_GIF_BLOCKS
+    elif data[4:8] == b"ftyp" or _TIFF_START.match(data):
+        excessive = _tags_exceed(data, limits)
+    else:
+        excessive = False
+    if excessive:
+        raise ImageLimitError(
+            "the file holds far more hidden data than its picture needs; save it again as PNG"
+        )
+
+
+def _count_gif_blocks(data: bytes) -> int:
+    """Extension blocks before a GIF's first frame, counted to just above the limit.
+
+    Pillow joins a comment's blocks one by one, in time quadratic in their number.
+    """
+    has_palette, palette_bits = data[10] & 0x80, (data[10] & 7) + 1
+    at, count = 13 + (3 * 2**palette_bits if has_palette else 0), 0
+    while data[at : at + 1] == b"!" and count <= _MAX_GIF_BLOCKS:
+        at += 2
+        while at < len(data) and data[at] and count <= _MAX_GIF_BLOCKS:
+            at += data[at] + 1
+            count += 1
+        at += 1
+        count += 1
+    return count
+
+
+class _Tag(NamedTuple):
+    """One entry of a TIFF directory; `data` holds its value, or where in the TIFF that is."""
+
+    tag: int
+    kind: int
+    values: int
+    data: bytes
+
+
+_ByteOrder = Literal["little", "big"]
+
+
+def _byte_order(data: bytes, start: int = 0) -> _ByteOrder:
+    return "little" if data[start : start + 2] == b"II" else "big"
+
+
+def _directory(data: bytes, start: int, offset: int | None = None) -> Iterator[_Tag]:
+    """Entries of a TIFF directory, as far as `data` goes.
+
+    Args:
+        data: Bytes that hold a TIFF.
+        start: Where in them the TIFF starts.
+        offset: Where in the TIFF the directory starts; its first one if not given.
+    """
+    order, big = _byte_order(data, start), data[start + 2 : start + 3] == b"+"
+    word, number_bytes = (8, 8) if big else (4, 2)
+    if offset is None:
+        offset = int.from_bytes(data[start + word : start + 2 * word], order)
+    at = start + offset
+    number = int.from_bytes(data[at : at + number_bytes], order)
+    at += number_bytes
+    size = 4 + 2 * word
+    for entry in range(at, min(at + number * size, len(data)), size):
+        fields = data[entry : entry + size]
+        yield _Tag(
+            int.from_bytes(fields[:2], order),
+            int.from_bytes(fields[2:4], order),
+            int.from_bytes(fields[4 : 4 + word], order),
+            fields[4 + word :],
+        )
+
+
+def _tags_exceed(data: bytes, limits: ImageLimits) -> bool:
+    """Whether the tags of the TIFFs in a file claim more than a file of pictures may hold.
+
+    Pillow copies what each tag claims, and tags may all claim the same bytes.
+    """
+    claimed = values = 0
+    for match in _TIFF_START.finditer(data):
+        start = match.start()
+        order = _byte_order(data, start)
+        pending: list[int | None] = [None]
+        while pending:
+            tile_pixels = 1
+            for entry in _directory(data, start, pending.pop()):
+                claimed += min(entry.values * _TAG_TYPE_BYTES.get(entry.kind, 0), len(data))
+                values += 1 if entry.kind in _TEXT_TYPES else max(entry.values, 1)
+                number = int.from_bytes(entry.data, order)
+                if entry.tag in _SUB_DIRECTORIES:
+                    pending.append(number)
+                if entry.tag in (_TILE_WIDTH, _TILE_LENGTH):
+                    tile_pixels *= number
+                excessive = claimed > limits.max_bytes or values > _MAX_TAG_VALUES
+                if excessive or tile_pixels > limits.max_pixels:
+                    return True
+    return False
+
+
+def _without_jpeg_tags(data: bytes) -> bytes:
+    """A JPEG with its EXIF and multi-picture tags renamed, so that no parser reads them."""
+    if not data.startswith(b"\xff\xd8"):
+        return data
+    return _JPEG_MPF.sub(rb"\1____", _JPEG_EXIF.sub(rb"\1______", data))
+
+
+# What a person sees.
+
+
+def _orientation(exif: bytes) -> int:
+    """The EXIF orientation, 1..8; 1 where the data says none or is damaged."""
+    exif = exif.removeprefix(b"Exif\0\0")
+    if not _TIFF_START.match(exif):
+        return 1
+    for entry in _directory(exif, 0):
+        if entry.tag == _ORIENTATION:
+            return int.from_bytes(
+                entry.data[: _TAG_TYPE_BYTES.get(entry.kind, 2)], _byte_order(exif)
+            )
+    return 1
+
+
+def _scale_transparency(image: ImageFile.ImageFile) -> None:
+    """Bring a PNG's transparent colour from the file's bit depth to that of Pillow's pixels."""
+    value = image.info.get("transparency")
+    if image.format != "PNG" or value is None:
+        return
+    rawmode = image.tile[0].args
+    if rawmode in ("L;2", "L;4"):
+        image.info["transparency"] = value * {"L;2": 85, "L;4": 17}[rawmode]
+    elif rawmode == "RGB;16B":
+        image.info["transparency"] = tuple(channel >> 8 for channel in value)
+
+
+def _shrink_factor(size: tuple[int, int], limits: ImageLimits) -> int:
+    """The smallest whole factor that brings a picture to at most `keep_pixels`."""
+    factor = 1
+    while math.ceil(size[0] / factor) * math.ceil(size[1] / factor) > limits.keep_pixels:
+        factor += 1
+    return factor
+
+
+def _see(image: Image.Image, limits: ImageLimits) -> Image.Image:
+    """An opened picture, decoded to what a person sees."""
+    _check_size(image.size, limits)
+    with _parser_errors():
+        image.load()
+        plain = _to_plain_mode(image)
+        factor = _shrink_factor(plain.size, limits)
+        if factor > 1:
+            plain = plain.reduce(factor)
+        rgb = _on_white(plain, image.info.get("icc_profile"))
+        turn = _UPRIGHT.get(_orientation(image.info.get("exif", b"")))
+        seen = rgb.copy() if turn is None else rgb.transpose(turn)
+    seen.info = {}
+    return seen
+
+
+def _to_plain_mode(image: Image.Image) -> Image.Image:
+    """A loaded picture as L, RGB, CMYK or RGBA."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_numbers(image)
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    if image.mode in _PROFILE_SPACES:
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _from_numbers(image: Image.Image) -> Image.Image:
+    """A picture of 16-bit, 32-bit or floating-point grey as L or, with transparency, RGBA."""
+    numbers = np.asarray(image)
+    if isinstance(image, TiffImageFile) and image.mode == "I;16":
+        # Pillow hands these on as they are stored.
+        if image.tag_v2.get(_BITS_PER_SAMPLE) == (12,):
+            numbers = numbers << 4 | numbers >> 8
+        if image.tag_v2.get(_PHOTOMETRIC) == 0:  # white is zero
+            numbers = 65535 - numbers
+    grey = Image.fromarray(_to_bytes(numbers))
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return grey
+    rgba = grey.convert("RGBA")
+    rgba.putalpha(Image.fromarray(np.where(numbers == transparent, 0, 255).astype(np.uint8)))
+    return rgba
+
+
+def _to_bytes(numbers: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Numbers of any accepted type as 0..255, rounded to nearest.
+
+    Raises:
+        ImageFormatError: If floats are outside 0..1 and 0..255, or integers outside 0..65535.
+    """
+    if numbers.dtype == np.uint8:
+        return numbers
+    low, high = float(numbers.min()), float(numbers.max())
+    floating = numbers.dtype.kind == "f"
+    # "not" first: a NaN compares false.
+    if not (low >= 0 and high <= (255 if floating else 65535)):
+        allowed = "0 to 1 or 0 to 255" if floating else "0 to 65535"
+        raise ImageFormatError(
+            f"the picture's numbers go from {low:g} to {high:g}; scale them to {allowed}"
+        )
+    levels: npt.NDArray[Any]
+    if floating:
+        levels = np.rint(numbers * (255 if high <= 1 else 1))
+    else:
+        # Adding half of 257 rounds; above 65407 it would leave 16 bits, and they give 255 anyway.
+        levels = (np.minimum(numbers.astype(np.uint16), 65407) + np.uint16(128)) // np.uint16(257)
+    in_bytes: npt.NDArray[np.uint8] = levels.astype(np.uint8)
+    return in_bytes
+
+
+def _on_white(plain: Image.Image, profile: bytes | None) -> Image.Image:
+    """A picture of a plain mode as RGB; transparency shows white."""
+    if plain.mode != "RGBA":
+        return _to_srgb(plain, profile)
+    white = Image.new("RGB", plain.size, "white")
+    white.paste(_to_srgb(plain.convert("RGB"), profile), mask=plain.getchannel("A"))
+    return white
+
+
+def _to_srgb(colour: Image.Image, profile: bytes | None) -> Image.Image:
+    """An L, RGB or CMYK picture as RGB, through its ICC profile where that makes sense."""
+    if profile and len(profile) <= _MAX_PROFILE_BYTES:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if source.profile.xcolor_space.strip() == _PROFILE_SPACES[colour.mode]:
+                target = ImageCms.createProfile("sRGB")
+                converted = ImageCms.profileToProfile(colour, source, target, outputMode="RGB")
+                assert converted is not None  # None is for inPlace=True
+                return converted
+        # A broken profile costs some colour fidelity, and viewers ignore it too.
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            pass
+    return colour.convert("RGB")
+
+
+def _from_array(array: npt.NDArray[Any], limits: ImageLimits) -> Image.Image:
+    """An array as a PIL picture of mode L, RGB or RGBA."""
+    shape_ok = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if not shape_ok or not (array.dtype in (np.uint8, np.uint16) or array.dtype.kind == "f"):
+        raise ImageFormatError(
+            f"this array is {array.dtype} of shape {array.shape}; give (H, W), (H, W, 3) or "
+            "(H, W, 4) of uint8, uint16 or floats in 0..1 or 0..255"
+        )
+    _check_size((array.shape[1], array.shape[0]), limits)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(_to_bytes(array)))
+
+
+def fit_image(image: Image.Image, fit: str, *, image_size: int, patch_size: int) -> Image.Image:
+    """Bring a picture to whole patches, bicubic with antialiasing.
+
+    Args:
+        image: A picture of any size.
+        fit: "crop": the short side becomes `image_size` and the middle square is kept.
+            "squash": `image_size` square without regard to aspect (as the official notebook).
+            "whole": the whole frame; the short side becomes `image_size` and the long side the
+            nearest multiple of `patch_size`. A frame longer than 4 to 1 gets a long side of
+            4 * `image_size` instead, and its short side the nearest multiple, to bound the
+            number of patches.
+        image_size: Pixels; a multiple of `patch_size`.
+        patch_size: Side of a patch in pixels.
+
+    Raises:
+        ConfigError: If no fit has that name or `image_size` is not a multiple of `patch_size`.
+    """
+    if image_size < 1 or patch_size < 1 or image_size % patch_size:
+        raise ConfigError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
+    if fit == "crop":
+        return _fit_crop(image, image_size)
+    if fit == "squash":
+        return image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+    if fit == "whole":
+        return image.resize(
+            _whole_size(image.size, image_size, patch_size), Image.Resampling.BICUBIC
+        )
+    raise ConfigError(f"no fit is called {fit!r}; choose one of {', '.join(FITS)}")
+
+
+def _fit_crop(image: Image.Image, image_size: int) -> Image.Image:
+    short = min(image.size)
+    width, height = (side * image_size // short for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - image_size) / 2), round((height - image_size) / 2)
+    return resized.crop((left, top, left + image_size, top + image_size))
+
+
+def _whole_size(size: tuple[int, int], image_size: int, patch_size: int) -> tuple[int, int]:
+    """(width, height) of a whole frame in multiples of `patch_size`."""
+    scale = min(image_size / min(size), _WHOLE_MAX_ASPECT * image_size / max(size))
+    width, height = (
+        max(1, math.floor(side * scale / patch_size + 0.5)) * patch_size for side in size
+    )
+    return width, height
+
+
+def to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """A picture as the model's input.
+
+    Args:
+        image: A picture; converted to RGB for three channels, to grey for one.
+        mean: Channel means in 0..1, one a channel.
+        std: Channel deviations, one a channel.
+
+    Returns:
+        (1, C, H, W) float32, normalised.
+
+    Raises:
+        ConfigError: If there are not one or three means, with as many deviations.
+    """
+    if len(mean) not in (1, 3) or len(mean) != len(std):
+        raise ConfigError(
+            f"{len(mean)} means and {len(std)} deviations; a picture has three channels, or one"
+        )
+    pixels = np.atleast_3d(np.array(image.convert("RGB" if len(mean) == 3 else "L")))
+    scaled = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32) / 255  # (C, H, W)
+    normalised = (scaled - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    return normalised[None].contiguous()
+
+
+def to_pil(pixels: Tensor) -> Image.Image:
+    """A tensor as a picture.
+
+    Args:
+        pixels: (C, H, W) in 0..1, C = 1 or 3, on any device; values outside are clamped and the
+            rest rounded to the nearest of 0..255.
+
+    Returns:
+        A picture of mode RGB or L.
+
+    Raises:
+        ImageError: If the shape is another, or a value is not finite.
+    """
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
+        raise ImageError(f"pixels of shape {tuple(pixels.shape)}; give (3, H, W) or (1, H, W)")
+    values = pixels.detach().to("cpu", torch.float32)
+    if not bool(torch.isfinite(values).all()):
+        raise ImageError("the pixels are not all finite; check the model and its input")
+    levels = (values.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Image.fromarray(np.ascontiguousarray(levels[:, :, 0] if len(pixels) == 1 else levels))

@@ -1,0 +1,316 @@
+"""Which patches are removed: random, block-wise, grid-wise and custom masks.
+
+Every strategy is a *noise* over patches, and `mask_from_noise` keeps the K patches of the
+lowest noise. So counts are exact, and for one seed the masks of growing ratios are nested:
+what 50 % removes, 75 % removes too. Noise is always drawn on the CPU, so that a seed gives
+the same mask on every device.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from mae_core.errors import MaskError
+
+MAX_SEED = 2**63 - 1
+
+# A block's share of the picture and its height over width, after BEiT (Bao et al. 2022,
+# algorithm 1), whose blocks on a 14 x 14 grid take 16 to 75 patches.
+_BLOCK_AREA = (16 / 196, 75 / 196)
+_BLOCK_LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
+
+
+@dataclass(frozen=True)
+class PatchMask:
+    """Which of L patches are removed, for each of N images.
+
+    Attributes:
+        mask: (N, L) float, 1 = removed, 0 = visible.
+        ids_keep: (N, K) indices of the visible patches, in shuffled order.
+        ids_restore: (N, L) position of each patch in the shuffled order (visible ones first).
+    """
+
+    mask: Tensor
+    ids_keep: Tensor
+    ids_restore: Tensor
+
+    @property
+    def num_patches(self) -> int:
+        """L: patches of an image."""
+        return self.mask.shape[1]
+
+    @property
+    def num_visible(self) -> int:
+        """K: visible patches of an image."""
+        return self.ids_keep.shape[1]
+
+    def to(self, device: torch.device | str) -> "PatchMask":
+        """The same mask on another device."""
+        return PatchMask(
+            self.mask.to(device), self.ids_keep.to(device), self.ids_restore.to(device)
+        )
+
+
+def num_visible(length: int, mask_ratio: float, *, for_loss: bool = False) -> int:
+    """How many of `length` patches stay visible: the one owner of K.
+
+    It is the official `int(length * (1 - mask_ratio))` without its float error, by which
+    `int(100 * (1 - 0.9))` is 9.
+
+    Args:
+        length: L, patches of an image; at least 1 (2 with `for_loss`).
+        mask_ratio: Fraction removed, 0..1.
+        for_loss: Leave at least one patch removed, as a loss over removed patches needs.
+
+    Returns:
+        K with 1 <= K <= length, or K <= length - 1 with `for_loss`.
+
+    Raises:
+        MaskError: If the ratio is not within 0..1 or there are too few patches.
+    """
+    if isinstance(mask_ratio, bool) or not isinstance(mask_ratio, int | float):
+        raise MaskError(f"mask_ratio is {mask_ratio!r}; give a number from 0 to 1")
+    if not 0 <= mask_ratio <= 1:
+        raise MaskError(f"mask_ratio is {mask_ratio}; it must be from 0 to 1, such as 0.75")
+    most = length - 1 if for_loss else length
+    if most < 1:
+        raise MaskError(f"{length} patches are too few to mask; use a larger picture")
+    # Nine decimals are far finer than 1 / L and far coarser than the rounding error.
+    visible = math.floor(round(length * (1 - mask_ratio), 9))
+    return min(max(visible, 1), most)
+
+
+def mask_from_noise(noise: Tensor, mask_ratio: float) -> PatchMask:
+    """Keep the K patches of the lowest noise (the official order of operations).
+
+    Args:
+        noise: (N, L), any real values; ties keep the earlier patch.
+        mask_ratio: Fraction removed, 0..1.
+
+    Raises:
+        MaskError: If the ratio is not within 0..1.
+    """
+    return _keep_lowest(noise, num_visible(noise.shape[1], mask_ratio))
+
+
+def _keep_lowest(noise: Tensor, visible: int) -> PatchMask:
+    ids_shuffle = torch.argsort(noise, dim=1, stable=True)  # (N, L)
+    ids_restore = torch.argsort(ids_shuffle, dim=1)
+    mask = (ids_restore >= visible).to(torch.float32)
+    return PatchMask(mask, ids_shuffle[:, :visible].contiguous(), ids_restore)
+
+
+def generators(
+    n: int, seed: int | Sequence[int] | None, generator: torch.Generator | None
+) -> list[torch.Generator]:
+    """One shared generator (an int seed or a generator) or one for each image (n seeds).
+
+    Raises:
+        MaskError: If seeds are out of range, not n, or not exactly one source is given.
+    """
+    if (seed is None) == (generator is None):
+        raise MaskError("pass either seed= or generator=")
+    if generator is not None:
+        return [generator]
+    seeds: list[Any] = [seed]
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
+        seeds = list(seed)
+        if len(seeds) != n:
+            raise MaskError(
+                f"{len(seeds)} seeds for {n} images; give one an image, or a single int"
+            )
+    for value in seeds:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
+            raise MaskError(f"seed is {value!r}; it must be a whole number from 0 to {MAX_SEED}")
+    return [torch.Generator().manual_seed(value) for value in seeds]
+
+
+def random_mask(
+    n: int,
+    length: int,
+    mask_ratio: float,
+    *,
+    seed: int | Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+) -> PatchMask:
+    """Remove patches uniformly at random (He et al. 2022, section 3).
+
+    Seed 2 at 75 % on 14 x 14 gives the mask of the official notebook.
+
+    Args:
+        n: N, images.
+        length: L, patches of an image.
+        mask_ratio: Fraction removed, 0..1.
+        seed: One seed for the batch, or one for each image; each image of the latter gets
+            the mask it would get alone.
+        generator: A CPU generator instead of a seed.
+
+    Raises:
+        MaskError: If the ratio or a seed is not allowed.
+    """
+    sources = generators(n, seed, generator)
+    rows = n if len(sources) == 1 else 1
+    noise = torch.cat([torch.rand(rows, length, generator=source) for source in sources])
+    return mask_from_noise(noise, mask_ratio)
+
+
+def block_mask(
+    n: int,
+    grid_size: tuple[int, int],
+    mask_ratio: float,
+    *,
+    seed: int | Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+) -> PatchMask:
+    """Remove rectangular blocks, one after another, until enough is gone.
+
+    Args:
+        n: N, images.
+        grid_size: (h, w) patches.
+        mask_ratio: Fraction removed, 0..1; the last block is cut to the exact count.
+        seed: As for `random_mask`.
+        generator: As for `random_mask`.
+
+    Raises:
+        MaskError: If the ratio or a seed is not allowed.
+    """
+    return mask_from_noise(
+        _noise_of_each(_block_noise, n, grid_size, generators(n, seed, generator)), mask_ratio
+    )
+
+
+def grid_mask(
+    n: int,
+    grid_size: tuple[int, int],
+    mask_ratio: float,
+    *,
+    seed: int | Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+) -> PatchMask:
+    """Remove patches in a regular pattern: 75 % keeps one of every 2 x 2, 50 % a checkerboard.
+
+    Between those, patches go in the order of a Bayer matrix; the seed shifts the pattern.
+
+    Args:
+        n: N, images.
+        grid_size: (h, w) patches.
+        mask_ratio: Fraction removed, 0..1.
+        seed: As for `random_mask`.
+        generator: As for `random_mask`.
+
+    Raises:
+        MaskError: If the ratio or a seed is not allowed.
+    """
+    return mask_from_noise(
+        _noise_of_each(_grid_noise, n, grid_size, generators(n, seed, generator)), mask_ratio
+    )
+
+
+def custom_mask(removed: ArrayLike) -> PatchMask:
+    """Remove just the patches you say.
+
+    Args:
+        removed: (h, w) or (N, h, w) booleans, True = removed.
+
+    Raises:
+        MaskError: If the array is not boolean, removes everything, or its images keep
+            different numbers of patches.
+    """
+    try:
+        array = np.asarray(removed)
+    except ValueError as error:
+        raise MaskError("the rows of a custom mask are not equally long; give (h, w)") from error
+    if array.dtype != np.bool_ or array.ndim not in (2, 3) or array.size == 0:
+        raise MaskError(
+            f"a custom mask is a (h, w) or (N, h, w) array of booleans, True = removed; "
+            f"this one is {array.dtype} of shape {array.shape}"
+        )
+    flat = array.reshape(-1, array.shape[-2] * array.shape[-1])  # (N, L)
+    counts = {int(count) for count in (~flat).sum(axis=1)}
+    if 0 in counts:
+        raise MaskError("the mask removes every patch; leave at least one visible")
+    if len(counts) > 1:
+        raise MaskError(f"images of one batch keep {sorted(counts)} patches; keep equally many")
+    return _keep_lowest(torch.from_numpy(flat.astype(np.float32)), counts.pop())
+
+
+def draw_mask(
+    strategy: str,
+    n: int,
+    grid_size: tuple[int, int],
+    mask_ratio: float,
+    *,
+    seed: int | Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+) -> PatchMask:
+    """Draw a mask by the name of its strategy, one of `STRATEGIES`.
+
+    Raises:
+        MaskError: If no strategy has that name, or the ratio or a seed is not allowed.
+    """
+    if strategy == "random":
+        return random_mask(
+            n, grid_size[0] * grid_size[1], mask_ratio, seed=seed, generator=generator
+        )
+    if strategy not in STRATEGIES:
+        raise MaskError(f"no strategy is called {strategy!r}; choose {', '.join(STRATEGIES)}")
+    draw = block_mask if strategy == "block" else grid_mask
+    return draw(n, grid_size, mask_ratio, seed=seed, generator=generator)
+
+
+STRATEGIES = ("random", "block", "grid")
+
+_Noise = Callable[[tuple[int, int], torch.Generator], Tensor]
+
+
+def _noise_of_each(
+    noise: _Noise, n: int, grid_size: tuple[int, int], sources: list[torch.Generator]
+) -> Tensor:
+    """(N, L) noise; one shared source serves the images in turn."""
+    each = sources * n if len(sources) == 1 else sources
+    return torch.stack([noise(grid_size, source) for source in each])
+
+
+def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return low + (high - low) * torch.rand((), generator=generator).item()
+
+
+def _block_noise(grid_size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """(L,) the later a patch is removed the lower its noise; blocks are drawn till all are."""
+    h, w = grid_size
+    noise = np.zeros((h, w), dtype=np.float32)  # 0 = not removed yet
+    left = h * w
+    while left:
+        area = h * w * _uniform(*_BLOCK_AREA, generator)
+        aspect = math.exp(_uniform(*_BLOCK_LOG_ASPECT, generator))
+        block_h = min(max(round(math.sqrt(area * aspect)), 1), h)
+        block_w = min(max(round(math.sqrt(area / aspect)), 1), w)
+        top = round(_uniform(0, h - block_h, generator))
+        start = round(_uniform(0, w - block_w, generator))
+        block = noise[top : top + block_h, start : start + block_w]
+        fresh = block == 0
+        count = int(fresh.sum())
+        block[fresh] = np.arange(left, left - count, -1)
+        left -= count
+    return torch.from_numpy(noise.reshape(-1))
+
+
+def _grid_noise(grid_size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """(L,) Bayer's order: the low bits of (row, column) decide first, so it thins evenly."""
+    h, w = grid_size
+    bits = max(h - 1, w - 1, 1).bit_length()
+    shift = torch.randint(2**bits, (2,), generator=generator)
+    rows = (torch.arange(h) + shift[0])[:, None]
+    columns = (torch.arange(w) + shift[1])[None, :]
+    order = torch.zeros(h, w, dtype=torch.int64)
+    for bit in range(bits):
+        row_bit, column_bit = (rows >> bit) & 1, (columns >> bit) & 1
+        # 0 and 1 lie on one diagonal of the 2 x 2 cell, 2 and 3 on the other.
+        order = order * 4 + 2 * (row_bit ^ column_bit) + column_bit
+    return order.reshape(-1).to(torch.float32)

@@ -1,0 +1,1 @@
+"""The networks: position tables and the masked autoencoder."""

@@ -1,0 +1,61 @@
+"""What depends on the step alone: the learning rate, the picture size and the mask."""
+
+import math
+
+import numpy as np
+import torch
+
+from mae_core.config import MaskConfig, OptimConfig, StageConfig
+from mae_core.masking import PatchMask, draw_mask, num_visible
+
+# Names this kind of chance; the loader's kinds are 0 and 1.
+_MASK = 2
+
+
+def lr_at(step: int, steps: int, config: OptimConfig) -> float:
+    """The learning rate of a step: linear warm-up, then half a cosine (He et al. 2022, A.1).
+
+    Args:
+        step: From 0.
+        steps: Steps of the whole run.
+        config: Peak, floor and warm-up.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return config.final_lr + (config.lr - config.final_lr) * cosine
+
+
+def image_size_at(step: int, steps: int, stages: tuple[StageConfig, ...]) -> int:
+    """The side in pixels of a step's crops: the stages follow each other by their shares."""
+    end = 0.0
+    for stage in stages:
+        end += stage.share * steps
+        # A stage ends at the nearest whole step, free of the sum's rounding error.
+        if step < round(end):
+            return stage.image_size
+    return stages[-1].image_size
+
+
+def mask_at(
+    step: int, n: int, grid_size: tuple[int, int], config: MaskConfig, seed: int
+) -> PatchMask:
+    """The masks of a step's batch: a ratio and a strategy drawn for the step, n masks.
+
+    Args:
+        step: From 0.
+        n: Images in the batch.
+        grid_size: (h, w) patches.
+        config: What to draw from.
+        seed: The run's.
+    """
+    rng = np.random.default_rng((seed, _MASK, step))
+    ratio = float(rng.uniform(*config.ratio))
+    shares = {"random": config.random, "block": config.block, "grid": config.grid}
+    strategy = str(rng.choice(list(shares), p=list(shares.values())))
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    # The loss needs a removed patch, so the ratio is that of the K it allows.
+    length = grid_size[0] * grid_size[1]
+    ratio = 1 - num_visible(length, ratio, for_loss=True) / length
+    return draw_mask(strategy, n, grid_size, ratio, generator=generator)

@@ -1,0 +1,167 @@
+"""Slow and obvious versions of what the package does quickly: oracles for its tests.
+
+Everything here is written from the paper's words with plain loops, in float64, and shares no
+code with `mae_core`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def patchify(images: Array, patch_size: int) -> Array:
+    """(N, C, H, W) -> (N, L, P), one value after the other."""
+    n, c, height, width = images.shape
+    h, w = height // patch_size, width // patch_size
+    patches = np.zeros((n, h * w, patch_size * patch_size * c))
+    for image in range(n):
+        for row in range(h):
+            for column in range(w):
+                values = []
+                for p in range(patch_size):
+                    for q in range(patch_size):
+                        for channel in range(c):
+                            y, x = row * patch_size + p, column * patch_size + q
+                            values.append(images[image, channel, y, x])
+                patches[image, row * w + column] = values
+    return patches
+
+
+def sincos_table(dim: int, h: int, w: int) -> Array:
+    """(1 + h * w, dim): zeros for the class token, then x in the first half, y in the second."""
+    table = np.zeros((1 + h * w, dim))
+    quarter = dim // 4
+    for y in range(h):
+        for x in range(w):
+            row = table[1 + y * w + x]
+            for i in range(quarter):
+                omega = 1 / 10000 ** (i / quarter)
+                row[i] = math.sin(x * omega)
+                row[quarter + i] = math.cos(x * omega)
+                row[2 * quarter + i] = math.sin(y * omega)
+                row[3 * quarter + i] = math.cos(y * omega)
+    return table
+
+
+def resize_bicubic(grid: Array, h: int, w: int) -> Array:
+    """(h', w', D) -> (h, w, D) by Keys' cubic with a = -0.75, edges repeated, centres aligned."""
+    rows = np.stack([_cubic_at(grid, (y + 0.5) * grid.shape[0] / h - 0.5) for y in range(h)])
+    columns = rows.transpose(1, 0, 2)
+    resized = [_cubic_at(columns, (x + 0.5) * grid.shape[1] / w - 0.5) for x in range(w)]
+    return np.stack(resized).transpose(1, 0, 2)
+
+
+def _cubic_at(values: Array, position: float) -> Array:
+    """The curve through `values` along their first axis, at a fractional position."""
+    total = np.zeros_like(values[0])
+    for i in range(math.floor(position) - 1, math.floor(position) + 3):
+        distance = abs(position - i)
+        if distance <= 1:
+            weight = 1.25 * distance**3 - 2.25 * distance**2 + 1
+        else:
+            weight = -0.75 * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+        total += weight * values[min(max(i, 0), len(values) - 1)]
+    return total
+
+
+def random_mask(noise: Sequence[float], visible: int) -> tuple[list[int], list[int], list[int]]:
+    """Mask, kept ids and restoring ids of one image: sort patches by noise, keep the lowest."""
+    shuffled = sorted(range(len(noise)), key=lambda patch: noise[patch])
+    mask = [0 if patch in shuffled[:visible] else 1 for patch in range(len(noise))]
+    restore = [shuffled.index(patch) for patch in range(len(noise))]
+    return mask, shuffled[:visible], restore
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    mean = x.mean(axis=-1, keepdims=True)
+    var = ((x - mean) ** 2).mean(axis=-1, keepdims=True)
+    return (x - mean) / np.sqrt(var + eps) * weight + bias
+
+
+def gelu(x: Array) -> Array:
+    return np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x.ravel()]).reshape(x.shape)
+
+
+def attention(x: Array, state: Mapping[str, Array], prefix: str, heads: int) -> Array:
+    """Self-attention of one image's (T, D) tokens, head by head."""
+    qkv = x @ state[f"{prefix}.qkv.weight"].T + state[f"{prefix}.qkv.bias"]
+    dim = x.shape[1]
+    side = dim // heads
+    outputs = []
+    for head in range(heads):
+        query, key, value = (
+            qkv[:, part * dim + head * side : part * dim + (head + 1) * side] for part in range(3)
+        )
+        scores = query @ key.T / math.sqrt(side)
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        outputs.append(weights / weights.sum(axis=1, keepdims=True) @ value)
+    joined = np.concatenate(outputs, axis=1)
+    return joined @ state[f"{prefix}.proj.weight"].T + state[f"{prefix}.proj.bias"]
+
+
+def block(x: Array, state: Mapping[str, Array], prefix: str, heads: int, eps: float) -> Array:
+    """One pre-norm transformer block on (T, D) tokens."""
+    normed = layer_norm(x, state[f"{prefix}.norm1.weight"], state[f"{prefix}.norm1.bias"], eps)
+    x = x + attention(normed, state, f"{prefix}.attn", heads)
+    normed = layer_norm(x, state[f"{prefix}.norm2.weight"], state[f"{prefix}.norm2.bias"], eps)
+    hidden = gelu(normed @ state[f"{prefix}.mlp.fc1.weight"].T + state[f"{prefix}.mlp.fc1.bias"])
+    return x + hidden @ state[f"{prefix}.mlp.fc2.weight"].T + state[f"{prefix}.mlp.fc2.bias"]
+
+
+def mae_forward(
+    image: Array,
+    kept: Sequence[int],
+    state: Mapping[str, Array],
+    *,
+    patch_size: int,
+    depths: tuple[int, int],
+    heads: tuple[int, int],
+    eps: float,
+    norm_pix: bool,
+) -> tuple[Array, Array, float]:
+    """Latent, prediction and loss of one (C, H, W) image whose `kept` patches are visible.
+
+    Each mask token is put straight where its patch was, with nothing to shuffle back.
+    """
+    patches = patchify(image[None], patch_size)[0]  # (L, P)
+    length = len(patches)
+    # The convolution's weight is (D, C, p, q); a patch's values are in (p, q, c) order.
+    projection = state["patch_embed.proj.weight"].transpose(0, 2, 3, 1)
+    projection = projection.reshape(len(projection), -1)
+    tokens = patches @ projection.T + state["patch_embed.proj.bias"]
+    tokens = tokens + state["pos_embed"][0, 1:]
+    cls_token = state["cls_token"][0] + state["pos_embed"][0, :1]
+    x = np.concatenate([cls_token, tokens[list(kept)]])
+    for i in range(depths[0]):
+        x = block(x, state, f"blocks.{i}", heads[0], eps)
+    latent = layer_norm(x, state["norm.weight"], state["norm.bias"], eps)
+
+    embedded = latent @ state["decoder_embed.weight"].T + state["decoder_embed.bias"]
+    x = np.repeat(state["mask_token"][0], 1 + length, axis=0)
+    x[0] = embedded[0]
+    for position, patch in enumerate(kept):
+        x[1 + patch] = embedded[1 + position]
+    x = x + state["decoder_pos_embed"][0]
+    for i in range(depths[1]):
+        x = block(x, state, f"decoder_blocks.{i}", heads[1], eps)
+    x = layer_norm(x, state["decoder_norm.weight"], state["decoder_norm.bias"], eps)
+    pred = (x @ state["decoder_pred.weight"].T + state["decoder_pred.bias"])[1:]
+
+    target = normalized_patches(patches) if norm_pix else patches
+    removed = [patch for patch in range(length) if patch not in kept]
+    loss = np.mean([np.mean((pred[patch] - target[patch]) ** 2) for patch in removed])
+    return latent, pred, float(loss)
+
+
+def normalized_patches(patches: Array) -> Array:
+    """Each (L, P) patch less its mean, over the root of its unbiased variance plus 1e-6."""
+    rows = []
+    for patch in patches:
+        mean = sum(patch) / len(patch)
+        var = sum((value - mean) ** 2 for value in patch) / (len(patch) - 1)
+        rows.append([(value - mean) / math.sqrt(var + 1e-6) for value in patch])
+    return np.array(rows)
