@@ -37,7 +37,7 @@ check: $(DEV)
 	$(BIN)/python -m mypy
 
 bench: $(DEV)
-	$(BIN)/python benchmarks/bench_reconstruct.py $(ARGS)
+	$(BIN)/python -m benchmarks.bench_reconstruct $(ARGS)
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || { \

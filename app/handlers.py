@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from app.components import as_gradio_error
+from app.components import as_gradio_error, sentence_for
 from app.service import Answer, ReconstructionService
 from mae_core import ImageFormatError
 
@@ -69,10 +69,18 @@ class Handlers:
         model: Any,
         request: gr.Request | None = None,
     ) -> Outputs:
-        """As `reconstruct`, for the page, where no picture means empty panels."""
+        """As `reconstruct`, for the page: what cannot be shown leaves the panels empty.
+
+        So the panels never show another picture than the one chosen. An error's sentence takes
+        the place of the facts.
+        """
         if image is None:
             return None, None, None, None, None
-        return self.reconstruct(image, mask_ratio, seed, strategy, fit, model, request)
+        try:
+            answer = self._service.reconstruct(image, mask_ratio, seed, strategy, fit, model)
+        except Exception as error:
+            return None, None, None, None, {"error": sentence_for(error, request)}
+        return outputs_of(answer)
 
     def choose_example(self, name: Any, request: gr.Request | None = None) -> str:
         """The file of an example."""

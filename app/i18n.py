@@ -41,7 +41,7 @@ STRINGS: dict[str, dict[str, str]] = {
         "original": "Original",
         "masked": "Masked",
         "reconstruction": "Reconstruction",
-        "pasted": "Reconstruction + visible",
+        "pasted": "Pasted",
         "facts": (
             "{visible} of {patches} patches seen · PSNR {psnr} dB on removed patches · "
             "{milliseconds} ms · {device} · {model}"
@@ -53,8 +53,7 @@ STRINGS: dict[str, dict[str, str]] = {
         ),
         "legend": (
             "**Masked** is what the model sees. **Reconstruction** is its drawing of every patch, "
-            "the visible ones too. **Reconstruction + visible** puts the true pixels back where "
-            "they were seen. "
+            "the visible ones too. **Pasted** puts the true pixels back where they were seen. "
             "[He et al., 2022](https://arxiv.org/abs/2111.06377)"
         ),
         "error": "That did not work",
@@ -62,7 +61,7 @@ STRINGS: dict[str, dict[str, str]] = {
         "error_unknown": "Something went wrong (id {id}). Please try again.",
     },
     "zh": {
-        "title": "掩码自编码器 (MAE)",
+        "title": "掩码自编码器",
         "tagline": "遮住图片的大部分，看模型如何想象其余的部分。",
         "picture": "图片",
         "picture_hint": "将图片拖到此处\n- 或 -\n点击上传",
@@ -84,7 +83,7 @@ STRINGS: dict[str, dict[str, str]] = {
         "original": "原图",
         "masked": "掩码后",
         "reconstruction": "重建",
-        "pasted": "重建 + 可见部分",
+        "pasted": "拼合",
         "facts": (
             "可见 {visible} / {patches} 个图块 · 被移除图块 PSNR {psnr} dB · "
             "{milliseconds} 毫秒 · {device} · {model}"
@@ -95,7 +94,7 @@ STRINGS: dict[str, dict[str, str]] = {
         ),
         "legend": (
             "**掩码后**是模型看到的内容。**重建**是模型画出的全部图块，包括可见的图块。"
-            "**重建 + 可见部分**在可见处放回真实像素。"
+            "**拼合**在可见处放回真实像素。"
             "[He et al., 2022](https://arxiv.org/abs/2111.06377)"
         ),
         "error": "操作未成功",
@@ -145,14 +144,17 @@ def _weight(text: str) -> float:
 
 
 def error_sentence(error: MAEError, language: str) -> str:
-    """What a visitor is told about an error, beginning upper-case and ending with a stop."""
+    """What a visitor is told about an error, as a sentence in their language."""
     if language == "zh":
         for kind, sentence in _CHINESE_ERRORS:
             if isinstance(error, kind):
                 return sentence
         return _CHINESE_OTHER
-    text = str(error)
-    return f"{text[:1].upper()}{text[1:]}."
+    message = str(error)
+    # A parameter's name, such as mask_ratio, stays as it is.
+    if message.partition(" ")[0].isalpha():
+        message = message[0].upper() + message[1:]
+    return f"{message}."
 
 
 def text(key: str, language: str, values: Mapping[str, str] | None = None) -> str:

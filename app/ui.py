@@ -17,7 +17,7 @@ from app.components import (
     UncheckedSlider,
 )
 from app.handlers import PANELS, Handlers, outputs_of
-from app.i18n import STRINGS
+from app.i18n import LANGUAGES, STRINGS
 from app.service import MASK_RATIO_MAX, MASK_RATIO_MIN, ReconstructionService
 from mae_core import FITS, STRATEGIES
 
@@ -68,12 +68,13 @@ def build_page(service: ReconstructionService) -> gr.Blocks:
     )
     page = GuardedBlocks(
         analytics_enabled=False,
-        title=STRINGS["en"]["title"],
+        title=" · ".join(STRINGS[language]["title"] for language in LANGUAGES),
         delete_cache=(_CACHE_CHECK_SECONDS, _CACHE_AGE_SECONDS),
     )
     with page:
-        gr.Markdown(I18N("title"), elem_id="title")
-        gr.Markdown(I18N("tagline"), elem_id="tagline")
+        with gr.Row(elem_id="header"):
+            gr.Markdown(I18N("title"), elem_id="title")
+            gr.Markdown(I18N("tagline"), elem_id="tagline")
         with gr.Row(elem_id="workbench"):
             with gr.Column(elem_id="inputs", scale=1, min_width=300):
                 with gr.Column(elem_id="choose"):
@@ -89,18 +90,21 @@ def build_page(service: ReconstructionService) -> gr.Blocks:
             handlers.choose_example, grid, image, queue=False, show_progress="hidden",
             trigger_mode="always_last", api_visibility="private",
         )  # fmt: skip
+        # A picture of the visitor's own is none of the examples.
+        image.input(None, None, grid, js="() => null")
         dice.click(
             None, None, seed, js=f"() => Math.floor(Math.random() * {_LAST_SEED + 1})",
         )  # fmt: skip
         _add_api(handlers, service.models)
-    return page.queue(max_size=_QUEUE_SIZE, default_concurrency_limit=1)
+    page.queue(max_size=_QUEUE_SIZE, default_concurrency_limit=1)
+    return page
 
 
 def _picture(examples: dict[str, Path]) -> tuple[gr.Image, ExampleGrid]:
     image = SafeImage(
         str(examples[_FIRST_EXAMPLE]),
         label=I18N("picture"),
-        placeholder=I18N("picture_hint"),
+        placeholder=str(I18N("picture_hint")),
         sources=["upload", "clipboard", "webcam"],
         buttons=[],
         elem_id="picture",
@@ -166,6 +170,7 @@ def _wire(handlers: Handlers, inputs: _Inputs, outputs: list[Any]) -> None:
         outputs,
         trigger_mode="always_last",
         show_progress="minimal",
+        show_progress_on=outputs[-1],
         api_visibility="private",
         **_MODEL_QUEUE,
     )

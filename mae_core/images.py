@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError, features
+from PIL import Image, ImageCms, ImageFile, features
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
@@ -42,6 +42,8 @@ if features.check("avif"):  # not every build of Pillow has it
     _FORMATS.append("AVIF")
 _ACCEPTED = ", ".join(_FORMATS[:-1]).replace("WEBP", "WebP") + f" or {_FORMATS[-1]}"
 
+# How files of the accepted formats begin (AVIF apart: see `_other_kind`).
+_ACCEPTED_STARTS = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II", b"MM")
 # What people hand over by mistake, by how it begins, so that the error can name it.
 _OTHER_KINDS = (
     (b"%pdf", "a PDF document"),
@@ -75,7 +77,7 @@ _MAX_PROFILE_BYTES = 4 * 2**20
 # tag values. Each bound is far above those, and a second or so of work.
 _MAX_JPEG_SCANS = 100
 _MAX_GIF_BLOCKS = 8192
-_MAX_TAG_VALUES = 2**18
+_MAX_TAG_VALUES = 2**17
 
 # TIFF tags (EXIF data is a TIFF without pixels).
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
@@ -99,17 +101,20 @@ class ImageLimits:
     Attributes:
         max_bytes: Bytes of a file.
         max_pixels: Width times height.
+        max_whole_pixels: The same for files other than JPEG, the one format that can be
+            decoded smaller; decoding a WebP of so many pixels takes 16 bytes a pixel.
         keep_pixels: A picture of more pixels comes back scaled down by a whole factor, to
-            bound the memory it takes (a JPEG is decoded smaller to begin with).
+            bound the memory that it takes.
         min_side: Pixels of the shorter side.
         max_aspect: Longer side over shorter side.
 
     Raises:
-        ConfigError: If a limit is not positive, or `max_pixels` is above Pillow's own.
+        ConfigError: If a limit is below 1, or one of pixels is above Pillow's own.
     """
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000
+    max_whole_pixels: int = 2**25  # an 8K screen
     keep_pixels: int = 4_194_304
     min_side: int = 16
     max_aspect: float = 20.0
@@ -118,10 +123,10 @@ class ImageLimits:
         for name, value in vars(self).items():
             if not value >= 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
-        ceiling = Image.MAX_IMAGE_PIXELS
-        if ceiling is not None and self.max_pixels > ceiling:
+        most, ceiling = max(self.max_pixels, self.max_whole_pixels), Image.MAX_IMAGE_PIXELS
+        if ceiling is not None and most > ceiling:
             raise ConfigError(
-                f"max_pixels is {self.max_pixels}; Pillow opens at most {ceiling} "
+                f"a limit of {most} pixels is above the {ceiling} that Pillow opens "
                 "(PIL.Image.MAX_IMAGE_PIXELS)"
             )
 
@@ -153,6 +158,7 @@ def decode_image(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> I
         ImageLimitError: If it is too large, too small or too narrow.
     """
     if isinstance(source, Image.Image):
+        _check_size(source.size, limits.max_pixels, limits)
         return _see(source, limits)
     if isinstance(source, np.ndarray):
         return _see(_from_array(source, limits), limits)
@@ -198,27 +204,41 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         )
     with _parser_errors(data):
         _check_hidden_work(data, limits)
-        image = Image.open(io.BytesIO(_without_jpeg_tags(data)), formats=_FORMATS)
-    _check_size(image.size, limits)
-    with _parser_errors(data):
-        exif = _JPEG_EXIF.search(data) if image.format == "JPEG" else None
-        if exif:
-            image.info["exif"] = data[exif.end() : exif.end() + 2**16]
-        _scale_transparency(image)
-        factor = _shrink_factor(image.size, limits)
-        image.draft(None, (image.width // factor, image.height // factor))
+        image = _identify(data, limits)
+        if image.format == "JPEG":
+            _check_size(image.size, limits.max_pixels, limits)
+            _prepare_jpeg(image, data, limits)
+        else:
+            _check_size(image.size, limits.max_whole_pixels, limits)
+            _scale_transparency(image)
     return image
 
 
+def _identify(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
+    try:
+        return Image.open(io.BytesIO(_without_jpeg_tags(data)), formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageLimitError(
+            f"the picture has more than {limits.max_pixels / 1e6:.3g} million pixels; scale it down"
+        ) from error
+
+
+def _prepare_jpeg(image: ImageFile.ImageFile, data: bytes, limits: ImageLimits) -> None:
+    """Give a JPEG back the EXIF data that its parser did not see, and have it decoded small."""
+    exif = _JPEG_EXIF.search(data)
+    if exif:
+        image.info["exif"] = data[exif.end() : exif.end() + 2**16]
+    factor = _shrink_factor(image.size, limits)
+    image.draft(None, (image.width // factor, image.height // factor))
+
+
 @contextmanager
-def _parser_errors(data: bytes = b"") -> Iterator[None]:
-    """Turn whatever a parser raises inside into an `ImageError`; `data` is the file, if any."""
+def _parser_errors(data: bytes | None = None) -> Iterator[None]:
+    """Turn whatever a parser raises inside into an `ImageError`; `data` may be another kind."""
     try:
         yield
     except ImageError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageLimitError("the picture has far too many pixels; scale it down") from error
     except MemoryError as error:
         raise ImageLimitError(
             "the picture needs more memory than is free; scale it down"
@@ -226,9 +246,7 @@ def _parser_errors(data: bytes = b"") -> Iterator[None]:
     # Hostile bytes have made parsers raise OSError, SyntaxError, ValueError, TypeError, KeyError,
     # EOFError, struct.error, ZeroDivisionError, AssertionError, ...
     except Exception as error:
-        kind = _other_kind(data)
-        if kind is None and isinstance(error, UnidentifiedImageError):
-            kind = "not a picture of an accepted format"
+        kind = _other_kind(data) if data else None
         if kind:
             raise ImageFormatError(f"this is {kind}; give a picture as {_ACCEPTED}") from error
         raise ImageFormatError(
@@ -237,22 +255,24 @@ def _parser_errors(data: bytes = b"") -> Iterator[None]:
 
 
 def _other_kind(data: bytes) -> str | None:
-    """What a file is, in a person's words, if it is known not to be an accepted picture."""
+    """What a file is, in a person's words; None if it begins as an accepted format does."""
+    if data.startswith(_ACCEPTED_STARTS):
+        return None
+    if data[4:8] == b"ftyp":
+        return None if b"avif" in data[8:64] else "an HEIC photo or a video"
     head = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for prefix, kind in _OTHER_KINDS:
         if head.startswith(prefix):
             return kind
-    if data[4:8] == b"ftyp" and b"avif" not in data[8:64]:
-        return "an HEIC photo or a video"
-    return None
+    return "not a picture of an accepted format"
 
 
-def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
+def _check_size(size: tuple[int, int], max_pixels: int, limits: ImageLimits) -> None:
     width, height = size
     given = f"the picture is {width} x {height} pixels"
-    if width * height > limits.max_pixels:
+    if width * height > max_pixels:
         raise ImageLimitError(
-            f"{given}; at most {limits.max_pixels / 1e6:.3g} million are taken: scale it down"
+            f"{given}; at most {max_pixels / 1e6:.3g} million are taken: scale it down"
         )
     if min(size) < limits.min_side:
         raise ImageLimitError(f"{given}; each side must have at least {limits.min_side}")
@@ -368,7 +388,7 @@ def _tags_exceed(data: bytes, limits: ImageLimits) -> bool:
                 if entry.tag in (_TILE_WIDTH, _TILE_LENGTH):
                     tile_pixels *= number
                 excessive = claimed > limits.max_bytes or values > _MAX_TAG_VALUES
-                if excessive or tile_pixels > limits.max_pixels:
+                if excessive or tile_pixels > limits.max_whole_pixels:
                     return True
     return False
 
@@ -417,17 +437,18 @@ def _shrink_factor(size: tuple[int, int], limits: ImageLimits) -> int:
 
 
 def _see(image: Image.Image, limits: ImageLimits) -> Image.Image:
-    """An opened picture, decoded to what a person sees."""
-    _check_size(image.size, limits)
+    """An opened picture of an allowed size, decoded to what a person sees."""
     with _parser_errors():
         image.load()
-        plain = _to_plain_mode(image)
-        factor = _shrink_factor(plain.size, limits)
-        if factor > 1:
+        factor = _shrink_factor(image.size, limits)
+        # These take the most memory to convert, and can be averaged as they are.
+        wide = image.mode in ("I", "F")
+        plain = _to_plain_mode(image.reduce(factor) if wide and factor > 1 else image)
+        if not wide and factor > 1:
             plain = plain.reduce(factor)
         rgb = _on_white(plain, image.info.get("icc_profile"))
         turn = _UPRIGHT.get(_orientation(image.info.get("exif", b"")))
-        seen = rgb.copy() if turn is None else rgb.transpose(turn)
+        seen = rgb if turn is None else rgb.transpose(turn)
     seen.info = {}
     return seen
 
@@ -436,10 +457,10 @@ def _to_plain_mode(image: Image.Image) -> Image.Image:
     """A loaded picture as L, RGB, CMYK or RGBA."""
     if image.mode.startswith("I") or image.mode == "F":
         return _from_numbers(image)
+    if image.mode == "RGBA" or (image.mode in _PROFILE_SPACES and not image.has_transparency_data):
+        return image
     if image.has_transparency_data:
         return image.convert("RGBA")
-    if image.mode in _PROFILE_SPACES:
-        return image
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
@@ -520,7 +541,7 @@ def _from_array(array: npt.NDArray[Any], limits: ImageLimits) -> Image.Image:
             f"this array is {array.dtype} of shape {array.shape}; give (H, W), (H, W, 3) or "
             "(H, W, 4) of uint8, uint16 or floats in 0..1 or 0..255"
         )
-    _check_size((array.shape[1], array.shape[0]), limits)
+    _check_size((array.shape[1], array.shape[0]), limits.max_pixels, limits)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     return Image.fromarray(np.ascontiguousarray(_to_bytes(array)))

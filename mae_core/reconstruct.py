@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mae_core.checkpoint import write_atomically
 from mae_core.entry import run_entry
-from mae_core.images import FITS
+from mae_core.images import FITS, decode_image
 from mae_core.masking import STRATEGIES
 from mae_core.reconstruction import Reconstruction, Reconstructor
 
@@ -21,9 +21,11 @@ from mae_core.reconstruction import Reconstruction, Reconstructor
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
+    # The picture first: a mistyped name should not wait for the weights.
+    image = decode_image(arguments.image)
     reconstructor = Reconstructor.from_pretrained(arguments.weights, device=arguments.device)
     out = reconstructor(
-        arguments.image, mask_ratio=arguments.mask_ratio, seed=arguments.seed,
+        image, mask_ratio=arguments.mask_ratio, seed=arguments.seed,
         strategy=arguments.strategy, fit=arguments.fit,
     )  # fmt: skip
     write(out, Path(arguments.out))

@@ -83,11 +83,11 @@ def locate_weights(weights: str | Path | None = None) -> Path:
 
 
 def weights_name(weights: str | Path | None = None) -> str:
-    """What to call weights given by name or path: the name, or the file or folder's name."""
+    """What to call weights given by name or path: the name, or that of the file or the run."""
     if weights is None:
         return DEFAULT_WEIGHTS
-    path = Path(weights).expanduser()
-    return path.parent.resolve().name if path.name == WEIGHTS_FILE else path.name or str(weights)
+    path = Path(weights).expanduser().resolve()
+    return path.parent.name if path.name == WEIGHTS_FILE else path.stem
 
 
 def _verified(entry: WeightsEntry) -> Path:

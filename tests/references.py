@@ -83,7 +83,8 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    return np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x.ravel()]).reshape(x.shape)
+    values = [0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x.ravel()]
+    return np.array(values).reshape(x.shape)
 
 
 def attention(x: Array, state: Mapping[str, Array], prefix: str, heads: int) -> Array:
@@ -165,3 +166,38 @@ def normalized_patches(patches: Array) -> Array:
         var = sum((value - mean) ** 2 for value in patch) / (len(patch) - 1)
         rows.append([(value - mean) / math.sqrt(var + 1e-6) for value in patch])
     return np.array(rows)
+
+
+def removed_psnr(pixels: Array, original: Array, removed: NDArray[np.bool_]) -> float:
+    """Of one (C, H, W) picture in 0..1, over (H, W) removed pixels, in dB."""
+    errors = [
+        (pixels[c, y, x] - original[c, y, x]) ** 2
+        for c in range(pixels.shape[0])
+        for y in range(pixels.shape[1])
+        for x in range(pixels.shape[2])
+        if removed[y, x]
+    ]
+    return -10 * math.log10(sum(errors) / len(errors))
+
+
+def ssim_at(x: Array, y: Array, row: int, column: int) -> float:
+    """SSIM of two (H, W) pictures in 0..1 at one pixel: 11 x 11 Gaussian window, sigma 1.5."""
+    px, py = np.pad(x, 5, mode="reflect"), np.pad(y, 5, mode="reflect")
+    total = mean_x = mean_y = square_x = square_y = product = 0.0
+    for i in range(11):
+        for j in range(11):
+            weight = math.exp(-((i - 5) ** 2 + (j - 5) ** 2) / (2 * 1.5**2))
+            a, b = float(px[row + i, column + j]), float(py[row + i, column + j])
+            total += weight
+            mean_x += weight * a
+            mean_y += weight * b
+            square_x += weight * a * a
+            square_y += weight * b * b
+            product += weight * a * b
+    mean_x, mean_y = mean_x / total, mean_y / total
+    var_x, var_y = square_x / total - mean_x**2, square_y / total - mean_y**2
+    covariance = product / total - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    return ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
+        (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
+    )

@@ -74,9 +74,7 @@ def test_module_says_what_it_is_for(source: Source) -> None:
 
 @pytest.mark.parametrize("source", SOURCES, ids=by_name)
 def test_public_things_are_documented(source: Source) -> None:
-    silent = [
-        name for name, node in public_definitions(source.tree) if not ast.get_docstring(node)
-    ]
+    silent = [name for name, node in public_definitions(source.tree) if not ast.get_docstring(node)]
     assert not silent
 
 

@@ -9,7 +9,9 @@ from app.components.quiet import QuietMeta
 # The label is the sentence with {placeholders}, in the browser's language; its parts become
 # one element each, so that a narrow page breaks the line between facts.
 _TEMPLATE = """${(() => {
+  const safe = (text) => String(text).replace(/[&<>"']/g, (c) => '&#' + c.charCodeAt(0) + ';');
   if (!value || !label) return '';
+  if (value.error) return '<strong role="alert">' + safe(value.error) + '</strong>';
   const shown = {
     visible: value.visible,
     patches: value.patches,
@@ -18,15 +20,15 @@ _TEMPLATE = """${(() => {
     device: String(value.device).toUpperCase(),
     model: value.model,
   };
-  const safe = (text) => String(text).replace(/[&<>"']/g, (c) => '&#' + c.charCodeAt(0) + ';');
   const fill = (part) => part.replace(/[{](.*?)[}]/g, (_, name) => safe(shown[name]));
   return label.split(' · ').map((part) => '<span>' + fill(part) + '</span>').join('');
 })()}"""
 
 
 class FactsLine(gr.HTML, metaclass=QuietMeta):
-    """Shows a reconstruction's facts; its value is the dictionary itself.
+    """Shows a reconstruction's facts, or why there is none.
 
+    Its value is the facts' dictionary, or `{"error": sentence}`, or None for an empty line.
     The label must be a sentence with `{visible}`, `{patches}`, `{psnr}`, `{milliseconds}`,
     `{device}` and `{model}`.
     """
@@ -51,7 +53,7 @@ class FactsLine(gr.HTML, metaclass=QuietMeta):
             elem_id=elem_id,
         )
 
-    def postprocess(self, value: dict[str, Any] | None) -> Any:
+    def postprocess(self, value: dict[str, Any] | None) -> Any:  # type: ignore[override]
         """The facts as they are."""
         return value
 

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
-from gradio.blocks import BlockFunction
+from gradio.block_function import BlockFunction
+from gradio.exceptions import ComponentProcessingError
 
 from app.components.image import SafeImage
 from app.i18n import error_sentence, preferred_language, text
-from mae_core import MAEError
+from mae_core import ConfigError, MAEError
 
 _logger = logging.getLogger(__name__)
 
 
-def as_gradio_error(error: Exception, request: object) -> gr.Error:
-    """An error as the page shows it.
+def sentence_for(error: Exception, request: object) -> str:
+    """What a visitor is told about an error, in plain text.
 
     A `MAEError` says what to do; of any other the visitor learns an id only, under which the
     details are logged.
@@ -27,18 +28,23 @@ def as_gradio_error(error: Exception, request: object) -> gr.Error:
         request: The Gradio request, for its language; anything else means English.
     """
     language = _language_of(request)
+    if isinstance(error, ComponentProcessingError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     if isinstance(error, MAEError):
-        sentence = error_sentence(error, language)
-    elif isinstance(error, FileNotFoundError):
-        sentence = text("error_expired", language)
-    else:
-        error_id = uuid.uuid4().hex[:8]
-        _logger.error("request failed, id %s", error_id, exc_info=error)
-        sentence = text("error_unknown", language, {"id": error_id})
-    # The page renders the message as HTML, and a client may have put words into it.
+        return error_sentence(error, language)
+    if isinstance(error, FileNotFoundError):
+        return text("error_expired", language)
+    error_id = uuid.uuid4().hex[:8]
+    _logger.error("request failed, id %s", error_id, exc_info=error)
+    return text("error_unknown", language, {"id": error_id})
+
+
+def as_gradio_error(error: Exception, request: object) -> gr.Error:
+    """An error as Gradio shows it and sends it to clients; see `sentence_for`."""
     return gr.Error(
-        html.escape(sentence, quote=False),
-        title=text("error", language),
+        # Rendered as HTML, and a client may have put words into it.
+        html.escape(sentence_for(error, request), quote=False),
+        title=text("error", _language_of(request)),
         print_exception=False,
     )
 
@@ -71,7 +77,7 @@ class GuardedBlocks(gr.Blocks):
         """
         try:
             function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
-            _check_pictures(function.inputs, inputs)
+            _check_inputs(function.inputs, inputs)
             return await super().process_api(block_fn, inputs, state, request, *args, **kwargs)
         except gr.Error:
             raise
@@ -79,8 +85,9 @@ class GuardedBlocks(gr.Blocks):
             raise as_gradio_error(error, request) from error
 
 
-def _check_pictures(blocks: Sequence[Any], inputs: Sequence[Any]) -> None:
-    # Too few values are for Gradio to complain about.
-    for block, payload in zip(blocks, inputs, strict=False):
+def _check_inputs(blocks: Sequence[Any], inputs: Sequence[Any]) -> None:
+    if len(inputs) != len(blocks):
+        raise ConfigError(f"{len(inputs)} values were given; this call takes {len(blocks)}")
+    for block, payload in zip(blocks, inputs, strict=True):
         if isinstance(block, SafeImage):
             block.check_payload(payload)

@@ -1,10 +1,13 @@
 """Pictures in, as bytes that nobody has decoded yet, and panels out, as lossless files."""
 
+import hashlib
+import io
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import gradio as gr
-from gradio import processing_utils
 from gradio.data_classes import ImageData
 from PIL import Image
 
@@ -24,30 +27,32 @@ class SafeImage(gr.Image, metaclass=QuietMeta):
 
     is_template = True
 
-    @staticmethod
-    def check_payload(payload: object) -> None:
+    def check_payload(self, payload: object) -> None:
         """Refuse all but an uploaded file. It must run before Gradio looks at the payload.
 
         Args:
             payload: What the client sent for this component.
 
         Raises:
-            ImageFormatError: If it is an address or no file at all.
+            ImageFormatError: If it is an address or no uploaded file.
+            FileNotFoundError: If the file was deleted since.
         """
         if payload is None:
             return
-        if not isinstance(payload, Mapping) or not isinstance(payload.get("path"), str):
-            raise ImageFormatError(
-                "the picture must be an uploaded file; through the API, pass it by handle_file()"
-            )
-        addresses = (payload["path"], str(payload.get("url") or ""))
-        if addresses[0].startswith(("http:", "https:")) or any(
-            address.lstrip().lower().startswith("data:") for address in addresses
+        # Gradio looks after the paths of files that are marked as such, and of no others.
+        if (
+            not isinstance(payload, Mapping)
+            or payload.get("meta") != {"_type": "gradio.FileData"}
+            or not isinstance(payload.get("path"), str)
         ):
+            raise _not_uploaded()
+        path, url = payload["path"], str(payload.get("url") or "")
+        if path.startswith(("http:", "https:", "data:")) or url.startswith("data:"):
             raise ImageFormatError(
                 "addresses (http:, data: and the like) are not fetched; upload the picture as a "
                 "file"
             )
+        self._uploaded(path)
 
     def preprocess(self, payload: ImageData | None) -> bytes | None:  # type: ignore[override]
         """The file's bytes; None if there is no picture.
@@ -58,13 +63,30 @@ class SafeImage(gr.Image, metaclass=QuietMeta):
         """
         if payload is None:
             return None
-        self.check_payload(payload.model_dump())
-        path = Path(str(payload.path))
+        path = self._uploaded(str(payload.path))
         if path.stat().st_size > MAX_BYTES:
             raise ImageLimitError(
                 f"the file has more than {MAX_BYTES / 2**20:.3g} MiB; make it smaller"
             )
         return path.read_bytes()
+
+    def _uploaded(self, path: str) -> Path:
+        """The file at a path, which must be one that Gradio has put there."""
+        try:
+            resolved = Path(path).resolve()
+        except ValueError as error:
+            raise _not_uploaded() from error
+        if not resolved.is_relative_to(Path(self.GRADIO_CACHE).resolve()) or resolved.is_dir():
+            raise _not_uploaded()
+        if not resolved.exists():
+            raise FileNotFoundError(path)
+        return resolved
+
+
+def _not_uploaded() -> ImageFormatError:
+    return ImageFormatError(
+        "the picture must be an uploaded file; through the API, pass it by handle_file()"
+    )
 
 
 class PanelImage(gr.Image, metaclass=QuietMeta):
@@ -76,9 +98,28 @@ class PanelImage(gr.Image, metaclass=QuietMeta):
     is_template = True
 
     def postprocess(self, value: Image.Image | None) -> ImageData | None:  # type: ignore[override]
-        """Write the picture to Gradio's cache."""
+        """Write the picture to Gradio's cache, once."""
         if value is None:
             return None
-        stem = str(self.elem_id).rpartition("-")[2]
-        path = processing_utils.save_pil_to_cache(value, self.GRADIO_CACHE, stem, "png")
-        return ImageData(path=path, orig_name=f"{stem}.png")
+        name = f"{str(self.elem_id).rpartition('-')[2]}.png"
+        buffer = io.BytesIO()
+        value.save(buffer, "PNG")
+        path = _keep(buffer.getvalue(), name, self.GRADIO_CACHE)
+        return ImageData(path=str(path), orig_name=name)
+
+
+def _keep(data: bytes, name: str, cache: str) -> Path:
+    """A file of that name and content; an equal one is used again.
+
+    Writing over it, as Gradio would, cuts it short for whoever is being sent it.
+    """
+    path = Path(cache).resolve() / hashlib.sha256(data).hexdigest() / name
+    if path.exists():
+        # Old files are deleted; this one is in use.
+        os.utime(path)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(data)
+    os.replace(file.name, path)
+    return path

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mae_core.config import ModelConfig
 from mae_core.data.packed import find_images
-from mae_core.errors import DataError, ImageError
+from mae_core.errors import DataError, ImageError, MaskError
 from mae_core.images import decode_image, fit_image, to_tensor
 from mae_core.masking import PatchMask, draw_mask
 from mae_core.models.mae import MaskedAutoencoder
@@ -110,6 +110,8 @@ def evaluate_reconstruction(
     Raises:
         MaskError: If ratio, seed or strategy are not allowed, or nothing is removed.
     """
+    if mask_ratio == 0:
+        raise MaskError("a mask_ratio of 0 removes nothing to measure; give one above 0")
     fillers = _fillers() if baselines else {}
     figures = {name: Figures() for name in ("model", *fillers)}
     for images, mask, grid_size in _batches(model, pictures, mask_ratio, seed, strategy):

@@ -16,7 +16,7 @@ def prefer_fast_attention(model: MaskedAutoencoder, device: torch.device) -> Non
 
     The backward pass of torch's fused attention on CPUs took 37 % of a training step of the
     `tiny` preset at 224 pixels; plain matrix products made the whole step 1.7 times as fast
-    (benchmarks/bench_attention.py).
+    (python -m benchmarks.bench_attention).
     """
     if device.type == "cpu":
         for module in model.modules():

@@ -27,7 +27,13 @@ def noise(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("shape", "patch_size"),
-    [((2, 3, 8, 8), 4), ((1, 3, 4, 12), 2), ((3, 1, 9, 6), 3), ((1, 5, 4, 4), 4), ((1, 2, 3, 2), 1)],
+    [
+        ((2, 3, 8, 8), 4),
+        ((1, 3, 4, 12), 2),
+        ((3, 1, 9, 6), 3),
+        ((1, 5, 4, 4), 4),
+        ((1, 2, 3, 2), 1),
+    ],
 )
 def test_patchify_is_the_loops(shape: tuple[int, int, int, int], patch_size: int) -> None:
     images = noise(*shape)

@@ -1,0 +1,272 @@
+"""How long one picture takes: our model beside transformers' ViTMAE, one picture at a time.
+
+    python -m benchmarks.bench_reconstruct
+    python -m benchmarks.bench_reconstruct --presets tiny --rounds 3 --out /tmp/look
+
+Every contestant gets the same picture and the same noise, and does the same work: patches,
+mask, encoder, decoder, loss. Weights are random: time does not depend on them, and the tests
+hold that both compute the same. All contestants are timed in every round, in shuffled order,
+so that a slow moment of the machine falls on all of them; beside them, in the same rounds, a
+plain matrix product says what the machine can do. Medians are reported; a ratio is the median
+of the rounds' ratios, with its quartiles.
+
+Writes a dated Markdown file and the numbers as JSON into benchmarks/results/.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mae_core import PRESETS, MaskedAutoencoder, ModelConfig, Reconstructor, mask_from_noise
+
+MASK_RATIO = 0.75
+# A product large enough that its rate is the machine's and not the call's.
+MATMUL_SIDE = 2048
+PRECISIONS = ("float32", "bfloat16")
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A contestant's time for one picture, in milliseconds, and how others compare to it.
+
+    Attributes:
+        preset: The model.
+        who: `ours` or `transformers`.
+        precision: Of the parameters.
+        median: Milliseconds.
+        quartiles: Milliseconds; half of the rounds lie between.
+        gflops: GFLOP/s at the median.
+        ratio: transformers' time over this one's, in the same precision; 1 for transformers.
+        ratio_quartiles: Of the rounds' ratios.
+    """
+
+    preset: str
+    who: str
+    precision: str
+    median: float
+    quartiles: tuple[float, float]
+    gflops: float
+    ratio: float
+    ratio_quartiles: tuple[float, float]
+
+
+def ours(config: ModelConfig, precision: str, device: str, images: Tensor, noise: Tensor) -> Run:
+    """Our model as the demo runs it."""
+    torch.manual_seed(0)
+    rebuilder = Reconstructor(
+        MaskedAutoencoder(config), "random", device=device, precision=precision
+    )
+    return lambda: rebuilder.model(images, mask_from_noise(noise, MASK_RATIO).to(device))
+
+
+def theirs(config: ModelConfig, precision: str, device: str, images: Tensor, noise: Tensor) -> Run:
+    """Transformers' ViTMAEForPreTraining of the same shape, as it comes."""
+    # Imported late: it needs the torchvision that importing mae_core has mended.
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    peer = ViTMAEForPreTraining(
+        ViTMAEConfig(
+            hidden_size=config.embed_dim, num_hidden_layers=config.depth,
+            num_attention_heads=config.num_heads,
+            intermediate_size=int(config.mlp_ratio * config.embed_dim),
+            decoder_hidden_size=config.decoder_embed_dim,
+            decoder_num_hidden_layers=config.decoder_depth,
+            decoder_num_attention_heads=config.decoder_num_heads,
+            decoder_intermediate_size=int(config.mlp_ratio * config.decoder_embed_dim),
+            image_size=config.image_size, patch_size=config.patch_size, mask_ratio=MASK_RATIO,
+            layer_norm_eps=config.layer_norm_eps, norm_pix_loss=config.norm_pix,
+        )
+    )  # fmt: skip
+    dtype = getattr(torch, precision)
+    peer = peer.to(device=device, dtype=dtype).eval()
+    return lambda: peer(images.to(dtype), noise=noise)
+
+
+def matmul(precision: str, device: str) -> Run:
+    """One square matrix product."""
+    dtype = getattr(torch, precision)
+    a, b = (torch.randn(MATMUL_SIDE, MATMUL_SIDE, device=device).to(dtype) for _ in range(2))
+    return lambda: a @ b
+
+
+def time_rounds(runs: dict[str, Run], rounds: int, warmup: int, device: str) -> dict[str, Any]:
+    """Milliseconds of every run in every round; each round in an order of its own."""
+    order, shuffle = list(runs), random.Random(0)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(warmup + rounds):
+        shuffle.shuffle(order)
+        for name in order:
+            begun = time.perf_counter()
+            runs[name]()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if i >= warmup:
+                times[name].append(1000 * (time.perf_counter() - begun))
+    return times
+
+
+def quartiles(values: list[float]) -> tuple[float, float]:
+    """The first and third quartile."""
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def forward_flops(config: ModelConfig) -> int:
+    """Floating-point operations of one picture's forward pass, counted by torch."""
+    # On `meta` nothing is computed. The counter knows attention only as the products it is
+    # made of.
+    with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
+        model = MaskedAutoencoder(config).eval()
+        images = torch.zeros(1, config.in_chans, config.image_size, config.image_size)
+        patch_mask = mask_from_noise(torch.rand(1, config.grid_size**2), MASK_RATIO)
+        with FlopCounterMode(display=False) as counter:
+            model(images, patch_mask)
+    return int(counter.get_total_flops())
+
+
+def bench_preset(name: str, args: argparse.Namespace) -> tuple[list[Row], dict[str, float]]:
+    """Time one model's contestants, and the matrix product beside them."""
+    config, device = PRESETS[name], args.device
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(
+        1, config.in_chans, config.image_size, config.image_size, generator=generator
+    ).to(device)
+    noise = torch.rand(1, config.grid_size**2, generator=generator)
+    runs: dict[str, Run] = {}
+    for precision in PRECISIONS:
+        runs[f"ours {precision}"] = ours(config, precision, device, images, noise)
+        runs[f"transformers {precision}"] = theirs(
+            config, precision, device, images, noise.to(device)
+        )
+        runs[f"matmul {precision}"] = matmul(precision, device)
+    times = time_rounds(runs, args.rounds, args.warmup, device)
+    flops = forward_flops(config)
+    rows = [
+        row_of(name, who, precision, times, flops)
+        for precision in PRECISIONS
+        for who in ("ours", "transformers")
+    ]
+    rates = {
+        precision: 2 * MATMUL_SIDE**3 / statistics.median(times[f"matmul {precision}"]) / 1e6
+        for precision in PRECISIONS
+    }
+    return rows, rates
+
+
+def row_of(preset: str, who: str, precision: str, times: dict[str, Any], flops: int) -> Row:
+    """Sum up one contestant's times."""
+    own = times[f"{who} {precision}"]
+    ratios = [
+        peer / mine for peer, mine in zip(times[f"transformers {precision}"], own, strict=True)
+    ]
+    median = statistics.median(own)
+    return Row(
+        preset, who, precision, median, quartiles(own), flops / median / 1e6,
+        statistics.median(ratios), quartiles(ratios),
+    )  # fmt: skip
+
+
+def device_name(device: str) -> str:
+    """What the machine calls its processor."""
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a page."""
+    lines = [
+        f"# One picture, {report['date']}",
+        "",
+        f"`{report['command']}`",
+        "",
+        f"{report['device']}, {report['threads']} threads, load before "
+        f"{report['load_before']:.1f}; {report['versions']}. Batch 1, mask ratio {MASK_RATIO}, "
+        f"random weights, {report['rounds']} interleaved rounds; forward pass with loss.",
+        "",
+        "| model | | precision | median ms | quartiles | GFLOP/s | matmul GFLOP/s "
+        "| times transformers' speed | quartiles |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        low, high = row["quartiles"]
+        ratio_low, ratio_high = row["ratio_quartiles"]
+        lines.append(
+            f"| {row['preset']} | {row['who']} | {row['precision']} | {row['median']:.1f} "
+            f"| {low:.1f} to {high:.1f} | {row['gflops']:.0f} "
+            f"| {report['matmul_gflops'][row['preset']][row['precision']]:.0f} "
+            f"| {row['ratio']:.2f} | {ratio_low:.2f} to {ratio_high:.2f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Time one picture, beside transformers.")
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=["base", "large"])
+    parser.add_argument("--rounds", type=int, default=25, help="timed rounds, at least 2")
+    parser.add_argument("--warmup", type=int, default=3, help="rounds before them")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, help="torch's own choice if not given")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    return parser.parse_args()
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Measure, print and write."""
+    args = parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    report: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python -m benchmarks.bench_reconstruct", *sys.argv[1:]]),
+        "device": device_name(args.device),
+        "threads": torch.get_num_threads(),
+        # Above 0, something else was running: measure again when the machine is quiet.
+        "load_before": os.getloadavg()[0],
+        "versions": ", ".join(
+            f"{name} {version(name)}" for name in ("torch", "timm", "transformers")
+        )
+        + f", Python {platform.python_version()}",
+        "rounds": args.rounds,
+        "rows": [],
+        "matmul_gflops": {},
+    }
+    for name in args.presets:
+        rows, rates = bench_preset(name, args)
+        report["rows"] += [asdict(row) for row in rows]
+        report["matmul_gflops"][name] = rates
+    page = markdown(report)
+    print(page)
+    args.out.mkdir(parents=True, exist_ok=True)
+    stem = args.out / f"{report['date']}-reconstruct-{args.device}"
+    stem.with_suffix(".md").write_text(page, encoding="utf-8")
+    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""A small model and a running page, for tests of the page."""
+
+import io
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from PIL import Image
+
+from app.__main__ import launch
+from app.service import ReconstructionService
+from app.settings import AppSettings
+from app.ui import EXAMPLES, build_page
+from mae_core import MaskedAutoencoder, ModelConfig, Reconstructor
+
+CONFIG = ModelConfig(
+    image_size=112, patch_size=16, embed_dim=32, depth=1, num_heads=2,
+    decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2,
+)  # fmt: skip
+
+
+def small_reconstructor(name: str = "small-random", seed: int = 0) -> Reconstructor:
+    """Seeded random weights on a 7 x 7 grid, in float32."""
+    torch.manual_seed(seed)
+    return Reconstructor(MaskedAutoencoder(CONFIG), name, device="cpu", precision="float32")
+
+
+def small_service() -> ReconstructionService:
+    return ReconstructionService({"small-random": small_reconstructor()})
+
+
+def example(name: str) -> bytes:
+    return (EXAMPLES / f"{name}.jpg").read_bytes()
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def served(service: ReconstructionService) -> Iterator[str]:
+    """The page's address while it is served as `python -m app` serves it."""
+    page = build_page(service)
+    try:
+        yield launch(page, AppSettings(port=free_port()), wait=False).rstrip("/")
+    finally:
+        page.close()

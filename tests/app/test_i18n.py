@@ -1,0 +1,141 @@
+import re
+import string
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import mae_core
+from app.i18n import LANGUAGES, STRINGS, error_sentence, preferred_language, text
+from app.service import ReconstructionService
+from app.ui import I18N, build_page
+from mae_core import ImageFormatError, MAEError, MaskError
+
+CHINESE = re.compile("[\u4e00-\u9fff]")
+# Names of things, the same in every language.
+NAMES = {"MAE", "PSNR", "dB", "He et al.", "JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "MiB"}
+
+
+def fields(message: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(message) if name}
+
+
+def test_both_languages_say_the_same_things() -> None:
+    assert set(STRINGS) == set(LANGUAGES) == {"en", "zh"}
+    assert STRINGS["en"].keys() == STRINGS["zh"].keys()
+    for key, message in STRINGS["en"].items():
+        assert fields(message) == fields(STRINGS["zh"][key]), key
+
+
+@pytest.mark.parametrize("key", STRINGS["en"])
+def test_each_text_is_in_its_language(key: str) -> None:
+    assert not CHINESE.search(STRINGS["en"][key])
+    assert CHINESE.search(STRINGS["zh"][key])
+
+
+def error_classes() -> list[type[MAEError]]:
+    every = (getattr(mae_core, name) for name in mae_core.__all__)
+    return [kind for kind in every if isinstance(kind, type) and issubclass(kind, MAEError)]
+
+
+@pytest.mark.parametrize("kind", error_classes())
+def test_every_error_has_a_sentence_in_both_languages(kind: type[MAEError]) -> None:
+    error = kind("the thing is red; it must be blue")
+    assert error_sentence(error, "en") == "The thing is red; it must be blue."
+    chinese = error_sentence(error, "zh")
+    assert CHINESE.search(chinese)
+    assert chinese.endswith("。")
+
+
+def test_a_parameters_name_keeps_its_case() -> None:
+    assert error_sentence(MaskError("mask_ratio is 2"), "en") == "mask_ratio is 2."
+
+
+def test_kinds_of_errors_are_told_apart_in_chinese() -> None:
+    assert error_sentence(ImageFormatError("x"), "zh") != error_sentence(MaskError("x"), "zh")
+
+
+@pytest.mark.parametrize(
+    ("header", "language"),
+    [
+        (None, "en"),
+        ("", "en"),
+        ("*", "en"),
+        ("fr-FR,fr;q=0.9", "en"),
+        ("zh-CN,zh;q=0.9,en;q=0.8", "zh"),
+        ("zh-Hant-TW", "zh"),
+        ("ZH", "zh"),
+        ("en-US,en;q=0.9,zh;q=0.8", "en"),
+        ("fr,zh;q=0.5,en;q=0.1", "zh"),
+        ("zh;q=0.2,en;q=0.7", "en"),
+        ("en,zh", "en"),
+        ("zh;q=high,en;q=0.1", "en"),
+    ],
+)
+def test_the_language_a_browser_prefers(header: str | None, language: str) -> None:
+    assert preferred_language(header) == language
+
+
+def test_placeholders_are_filled() -> None:
+    assert text("error_unknown", "en", {"id": "ab12"}) == (
+        "Something went wrong (id ab12). Please try again."
+    )
+
+
+MARKER = re.compile(r'__i18n__\{"__type__": "translation_metadata", "key": "(\w+)"\}')
+# What a visitor reads of a component.
+SHOWN = ("label", "info", "placeholder", "value", "choices", "title", "description")
+# Their values are pictures, numbers, names of models or plain facts.
+VALUES_ARE_DATA = {"image", "slider", "radio", "dropdown", "html"}
+
+
+def shown_texts(props: dict[str, Any]) -> Iterator[str]:
+    for name in SHOWN:
+        value = props.get(name)
+        if name == "value" and props["name"] in VALUES_ARE_DATA:
+            continue
+        if name == "choices":
+            if props["name"] != "dropdown":
+                yield from (str(label) for label, _ in value or [])
+        elif isinstance(value, dict) and value.get("__type__") == "translation_metadata":
+            yield f'__i18n__{{"__type__": "translation_metadata", "key": "{value["key"]}"}}'
+        elif isinstance(value, str) and value:
+            yield value
+
+
+def visible_components(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Properties of the components that are not inside an invisible one."""
+    components = {component["id"]: component["props"] for component in config["components"]}
+    found = []
+
+    def walk(node: dict[str, Any]) -> None:
+        props = components.get(node["id"], {})
+        if props.get("visible") is False:
+            return
+        if props:
+            found.append(props)
+        for child in node.get("children") or []:
+            walk(child)
+
+    walk(config["layout"])
+    return found
+
+
+def test_nothing_on_the_page_is_left_in_one_language(service: ReconstructionService) -> None:
+    config: dict[str, Any] = build_page(service).get_config_file()  # type: ignore[assignment]
+    texts = [text for props in visible_components(config) for text in shown_texts(props)]
+    assert len(texts) > 20
+    keys = []
+    for shown in texts:
+        found = MARKER.fullmatch(shown)
+        assert found, f"{shown!r} is not translated"
+        keys.append(found[1])
+    assert set(keys) <= STRINGS["en"].keys()
+    unused = STRINGS["en"].keys() - set(keys) - {"error", "error_expired", "error_unknown"}
+    assert not unused, "texts that the page never shows"
+
+
+def test_browsers_of_either_china_get_chinese() -> None:
+    translations = I18N.translations_dict
+    assert translations["zh-CN"] == translations["zh-TW"] == STRINGS["zh"]
+    assert translations["en"] == STRINGS["en"]

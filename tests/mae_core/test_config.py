@@ -1,0 +1,257 @@
+"""Configs: presets, plain data and back, changes from a command line, and every refusal."""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mae_core.config import PRESETS, ModelConfig, from_dict, preset, to_dict, with_overrides
+from mae_core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Inner:
+    """For the generic part: every kind of field there is."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    name: Literal["adamw", "muon"] = "adamw"
+
+
+@dataclass(frozen=True)
+class Outer:
+    """A config that holds others."""
+
+    inner: Inner = Inner()
+    stages: tuple[Inner, ...] = (Inner(),)
+    out: str = "runs"
+    limit: int | None = None
+    flip: bool = True
+
+
+def refusal(text: str) -> str:
+    return f"^{re.escape(text)}$"
+
+
+# --- presets
+
+
+def test_presets_are_the_papers() -> None:
+    shapes = {
+        name: (c.patch_size, c.embed_dim, c.depth, c.num_heads)
+        for name, c in PRESETS.items()
+        if name in ("base", "large", "huge")
+    }
+    assert shapes == {
+        "base": (16, 768, 12, 12), "large": (16, 1024, 24, 16), "huge": (14, 1280, 32, 16),
+    }  # fmt: skip
+    for name in shapes:
+        config = PRESETS[name]
+        decoder = config.decoder_embed_dim, config.decoder_depth, config.decoder_num_heads
+        assert decoder == (512, 8, 16)
+        assert (config.image_size, config.in_chans, config.mlp_ratio) == (224, 3, 4.0)
+        assert config.layer_norm_eps == 1e-6
+
+
+def test_presets_are_found_by_name() -> None:
+    assert list(PRESETS) == ["tiny", "small", "base", "large", "huge"]
+    assert preset("tiny") is PRESETS["tiny"]
+
+
+def test_unknown_preset_is_named() -> None:
+    message = "no preset is called 'giant'; choose one of tiny, small, base, large, huge"
+    with pytest.raises(ConfigError, match=refusal(message)):
+        preset("giant")
+
+
+def test_grid_and_patch_dim() -> None:
+    config = ModelConfig(image_size=96, patch_size=8, in_chans=1, mean=(0.5,), std=(0.2,))
+    assert config.grid_size == 12
+    assert config.patch_dim == 64
+
+
+# --- what a model may be
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["image_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads",
+     "decoder_embed_dim", "decoder_depth", "decoder_num_heads"],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [0, -1])
+def test_counts_are_at_least_one(name: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=refusal(f"{name} is {value}; it must be at least 1")):
+        ModelConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 225}, "image_size 225 is not a multiple of patch_size 16"),
+        ({"embed_dim": 100}, "embed_dim 100 does not divide into 12 heads; pick a multiple"),
+        ({"embed_dim": 6, "num_heads": 3},
+         "embed_dim 6 is not a multiple of 4, as sin-cos positions need"),
+        ({"decoder_embed_dim": 100},
+         "decoder_embed_dim 100 does not divide into 16 heads; pick a multiple"),
+        ({"in_chans": 4}, "mean has 3 values for in_chans=4; give one value a channel"),
+        ({"in_chans": 4, "mean": (0.5,) * 4},
+         "std has 3 values for in_chans=4; give one value a channel"),
+        ({"std": (0.2, 0.0, 0.2)}, "std is (0.2, 0.0, 0.2); each value must be above 0"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio and layer_norm_eps must be above 0"),
+        ({"layer_norm_eps": -1e-6}, "mlp_ratio and layer_norm_eps must be above 0"),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=refusal(message)):
+        ModelConfig(**changes)
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        preset("tiny").depth = 3  # type: ignore[misc]
+
+
+# --- plain data and back
+
+
+@given(
+    heads=st.integers(1, 8), width=st.integers(1, 8), depth=st.integers(1, 40),
+    patch_size=st.integers(1, 32), grid=st.integers(1, 20), norm_pix=st.booleans(),
+    channels=st.integers(1, 6),
+)  # fmt: skip
+def test_any_model_goes_through_json(
+    heads: int, width: int, depth: int, patch_size: int, grid: int, norm_pix: bool, channels: int
+) -> None:
+    config = ModelConfig(
+        image_size=patch_size * grid, patch_size=patch_size, in_chans=channels,
+        embed_dim=4 * heads * width, num_heads=heads, depth=depth, norm_pix=norm_pix,
+        mean=(0.5,) * channels, std=(0.25,) * channels,
+    )  # fmt: skip
+    assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_nested_config_goes_through_json() -> None:
+    config = Outer(inner=Inner(lr=0.5), stages=(Inner(name="muon"), Inner()), limit=3)
+    assert from_dict(Outer, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_fields_left_out_have_their_defaults() -> None:
+    assert from_dict(ModelConfig, {"depth": 3}) == ModelConfig(depth=3)
+
+
+def test_unknown_fields_are_named() -> None:
+    with pytest.raises(ConfigError, match="^Inner has no field decay, wd; it has lr, betas, name$"):
+        from_dict(Inner, {"wd": 1, "lr": 1e-3, "decay": 2})
+
+
+# --- changes from a command line
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("depth=3", "depth", 3),
+        ("mlp_ratio=2", "mlp_ratio", 2.0),
+        ("layer_norm_eps=1e-5", "layer_norm_eps", 1e-5),
+        ("norm_pix=true", "norm_pix", True),
+        ("norm_pix=True", "norm_pix", True),
+        ("mean=[0, 0.5, 1]", "mean", (0.0, 0.5, 1.0)),
+    ],
+)
+def test_an_override_changes_its_field_only(text: str, field: str, value: Any) -> None:
+    changed = with_overrides(preset("tiny"), [text])
+    assert changed == dataclasses.replace(preset("tiny"), **{field: value})
+    assert type(getattr(changed, field)) is type(value)
+
+
+def test_no_override_changes_nothing() -> None:
+    assert with_overrides(preset("tiny"), []) == preset("tiny")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["decoder_embed_dim=192", "decoder_num_heads=3"],
+        ["decoder_num_heads=3", "decoder_embed_dim=192"],
+    ],
+)
+def test_fields_that_hang_together_go_in_any_order(texts: list[str]) -> None:
+    changed = with_overrides(preset("tiny"), texts)
+    assert (changed.decoder_embed_dim, changed.decoder_num_heads) == (192, 3)
+
+
+def test_what_all_overrides_make_together_is_still_checked() -> None:
+    with pytest.raises(ConfigError, match="embed_dim 200 does not divide into 3 heads"):
+        with_overrides(preset("tiny"), ["depth=2", "embed_dim=200"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["inner.lr=0.5", "inner.name=muon"], Outer(inner=Inner(lr=0.5, name="muon"))),
+        (["inner.betas=[0.8, 0.9]"], Outer(inner=Inner(betas=(0.8, 0.9)))),
+        (['inner={"lr": 2}'], Outer(inner=Inner(lr=2.0))),
+        (['inner={"lr": 2}', "inner.name=muon"], Outer(inner=Inner(lr=2.0, name="muon"))),
+        (['stages=[{"lr": 1}, {}]'], Outer(stages=(Inner(lr=1.0), Inner()))),
+        (["out=a=b"], Outer(out="a=b")),
+        (["out="], Outer(out="")),
+        (["out=007"], Outer(out="007")),
+        (["out=1e3"], Outer(out="1e3")),
+        (["out=null"], Outer(out="null")),
+        (['out="quoted"'], Outer(out="quoted")),
+        (["limit=5"], Outer(limit=5)),
+        (["limit=5", "limit=null"], Outer()),
+        (["limit=None"], Outer()),
+        (["flip=False"], Outer(flip=False)),
+        (["inner.lr=1", "inner.lr=2"], Outer(inner=Inner(lr=2.0))),
+    ],
+)
+def test_overrides_reach_every_kind_of_field(texts: list[str], expected: Outer) -> None:
+    assert with_overrides(Outer(), texts) == expected
+
+
+def test_the_config_given_stays_as_it_was() -> None:
+    config = Outer()
+    with_overrides(config, ["inner.lr=0.5", "out=elsewhere"])
+    assert config == Outer()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("flip", "'flip' is not of the form field=value, such as epochs=20"),
+        ("=3", "'=3' is not of the form field=value, such as epochs=20"),
+        ("speed=3",
+         "no field is called 'speed'; here it may be inner, stages, out, limit, flip"),
+        ("inner.wd=3", "no field is called 'inner.wd'; here it may be lr, betas, name"),
+        ("out.lr=3", "'out.lr': out has no fields of its own"),
+        ("inner=3", "inner=3: Inner is needed"),
+        ("inner.lr=fast", "inner.lr='fast': float is needed"),
+        ("inner.lr=true", "inner.lr=True: float is needed"),
+        ("inner.lr=NaN", "inner.lr=nan: a finite number is needed"),
+        ("inner.lr=1e999", "inner.lr=inf: a finite number is needed"),
+        ("inner.betas=0.9", "inner.betas=0.9: a list such as [1, 2] is needed"),
+        ("inner.betas=[0.9]", "inner.betas=[0.9]: 2 values are needed"),
+        ("inner.betas=[0.9, null]", "inner.betas=None: float is needed"),
+        ("inner.name=sgd", "inner.name='sgd': choose one of adamw, muon"),
+        ("limit=few", "limit='few': int | None is needed"),
+        ("flip=1", "flip=1: bool is needed"),
+        ("flip=yes", "flip='yes': bool is needed"),
+        ('inner={"wd": 1}', "Inner has no field wd; it has lr, betas, name"),
+    ],
+)  # fmt: skip
+def test_overrides_that_cannot_be(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=refusal(message)):
+        with_overrides(Outer(), [text])
+
+
+def test_whole_numbers_are_not_rounded() -> None:
+    with pytest.raises(ConfigError, match=refusal("depth=1.5: int is needed")):
+        with_overrides(preset("tiny"), ["depth=1.5"])
+    with pytest.raises(ConfigError, match=refusal("depth=True: int is needed")):
+        with_overrides(preset("tiny"), ["depth=true"])

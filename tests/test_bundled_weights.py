@@ -1,0 +1,70 @@
+"""The weights in the repository are what the manifest and the model card say."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mae_core.checkpoint import load_weights
+from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_pictures
+from mae_core.weights import (
+    DEFAULT_WEIGHTS,
+    WEIGHTS_FOLDER,
+    WeightsEntry,
+    list_weights,
+    locate_weights,
+)
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "app" / "assets" / "examples"
+MIB = 2**20
+
+ENTRIES = list(list_weights().values())
+by_name = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: str(entry.name))
+
+
+def test_the_default_weights_are_bundled_and_all_are_small() -> None:
+    assert DEFAULT_WEIGHTS in list_weights()
+    assert sum(entry.bytes for entry in ENTRIES) <= 50 * MIB
+    files = {path.name for path in WEIGHTS_FOLDER.glob("*.safetensors")}
+    assert files == {entry.file for entry in ENTRIES}
+
+
+@by_name
+def test_each_file_is_the_one_the_manifest_describes(entry: WeightsEntry) -> None:
+    data = locate_weights(entry.name).read_bytes()
+    assert len(data) == entry.bytes
+    assert hashlib.sha256(data).hexdigest() == entry.sha256
+
+
+@by_name
+def test_each_file_tells_how_it_was_trained_and_names_no_folder(entry: WeightsEntry) -> None:
+    record = load_weights(locate_weights(entry.name)).record
+    assert {"recipe", "train", "pictures", "pictures_seen", "hours", "holdout_psnr"} <= set(record)
+    assert not {"folder", "holdout", "cache"} & set(record["train"]["data"])
+    assert "out" not in record["train"]
+
+
+@by_name
+def test_the_model_card_names_each_and_its_recipe(entry: WeightsEntry) -> None:
+    card = (WEIGHTS_FOLDER / "README.md").read_text()
+    record = load_weights(locate_weights(entry.name)).record
+    assert f"`{entry.name}`" in card
+    assert f"`{record['recipe']}`" in card
+    assert f"{record['pictures']:,}" in card
+    assert f"{record['pictures_seen']:,}" in card
+
+
+@by_name
+@pytest.mark.parametrize(
+    ("mask_ratio", "strategy"),
+    [(0.25, "random"), (0.5, "random"), (0.75, "random"), (0.9, "random"), (0.5, "block")],
+)
+def test_each_beats_inpainting_on_the_example_pictures(
+    entry: WeightsEntry, mask_ratio: float, strategy: str
+) -> None:
+    model = load_weights(locate_weights(entry.name)).build()
+    pictures = load_pictures(EXAMPLES, model.config)
+    figures = evaluate_reconstruction(model, pictures, mask_ratio=mask_ratio, strategy=strategy)
+    assert len(figures["model"].psnr) == 12
+    assert np.mean(figures["model"].psnr) > np.mean(figures["telea"].psnr)
