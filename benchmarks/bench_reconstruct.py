@@ -82,7 +82,7 @@ def theirs(config: ModelConfig, precision: str, device: str, images: Tensor, noi
     # Imported late: it needs the torchvision that importing mae_core has mended.
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    peer = ViTMAEForPreTraining(
+    peer: Any = ViTMAEForPreTraining(
         ViTMAEConfig(
             hidden_size=config.embed_dim, num_hidden_layers=config.depth,
             num_attention_heads=config.num_heads,
@@ -96,7 +96,7 @@ def theirs(config: ModelConfig, precision: str, device: str, images: Tensor, noi
         )
     )  # fmt: skip
     dtype = getattr(torch, precision)
-    peer = peer.to(device=device, dtype=dtype).eval()
+    peer = peer.to(device, dtype).eval()
     return lambda: peer(images.to(dtype), noise=noise)
 
 

@@ -403,3 +403,12 @@ class TrainConfig:
                     f"a stage's image_size {stage.image_size} is not a multiple of the patch "
                     f"side {self.model.patch_size}"
                 )
+
+
+def without_places(config: TrainConfig) -> dict[str, Any]:
+    """What shapes a run, as plain JSON data: all but the folders of the machine it runs on."""
+    values: dict[str, Any] = json.loads(json.dumps(to_dict(config)))
+    for name in ("folder", "holdout", "cache"):
+        del values["data"][name]
+    del values["out"]
+    return values

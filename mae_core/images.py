@@ -16,6 +16,7 @@ picture an `ImageError`.
 """
 
 import io
+import itertools
 import math
 import re
 import stat
@@ -74,7 +75,7 @@ _MAX_PROFILE_BYTES = 4 * 2**20
 
 # Hidden work (see `_check_hidden_work`). A progressive JPEG has about ten scans; a GIF's first
 # frame follows a handful of extension blocks; a TIFF of ten thousand strips has twice as many
-# tag values. Each bound is far above those, and a second or so of work.
+# tag values. Each bound is far above those, and at most a few seconds of work.
 _MAX_JPEG_SCANS = 100
 _MAX_GIF_BLOCKS = 8192
 _MAX_TAG_VALUES = 2**17
@@ -88,8 +89,10 @@ _TAG_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 
 _TEXT_TYPES = (1, 2, 7)  # read as one string of bytes, not as a tuple of numbers
 _TIFF_START = re.compile(rb"(?:II|MM)(?:[*+]\0|\0[*+])")
 
-# JPEG segments whose tags Pillow would read while it opens the file, and how they begin. The
-# marker's two bytes never occur within coded pixels.
+# A JPEG marker that starts a segment. 0xFF and 0x00 are a coded 0xFF; the others stand alone.
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+# Segments whose tags Pillow would read while it opens the file. Their markers never occur
+# within coded pixels.
 _JPEG_EXIF = re.compile(rb"(\xff\xe1..)Exif\0\0", re.DOTALL)
 _JPEG_MPF = re.compile(rb"(\xff\xe2..)MPF\0", re.DOTALL)
 
@@ -225,9 +228,7 @@ def _identify(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
 
 def _prepare_jpeg(image: ImageFile.ImageFile, data: bytes, limits: ImageLimits) -> None:
     """Give a JPEG back the EXIF data that its parser did not see, and have it decoded small."""
-    exif = _JPEG_EXIF.search(data)
-    if exif:
-        image.info["exif"] = data[exif.end() : exif.end() + 2**16]
+    image.info["exif"] = _jpeg_exif(data)
     factor = _shrink_factor(image.size, limits)
     image.draft(None, (image.width // factor, image.height // factor))
 
@@ -290,12 +291,13 @@ def _check_hidden_work(data: bytes, limits: ImageLimits) -> None:
     """Refuse a file that costs its parser far more than its picture's size says.
 
     Raises:
-        ImageLimitError: If it has thousands of JPEG scans or GIF extensions, TIFF or EXIF tags
-            that together claim more than a file may hold, or TIFF tiles larger than a picture.
+        ImageLimitError: If it has hundreds of JPEG scans, thousands of GIF extensions, TIFF
+            or EXIF tags that together claim more than a file may hold, or TIFF tiles larger than
+            a picture.
     """
     if data.startswith(b"\xff\xd8"):
-        # Within coded pixels 0xFF is always followed by 0x00, so this finds markers only.
-        excessive = data.count(b"\xff\xda") > _MAX_JPEG_SCANS
+        scans = (marker for marker, _ in _jpeg_segments(data) if marker == b"\xda")
+        excessive = len(list(itertools.islice(scans, _MAX_JPEG_SCANS + 1))) > _MAX_JPEG_SCANS
     elif data.startswith(b"GIF8"):
         excessive = _count_gif_blocks(data) > _MAX_GIF_BLOCKS
     elif data[4:8] == b"ftyp" or _TIFF_START.match(data):
@@ -306,6 +308,24 @@ def _check_hidden_work(data: bytes, limits: ImageLimits) -> None:
         raise ImageLimitError(
             "the file holds far more hidden data than its picture needs; save it again as PNG"
         )
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Marker and content of a JPEG's segments, to the end of its first picture."""
+    at = 2
+    while (found := _JPEG_MARKER.search(data, at)) and found[1] != b"\xd9":
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+        yield found[1], data[found.end() + 2 : at]
+
+
+def _jpeg_exif(data: bytes) -> bytes:
+    """A JPEG's own EXIF data; pictures within or behind it may have theirs."""
+    for marker, content in _jpeg_segments(data):
+        if marker == b"\xda":  # pixels begin
+            break
+        if marker == b"\xe1" and content.startswith(b"Exif\0\0"):
+            return content
+    return b""
 
 
 def _count_gif_blocks(data: bytes) -> int:
@@ -326,19 +346,19 @@ def _count_gif_blocks(data: bytes) -> int:
 
 
 class _Tag(NamedTuple):
-    """One entry of a TIFF directory; `data` holds its value, or where in the TIFF that is."""
+    """One entry of a TIFF directory.
+
+    Attributes:
+        tag: Its number.
+        kind: The type of its values.
+        values: How many there are.
+        number: The first of them, or where in the TIFF they are.
+    """
 
     tag: int
     kind: int
     values: int
-    data: bytes
-
-
-_ByteOrder = Literal["little", "big"]
-
-
-def _byte_order(data: bytes, start: int = 0) -> _ByteOrder:
-    return "little" if data[start : start + 2] == b"II" else "big"
+    number: int
 
 
 def _directory(data: bytes, start: int, offset: int | None = None) -> Iterator[_Tag]:
@@ -349,7 +369,8 @@ def _directory(data: bytes, start: int, offset: int | None = None) -> Iterator[_
         start: Where in them the TIFF starts.
         offset: Where in the TIFF the directory starts; its first one if not given.
     """
-    order, big = _byte_order(data, start), data[start + 2 : start + 3] == b"+"
+    order: Literal["little", "big"] = "little" if data[start : start + 1] == b"I" else "big"
+    big = data[start + 2 : start + 3] == b"+"  # BigTIFF
     word, number_bytes = (8, 8) if big else (4, 2)
     if offset is None:
         offset = int.from_bytes(data[start + word : start + 2 * word], order)
@@ -358,13 +379,13 @@ def _directory(data: bytes, start: int, offset: int | None = None) -> Iterator[_
     at += number_bytes
     size = 4 + 2 * word
     for entry in range(at, min(at + number * size, len(data)), size):
-        fields = data[entry : entry + size]
-        yield _Tag(
-            int.from_bytes(fields[:2], order),
-            int.from_bytes(fields[2:4], order),
-            int.from_bytes(fields[4 : 4 + word], order),
-            fields[4 + word :],
-        )
+        tag = int.from_bytes(data[entry : entry + 2], order)
+        kind = int.from_bytes(data[entry + 2 : entry + 4], order)
+        values = int.from_bytes(data[entry + 4 : entry + 4 + word], order)
+        # A single value may be shorter than its field; what follows it there means nothing.
+        width = min(_TAG_TYPE_BYTES.get(kind, word), word) if values == 1 else word
+        number = int.from_bytes(data[entry + 4 + word : entry + 4 + word + width], order)
+        yield _Tag(tag, kind, values, number)
 
 
 def _tags_exceed(data: bytes, limits: ImageLimits) -> bool:
@@ -374,19 +395,16 @@ def _tags_exceed(data: bytes, limits: ImageLimits) -> bool:
     """
     claimed = values = 0
     for match in _TIFF_START.finditer(data):
-        start = match.start()
-        order = _byte_order(data, start)
         pending: list[int | None] = [None]
         while pending:
             tile_pixels = 1
-            for entry in _directory(data, start, pending.pop()):
+            for entry in _directory(data, match.start(), pending.pop()):
                 claimed += min(entry.values * _TAG_TYPE_BYTES.get(entry.kind, 0), len(data))
                 values += 1 if entry.kind in _TEXT_TYPES else max(entry.values, 1)
-                number = int.from_bytes(entry.data, order)
                 if entry.tag in _SUB_DIRECTORIES:
-                    pending.append(number)
+                    pending.append(entry.number)
                 if entry.tag in (_TILE_WIDTH, _TILE_LENGTH):
-                    tile_pixels *= number
+                    tile_pixels *= entry.number
                 excessive = claimed > limits.max_bytes or values > _MAX_TAG_VALUES
                 if excessive or tile_pixels > limits.max_whole_pixels:
                     return True
@@ -410,9 +428,7 @@ def _orientation(exif: bytes) -> int:
         return 1
     for entry in _directory(exif, 0):
         if entry.tag == _ORIENTATION:
-            return int.from_bytes(
-                entry.data[: _TAG_TYPE_BYTES.get(entry.kind, 2)], _byte_order(exif)
-            )
+            return entry.number
     return 1
 
 
@@ -436,16 +452,19 @@ def _shrink_factor(size: tuple[int, int], limits: ImageLimits) -> int:
     return factor
 
 
+def _shrink(image: Image.Image, factor: int) -> Image.Image:
+    return image if factor == 1 else image.reduce(factor)
+
+
 def _see(image: Image.Image, limits: ImageLimits) -> Image.Image:
     """An opened picture of an allowed size, decoded to what a person sees."""
     with _parser_errors():
         image.load()
         factor = _shrink_factor(image.size, limits)
-        # These take the most memory to convert, and can be averaged as they are.
-        wide = image.mode in ("I", "F")
-        plain = _to_plain_mode(image.reduce(factor) if wide and factor > 1 else image)
-        if not wide and factor > 1:
-            plain = plain.reduce(factor)
+        if image.mode in ("I", "F"):  # can be averaged as they are, and take much to convert
+            plain = _to_plain_mode(_shrink(image, factor))
+        else:
+            plain = _shrink(_to_plain_mode(image), factor)
         rgb = _on_white(plain, image.info.get("icc_profile"))
         turn = _UPRIGHT.get(_orientation(image.info.get("exif", b"")))
         seen = rgb if turn is None else rgb.transpose(turn)

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from mae_core.checkpoint import WEIGHTS_FILE, save_weights
-from mae_core.config import TrainConfig, to_dict, with_overrides
+from mae_core.config import TrainConfig, to_dict, with_overrides, without_places
 from mae_core.data.packed import PackedImages, pack_folder
 from mae_core.devices import choose_device
 from mae_core.entry import run_entry
@@ -134,12 +134,9 @@ def _record(
     figures: Mapping[str, float],
 ) -> dict[str, Any]:
     """How the weights came about, for their file's header; names no path of this machine."""
-    plain = to_dict(config)
-    for name in ("folder", "holdout", "cache"):
-        plain["data"].pop(name)
-    plain.pop("out")
     return {
-        "recipe": recipe_name, "train": plain, "pictures": len(pictures),
+        "recipe": recipe_name, "train": without_places(config), "changes": state.changes,
+        "pictures": len(pictures),
         "pictures_seen": state.step * config.batch_size, "steps": state.step,
         "hours": round(state.seconds / 3600, 3), **figures,
         "device": str(state.model.pos_embed.device), "machine": platform.machine(),

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mae_core.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
-from mae_core.config import TrainConfig, to_dict
+from mae_core.config import TrainConfig, without_places
 from mae_core.data.loader import BatchLoader, Pictures
 from mae_core.errors import CheckpointError, TrainingError
 from mae_core.models.mae import MaskedAutoencoder
@@ -48,12 +48,15 @@ class RunState:
         optimizers: Their moments so far.
         step: Steps done.
         seconds: Time spent training so far, over all starts.
+        changes: Fields that were changed when the run was started again, each with the step
+            from which the new value held; plain data.
     """
 
     model: MaskedAutoencoder
     optimizers: list[torch.optim.Optimizer]
     step: int = 0
     seconds: float = 0.0
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
 
 def start_run(config: TrainConfig, device: torch.device) -> RunState:
@@ -76,19 +79,22 @@ def start_run(config: TrainConfig, device: torch.device) -> RunState:
 
 
 def _restore(state: RunState, content: dict[str, Any], config: TrainConfig) -> None:
-    now, then = json.loads(json.dumps(to_dict(config))), content["config"]
+    now, then = without_places(config), content["config"]
     if now["model"] != then["model"] or now["optim"]["name"] != then["optim"]["name"]:
         raise CheckpointError(
             f"the checkpoint in {config.out!r} is of another model or optimiser; give another "
             "out= or the fields it was started with"
         )
-    for field in now:
-        if now[field] != then[field]:
-            _log.warning("%s changed from %s to %s", field, then[field], now[field])
     state.model.load_state_dict(content["model"])
     for optimizer, saved in zip(state.optimizers, content["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     state.step, state.seconds = content["step"], content["seconds"]
+    state.changes = content["changes"]
+    for name in now:
+        if now[name] != then[name]:
+            _log.warning("%s changed from %s to %s", name, then[name], now[name])
+            change = {"step": state.step, "field": name, "from": then[name], "to": now[name]}
+            state.changes.append(change)
     _forget_metrics_after(state.step, Path(config.out) / _METRICS_FILE)
 
 
@@ -203,12 +209,12 @@ def _check_finite(step: int, loss: Tensor, norm: Tensor) -> None:
 
 def _checkpoint_of(config: TrainConfig, state: RunState) -> dict[str, Any]:
     return {
-        # Through JSON, so that only plain data goes in and tuples compare as lists.
-        "config": json.loads(json.dumps(to_dict(config))),
+        "config": without_places(config),
         "model": state.model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in state.optimizers],
         "step": state.step,
         "seconds": state.seconds,
+        "changes": state.changes,
     }
 
 

@@ -1,10 +1,13 @@
 """A small model and a running page, for tests of the page."""
 
+import asyncio
 import io
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
+import gradio as gr
 import torch
 from PIL import Image
 
@@ -13,6 +16,8 @@ from app.service import ReconstructionService
 from app.settings import AppSettings
 from app.ui import EXAMPLES, build_page
 from mae_core import MaskedAutoencoder, ModelConfig, Reconstructor
+
+Result = TypeVar("Result")
 
 CONFIG = ModelConfig(
     image_size=112, patch_size=16, embed_dim=32, depth=1, num_heads=2,
@@ -46,11 +51,28 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def inside_a_loop(work: Callable[[], Result]) -> Result:
+    """Do something while an event loop runs.
+
+    Without one Gradio makes several as it builds and launches, and closes none of them.
+    """
+
+    async def do() -> Result:
+        return work()
+
+    return asyncio.run(do())
+
+
+def built(service: ReconstructionService) -> gr.Blocks:
+    return inside_a_loop(lambda: build_page(service))
+
+
 @contextmanager
 def served(service: ReconstructionService) -> Iterator[str]:
     """The page's address while it is served as `python -m app` serves it."""
-    page = build_page(service)
+    page = built(service)
+    settings = AppSettings(port=free_port())
     try:
-        yield launch(page, AppSettings(port=free_port()), wait=False).rstrip("/")
+        yield inside_a_loop(lambda: launch(page, settings, wait=False)).rstrip("/")
     finally:
         page.close()

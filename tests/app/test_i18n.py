@@ -8,12 +8,11 @@ import pytest
 import mae_core
 from app.i18n import LANGUAGES, STRINGS, error_sentence, preferred_language, text
 from app.service import ReconstructionService
-from app.ui import I18N, build_page
+from app.ui import I18N
 from mae_core import ImageFormatError, MAEError, MaskError
+from tests.app.serving import built
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
-# Names of things, the same in every language.
-NAMES = {"MAE", "PSNR", "dB", "He et al.", "JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "MiB"}
 
 
 def fields(message: str) -> set[str]:
@@ -122,7 +121,7 @@ def visible_components(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_nothing_on_the_page_is_left_in_one_language(service: ReconstructionService) -> None:
-    config: dict[str, Any] = build_page(service).get_config_file()  # type: ignore[assignment]
+    config: dict[str, Any] = built(service).get_config_file()  # type: ignore[assignment]
     texts = [text for props in visible_components(config) for text in shown_texts(props)]
     assert len(texts) > 20
     keys = []

@@ -742,7 +742,7 @@ def test_a_large_jpeg_is_never_decoded_whole(monkeypatch: pytest.MonkeyPatch) ->
         return load(image)
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", spy)
-    seen = decode_image(encode(Image.new("RGB", (8000, 6000)), "JPEG", exif=exif(6)))
+    seen = decode_image(encode(Image.new("RGB", (4000, 3000)), "JPEG", exif=exif(6)))
     assert set(sizes) == {(2000, 1500)}
     assert seen.size == (1500, 2000)
 
@@ -772,6 +772,26 @@ def test_jpeg_scans_are_bounded() -> None:
     assert decode_image(repeated_scans(50)).size == photo().size
     with pytest.raises(ImageLimitError, match=HIDDEN):
         decode_image(repeated_scans(100))
+
+
+def test_what_looks_like_scans_behind_or_beside_the_pixels_is_not_counted() -> None:
+    """Phones append films to their photos; a film has any bytes."""
+    looks = b"\xff\xda\xff\xe1\0\xffExif\0\0" * 500
+    for data in (JPEG + looks, jpeg_with_segment(JPEG, 0xEF, looks)):
+        assert np.array_equal(decoded(data), decoded(JPEG))
+
+
+def test_the_exif_of_a_picture_behind_the_first_is_not_its_own() -> None:
+    second = encode(photo(), "JPEG", exif=exif(6))
+    assert np.array_equal(decoded(JPEG + second), decoded(JPEG))
+
+
+def test_scans_do_not_hide_behind_a_marker_that_stands_alone() -> None:
+    # A reader that took 0xFF01 for a segment would skip the scans after it.
+    scan = repeated_scans(1)[len(repeated_scans(0)) - 2 : -2]
+    hidden = b"\xff\x01" + scan * 150
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_image(repeated_scans(0)[:-2] + hidden + b"\xff\xd9")
 
 
 def test_gif_comments_are_bounded() -> None:
@@ -808,6 +828,14 @@ def test_tiff_values_are_bounded() -> None:
     body = struct.pack("<H", 8) * 200_000
     with pytest.raises(ImageLimitError, match=HIDDEN):
         decode_image(grey_tiff(body, 8, tags={273: (3, 200_000, 8)}))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_ordinary_tiff_tiles(order: str) -> None:
+    tags = {256: (3, 1, 32), 257: (3, 1, 16), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1),
+            277: (3, 1, 1), 322: (3, 1, 32), 323: (3, 1, 16), 324: (4, 1, 8),
+            325: (4, 1, 512)}  # fmt: skip
+    assert decoded(tiff(tags, bytes(range(256)) * 2, order))[0, :3, 0].tolist() == [0, 1, 2]
 
 
 def test_tiff_tiles_larger_than_a_picture() -> None:

@@ -15,6 +15,7 @@ import torch
 
 from mae_core.checkpoint import load_checkpoint, load_weights
 from mae_core.config import MaskConfig, ModelConfig, OptimConfig, StageConfig, TrainConfig
+from mae_core.data.packed import pack_folder
 from mae_core.errors import CheckpointError, ConfigError, TrainingError
 from mae_core.models.mae import MaskedAutoencoder, reconstruction_loss
 from mae_core.recipes import RECIPES, recipe
@@ -156,9 +157,27 @@ def test_a_resumed_run_ends_in_the_same_bits(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def _pictures(config: TrainConfig) -> list[np.ndarray]:
-    from mae_core.data.packed import pack_folder
+def test_what_was_changed_on_the_way_stands_in_the_record(run_config: MakeRun) -> None:
+    config = run_config(eval_every=4, steps=8)
+    Path(config.out).mkdir()
 
+    def stop(model: MaskedAutoencoder, step: int) -> Mapping[str, float]:
+        raise _Stop
+
+    state = start_run(config, CPU)
+    with pytest.raises(_Stop):
+        train(config, state, _pictures(config), CPU, stop)
+    moved = replace(config.data, cache=str(Path(config.out).parent / "elsewhere"))
+    run(replace(config, visible_weight=0.2, eval_every=100, data=moved), "test")
+    record = load_weights(Path(config.out) / "weights.safetensors").record
+    assert record["changes"] == [
+        {"step": 4, "field": "visible_weight", "from": 0.1, "to": 0.2},
+        {"step": 4, "field": "eval_every", "from": 4, "to": 100},
+    ]
+    assert record["train"]["visible_weight"] == 0.2
+
+
+def _pictures(config: TrainConfig) -> list[np.ndarray]:
     pack = pack_folder(
         config.data.folder, Path(config.out).parent / "pack",
         short_side=config.data.short_side, max_unreadable=0.0,
