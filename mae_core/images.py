@@ -76,7 +76,7 @@ _MAX_PROFILE_BYTES = 4 * 2**20
 # Hidden work (see `_check_hidden_work`). A progressive JPEG has about ten scans; a GIF's first
 # frame follows a handful of extension blocks; a TIFF of ten thousand strips has twice as many
 # tag values. Each bound is far above those, and at most a few seconds of work.
-_MAX_JPEG_SCANS = 100
+_MAX_JPEG_SCANS = 50
 _MAX_GIF_BLOCKS = 8192
 _MAX_TAG_VALUES = 2**17
 
@@ -291,7 +291,7 @@ def _check_hidden_work(data: bytes, limits: ImageLimits) -> None:
     """Refuse a file that costs its parser far more than its picture's size says.
 
     Raises:
-        ImageLimitError: If it has hundreds of JPEG scans, thousands of GIF extensions, TIFF
+        ImageLimitError: If it has dozens of JPEG scans, thousands of GIF extensions, TIFF
             or EXIF tags that together claim more than a file may hold, or TIFF tiles larger than
             a picture.
     """

@@ -4,6 +4,7 @@ import asyncio
 import io
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -52,7 +53,7 @@ def free_port() -> int:
 
 
 def inside_a_loop(work: Callable[[], Result]) -> Result:
-    """Do something while an event loop runs.
+    """Do something while an event loop runs, in a thread that has no other.
 
     Without one Gradio makes several as it builds and launches, and closes none of them.
     """
@@ -60,7 +61,8 @@ def inside_a_loop(work: Callable[[], Result]) -> Result:
     async def do() -> Result:
         return work()
 
-    return asyncio.run(do())
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(do())).result()
 
 
 def built(service: ReconstructionService) -> gr.Blocks:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from gradio.i18n import I18nData
 
 import mae_core
 from app.i18n import LANGUAGES, STRINGS, error_sentence, preferred_language, text
@@ -96,10 +97,8 @@ def shown_texts(props: dict[str, Any]) -> Iterator[str]:
         if name == "choices":
             if props["name"] != "dropdown":
                 yield from (str(label) for label, _ in value or [])
-        elif isinstance(value, dict) and value.get("__type__") == "translation_metadata":
-            yield f'__i18n__{{"__type__": "translation_metadata", "key": "{value["key"]}"}}'
-        elif isinstance(value, str) and value:
-            yield value
+        elif isinstance(value, str | I18nData) and str(value):
+            yield str(value)
 
 
 def visible_components(config: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,0 +1,265 @@
+"""The served page through `gradio_client` and plain HTTP, as programs use it."""
+
+import io
+import json
+import statistics
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from app.components.image import MAX_BYTES
+from app.handlers import PANELS
+from app.service import ReconstructionService
+from app.ui import EXAMPLES
+from tests.app.serving import encoded, example
+
+CAT = EXAMPLES / "cat.jpg"
+
+
+@pytest.fixture(scope="module")
+def client(page_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    client = Client(page_url, verbose=False, download_files=tmp_path_factory.mktemp("answers"))
+    yield client
+    client.close()
+
+
+def ask(client: Client, **changes: Any) -> Any:
+    call = {"image": handle_file(CAT), "mask_ratio": 0.75, "seed": 2, **changes}
+    return client.predict(**call, api_name="/reconstruct")
+
+
+def test_a_call_gives_four_lossless_pictures_and_the_facts(
+    client: Client, service: ReconstructionService
+) -> None:
+    *files, facts = ask(client, mask_ratio=0.5, seed=7, strategy="grid", fit="whole")
+    answer = service.reconstruct(example("cat"), 0.5, 7, "grid", "whole")
+    assert facts == answer.facts
+    for name, file in zip(PANELS, files, strict=True):
+        assert Path(file).name == f"{name}.png"
+        with Image.open(file) as picture:
+            assert picture.format == "PNG"
+            assert np.array_equal(np.asarray(picture), np.asarray(answer.panels[name]))
+
+
+def test_strategy_fit_and_model_have_defaults(client: Client) -> None:
+    facts = ask(client)[4]
+    chosen = (facts["strategy"], facts["fit"], facts["model"])
+    assert chosen == ("random", "crop", "small-random")
+
+
+def test_reconstruct_is_the_one_endpoint(client: Client) -> None:
+    info: Any = client.view_api(return_format="dict", print_info=False)
+    assert list(info["named_endpoints"]) == ["/reconstruct"]
+    assert not info["unnamed_endpoints"]
+    endpoint = info["named_endpoints"]["/reconstruct"]
+    names = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
+    assert names == ["image", "mask_ratio", "seed", "strategy", "fit", "model"]
+    assert not endpoint["parameters"][0]["parameter_has_default"]
+    assert [value["label"] for value in endpoint["returns"]] == [*PANELS, "facts"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mask_ratio": "much"}, "from 0.05 to 0.95"),
+        ({"mask_ratio": None}, "from 0.05 to 0.95"),
+        ({"mask_ratio": True}, "from 0.05 to 0.95"),
+        ({"mask_ratio": 1.5}, "from 0.05 to 0.95"),
+        ({"seed": "two"}, "whole number"),
+        ({"seed": None}, "whole number"),
+        ({"seed": -1}, "whole number"),
+        ({"seed": 0.5}, "whole number"),
+        ({"strategy": "spiral"}, "random, block, grid"),
+        ({"fit": 3}, "crop, squash, whole"),
+        ({"model": "other"}, "choose small-random"),
+        ({"image": None}, "There is no picture"),
+        ({"image": "cat.jpg"}, "must be an uploaded file"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_answered_in_a_sentence(
+    client: Client, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(AppError) as caught:
+        ask(client, **changes)
+    assert_is_a_sentence(str(caught.value), words)
+    assert ask(client)[4]["visible"] == 12
+
+
+def assert_is_a_sentence(message: str, words: str) -> None:
+    assert words in message
+    assert message.strip("'\"").endswith(".")
+    assert len(message) < 250
+    assert "Traceback" not in message
+    assert "/" not in message.replace("http:/", "")
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A black picture of any size in a few kilobytes, written without holding its pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(1 + 3 * width)) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(kind, data) for kind, data in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    )
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><rect/></svg>'
+
+BAD_FILES: list[tuple[str, Callable[[], bytes], str]] = [
+    ("words.txt", lambda: b"not a picture at all", "give a picture as JPEG"),
+    ("words.png", lambda: b"not a picture at all", "give a picture as JPEG"),
+    ("cut.jpg", lambda: CAT.read_bytes()[:8000], "damaged or cut short"),
+    ("empty.png", lambda: b"", "empty"),
+    ("drawing.svg", lambda: SVG, "SVG"),
+    ("bomb.png", lambda: png_of(12_000, 12_000), "million pixels"),
+    ("line.png", lambda: encoded(Image.new("RGB", (1, 300))), "1 x 300"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"), BAD_FILES, ids=[name for name, *_ in BAD_FILES]
+)
+def test_a_bad_picture_is_answered_in_a_sentence(
+    client: Client, tmp_path: Path, name: str, content: Callable[[], bytes], words: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content())
+    begun = time.perf_counter()
+    with pytest.raises(AppError) as caught:
+        ask(client, image=handle_file(path))
+    # A bomb that goes off takes seconds and gigabytes.
+    assert time.perf_counter() - begun < 5
+    assert_is_a_sentence(str(caught.value), words)
+    assert ask(client)[4]["visible"] == 12
+
+
+class Api:
+    """Calls `/reconstruct` with whatever JSON one likes."""
+
+    def __init__(self, url: str) -> None:
+        self.http = httpx.Client(base_url=f"{url}/gradio_api", timeout=30)
+        files = {"files": ("cat.jpg", CAT.read_bytes())}
+        path = self.http.post("/upload", files=files).json()[0]
+        self.cat = {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+    def post(self, body: str) -> httpx.Response:
+        headers = {"content-type": "application/json"}
+        return self.http.post("/call/reconstruct", content=body, headers=headers)
+
+    def call(self, data: list[Any]) -> tuple[str, Any]:
+        """The kind of answer, `complete` or `error`, and its data."""
+        event = self.post(json.dumps({"data": data})).json()["event_id"]
+        lines = self.http.get(f"/call/reconstruct/{event}").text.splitlines()
+        answer = json.loads(lines[1].removeprefix("data: "))
+        return lines[0].removeprefix("event: "), answer
+
+
+@pytest.fixture(scope="module")
+def api(page_url: str) -> Iterator[Api]:
+    api = Api(page_url)
+    yield api
+    api.http.close()
+
+
+CONTROLS = [0.75, 2, "random", "crop", "small-random"]
+
+
+def test_not_a_number_is_no_mask_ratio(api: Api) -> None:
+    for value in (float("nan"), float("inf")):
+        kind, answer = api.call([api.cat, value, *CONTROLS[1:]])
+        assert kind == "error"
+        assert_is_a_sentence(answer["error"], "from 0.05 to 0.95")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"url": "data:image/png;base64,aaaa"}, "not fetched"),
+        ({"path": "data:image/png;base64,aaaa"}, "not fetched"),
+        ({"path": "http://127.0.0.1:9/a.png"}, "not fetched"),
+        ({"path": str(EXAMPLES / "dogs.jpg")}, "must be an uploaded file"),
+        ({"path": str(EXAMPLES / "dogs.jpg"), "meta": None}, "must be an uploaded file"),
+    ],
+    ids=str,
+)
+def test_only_uploaded_files_are_read(api: Api, changes: dict[str, Any], words: str) -> None:
+    kind, answer = api.call([{**api.cat, **changes}, *CONTROLS])
+    assert kind == "error"
+    assert_is_a_sentence(answer["error"], words)
+    assert api.call([api.cat, *CONTROLS])[0] == "complete"
+
+
+def test_an_upload_that_was_deleted_is_said_to_be_gone(api: Api) -> None:
+    gone = str(Path(api.cat["path"]).with_name("gone.jpg"))
+    kind, answer = api.call([{**api.cat, "path": gone}, *CONTROLS])
+    assert kind == "error"
+    assert answer["error"] == "The picture is no longer on the server. Please choose it again."
+
+
+def test_a_wrong_number_of_values_is_said_to_be(api: Api) -> None:
+    kind, answer = api.call([api.cat, 0.75, 2])
+    assert kind == "error"
+    assert answer["error"] == "3 values were given; this call takes 6."
+
+
+def test_errors_are_in_the_language_asked_for(page_url: str, api: Api) -> None:
+    chinese = Api(page_url)
+    chinese.http.headers["accept-language"] = "zh-CN"
+    _, answer = chinese.call([api.cat, 7, *CONTROLS[1:]])
+    chinese.http.close()
+    assert "掩码比例" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["file=http://127.0.0.1:9/", "file=https://example.com/", "file/http://127.0.0.1:9/",
+     "file=%68ttp://127.0.0.1:9/", "proxy=http://127.0.0.1:9/"],
+)  # fmt: skip
+def test_the_server_fetches_nothing_for_others(api: Api, path: str) -> None:
+    response = api.http.get(f"/{path}")
+    assert (response.status_code, response.text) == (403, "This server does not fetch addresses.")
+
+
+def test_the_programs_own_files_are_out_of_reach(api: Api) -> None:
+    assert api.http.get(f"/file={EXAMPLES / 'cat.jpg'}").status_code == 200
+    assert api.http.get(f"/file={EXAMPLES.parent.parent / 'ui.py'}").status_code == 403
+
+
+def test_a_file_that_is_too_large_is_not_taken(api: Api) -> None:
+    files = {"files": ("a.jpg", io.BytesIO(bytes(MAX_BYTES + 1)))}
+    assert api.http.post("/upload", files=files).status_code == 413
+
+
+def test_a_call_that_is_too_long_is_not_taken(api: Api) -> None:
+    body = json.dumps({"data": ["x" * 1_000_000, *CONTROLS]})
+    assert api.post(body).status_code == 413
+    assert api.call([api.cat, *CONTROLS])[0] == "complete"
+
+
+def test_one_hundred_calls(client: Client) -> None:
+    picture, seconds = handle_file(CAT), []
+    for i in range(100):
+        mask_ratio = round(0.05 + 0.9 * (i * 37 % 100) / 99, 2)
+        begun = time.perf_counter()
+        facts = ask(client, image=picture, mask_ratio=mask_ratio, seed=i)[4]
+        seconds.append(time.perf_counter() - begun)
+        assert (facts["mask_ratio"], facts["seed"]) == (mask_ratio, i)
+        assert facts["visible"] == max(1, int(round(49 * (1 - mask_ratio), 9)))
+    p50, p95 = statistics.median(seconds), statistics.quantiles(seconds, n=20)[18]
+    print(f"100 calls: p50 {p50 * 1000:.0f} ms, p95 {p95 * 1000:.0f} ms")

@@ -1,0 +1,74 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.__main__ import launch, launch_options, main
+from app.service import ReconstructionService
+from app.settings import AppSettings
+from mae_core import ConfigError
+from mae_core.checkpoint import save_weights
+from tests.app.serving import built, free_port, inside_a_loop, small_reconstructor
+from tests.sources import ROOT
+
+
+def test_weights_that_are_not_there_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--weights", "no-such-weights"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: 'no-such-weights'")
+
+
+def test_a_bad_port_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--port", "none"]) == 2
+    assert "error: port is 'none'; it must be a whole number" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_said_to_be(service: ReconstructionService) -> None:
+    page = built(service)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        settings = AppSettings(port=listener.getsockname()[1])
+        with pytest.raises(ConfigError, match="give another with --port"):
+            inside_a_loop(lambda: launch(page, settings, wait=False))
+
+
+def test_nothing_is_shared_reported_or_kept() -> None:
+    options = launch_options()
+    for name in ("share", "ssr_mode", "show_error", "run_history", "enable_monitoring"):
+        assert options[name] is False, name
+
+
+def test_the_command_serves_the_page_until_it_is_stopped(tmp_path: Path) -> None:
+    weights = tmp_path / "mine.safetensors"
+    save_weights(weights, small_reconstructor().model, record={})
+    port = free_port()
+    environ = {**os.environ, "MAE_PORT": str(port), "MAE_DEVICE": "cpu"}
+    command = [sys.executable, "-m", "app", "--weights", str(weights)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            assert "Masked Autoencoder" in first_answer(f"http://127.0.0.1:{port}/", process)
+        finally:
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+    assert "Traceback" not in output
+
+
+def first_answer(url: str, process: subprocess.Popen[str]) -> str:
+    """The page's HTML, as soon as it is served."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        try:
+            return httpx.get(url, timeout=30).text
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise TimeoutError(url)

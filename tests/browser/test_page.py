@@ -1,0 +1,286 @@
+"""The page as a visitor uses it, in a real Chromium."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from app.handlers import PANELS
+from app.i18n import STRINGS
+from app.service import ReconstructionService
+from app.ui import EXAMPLES
+from tests.app.serving import encoded, example
+from tests.browser.conftest import DESKTOP, PHONE
+
+pytestmark = pytest.mark.browser
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def panel(page: Page, name: str) -> Pixels:
+    """The pixels that a panel shows, fetched as the browser fetched them."""
+    address = page.locator(f"#panel-{name} img").get_attribute("src")
+    assert address
+    with Image.open(io.BytesIO(page.request.get(address).body())) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture)
+
+
+def panels(page: Page) -> dict[str, Pixels]:
+    return {name: panel(page, name) for name in PANELS}
+
+
+def expected(service: ReconstructionService, picture: bytes, *request: Any) -> dict[str, Pixels]:
+    answer = service.reconstruct(picture, *request)
+    return {name: np.asarray(image) for name, image in answer.panels.items()}
+
+
+def equal(left: dict[str, Pixels], right: dict[str, Pixels]) -> bool:
+    return all(np.array_equal(left[name], right[name]) for name in PANELS)
+
+
+def sources(page: Page) -> dict[str, str | None]:
+    return {name: page.locator(f"#panel-{name} img").get_attribute("src") for name in PANELS}
+
+
+def slide(page: Page, slider: str, value: float) -> None:
+    """Move a slider as a finger does: its value, then an input event."""
+    page.locator(f"#{slider} input[type=range]").evaluate(
+        "(element, value) => { element.value = value;"
+        " element.dispatchEvent(new Event('input', {bubbles: true})); }",
+        value,
+    )
+
+
+def seen(page: Page, text: str) -> None:
+    """Wait until the line of facts holds a text."""
+    expect(page.locator("#facts")).to_contain_text(text, timeout=60_000)
+
+
+def changed(page: Page, name: str, before: str | None) -> None:
+    expect(page.locator(f"#panel-{name} img")).not_to_have_attribute(
+        "src", str(before), timeout=60_000
+    )
+
+
+def choose_file(page: Page, name: str, data: bytes, kind: str = "image/png") -> None:
+    page.locator("#picture input[type=file]").set_input_files(
+        {"name": name, "mimeType": kind, "buffer": data}
+    )
+
+
+def test_the_first_view_shows_an_example_reconstructed(
+    view: Page, service: ReconstructionService
+) -> None:
+    assert equal(panels(view), expected(service, example("cat"), 0.75, 2))
+    seen(view, "12 of 49 patches seen")
+    seen(view, "small-random")
+    expect(view.locator("#trust")).to_contain_text("these pictures are guesses")
+
+
+def test_an_uploaded_picture_is_reconstructed(view: Page, service: ReconstructionService) -> None:
+    picture = encoded(Image.open(EXAMPLES / "stream.jpg").resize((200, 160)))
+    before = sources(view)
+    choose_file(view, "mine.png", picture)
+    for name in PANELS:
+        changed(view, name, before[name])
+    assert equal(panels(view), expected(service, picture, 0.75, 2))
+
+
+def test_an_example_works_at_once(view: Page, service: ReconstructionService) -> None:
+    before = sources(view)
+    view.locator("#examples button[data-name=raccoon]").click()
+    changed(view, "pasted", before["pasted"])
+    assert equal(panels(view), expected(service, example("raccoon"), 0.75, 2))
+    expect(view.locator("#examples button[data-name=raccoon]")).to_have_attribute(
+        "aria-pressed", "true"
+    )
+
+
+def test_each_slider_changes_the_panels(view: Page, service: ReconstructionService) -> None:
+    first = sources(view)
+    slide(view, "mask-ratio", 0.5)
+    seen(view, "24 of 49 patches seen")
+    assert equal(panels(view), expected(service, example("cat"), 0.5, 2))
+    second = sources(view)
+    slide(view, "seed", 9)
+    changed(view, "masked", second["masked"])
+    assert equal(panels(view), expected(service, example("cat"), 0.5, 9))
+    # What goes in stays as it is; what comes out differs.
+    third = sources(view)
+    assert first["original"] == third["original"]
+    for name in ("masked", "reconstruction", "pasted"):
+        assert len({first[name], second[name], third[name]}) == 3
+
+
+def test_the_same_seed_gives_the_same_masked_panel(view: Page) -> None:
+    first = panel(view, "masked")
+    source = sources(view)["masked"]
+    slide(view, "seed", 3)
+    changed(view, "masked", source)
+    assert not np.array_equal(panel(view, "masked"), first)
+    slide(view, "seed", 2)
+    expect(view.locator("#panel-masked img")).to_have_attribute("src", str(source))
+    assert np.array_equal(panel(view, "masked"), first)
+
+
+def test_rapid_moves_end_in_the_last_state(view: Page, service: ReconstructionService) -> None:
+    calls: list[str] = []
+    view.on("request", lambda r: calls.append(r.url) if "/queue/join" in r.url else None)
+    for step in range(30):
+        slide(view, "mask-ratio", round(0.2 + 0.02 * step, 2))
+        slide(view, "seed", 100 + step)
+    slide(view, "mask-ratio", 0.9)
+    seen(view, "4 of 49 patches seen")
+    view.locator("#facts .pending").wait_for(state="detached")
+    last = expected(service, example("cat"), 0.9, 129)
+    assert equal(panels(view), last)
+    view.wait_for_timeout(500)
+    assert equal(panels(view), last)
+    # 61 moves, but never more than one request under way and one waiting.
+    assert len(calls) < 40
+
+
+def test_the_dice_throw_another_seed(view: Page, service: ReconstructionService) -> None:
+    before = sources(view)
+    view.locator("#dice").click()
+    changed(view, "masked", before["masked"])
+    seed = int(view.locator("#seed input[type=number]").input_value())
+    assert 0 <= seed <= 9999
+    assert equal(panels(view), expected(service, example("cat"), 0.75, seed))
+
+
+def test_strategy_and_fit_are_obeyed(view: Page, service: ReconstructionService) -> None:
+    before = sources(view)
+    view.locator("#strategy label", has_text="Blocks").click()
+    changed(view, "masked", before["masked"])
+    assert equal(panels(view), expected(service, example("cat"), 0.75, 2, "block"))
+    before = sources(view)
+    view.locator("#fit label", has_text="Whole").click()
+    changed(view, "masked", before["masked"])
+    assert equal(panels(view), expected(service, example("cat"), 0.75, 2, "block", "whole"))
+
+
+def test_a_text_file_gets_a_sentence_and_the_page_goes_on(
+    view: Page, service: ReconstructionService
+) -> None:
+    choose_file(view, "notes.png", b"not a picture")
+    alert = view.locator("#facts [role=alert]")
+    expect(alert).to_contain_text("give a picture as JPEG, PNG")
+    for name in PANELS:
+        expect(view.locator(f"#panel-{name} img")).to_have_count(0)
+    view.locator("#examples button[data-name=dogs]").click()
+    view.locator("#panel-pasted img").wait_for()
+    expect(alert).to_have_count(0)
+    assert equal(panels(view), expected(service, example("dogs"), 0.75, 2))
+
+
+def test_a_file_that_says_it_is_text_is_not_sent(view: Page) -> None:
+    choose_file(view, "notes.txt", b"not a picture", "text/plain")
+    expect(view.get_by_text("Invalid file type")).to_be_visible()
+
+
+def test_a_cleared_picture_empties_the_panels(view: Page) -> None:
+    view.locator("#picture button[aria-label='Remove Image']").click()
+    for name in PANELS:
+        expect(view.locator(f"#panel-{name} img")).to_have_count(0)
+
+
+def test_a_webcam_picture_is_reconstructed(view: Page) -> None:
+    before = sources(view)
+    view.locator("#picture button[aria-label='Capture from camera']").click()
+    view.locator("#picture").get_by_role("button", name="grant access").click()
+    view.locator("#picture video").wait_for()
+    view.locator("#picture button[aria-label='capture photo']").click()
+    changed(view, "original", before["original"])
+
+
+def test_a_download_is_lossless(view: Page, tmp_path: Path) -> None:
+    for name in PANELS:
+        with view.expect_download() as waiting:
+            view.locator(f"#panel-{name} a[download]").click()
+        assert waiting.value.suggested_filename == f"{name}.png"
+        path = tmp_path / f"{name}.png"
+        waiting.value.save_as(path)
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert np.array_equal(np.asarray(picture), panel(view, name))
+
+
+def test_a_panel_can_be_viewed_large(view: Page) -> None:
+    small = view.locator("#panel-pasted img").bounding_box()
+    view.locator("#panel-pasted button[aria-label=Fullscreen]").click()
+    view.wait_for_timeout(300)
+    large = view.locator("#panel-pasted img").bounding_box()
+    assert small
+    assert large
+    assert large["height"] > 2 * small["height"]
+
+
+def boxes(page: Page) -> list[dict[str, float]]:
+    found = [page.locator(f"#panel-{name}").bounding_box() for name in PANELS]
+    return [dict(box) for box in found if box]
+
+
+def test_panels_stand_side_by_side_on_a_desktop(view: Page) -> None:
+    places = boxes(view)
+    assert len({place["y"] for place in places}) == 1
+    assert [place["x"] for place in places] == sorted({place["x"] for place in places})
+    assert places[-1]["y"] + places[-1]["height"] < DESKTOP["height"]
+
+
+ON_A_PHONE = {"viewport": PHONE, "is_mobile": True, "has_touch": True}
+
+
+@pytest.mark.parametrize("view", [ON_A_PHONE], indirect=True, ids=["phone"])
+def test_a_phone_shows_two_by_two_without_sideways_scroll(view: Page) -> None:
+    width = view.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert width[0] <= width[1] == PHONE["width"]
+    original, masked, reconstruction, pasted = boxes(view)
+    assert original["y"] == masked["y"] < reconstruction["y"] == pasted["y"]
+    assert original["x"] == reconstruction["x"] < masked["x"] == pasted["x"]
+    sliders = view.locator("#seed").bounding_box()
+    # A slider and the panels it changes are in view together.
+    assert sliders
+    assert pasted["y"] + pasted["height"] - sliders["y"] < PHONE["height"]
+
+
+@pytest.mark.parametrize("view", [{"locale": "zh-CN"}], indirect=True, ids=["zh-CN"])
+def test_a_chinese_browser_gets_chinese(view: Page) -> None:
+    texts = STRINGS["zh"]
+    expect(view.locator("#title")).to_have_text(texts["title"])
+    for place, key in (
+        ("#picture", "picture"), ("#mask-ratio", "mask_ratio"), ("#seed", "seed"),
+        ("#strategy", "strategy_random"), ("#fit", "fit_crop"), ("#model", "model"),
+        ("#panel-original", "original"), ("#panel-masked", "masked"),
+        ("#panel-reconstruction", "reconstruction"), ("#panel-pasted", "pasted"),
+        ("#facts", "可见 12 / 49 个图块"), ("#trust", "这些图片只是猜测"),
+    ):  # fmt: skip
+        expect(view.locator(place)).to_contain_text(texts.get(key, key))
+    body = view.locator("body").inner_text()
+    for key, english in STRINGS["en"].items():
+        if english not in texts[key] and "{" not in english:
+            assert english not in body.split("\n"), english
+    choose_file(view, "notes.png", b"not a picture")
+    expect(view.locator("#facts [role=alert]")).to_contain_text("没有可用的图片")
+
+
+@pytest.mark.parametrize("view", [{"locale": "fr-FR"}], indirect=True, ids=["fr-FR"])
+def test_other_browsers_get_english(view: Page) -> None:
+    expect(view.locator("#title")).to_have_text(STRINGS["en"]["title"])
+
+
+def test_the_page_works_by_keyboard(view: Page) -> None:
+    before = sources(view)
+    view.locator("#examples button[data-name=coffee]").focus()
+    view.keyboard.press("Enter")
+    changed(view, "original", before["original"])
+    view.locator("#mask-ratio input[type=range]").focus()
+    view.keyboard.press("ArrowLeft")
+    seen(view, "12 of 49 patches seen")
+    assert view.locator("#mask-ratio input[type=number]").input_value() == "0.74"
