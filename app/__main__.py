@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import logging
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,14 @@ from app.service import ReconstructionService
 from app.settings import AppSettings, parse_port, parse_weights
 from app.ui import EXAMPLES, I18N, STYLE, build_page
 from mae_core import ConfigError, MAEError
+
+# Gradio as it comes reports to its makers; and after every event it sums up the last 10,000 of
+# them for a page of statistics that is switched off here.
+GRADIO_SETTINGS = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9),
+    "GRADIO_ANALYTICS_MAX_EVENTS": "1",
+}
 
 # What a browser wraps around a file that it uploads.
 _UPLOAD_ENVELOPE_BYTES = 64 * 1024
@@ -37,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # Gradio asks its own server whether it is up.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    # Gradio reports to its makers unless told not to.
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.update(GRADIO_SETTINGS)
     try:
         settings = parse_settings(argv)
         page = build_page(ReconstructionService.load(settings.weights, device=settings.device))
@@ -79,22 +87,30 @@ def launch(page: gr.Blocks, settings: AppSettings, *, wait: bool = True) -> str:
         The page's address.
 
     Raises:
-        ConfigError: If the port is taken.
+        ConfigError: If the port is taken or the host is not this machine's.
     """
-    options = launch_options()
-    try:
-        _, url, _ = page.launch(
-            server_name=settings.host,
-            server_port=settings.port,
-            prevent_thread_lock=not wait,
-            **options,
-        )
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {settings.host}, port {settings.port}: it may be taken; give "
-            "another with --port or MAE_PORT"
-        ) from error
+    _check_port(settings)
+    _, url, _ = page.launch(
+        server_name=settings.host,
+        server_port=settings.port,
+        prevent_thread_lock=not wait,
+        **launch_options(),
+    )
     return url
+
+
+def _check_port(settings: AppSettings) -> None:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As the server does: connections of a page just stopped are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host.strip("[]"), settings.port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {settings.host}, port {settings.port}: {error.strerror}; give "
+                "others with --host and --port or MAE_HOST and MAE_PORT"
+            ) from error
 
 
 def launch_options() -> dict[str, Any]:

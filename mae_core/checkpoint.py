@@ -23,7 +23,6 @@ from mae_core.config import ModelConfig, from_dict, to_dict
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.models.mae import MaskedAutoencoder
 
-WEIGHTS_FILE = "weights.safetensors"
 CHECKPOINT_FILE = "checkpoint.pt"
 
 _FORMAT = "mae_core-1"

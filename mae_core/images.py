@@ -69,8 +69,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# The colour space an ICC profile must speak of to be used on a picture of that mode.
-_PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+# Modes without transparency that an ICC profile may describe.
+_COLOUR_MODES = ("L", "RGB", "CMYK")
 _MAX_PROFILE_BYTES = 4 * 2**20
 
 # Hidden work (see `_check_hidden_work`). A progressive JPEG has about ten scans; a GIF's first
@@ -319,10 +319,8 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _jpeg_exif(data: bytes) -> bytes:
-    """A JPEG's own EXIF data; pictures within or behind it may have theirs."""
+    """A JPEG's own EXIF data, not that of a picture behind it."""
     for marker, content in _jpeg_segments(data):
-        if marker == b"\xda":  # pixels begin
-            break
         if marker == b"\xe1" and content.startswith(b"Exif\0\0"):
             return content
     return b""
@@ -476,7 +474,7 @@ def _to_plain_mode(image: Image.Image) -> Image.Image:
     """A loaded picture as L, RGB, CMYK or RGBA."""
     if image.mode.startswith("I") or image.mode == "F":
         return _from_numbers(image)
-    if image.mode == "RGBA" or (image.mode in _PROFILE_SPACES and not image.has_transparency_data):
+    if image.mode == "RGBA" or (image.mode in _COLOUR_MODES and not image.has_transparency_data):
         return image
     if image.has_transparency_data:
         return image.convert("RGBA")
@@ -541,12 +539,12 @@ def _to_srgb(colour: Image.Image, profile: bytes | None) -> Image.Image:
     if profile and len(profile) <= _MAX_PROFILE_BYTES:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if source.profile.xcolor_space.strip() == _PROFILE_SPACES[colour.mode]:
-                target = ImageCms.createProfile("sRGB")
-                converted = ImageCms.profileToProfile(colour, source, target, outputMode="RGB")
-                assert converted is not None  # None is for inPlace=True
-                return converted
-        # A broken profile costs some colour fidelity, and viewers ignore it too.
+            target = ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(colour, source, target, outputMode="RGB")
+            assert converted is not None  # None is for inPlace=True
+            return converted
+        # A profile that is broken, or of another colour space than the picture, costs some
+        # fidelity; viewers ignore it too.
         except (ImageCms.PyCMSError, OSError, ValueError):
             pass
     return colour.convert("RGB")

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mae_core.checkpoint import WEIGHTS_FILE, save_weights
+from mae_core.checkpoint import save_weights
 from mae_core.config import TrainConfig, to_dict, with_overrides, without_places
 from mae_core.data.packed import PackedImages, pack_folder
 from mae_core.devices import choose_device
@@ -33,6 +33,7 @@ from mae_core.models.mae import MaskedAutoencoder
 from mae_core.recipes import RECIPES, recipe
 from mae_core.reconstruction import Reconstructor
 from mae_core.training.loop import RunState, start_run, train
+from mae_core.weights import WEIGHTS_FILE
 
 _log = logging.getLogger(__name__)
 

@@ -10,10 +10,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_core.checkpoint import WEIGHTS_FILE
 from mae_core.errors import CheckpointError
 
 WEIGHTS_FOLDER = Path(__file__).resolve().parent.parent / "weights"
+
+# What a finished run's weights are called.
+WEIGHTS_FILE = "weights.safetensors"
 
 # The weights used where none are named.
 DEFAULT_WEIGHTS = "mae-tiny"

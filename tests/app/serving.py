@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import gradio as gr
 import torch
 from PIL import Image
 
-from app.__main__ import launch
+from app.__main__ import GRADIO_SETTINGS, launch
 from app.service import ReconstructionService
 from app.settings import AppSettings
 from app.ui import EXAMPLES, build_page
@@ -66,6 +67,7 @@ def inside_a_loop(work: Callable[[], Result]) -> Result:
 
 
 def built(service: ReconstructionService) -> gr.Blocks:
+    os.environ.update(GRADIO_SETTINGS)
     return inside_a_loop(lambda: build_page(service))
 
 

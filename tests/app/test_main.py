@@ -35,8 +35,13 @@ def test_a_port_that_is_taken_is_said_to_be(service: ReconstructionService) -> N
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         settings = AppSettings(port=listener.getsockname()[1])
-        with pytest.raises(ConfigError, match="give another with --port"):
+        with pytest.raises(ConfigError, match="give others with --host and --port"):
             inside_a_loop(lambda: launch(page, settings, wait=False))
+
+
+def test_a_host_that_is_not_here_is_said_to_be(service: ReconstructionService) -> None:
+    with pytest.raises(ConfigError, match="cannot listen on 192.0.2.1, port"):
+        launch(built(service), AppSettings(host="192.0.2.1", port=free_port()), wait=False)
 
 
 def test_nothing_is_shared_reported_or_kept() -> None:

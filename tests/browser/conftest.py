@@ -3,10 +3,9 @@
 import os
 import shutil
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from app.service import ReconstructionService
 from tests.app.serving import served, small_service
@@ -21,7 +20,9 @@ DESKTOP = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: while Playwright is there, an event loop runs in this thread, which
+# other tests would stumble over.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
@@ -35,23 +36,35 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def service() -> ReconstructionService:
     return small_service()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page_url(service: ReconstructionService) -> Iterator[str]:
     with served(service) as url:
         yield url
 
 
+@pytest.fixture(scope="module")
+def contexts(browser: Browser) -> dict[str, BrowserContext]:
+    """One for each set of options; pages of one share the browser's cache."""
+    return {}
+
+
 @pytest.fixture
-def view(browser: Browser, page_url: str, request: pytest.FixtureRequest) -> Iterator[Page]:
+def view(
+    browser: Browser,
+    contexts: dict[str, BrowserContext],
+    page_url: str,
+    request: pytest.FixtureRequest,
+) -> Iterator[Page]:
     """The page, on a desktop and in English unless parametrized otherwise, free of errors."""
-    options: dict[str, Any] = {"viewport": DESKTOP, "locale": "en-US"}
-    context = browser.new_context(**options | getattr(request, "param", {}))
-    page = context.new_page()
+    options = {"viewport": DESKTOP, "locale": "en-US"} | getattr(request, "param", {})
+    if str(options) not in contexts:
+        contexts[str(options)] = browser.new_context(**options)
+    page = contexts[str(options)].new_page()
     page.set_default_timeout(60_000)
     complaints: list[str] = []
     foreign: list[str] = []
@@ -61,7 +74,7 @@ def view(browser: Browser, page_url: str, request: pytest.FixtureRequest) -> Ite
     page.goto(page_url)
     page.locator("#panel-pasted img").wait_for()
     yield page
-    context.close()
+    page.close()
     assert not complaints
     assert not foreign, "the page asked another server"
 

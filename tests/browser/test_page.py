@@ -194,10 +194,31 @@ def test_a_cleared_picture_empties_the_panels(view: Page) -> None:
 def test_a_webcam_picture_is_reconstructed(view: Page) -> None:
     before = sources(view)
     view.locator("#picture button[aria-label='Capture from camera']").click()
-    view.locator("#picture").get_by_role("button", name="grant access").click()
-    view.locator("#picture video").wait_for()
+    view.get_by_text("Click to Access Webcam").click()
     view.locator("#picture button[aria-label='capture photo']").click()
-    changed(view, "original", before["original"])
+    view.locator("#panel-original img").wait_for()
+    assert sources(view)["original"] != before["original"]
+
+
+COPY_A_PICTURE = """async () => {
+  const canvas = new OffscreenCanvas(64, 48);
+  const context = canvas.getContext('2d');
+  context.fillStyle = 'rgb(200, 30, 90)';
+  context.fillRect(0, 0, 64, 48);
+  const blob = await canvas.convertToBlob({type: 'image/png'});
+  await navigator.clipboard.write([new ClipboardItem({'image/png': blob})]);
+}"""
+
+
+def test_a_pasted_picture_is_reconstructed(view: Page) -> None:
+    view.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    before = sources(view)
+    view.evaluate(COPY_A_PICTURE)
+    view.locator("#picture button[aria-label='Remove Image']").click()
+    view.locator("#picture button[aria-label='Paste from clipboard']").click()
+    view.locator("#panel-original img").wait_for()
+    assert sources(view)["original"] != before["original"]
+    assert (panel(view, "original") == (200, 30, 90)).all()
 
 
 def test_a_download_is_lossless(view: Page, tmp_path: Path) -> None:

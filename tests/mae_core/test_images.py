@@ -777,13 +777,14 @@ def test_jpeg_scans_are_bounded() -> None:
 def test_what_looks_like_scans_behind_or_beside_the_pixels_is_not_counted() -> None:
     """Phones append films to their photos; a film has any bytes."""
     looks = b"\xff\xda\xff\xe1\0\xffExif\0\0" * 500
-    for data in (JPEG + looks, jpeg_with_segment(JPEG, 0xEF, looks)):
+    # The length of nothing comes first, lest a reader that goes on skips what it should not see.
+    for data in (JPEG + b"\0\2" + looks, jpeg_with_segment(JPEG, 0xEF, looks)):
         assert np.array_equal(decoded(data), decoded(JPEG))
 
 
 def test_the_exif_of_a_picture_behind_the_first_is_not_its_own() -> None:
     second = encode(photo(), "JPEG", exif=exif(6))
-    assert np.array_equal(decoded(JPEG + second), decoded(JPEG))
+    assert np.array_equal(decoded(JPEG + b"\0\2" + second), decoded(JPEG))
 
 
 def test_scans_do_not_hide_behind_a_marker_that_stands_alone() -> None:
