@@ -153,7 +153,7 @@ class Reconstructor:
         """
         self.name = name
         self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device, model.config)
+        self.precision = choose_precision(precision, self.device)
         self.model = model.to(self.device, getattr(torch, self.precision)).eval()
 
     @classmethod

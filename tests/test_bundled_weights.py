@@ -1,6 +1,7 @@
 """The weights in the repository are what the manifest and the model card say."""
 
 import hashlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from mae_core.checkpoint import load_weights
 from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_pictures
+from mae_core.reconstruction import Reconstructor
 from mae_core.weights import (
     DEFAULT_WEIGHTS,
     WEIGHTS_FOLDER,
@@ -53,6 +55,19 @@ def test_the_model_card_names_each_and_its_recipe(entry: WeightsEntry) -> None:
     assert f"`{record['recipe']}`" in card
     assert f"{record['pictures']:,}" in card
     assert f"{record['pictures_seen']:,}" in card
+
+
+@by_name
+def test_bfloat16_shows_the_same_pictures(entry: WeightsEntry) -> None:
+    full, half = (
+        Reconstructor.from_pretrained(entry.name, device="cpu", precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    for path in sorted(EXAMPLES.glob("*.jpg"))[:4]:
+        first, second = full(path, seed=2), half(path, seed=2)
+        np.testing.assert_array_equal(first.removed, second.removed)
+        error = (first.reconstruction - second.reconstruction).square().mean().item()
+        assert -10 * math.log10(error) > 50
 
 
 @by_name

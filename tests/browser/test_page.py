@@ -195,6 +195,8 @@ def test_a_webcam_picture_is_reconstructed(view: Page) -> None:
     before = sources(view)
     view.locator("#picture button[aria-label='Capture from camera']").click()
     view.get_by_text("Click to Access Webcam").click()
+    # A photo taken before the camera has given a picture is none.
+    view.wait_for_function("() => document.querySelector('#picture video')?.videoWidth > 0")
     view.locator("#picture button[aria-label='capture photo']").click()
     view.locator("#panel-original img").wait_for()
     assert sources(view)["original"] != before["original"]
