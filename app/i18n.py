@@ -20,7 +20,7 @@ LANGUAGES = ("en", "zh")
 STRINGS: dict[str, dict[str, str]] = {
     "en": {
         "title": "Masked Autoencoder",
-        "tagline": "Hide most of a picture and watch a model imagine the rest.",
+        "tagline": "Hide most of a picture, and a model imagines the rest.",
         "picture": "Picture",
         "picture_hint": "Drop a picture here\n- or -\nClick to upload",
         "examples": "Examples",

@@ -103,6 +103,8 @@ class ReconstructionService:
                     f"two weights are called {reconstructor.name!r}; give each a name of its own"
                 )
             reconstructors[reconstructor.name] = reconstructor
+            # The first run of a model takes many times as long as the next; nobody waits for it.
+            reconstructor(Image.new("RGB", (64, 64)))
         return cls(reconstructors)
 
     @property

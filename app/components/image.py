@@ -103,7 +103,8 @@ class PanelImage(gr.Image, metaclass=QuietMeta):
             return None
         name = f"{str(self.elem_id).rpartition('-')[2]}.png"
         buffer = io.BytesIO()
-        value.save(buffer, "PNG")
+        # Three times as fast as the default, for 3 % more bytes of a photograph.
+        value.save(buffer, "PNG", compress_level=1)
         path = _keep(buffer.getvalue(), name, self.GRADIO_CACHE)
         return ImageData(path=str(path), orig_name=name)
 

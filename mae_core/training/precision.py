@@ -15,7 +15,7 @@ def prefer_fast_attention(model: MaskedAutoencoder, device: torch.device) -> Non
     """On a CPU, spell attention out instead of calling the fused kernel.
 
     The backward pass of torch's fused attention on CPUs took 37 % of a training step of the
-    `tiny` preset at 224 pixels; plain matrix products made the whole step 1.7 times as fast
+    `tiny` preset at 224 pixels; plain matrix products made the whole step 1.5 times as fast
     (python -m benchmarks.bench_attention).
     """
     if device.type == "cpu":

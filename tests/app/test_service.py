@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import app.service
 from app.service import ReconstructionService
 from mae_core import (
     MAX_SEED,
@@ -21,6 +20,7 @@ from mae_core import (
     MAEError,
     MaskError,
     Reconstructor,
+    decode_image,
 )
 from mae_core.checkpoint import save_weights
 from tests.app.serving import encoded, example, small_reconstructor, small_service
@@ -103,10 +103,12 @@ def test_any_other_request_is_computed(change: dict[str, Any]) -> None:
 
 def test_a_picture_is_decoded_once_while_sliders_move(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    decode = app.service.decode_image
-    monkeypatch.setattr(
-        app.service, "decode_image", lambda data: decoded.append(len(data)) or decode(data)
-    )
+
+    def counting(data: bytes) -> Image.Image:
+        decoded.append(len(data))
+        return decode_image(data)
+
+    monkeypatch.setattr("app.service.decode_image", counting)
     service = small_service()
     for seed in range(5):
         service.reconstruct(example("cat"), 0.75, seed)

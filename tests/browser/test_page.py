@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FloatRect, Page, expect
 
 from app.handlers import PANELS
 from app.i18n import STRINGS
@@ -243,11 +243,13 @@ def test_a_panel_can_be_viewed_large(view: Page) -> None:
     assert small
     assert large
     assert large["height"] > 2 * small["height"]
+    assert large["y"] + large["height"] <= DESKTOP["height"]
+    assert large["x"] + large["width"] <= DESKTOP["width"]
 
 
-def boxes(page: Page) -> list[dict[str, float]]:
+def boxes(page: Page) -> list[FloatRect]:
     found = [page.locator(f"#panel-{name}").bounding_box() for name in PANELS]
-    return [dict(box) for box in found if box]
+    return [box for box in found if box]
 
 
 def test_panels_stand_side_by_side_on_a_desktop(view: Page) -> None:
