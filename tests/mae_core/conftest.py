@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from mae_core.config import (
     DataConfig,
@@ -17,6 +15,7 @@ from mae_core.config import (
     TrainConfig,
 )
 from mae_core.models.mae import MaskedAutoencoder
+from tests.pictures import draw_picture
 
 
 @pytest.fixture
@@ -33,13 +32,6 @@ def small_model(small_config: ModelConfig) -> MaskedAutoencoder:
     """The same with seeded parameters, in evaluation mode."""
     torch.manual_seed(0)
     return MaskedAutoencoder(small_config).eval()
-
-
-def draw_picture(seed: int, width: int = 80, height: int = 60) -> Image.Image:
-    """A smooth coloured picture, different for each seed."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (2, 3, 3), dtype=np.uint8))
-    return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture

@@ -24,12 +24,7 @@ from mae_core.reconstruction import (
     score,
 )
 from tests import references
-
-
-def picture(seed: int, width: int = 80, height: int = 60) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (2, 3, 3), dtype=np.uint8))
-    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+from tests.pictures import draw_picture
 
 
 @pytest.fixture
@@ -42,7 +37,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
 
 
 def test_panels_hold_what_their_names_say(reconstructor: Reconstructor) -> None:
-    out = reconstructor(picture(0), mask_ratio=0.75, seed=2)
+    out = reconstructor(draw_picture(0), mask_ratio=0.75, seed=2)
     panels = {name: pixels_of(panel) for name, panel in out.panels().items()}
     assert list(panels) == ["original", "masked", "reconstruction", "pasted"]
     removed = out.removed.repeat(8, axis=0).repeat(8, axis=1)
@@ -57,13 +52,13 @@ def test_panels_hold_what_their_names_say(reconstructor: Reconstructor) -> None:
 
 
 def test_the_original_panel_is_the_fitted_picture_bit_for_bit(reconstructor: Reconstructor) -> None:
-    square = picture(1, 48, 48)
+    square = draw_picture(1, 48, 48)
     panel = reconstructor(square, seed=0).panels()["original"]
     np.testing.assert_array_equal(pixels_of(panel), pixels_of(square))
 
 
 def test_facts_are_plain_and_complete(reconstructor: Reconstructor) -> None:
-    facts = reconstructor(picture(0), mask_ratio=0.5, seed=7, strategy="block").facts()
+    facts = reconstructor(draw_picture(0), mask_ratio=0.5, seed=7, strategy="block").facts()
     assert list(facts) == [
         "model", "device", "precision", "mask_ratio", "seed", "strategy", "fit", "visible",
         "patches", "loss", "psnr", "ssim", "seconds",
@@ -77,14 +72,14 @@ def test_facts_are_plain_and_complete(reconstructor: Reconstructor) -> None:
 def test_the_same_seed_gives_the_same_pictures_and_another_another(
     reconstructor: Reconstructor,
 ) -> None:
-    first, again, other = (reconstructor(picture(0), seed=seed) for seed in (3, 3, 4))
+    first, again, other = (reconstructor(draw_picture(0), seed=seed) for seed in (3, 3, 4))
     assert torch.equal(first.reconstruction, again.reconstruction)
     np.testing.assert_array_equal(first.removed, again.removed)
     assert (first.removed != other.removed).any()
 
 
 def test_hidden_pixels_never_reach_the_picture(reconstructor: Reconstructor) -> None:
-    square = np.asarray(picture(5, 48, 48)).copy()
+    square = np.asarray(draw_picture(5, 48, 48)).copy()
     out = reconstructor(square, seed=1)
     changed = square.copy()
     changed[out.removed.repeat(8, axis=0).repeat(8, axis=1)] = 255
@@ -128,7 +123,7 @@ def test_estimated_statistics_are_exact_where_visible_and_nearby_where_not(
 
 
 def test_a_whole_frame_is_rebuilt_on_a_rectangular_grid(reconstructor: Reconstructor) -> None:
-    out = reconstructor(picture(0, 120, 60), fit="whole", mask_ratio=0.5)
+    out = reconstructor(draw_picture(0, 120, 60), fit="whole", mask_ratio=0.5)
     assert out.grid_size == (6, 12)
     assert out.panels()["pasted"].size == (96, 48)
 
@@ -136,25 +131,25 @@ def test_a_whole_frame_is_rebuilt_on_a_rectangular_grid(reconstructor: Reconstru
 def test_a_custom_mask_removes_what_it_says(reconstructor: Reconstructor) -> None:
     mask = np.zeros((6, 6), dtype=bool)
     mask[1:3, 2:5] = True
-    out = reconstructor(picture(0), mask=mask)
+    out = reconstructor(draw_picture(0), mask=mask)
     np.testing.assert_array_equal(out.removed, mask)
     assert out.strategy == "custom"
     assert out.mask_ratio == pytest.approx(6 / 36)
     with pytest.raises(MaskError, match="6 rows of 6 patches"):
-        reconstructor(picture(0), mask=np.zeros((5, 6), dtype=bool))
+        reconstructor(draw_picture(0), mask=np.zeros((5, 6), dtype=bool))
 
 
 def test_with_nothing_removed_there_is_nothing_to_score(reconstructor: Reconstructor) -> None:
-    out = reconstructor(picture(0), mask_ratio=0.0)
+    out = reconstructor(draw_picture(0), mask_ratio=0.0)
     assert out.visible == 36
     assert (out.loss, out.psnr, out.ssim) == (None, None, None)
 
 
 def test_errors_name_what_is_allowed(reconstructor: Reconstructor) -> None:
     with pytest.raises(MaskError, match="1.5"):
-        reconstructor(picture(0), mask_ratio=1.5)
+        reconstructor(draw_picture(0), mask_ratio=1.5)
     with pytest.raises(MaskError, match="random, block, grid"):
-        reconstructor(picture(0), strategy="blocks")
+        reconstructor(draw_picture(0), strategy="blocks")
     with pytest.raises(ImageFormatError):
         reconstructor(b"no picture")
 
@@ -214,7 +209,9 @@ def test_bfloat16_shows_the_same_picture_under_the_same_mask(small_config: Model
         torch.manual_seed(0)
         model = MaskedAutoencoder(small_config)
         outs.append(
-            Reconstructor(model, "small", device="cpu", precision=precision)(picture(0), seed=3)
+            Reconstructor(model, "small", device="cpu", precision=precision)(
+                draw_picture(0), seed=3
+            )
         )
     full, half = outs
     np.testing.assert_array_equal(full.removed, half.removed)
