@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Command line without the program's name; the process's own if not given.
 
     Returns:
-        The exit status: 2 after an error that the caller can mend.
+        The exit status: 2 after an error that the caller can mend, 130 if interrupted before
+        the page is served.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # Gradio asks its own server whether it is up.
@@ -54,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MAEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        # Gradio sees to it once the page is served; before that it is up to us.
+        return 130
     return 0
 
 

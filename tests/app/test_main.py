@@ -67,6 +67,17 @@ def test_the_command_serves_the_page_until_it_is_stopped(tmp_path: Path) -> None
     assert "Traceback" not in output
 
 
+def test_an_interrupt_before_the_page_is_served_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("app.__main__.ReconstructionService.load", interrupted)
+    assert main([]) == 130
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
 def first_answer(url: str, process: subprocess.Popen[str]) -> str:
     """The page's HTML, as soon as it is served."""
     deadline = time.monotonic() + 240
