@@ -52,6 +52,7 @@ class _Inputs:
     model: gr.Dropdown
 
     def in_order(self) -> list[Any]:
+        """The widgets, for an event's inputs."""
         return [self.image, self.mask_ratio, self.seed, self.strategy, self.fit, self.model]
 
 

@@ -37,7 +37,7 @@ def _is_present(device: torch.device) -> bool:
 def choose_precision(name: str, device: torch.device) -> str:
     """`float32` or `bfloat16`; `auto` is bfloat16 on CPUs that have instructions for it.
 
-    There it is faster for every preset (`python -m benchmarks.bench_reconstruct`), and the
+    There `base` and `large` take a third of the time (`python -m benchmarks.bench_reconstruct`), and the
     picture stays the same to the eye (tests/test_bundled_weights.py holds the PSNR between
     the two).
 
