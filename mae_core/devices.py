@@ -37,9 +37,9 @@ def _is_present(device: torch.device) -> bool:
 def choose_precision(name: str, device: torch.device) -> str:
     """`float32` or `bfloat16`; `auto` is bfloat16 on CPUs that have instructions for it.
 
-    There `base` and `large` take a third of the time (`python -m benchmarks.bench_reconstruct`), and the
-    picture stays the same to the eye (tests/test_bundled_weights.py holds the PSNR between
-    the two).
+    There `base` and `large` take a third of the time (`python -m benchmarks.bench_reconstruct`),
+    and the picture stays the same to the eye (tests/test_bundled_weights.py holds the PSNR
+    between the two).
 
     Raises:
         DeviceError: If no precision has that name.
