@@ -72,7 +72,9 @@ def parse_settings(argv: Sequence[str] | None) -> AppSettings:
     parser.add_argument("--port", type=parse_port, help="port to listen on (default 7860)")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default auto)")
     parser.add_argument(
-        "--weights", type=parse_weights, help="names or paths, by commas (default: all bundled)"
+        "--weights",
+        type=parse_weights,
+        help="names, files or folders of training runs, by commas (default: all bundled)",
     )
     given = vars(parser.parse_args(argv))
     flags = {name: value for name, value in given.items() if value is not None}

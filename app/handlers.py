@@ -6,7 +6,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from app.components import as_gradio_error, sentence_for
+from app.components import as_gradio_error, language_of, sentence_for
+from app.i18n import text
 from app.service import Answer, ReconstructionService
 from mae_core import ImageFormatError
 
@@ -81,6 +82,22 @@ class Handlers:
         except Exception as error:
             return None, None, None, None, {"error": sentence_for(error, request)}
         return outputs_of(answer)
+
+    def model_choices(self, request: gr.Request | None = None) -> list[tuple[str, str]]:
+        """(label, name) of each model; the label of one being trained says how far it is."""
+        language = language_of(request)
+        choices = []
+        for name, progress in self._service.progress.items():
+            label = name
+            if progress is not None:
+                values = {"step": str(progress.step), "steps": str(progress.steps)}
+                label = text("model_running", language, {"model": name, **values})
+            choices.append((label, name))
+        return choices
+
+    def update_models(self, request: gr.Request | None = None) -> dict[str, Any]:
+        """The drop-down list of models as it is by now."""
+        return gr.update(choices=self.model_choices(request))
 
     def choose_example(self, name: Any, request: gr.Request | None = None) -> str:
         """The file of an example."""

@@ -6,14 +6,14 @@ pictures and facts or a `MAEError`. It never imports Gradio.
 
 import hashlib
 import math
-import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from PIL import Image
 
 from app.cache import LRUCache
+from app.models import Progress, ServedModel
 from mae_core import (
     DEFAULT_WEIGHTS,
     FITS,
@@ -50,7 +50,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Request:
-    """A request whose values are all allowed; the cache's key."""
+    """A request whose values are all allowed; the cache's key.
+
+    `version` is that of the model, so that no answer of an older state is given.
+    """
 
     picture: str
     mask_ratio: float
@@ -58,27 +61,31 @@ class _Request:
     strategy: str
     fit: str
     model: str
+    version: Hashable
 
 
 class ReconstructionService:
     """Answers reconstruct requests, from a cache where it can.
 
-    A model runs one request at a time; different models may run side by side.
+    A model runs one request at a time; different models may run side by side. A model that is
+    being trained answers by its newest checkpoint.
     """
 
-    def __init__(self, reconstructors: Mapping[str, Reconstructor]) -> None:
+    def __init__(self, models: Mapping[str, Reconstructor | ServedModel]) -> None:
         """Serve some models.
 
         Args:
-            reconstructors: Name -> model; the first is the default.
+            models: Name -> model; the first is the default.
 
         Raises:
             ConfigError: If there is none.
         """
-        if not reconstructors:
+        if not models:
             raise ConfigError("there is no model to serve; give weights by name or path")
-        self._reconstructors = dict(reconstructors)
-        self._locks = {name: threading.Lock() for name in reconstructors}
+        self._models = {
+            name: ServedModel.fixed(model) if isinstance(model, Reconstructor) else model
+            for name, model in models.items()
+        }
         self._pictures: LRUCache[str, Image.Image] = LRUCache(_PICTURES_BYTES, _picture_bytes)
         self._answers: LRUCache[_Request, Answer] = LRUCache(_ANSWERS_BYTES, _answer_bytes)
 
@@ -95,22 +102,25 @@ class ReconstructionService:
             ConfigError: If two weights have the same name.
             DeviceError: If the device is not there.
         """
-        reconstructors: dict[str, Reconstructor] = {}
+        models: dict[str, Reconstructor | ServedModel] = {}
         for source in weights or _bundled_weights():
-            reconstructor = Reconstructor.from_pretrained(source, device=device)
-            if reconstructor.name in reconstructors:
+            model = ServedModel.open(source, device=device)
+            if model.name in models:
                 raise ConfigError(
-                    f"two weights are called {reconstructor.name!r}; give each a name of its own"
+                    f"two weights are called {model.name!r}; give each a name of its own"
                 )
-            reconstructors[reconstructor.name] = reconstructor
-            # The first run of a model takes many times as long as the next; nobody waits for it.
-            reconstructor(Image.new("RGB", (64, 64)))
-        return cls(reconstructors)
+            models[model.name] = model
+        return cls(models)
 
     @property
     def models(self) -> tuple[str, ...]:
         """Names of the models, the default first."""
-        return tuple(self._reconstructors)
+        return tuple(self._models)
+
+    @property
+    def progress(self) -> dict[str, Progress | None]:
+        """How far the training of each model is now; None where it is finished."""
+        return {name: model.progress for name, model in self._models.items()}
 
     def reconstruct(
         self,
@@ -140,13 +150,15 @@ class ReconstructionService:
         """
         if not isinstance(image, bytes):
             raise ImageFormatError("there is no picture; choose one first")
+        name = self.models[0] if model is None else _check_choice("model", model, self.models)
         request = _Request(
             picture=hashlib.sha256(image).hexdigest(),
             mask_ratio=_check_mask_ratio(mask_ratio),
             seed=_check_seed(seed),
             strategy=_check_strategy(strategy),
             fit=_check_choice("fit", fit, FITS),
-            model=self.models[0] if model is None else _check_choice("model", model, self.models),
+            model=name,
+            version=self._models[name].version,
         )
         answer = self._answers.get(request)
         return self._compute(request, image) if answer is None else answer
@@ -156,16 +168,16 @@ class ReconstructionService:
         if picture is None:
             picture = decode_image(image)
             self._pictures.put(request.picture, picture)
-        with self._locks[request.model]:
-            result = self._reconstructors[request.model](
-                picture,
-                request.mask_ratio,
-                request.seed,
-                strategy=request.strategy,
-                fit=request.fit,
-            )
-        answer = Answer(result.panels(), result.facts())
-        self._answers.put(request, answer)
+        result, state = self._models[request.model](
+            picture,
+            request.mask_ratio,
+            request.seed,
+            strategy=request.strategy,
+            fit=request.fit,
+        )
+        facts = result.facts() | (asdict(state.progress) if state.progress else {})
+        answer = Answer(result.panels(), facts)
+        self._answers.put(replace(request, version=state.version), answer)
         return answer
 
 

@@ -15,7 +15,7 @@ class AppSettings:
         host: Address to listen on; `0.0.0.0` is every one of the machine's.
         port: TCP port, 1..65535.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        weights: Names or paths of the models offered, the first one chosen at the start;
+        weights: Names, files or folders of runs offered, the first one chosen at the start;
             empty offers every bundled model.
     """
 

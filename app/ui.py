@@ -1,5 +1,6 @@
 """The page: layout and wiring only."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,18 @@ def build_page(service: ReconstructionService) -> gr.Blocks:
                     image, grid = _picture(examples)
                     mask_ratio, seed, dice = _sliders()
                 with gr.Column(elem_id="options"):
-                    strategy, fit, model = _options(service.models)
+                    strategy, fit, model = _options(handlers.model_choices())
             with gr.Column(elem_id="outputs", scale=3, min_width=300):
                 outputs = _outputs(first)
         inputs = _Inputs(image, mask_ratio, seed, strategy, fit, model)
-        _wire(handlers, inputs, outputs)
+        # What the page is built with grows old while a model is trained.
+        opening = [page.load] if any(service.progress.values()) else []
+        _wire(handlers, inputs, outputs, opening)
+        if opening:
+            gr.on(
+                opening, handlers.update_models, None, model, queue=False,
+                show_progress="hidden", api_visibility="private",
+            )  # fmt: skip
         grid.select(
             handlers.choose_example, grid, image, queue=False, show_progress="hidden",
             trigger_mode="always_last", api_visibility="private",
@@ -132,7 +140,7 @@ def _sliders() -> tuple[gr.Slider, gr.Slider, gr.Button]:
     return mask_ratio, seed, dice
 
 
-def _options(models: tuple[str, ...]) -> tuple[gr.Radio, gr.Radio, gr.Dropdown]:
+def _options(models: list[tuple[str, str]]) -> tuple[gr.Radio, gr.Radio, gr.Dropdown]:
     strategy = UncheckedRadio(
         [(I18N(f"strategy_{name}"), name) for name in STRATEGIES],
         value=STRATEGIES[0], label=I18N("strategy"), elem_id="strategy",
@@ -142,7 +150,7 @@ def _options(models: tuple[str, ...]) -> tuple[gr.Radio, gr.Radio, gr.Dropdown]:
         value=FITS[0], label=I18N("fit"), elem_id="fit",
     )  # fmt: skip
     model = UncheckedDropdown(
-        list(models), value=models[0], label=I18N("model"), elem_id="model", filterable=False
+        models, value=models[0][1], label=I18N("model"), elem_id="model", filterable=False
     )
     return strategy, fit, model
 
@@ -162,10 +170,12 @@ def _outputs(first: tuple[Any, ...]) -> list[Any]:
     return [*panels, facts]
 
 
-def _wire(handlers: Handlers, inputs: _Inputs, outputs: list[Any]) -> None:
+def _wire(
+    handlers: Handlers, inputs: _Inputs, outputs: list[Any], opening: list[Callable[..., Any]]
+) -> None:
     """One event for every control, so that the panels always end in the last state."""
     gr.on(
-        [widget.change for widget in inputs.in_order()],
+        [*(widget.change for widget in inputs.in_order()), *opening],
         handlers.update,
         inputs.in_order(),
         outputs,

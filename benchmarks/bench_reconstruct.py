@@ -30,10 +30,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.peers import transformers_mae
 from mae_core import PRESETS, MaskedAutoencoder, ModelConfig, Reconstructor, mask_from_noise
+from mae_core.models.cost import forward_flops
 
 MASK_RATIO = 0.75
 # A product large enough that its rate is the machine's and not the call's.
@@ -79,22 +79,7 @@ def ours(config: ModelConfig, precision: str, device: str, images: Tensor, noise
 
 def theirs(config: ModelConfig, precision: str, device: str, images: Tensor, noise: Tensor) -> Run:
     """Transformers' ViTMAEForPreTraining of the same shape, as it comes."""
-    # Imported late: it needs the torchvision that importing mae_core has mended.
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
-    peer: Any = ViTMAEForPreTraining(
-        ViTMAEConfig(
-            hidden_size=config.embed_dim, num_hidden_layers=config.depth,
-            num_attention_heads=config.num_heads,
-            intermediate_size=int(config.mlp_ratio * config.embed_dim),
-            decoder_hidden_size=config.decoder_embed_dim,
-            decoder_num_hidden_layers=config.decoder_depth,
-            decoder_num_attention_heads=config.decoder_num_heads,
-            decoder_intermediate_size=int(config.mlp_ratio * config.decoder_embed_dim),
-            image_size=config.image_size, patch_size=config.patch_size, mask_ratio=MASK_RATIO,
-            layer_norm_eps=config.layer_norm_eps, norm_pix_loss=config.norm_pix,
-        )
-    )  # fmt: skip
+    peer = transformers_mae(config, MASK_RATIO)
     dtype = getattr(torch, precision)
     peer = peer.to(device, dtype).eval()
     return lambda: peer(images.to(dtype), noise=noise)
@@ -129,19 +114,6 @@ def quartiles(values: list[float]) -> tuple[float, float]:
     return low, high
 
 
-def forward_flops(config: ModelConfig) -> int:
-    """Floating-point operations of one picture's forward pass, counted by torch."""
-    # On `meta` nothing is computed. The counter knows attention only as the products it is
-    # made of.
-    with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
-        model = MaskedAutoencoder(config).eval()
-        images = torch.zeros(1, config.in_chans, config.image_size, config.image_size)
-        patch_mask = mask_from_noise(torch.rand(1, config.grid_size**2), MASK_RATIO)
-        with FlopCounterMode(display=False) as counter:
-            model(images, patch_mask)
-    return int(counter.get_total_flops())
-
-
 def bench_preset(name: str, args: argparse.Namespace) -> tuple[list[Row], dict[str, float]]:
     """Time one model's contestants, and the matrix product beside them."""
     config, device = PRESETS[name], args.device
@@ -158,7 +130,7 @@ def bench_preset(name: str, args: argparse.Namespace) -> tuple[list[Row], dict[s
         )
         runs[f"matmul {precision}"] = matmul(precision, device)
     times = time_rounds(runs, args.rounds, args.warmup, device)
-    flops = forward_flops(config)
+    flops = forward_flops(config, (config.grid_size, config.grid_size), MASK_RATIO)
     rows = [
         row_of(name, who, precision, times, flops)
         for precision in PRECISIONS

@@ -6,12 +6,14 @@ out = r("photo.jpg", mask_ratio=0.75, seed=2)
 out.panels()["pasted"].save("pasted.png")
 """
 
+from mae_core.checkpoint import Weights, load_weights
 from mae_core.config import PRESETS, ModelConfig, preset
 from mae_core.errors import (
     CheckpointError,
     ConfigError,
     DataError,
     DeviceError,
+    HubError,
     ImageError,
     ImageFormatError,
     ImageLimitError,
@@ -36,7 +38,13 @@ from mae_core.masking import (
 from mae_core.models.mae import MAEOutput, MaskedAutoencoder
 from mae_core.patches import patchify, unpatchify
 from mae_core.reconstruction import Reconstruction, Reconstructor
-from mae_core.weights import DEFAULT_WEIGHTS, WeightsEntry, list_weights, locate_weights
+from mae_core.weights import (
+    DEFAULT_WEIGHTS,
+    WeightsEntry,
+    list_weights,
+    locate_weights,
+    weights_name,
+)
 
 __all__ = [
     "DEFAULT_WEIGHTS",
@@ -48,6 +56,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DeviceError",
+    "HubError",
     "ImageError",
     "ImageFormatError",
     "ImageLimitError",
@@ -62,6 +71,7 @@ __all__ = [
     "Reconstruction",
     "Reconstructor",
     "TrainingError",
+    "Weights",
     "WeightsEntry",
     "block_mask",
     "custom_mask",
@@ -69,6 +79,7 @@ __all__ = [
     "draw_mask",
     "grid_mask",
     "list_weights",
+    "load_weights",
     "locate_weights",
     "mask_from_noise",
     "num_visible",
@@ -76,4 +87,5 @@ __all__ = [
     "preset",
     "random_mask",
     "unpatchify",
+    "weights_name",
 ]

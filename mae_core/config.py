@@ -44,6 +44,10 @@ class ModelConfig:
         decoder_num_heads: Decoder attention heads.
         mlp_ratio: Hidden width of a block's MLP over its width.
         norm_pix: Whether the target is each patch normalised by its own mean and deviation.
+        pca_components: Where above 0, the target is this many leading principal components of
+            a patch instead of its pixels (He et al. 2022, table 1d); not with `norm_pix`.
+        encoder_mask_tokens: Whether the encoder sees a mask token in place of each removed
+            patch, instead of the visible patches only (He et al. 2022, table 1c).
         layer_norm_eps: Epsilon of every LayerNorm.
         mean: Channel means that images are normalised with, in 0..1.
         std: Channel deviations that images are normalised with, in 0..1.
@@ -60,6 +64,8 @@ class ModelConfig:
     decoder_num_heads: int = 16
     mlp_ratio: float = 4.0
     norm_pix: bool = False
+    pca_components: int = 0
+    encoder_mask_tokens: bool = False
     layer_norm_eps: float = 1e-6
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -68,6 +74,13 @@ class ModelConfig:
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.pca_components <= self.patch_dim:
+            raise ConfigError(
+                f"pca_components is {self.pca_components}; a patch has {self.patch_dim} values, "
+                "so give 0 to that many"
+            )
+        if self.pca_components and self.norm_pix:
+            raise ConfigError("the target is norm_pix or pca_components, not both")
         if self.mlp_ratio <= 0 or self.layer_norm_eps <= 0:
             raise ConfigError("mlp_ratio and layer_norm_eps must be above 0")
         if self.image_size % self.patch_size:
@@ -94,6 +107,11 @@ class ModelConfig:
     def patch_dim(self) -> int:
         """P: values in one patch."""
         return self.patch_size**2 * self.in_chans
+
+    @property
+    def target_dim(self) -> int:
+        """Values that the decoder predicts for a patch: P, or the principal components."""
+        return self.pca_components or self.patch_dim
 
 
 def _check_width(name: str, width: int, heads: int) -> None:
@@ -245,6 +263,10 @@ def _coerce_union(hint: Any, value: Any, name: str) -> Any:
     raise ConfigError(f"{name}={value!r}: {hint} is needed")
 
 
+# The fields of `DataConfig` that may name where training pictures come from.
+SOURCES = ("folder", "pack", "hub", "shards")
+
+
 def _check_range(name: str, pair: tuple[float, float], least: float, most: float) -> None:
     low, high = pair
     if not least < low <= high <= most:
@@ -258,33 +280,65 @@ def _check_range(name: str, pair: tuple[float, float], least: float, most: float
 class DataConfig:
     """Where pictures come from and how they are cropped.
 
+    One of `folder`, `pack`, `hub` and `shards` names the source.
+
     Attributes:
         folder: Folder of training pictures, searched through all its subfolders.
+        pack: Pack of pictures, as `python -m mae_core.pack` makes it.
+        hub: Name of a Hugging Face data set, streamed; needs the `datasets` package.
+        shards: WebDataset tar files, streamed: a path or address with `{000..099}` for many;
+            needs the `datasets` package.
+        split: Part of the `hub` data set.
+        column: Where the pictures are in the `hub` data set.
         holdout: Folder of pictures to measure on and never train on; none if empty.
         cache: Folder for the packed pictures; inside the run's folder if empty.
-        short_side: Pictures are packed with their shorter side at most this many pixels.
+        decode: A folder's pictures are decoded `once` into a pack, or in each `epoch`, which
+            needs no space on the disk but more of the processor.
+        short_side: Pictures are kept with their shorter side at most this many pixels.
         max_unreadable: Largest share of unreadable files, 0..1; above it the run stops.
-        crop_area: Smallest and largest share of the picture's area in a random crop.
-        crop_aspect: Smallest and largest width over height of a random crop.
+        crop: `random` is RandomResizedCrop; `fixed` a window of seven eighths of the picture's
+            shorter side at a random place; `centre` the same square every time (He et al.
+            2022, table 1e).
+        crop_area: Smallest and largest share of the picture's area in a `random` crop.
+        crop_aspect: Smallest and largest width over height of a `random` crop.
         flip: Whether half of the crops are mirrored.
+        color_jitter: Brightness, contrast and saturation are each multiplied by a factor drawn
+            from 1 - this to 1 + this; 0..1.
+        workers: Threads or processes that decode and crop.
     """
 
     folder: str = ""
+    pack: str = ""
+    hub: str = ""
+    shards: str = ""
+    split: str = "train"
+    column: str = "image"
     holdout: str = ""
     cache: str = ""
+    decode: typing.Literal["once", "epoch"] = "once"
     short_side: int = 256
     max_unreadable: float = 0.05
+    crop: typing.Literal["random", "fixed", "centre"] = "random"
     crop_area: tuple[float, float] = (0.2, 1.0)
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
+    color_jitter: float = 0.0
+    workers: int = 4
 
     def __post_init__(self) -> None:
+        named = [name for name in SOURCES if getattr(self, name)]
+        if len(named) > 1:
+            raise ConfigError(f"data.{' and data.'.join(named)} are given; give one source")
         _check_range("data.crop_area", self.crop_area, 0.0, 1.0)
         _check_range("data.crop_aspect", self.crop_aspect, 0.0, float("inf"))
         if self.short_side < 16:
             raise ConfigError(f"data.short_side is {self.short_side}; give at least 16 pixels")
         if not 0 <= self.max_unreadable <= 1:
             raise ConfigError(f"data.max_unreadable is {self.max_unreadable}; give 0 to 1")
+        if not 0 <= self.color_jitter <= 1:
+            raise ConfigError(f"data.color_jitter is {self.color_jitter}; give 0 to 1")
+        if self.workers < 1:
+            raise ConfigError(f"data.workers is {self.workers}; give at least 1")
 
 
 @dataclass(frozen=True)
@@ -320,6 +374,7 @@ class OptimConfig:
         weight_decay: On matrices; biases, norms and tokens have none.
         betas: AdamW's.
         warmup_steps: Steps of linear warm-up from 0.
+        warmup_epochs: The same in epochs; takes the place of `warmup_steps` where above 0.
         final_lr: Learning rate the cosine ends at.
         clip_grad: Largest norm of the whole gradient; 0 for no clipping.
     """
@@ -329,14 +384,16 @@ class OptimConfig:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 300
+    warmup_epochs: float = 0.0
     final_lr: float = 0.0
     clip_grad: float = 1.0
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise ConfigError(f"optim.lr is {self.lr}; it must be above 0")
-        if min(self.weight_decay, self.final_lr, self.clip_grad, self.warmup_steps) < 0:
-            raise ConfigError("optim: weight_decay, final_lr, clip_grad, warmup_steps: 0 or more")
+        for name in ("weight_decay", "final_lr", "clip_grad", "warmup_steps", "warmup_epochs"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}; give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -353,6 +410,53 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
+class SystemConfig:
+    """How the machine does the work; nothing here changes what is computed, beyond rounding.
+
+    Attributes:
+        precision: Of the forward pass; weights stay float32. `auto` is bfloat16, or float16
+            with a loss scaler on GPUs that have no bfloat16.
+        accumulate: Micro-batches that a process adds up for each step; more need less memory.
+        checkpoint_activations: Whether the backward pass recomputes each block, for less memory.
+        compile: Whether blocks are compiled (torch.compile), which takes a minute at the start.
+        shard: Whether parameters and optimiser state are split over the processes
+            (fully_shard), for models that do not fit one device.
+    """
+
+    precision: typing.Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    accumulate: int = 1
+    checkpoint_activations: bool = False
+    compile: bool = False
+    shard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ConfigError(f"system.accumulate is {self.accumulate}; give at least 1")
+
+
+@dataclass(frozen=True)
+class RecoveryConfig:
+    """What happens when the loss jumps or stops being a number.
+
+    Attributes:
+        max_rollbacks: Times that a run goes back to its last checkpoint before it gives up.
+        lr_factor: The learning rate is multiplied by this at each of them, 0..1.
+        spike: The loss of a few steps counts as a jump above this many times its running
+            average; 0 to notice only numbers that are not finite.
+    """
+
+    max_rollbacks: int = 3
+    lr_factor: float = 0.5
+    spike: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.max_rollbacks < 0 or not 0 < self.lr_factor <= 1:
+            raise ConfigError("recovery: max_rollbacks is 0 or more, lr_factor above 0 up to 1")
+        if self.spike != 0 and self.spike <= 1:
+            raise ConfigError(f"recovery.spike is {self.spike}; give 0, or a number above 1")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole training run.
 
@@ -361,40 +465,63 @@ class TrainConfig:
         data: The pictures.
         mask: The masks.
         optim: The optimiser.
+        system: How the machine does the work.
+        recovery: What happens when the loss jumps.
         stages: Picture sizes in turn.
         out: Folder of the run: checkpoint, weights, metrics and pictures.
+        resume: Checkpoint, or folder of a run, to go on from where `out` holds none.
+        init_from: Weights to begin with, by name, file or folder of a run, where there is
+            nothing to go on from.
         steps: Optimiser steps in all.
-        batch_size: Pictures in a step.
+        epochs: The same as passes over all pictures; takes the place of `steps` where above 0.
+        batch_size: Pictures in a step, over all processes.
+        loss: `mse` is the paper's; `log_mse` the mean over images of the logarithm of each
+            one's error, so that plain pictures count as much as busy ones, as in a mean PSNR.
         visible_weight: Weight of the loss on visible patches; the paper's is 0, which leaves
             them speckled in the reconstruction.
-        precision: `bfloat16` autocasts the forward pass; weights stay float32.
+        ema: Decay for each step of a running average of the parameters, 0..1, which is what is
+            measured and written; 0 for none.
         export_dtype: Number format of the weights written at the end.
         seed: Of the initial weights, the order, the crops and the masks.
         eval_every: Steps between hold-out measurements.
         save_every: Steps between checkpoints.
+        tensorboard: Whether TensorBoard event files are written too; needs `tensorboard`.
     """
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     mask: MaskConfig = MaskConfig()
     optim: OptimConfig = OptimConfig()
+    system: SystemConfig = SystemConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
     stages: tuple[StageConfig, ...] = (StageConfig(),)
     out: str = "runs/mae"
+    resume: str = ""
+    init_from: str = ""
     steps: int = 1000
+    epochs: float = 0.0
     batch_size: int = 64
+    loss: typing.Literal["mse", "log_mse"] = "mse"
     visible_weight: float = 0.0
-    precision: typing.Literal["float32", "bfloat16"] = "bfloat16"
+    ema: float = 0.0
     export_dtype: typing.Literal["float32", "float16"] = "float32"
     seed: int = 0
     eval_every: int = 500
     save_every: int = 250
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.visible_weight < 0 or self.seed < 0:
-            raise ConfigError("visible_weight and seed must be 0 or more")
+        if min(self.visible_weight, self.seed, self.epochs) < 0:
+            raise ConfigError("visible_weight, seed and epochs must be 0 or more")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema is {self.ema}; give 0, or a decay below 1 such as 0.999")
+        if self.system.shard and self.optim.name == "muon":
+            raise ConfigError(
+                "muon needs whole matrices and system.shard splits them; set optim.name=adamw"
+            )
         if abs(sum(stage.share for stage in self.stages) - 1) > 1e-6:
             raise ConfigError("the stages' shares must add up to 1")
         for stage in self.stages:
@@ -408,7 +535,8 @@ class TrainConfig:
 def without_places(config: TrainConfig) -> dict[str, Any]:
     """What shapes a run, as plain JSON data: all but the folders of the machine it runs on."""
     values: dict[str, Any] = json.loads(json.dumps(to_dict(config)))
-    for name in ("folder", "holdout", "cache"):
+    for name in ("folder", "pack", "shards", "holdout", "cache"):
         del values["data"][name]
-    del values["out"]
+    for name in ("out", "resume", "init_from"):
+        del values[name]
     return values

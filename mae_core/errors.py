@@ -10,6 +10,7 @@
     ├── CheckpointError    a file of weights or a checkpoint that cannot be used
     ├── DataError          a folder of pictures that cannot be trained or evaluated on
     ├── DeviceError        a device that is not there
+    ├── HubError           a hub that cannot be reached or refuses
     └── TrainingError      a training run that cannot go on
 
 Each message says what was given, what is allowed and what to do. Entry points catch
@@ -55,6 +56,10 @@ class DataError(MAEError):
 
 class DeviceError(MAEError):
     """A device that is not there."""
+
+
+class HubError(MAEError):
+    """A hub that cannot be reached or refuses."""
 
 
 class TrainingError(MAEError):

@@ -53,7 +53,21 @@ class PatchMask:
     def to(self, device: torch.device | str) -> "PatchMask":
         """The same mask on another device."""
         return PatchMask(
-            self.mask.to(device), self.ids_keep.to(device), self.ids_restore.to(device)
+            self.mask.to(device, non_blocking=True),
+            self.ids_keep.to(device, non_blocking=True),
+            self.ids_restore.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> "PatchMask":
+        """The same mask where a GPU fetches it without the processor's help."""
+        return PatchMask(
+            self.mask.pin_memory(), self.ids_keep.pin_memory(), self.ids_restore.pin_memory()
+        )
+
+    def rows(self, start: int, stop: int) -> "PatchMask":
+        """The masks of images `start` up to `stop`."""
+        return PatchMask(
+            self.mask[start:stop], self.ids_keep[start:stop], self.ids_restore[start:stop]
         )
 
 

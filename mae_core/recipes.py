@@ -5,16 +5,19 @@ data.folder=PICTURES optim.lr=1e-3`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from mae_core.config import (
     DataConfig,
     MaskConfig,
     OptimConfig,
     StageConfig,
+    SystemConfig,
     TrainConfig,
     preset,
 )
 from mae_core.errors import ConfigError
+from mae_core.weights import DEFAULT_WEIGHTS
 
 
 def quick() -> TrainConfig:
@@ -49,7 +52,94 @@ def bundled_tiny() -> TrainConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], TrainConfig]] = {"quick": quick, "bundled_tiny": bundled_tiny}
+def small_data() -> TrainConfig:
+    """A thousand to a hundred thousand pictures of one's own, on one GPU: hours."""
+    return TrainConfig(
+        model=preset("small"),
+        mask=MaskConfig(ratio=(0.4, 0.9), random=0.8, block=0.15, grid=0.05),
+        optim=OptimConfig(name="muon", lr=2e-3, warmup_epochs=5),
+        out="runs/small_data",
+        epochs=200,
+        batch_size=256,
+        loss="log_mse",
+        visible_weight=0.1,
+        ema=0.999,
+    )
+
+
+def adapt() -> TrainConfig:
+    """Go on from trained weights (`init_from=`) with pictures of one's own: minutes to hours."""
+    return TrainConfig(
+        data=DataConfig(crop_area=(0.25, 1.0)),
+        mask=MaskConfig(ratio=(0.4, 0.9), random=0.8, block=0.15, grid=0.05),
+        optim=OptimConfig(name="muon", lr=1e-3, warmup_steps=20),
+        out="runs/adapt",
+        init_from=DEFAULT_WEIGHTS,
+        steps=500,
+        batch_size=32,
+        loss="log_mse",
+        visible_weight=0.1,
+        eval_every=250,
+        save_every=100,
+    )
+
+
+def cifar() -> TrainConfig:
+    """Pictures of 32 x 32 pixels, such as CIFAR: `tiny` with patches of 2 pixels."""
+    return TrainConfig(
+        model=replace(preset("tiny"), image_size=32, patch_size=2),
+        data=DataConfig(short_side=32),
+        optim=OptimConfig(lr=_scaled_lr(1.5e-4, 1024), warmup_epochs=20, clip_grad=0.0),
+        stages=(StageConfig(32),),
+        out="runs/cifar",
+        epochs=400,
+        batch_size=1024,
+    )
+
+
+def base() -> TrainConfig:
+    """The paper's pre-training of ViT-B: 800 epochs in batches of 4096."""
+    return _paper("base")
+
+
+def large() -> TrainConfig:
+    """The paper's pre-training of ViT-L: 800 epochs in batches of 4096."""
+    return _paper("large")
+
+
+def huge() -> TrainConfig:
+    """The paper's pre-training of ViT-H, split over several GPUs."""
+    return replace(_paper("huge"), system=SystemConfig(shard=True, checkpoint_activations=True))
+
+
+def _paper(model: str) -> TrainConfig:
+    """Pre-training as He et al. 2022 do it (A.1), with normalised pixels as the target."""
+    return TrainConfig(
+        model=replace(preset(model), norm_pix=True),
+        optim=OptimConfig(lr=_scaled_lr(1.5e-4, 4096), warmup_epochs=40, clip_grad=0.0),
+        out=f"runs/{model}",
+        epochs=800,
+        batch_size=4096,
+        eval_every=5000,
+        save_every=500,
+    )
+
+
+def _scaled_lr(base_lr: float, batch_size: int) -> float:
+    """The learning rate of a batch from that of 256 pictures (He et al. 2022, A.1)."""
+    return base_lr * batch_size / 256
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "quick": quick,
+    "adapt": adapt,
+    "small_data": small_data,
+    "cifar": cifar,
+    "base": base,
+    "large": large,
+    "huge": huge,
+    "bundled_tiny": bundled_tiny,
+}
 
 
 def recipe(name: str) -> TrainConfig:

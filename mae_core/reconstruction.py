@@ -164,7 +164,7 @@ class Reconstructor:
 
         Args:
             weights: A name that `list_weights` gives, a `.safetensors` file, or the folder of
-                a finished run; the default bundled weights if not given.
+                a run; the default bundled weights if not given.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             precision: `auto`, `float32` or `bfloat16`.
 
@@ -273,6 +273,7 @@ def rebuild(model: MaskedAutoencoder, images: Tensor, patch_mask: PatchMask) -> 
     loss = torch.stack(
         [reconstruction_loss(pred[i], target[i], patch_mask.mask[i]) for i in range(len(images))]
     )
+    pred = model.patches_from(pred)
     if model.config.norm_pix:
         statistics = estimate_statistics(model, images, patch_mask, grid_size)
         pred = denormalize_patches(pred, statistics)

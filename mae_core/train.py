@@ -2,12 +2,13 @@
 
     python -m mae_core.train quick data.folder=PICTURES
     python -m mae_core.train quick data.folder=PICTURES data.holdout=OTHERS steps=4000
+    torchrun --nproc-per-node 8 -m mae_core.train base data.pack=PACK
 
 Recipes are functions in `recipes.py`; every field of `TrainConfig` can be changed. The run's
 folder (`out=`) receives `config.json`, `metrics.jsonl`, `checkpoint.pt`, pictures in
-`reconstructions/`, and at the end `weights.safetensors`, which the page opens:
-`python -m app --weights runs/quick`. Starting the same command again goes on where a stopped
-run ended.
+`reconstructions/`, and at the end `weights.safetensors` and `report.html`. The page opens it at
+any time: `python -m app --weights runs/quick`. Starting the same command again goes on where a
+stopped run ended. Ctrl-C and SIGTERM save before they end the run.
 """
 
 import json
@@ -15,30 +16,47 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from mae_core.checkpoint import save_weights
+from mae_core.checkpoint import load_weights, save_weights, write_atomically
 from mae_core.config import TrainConfig, to_dict, with_overrides, without_places
-from mae_core.data.packed import PackedImages, pack_folder
-from mae_core.devices import choose_device
+from mae_core.data.loader import BatchLoader, Pictures
+from mae_core.data.sources import open_pictures
+from mae_core.data.streams import PictureStream
 from mae_core.entry import run_entry
 from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_pictures
-from mae_core.images import fit_image
+from mae_core.images import to_pil
 from mae_core.models.mae import MaskedAutoencoder
 from mae_core.recipes import RECIPES, recipe
 from mae_core.reconstruction import Reconstructor
-from mae_core.training.loop import RunState, start_run, train
-from mae_core.weights import WEIGHTS_FILE
+from mae_core.training.distributed import World, joined_world
+from mae_core.training.logging import Progress, RunLog
+from mae_core.training.loop import Output, Trainer
+from mae_core.training.pca import fit_pca
+from mae_core.training.report import write_report
+from mae_core.training.schedule import image_size_at, with_steps
+from mae_core.training.state import RunState, start_run
+from mae_core.training.stop import stop_on_signals
+from mae_core.weights import WEIGHTS_FILE, locate_weights
 
 _log = logging.getLogger(__name__)
 
+Source: TypeAlias = Pictures | PictureStream
+
 # Pictures in the grid that is drawn at every evaluation.
 _GRID_ROWS = 6
+
+# Pictures that the principal components are fitted to: 50,000 patches at 224 pixels.
+_PCA_PICTURES = 256
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,99 +68,182 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, make in RECIPES.items():
             print(f"  {name:<14} {(make.__doc__ or '').splitlines()[0]}")
         return 0
-    run(with_overrides(recipe(arguments[0]), arguments[1:]), arguments[0])
-    return 0
+    return run(with_overrides(recipe(arguments[0]), arguments[1:]), arguments[0])
 
 
-def run(config: TrainConfig, recipe_name: str) -> Path:
-    """Train to the end and write the weights.
+def run(config: TrainConfig, recipe_name: str) -> int:
+    """Train to the end and write the weights, or save where a signal asks to stop.
+
+    Args:
+        config: The run.
+        recipe_name: What the weights' record calls it.
 
     Returns:
-        The weights' file.
+        The exit status: 0, or 128 plus the signal's number, as shells report it.
 
     Raises:
+        ConfigError: If the fields do not go together with the pictures, weights or processes.
         DataError: If there are too few readable pictures.
-        CheckpointError: If the run's folder holds a checkpoint of another model.
-        TrainingError: If the loss stops being a number.
+        CheckpointError: If the run's folder holds a checkpoint of another model, or cannot be
+            written.
+        TrainingError: If the loss goes wrong more often than the run may roll back.
     """
-    out = Path(config.out)
-    device = choose_device()
-    pictures = pack_folder(
-        config.data.folder, config.data.cache or out / "cache",
-        short_side=config.data.short_side, max_unreadable=config.data.max_unreadable,
+    with joined_world() as world, stop_on_signals() as stop:
+        if not world.is_first:
+            logging.getLogger().setLevel(logging.WARNING)
+        if world.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        config = _with_shape_of_weights(config)
+        pictures = _open_pictures(config, world)
+        config = with_steps(config, None if isinstance(pictures, PictureStream) else len(pictures))
+        state = start_run(config, world)
+        if config.model.pca_components and not state.step and not state.init_from:
+            state.model.set_pca(*_principal_components(config, pictures))
+        trainer = partial(
+            Trainer, config, state, _loader(config, pictures, world), world=world, stop=stop
+        )
+        if world.is_first:
+            finished = _train_in_sight(config, state, pictures, trainer)
+        else:
+            finished = trainer(output=None).run()
+        if finished:
+            _write_weights(config, recipe_name, state, pictures, world)
+        return 0 if finished else 128 + stop.signal
+
+
+def _with_shape_of_weights(config: TrainConfig) -> TrainConfig:
+    """The run with the model that `init_from` holds."""
+    if not config.init_from:
+        return config
+    return replace(config, model=load_weights(locate_weights(config.init_from)).config)
+
+
+def _open_pictures(config: TrainConfig, world: World) -> Source:
+    """The pictures; the first process packs them, and the others find them packed."""
+    cache = Path(config.data.cache or Path(config.out) / "cache")
+    if world.is_first:
+        pictures = open_pictures(config.data, cache)
+    world.wait()
+    return pictures if world.is_first else open_pictures(config.data, cache)
+
+
+def _loader(config: TrainConfig, pictures: Source, world: World) -> BatchLoader:
+    return BatchLoader(
+        pictures, config.data, batch_size=config.batch_size, seed=config.seed,
+        mean=config.model.mean, std=config.model.std,
+        device=world.device, rank=world.rank, world_size=world.size,
     )  # fmt: skip
-    holdout = load_pictures(config.data.holdout, config.model) if config.data.holdout else []
-    _log.info("%d pictures, %d held out, on %s", len(pictures), len(holdout), device)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(to_dict(config), indent=2))
-    state = start_run(config, device)
+
+
+def _first_crops(config: TrainConfig, pictures: Source, count: int) -> Tensor:
+    """The first crops of the run, at the model's own size: (count, C, H, W), on the CPU."""
+    alone = World(0, 1, torch.device("cpu"))
+    loader = _loader(replace(config, batch_size=count), pictures, alone)
+    with closing(loader.batches(0, 1, lambda step: config.model.image_size)) as batches:
+        return next(batches)
+
+
+def _principal_components(config: TrainConfig, pictures: Source) -> tuple[Tensor, Tensor]:
+    crops = _first_crops(config, pictures, _PCA_PICTURES)
+    return fit_pca(crops.split(32), config.model.patch_size, config.model.pca_components)
+
+
+def _training_crops(config: TrainConfig, pictures: Source) -> list[Image.Image]:
+    """Without a hold-out, training pictures are drawn, but never measured."""
+    mean, std = (torch.tensor(v)[:, None, None] for v in (config.model.mean, config.model.std))
+    return [to_pil(crop * std + mean) for crop in _first_crops(config, pictures, _GRID_ROWS)]
+
+
+def _train_in_sight(
+    config: TrainConfig, state: RunState, pictures: Source, trainer: Callable[..., Trainer]
+) -> bool:
+    """Train in the first process, which leaves all that people look at."""
+    out, held_out = Path(config.out), _holdout(config)
+    rows = held_out[:_GRID_ROWS] or _training_crops(config, pictures)
+    _log.info("%d held out, on %s", len(held_out), _device_name(state))
+    write_atomically(
+        out / "config.json", lambda file: file.write_text(json.dumps(to_dict(config), indent=2))
+    )
 
     def evaluate(model: MaskedAutoencoder, step: int) -> Mapping[str, float]:
-        _draw_grid(model, holdout or _first_pictures(pictures, config), out, step)
-        return _measure(model, holdout)
+        log.picture(step, _draw_grid(model, rows))
+        return _measure(model, held_out)
 
-    train(config, state, pictures, device, evaluate)
-    path = out / WEIGHTS_FILE
-    save_weights(
-        path, state.model, dtype=getattr(torch, config.export_dtype),
-        record=_record(config, recipe_name, state, pictures, _measure(state.model.eval(), holdout)),
-    )  # fmt: skip
-    _log.info("wrote %s; look at it with: python -m app --weights %s", path, config.out)
-    return path
-
-
-def _first_pictures(pictures: PackedImages, config: TrainConfig) -> list[Image.Image]:
-    """Without a hold-out, training pictures are drawn, but never measured."""
-    return [
-        fit_image(
-            Image.fromarray(pictures[i]), "crop",
-            image_size=config.model.image_size, patch_size=config.model.patch_size,
-        )
-        for i in range(min(_GRID_ROWS, len(pictures)))
-    ]  # fmt: skip
+    with (
+        RunLog(out, tensorboard=config.tensorboard, after_step=state.step) as log,
+        Progress(config.steps, state.step, partial(_pixels_of_step, config)) as progress,
+    ):
+        try:
+            finished = trainer(output=Output(log, progress, evaluate)).run()
+        finally:
+            report = write_report(out)
+    if not finished:
+        _log.info("stopped at step %d; the same command goes on from there", state.step)
+    _log.info("what happened: %s", report)
+    return finished
 
 
-def _measure(model: MaskedAutoencoder, holdout: list[Image.Image]) -> dict[str, float]:
-    if not holdout:
+def _pixels_of_step(config: TrainConfig, step: int) -> float:
+    """What a step takes beside others, for the estimate of the end."""
+    return image_size_at(step, config.steps, config.stages) ** 2
+
+
+def _holdout(config: TrainConfig) -> list[Image.Image]:
+    return load_pictures(config.data.holdout, config.model) if config.data.holdout else []
+
+
+def _measure(model: MaskedAutoencoder, held_out: list[Image.Image]) -> dict[str, float]:
+    if not held_out:
         return {}
-    figures = evaluate_reconstruction(model, holdout, baselines=False)["model"]
+    figures = evaluate_reconstruction(model, held_out, baselines=False)["model"]
     return {f"holdout_{name}": value.mean for name, value in figures.summary().items()}
 
 
-def _draw_grid(
-    model: MaskedAutoencoder, pictures: Sequence[Image.Image], out: Path, step: int
-) -> None:
-    """The four panels of a few pictures, always under the same masks, as one PNG."""
+def _draw_grid(model: MaskedAutoencoder, pictures: Sequence[Image.Image]) -> Image.Image:
+    """The four panels of a few pictures, always under the same masks."""
     device = str(model.pos_embed.device)
     reconstructor = Reconstructor(model, "run", device=device, precision="float32")
-    rows = [
-        reconstructor(picture, seed=i).strip() for i, picture in enumerate(pictures[:_GRID_ROWS])
-    ]
+    rows = [reconstructor(picture, seed=i).strip() for i, picture in enumerate(pictures)]
     width, height = max(row.width for row in rows), rows[0].height + 8
     grid = Image.new("RGB", (width, height * len(rows) - 8), "white")
     for i, row in enumerate(rows):
         grid.paste(row, (0, i * height))
-    folder = out / "reconstructions"
-    folder.mkdir(exist_ok=True)
-    grid.save(folder / f"step-{step:06d}.png")
+    return grid
+
+
+def _write_weights(
+    config: TrainConfig, recipe_name: str, state: RunState, pictures: Source, world: World
+) -> None:
+    """The model for use, with the record of its training. Every process has to ask."""
+    if not (world.is_first or config.system.shard):
+        return
+    model = state.snapshot()
+    if world.is_first:
+        path = Path(config.out) / WEIGHTS_FILE
+        record = _record(config, recipe_name, state, pictures, world)
+        record |= _measure(model, _holdout(config))
+        save_weights(path, model, dtype=getattr(torch, config.export_dtype), record=record)
+        _log.info("wrote %s; look at it with: python -m app --weights %s", path, config.out)
 
 
 def _record(
-    config: TrainConfig,
-    recipe_name: str,
-    state: RunState,
-    pictures: PackedImages,
-    figures: Mapping[str, float],
+    config: TrainConfig, recipe_name: str, state: RunState, pictures: Source, world: World
 ) -> dict[str, Any]:
     """How the weights came about, for their file's header; names no path of this machine."""
     return {
-        "recipe": recipe_name, "train": without_places(config), "changes": state.changes,
-        "pictures": len(pictures),
+        "recipe": recipe_name, "init_from": state.init_from, "train": without_places(config),
+        "changes": state.changes,
+        "pictures": None if isinstance(pictures, PictureStream) else len(pictures),
         "pictures_seen": state.step * config.batch_size, "steps": state.step,
-        "hours": round(state.seconds / 3600, 3), **figures,
-        "device": str(state.model.pos_embed.device), "machine": platform.machine(),
-        "cores": os.cpu_count(), "torch": torch.__version__,
+        "rollbacks": state.rollbacks, "hours": round(state.seconds / 3600, 3),
+        "processes": world.size, "device": _device_name(state),
+        "machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__,
     }  # fmt: skip
+
+
+def _device_name(state: RunState) -> str:
+    device = state.loss_average.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 if __name__ == "__main__":

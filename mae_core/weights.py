@@ -17,6 +17,10 @@ WEIGHTS_FOLDER = Path(__file__).resolve().parent.parent / "weights"
 # What a finished run's weights are called.
 WEIGHTS_FILE = "weights.safetensors"
 
+# Where a run's folder has a model, the best first: a finished run's, a running one's, and a
+# running one's in the moment between two saves. `checkpoint` owns the last two names.
+_RUN_FILES = (WEIGHTS_FILE, "checkpoint.pt", "checkpoint.previous.pt")
+
 # The weights used where none are named.
 DEFAULT_WEIGHTS = "mae-tiny"
 
@@ -62,8 +66,8 @@ def locate_weights(weights: str | Path | None = None) -> Path:
     """The file that a name or a path leads to, checked by hash where the manifest has one.
 
     Args:
-        weights: A name that `list_weights` gives, a file, or the folder of a finished run;
-            `DEFAULT_WEIGHTS` if not given.
+        weights: A name that `list_weights` gives, a file, or the folder of a run, whose
+            checkpoint is taken until it is finished; `DEFAULT_WEIGHTS` if not given.
 
     Raises:
         CheckpointError: If nothing is there, or a bundled file is not what the manifest says.
@@ -74,14 +78,14 @@ def locate_weights(weights: str | Path | None = None) -> Path:
     if str(weights) in known:
         return _verified(known[str(weights)])
     path = Path(weights).expanduser()
-    if path.is_dir():
-        path = path / WEIGHTS_FILE
-    if not path.is_file():
-        raise CheckpointError(
-            f"{str(weights)!r} is neither a file of weights, a folder with {WEIGHTS_FILE}, nor "
-            f"one of {', '.join(known)}"
-        )
-    return path
+    candidates = [path / name for name in _RUN_FILES] if path.is_dir() else [path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(
+        f"{str(weights)!r} is neither a file of weights, a folder with {WEIGHTS_FILE} or "
+        f"checkpoint.pt, nor one of {', '.join(known)}"
+    )
 
 
 def weights_name(weights: str | Path | None = None) -> str:
@@ -89,7 +93,9 @@ def weights_name(weights: str | Path | None = None) -> str:
     if weights is None:
         return DEFAULT_WEIGHTS
     path = Path(weights).expanduser().resolve()
-    return path.parent.name if path.name == WEIGHTS_FILE else path.stem
+    if path.name in _RUN_FILES:
+        return path.parent.name
+    return path.name if path.is_dir() else path.stem
 
 
 def _verified(entry: WeightsEntry) -> Path:

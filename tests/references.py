@@ -126,7 +126,9 @@ def mae_forward(
 ) -> tuple[Array, Array, float]:
     """Latent, prediction and loss of one (C, H, W) image whose `kept` patches are visible.
 
-    Each mask token is put straight where its patch was, with nothing to shuffle back.
+    Each mask token is put straight where its patch was, with nothing to shuffle back. Where
+    `state` has a token for removed patches, the encoder gets all patches in the grid's order;
+    where it has principal components, those are the target.
     """
     patches = patchify(image[None], patch_size)[0]  # (L, P)
     length = len(patches)
@@ -134,9 +136,15 @@ def mae_forward(
     projection = state["patch_embed.proj.weight"].transpose(0, 2, 3, 1)
     projection = projection.reshape(len(projection), -1)
     tokens = patches @ projection.T + state["patch_embed.proj.bias"]
+    encoded = list(kept)
+    if "encoder_mask_token" in state:
+        encoded = list(range(length))
+        for patch in range(length):
+            if patch not in kept:
+                tokens[patch] = state["encoder_mask_token"][0, 0]
     tokens = tokens + state["pos_embed"][0, 1:]
     cls_token = state["cls_token"][0] + state["pos_embed"][0, :1]
-    x = np.concatenate([cls_token, tokens[list(kept)]])
+    x = np.concatenate([cls_token, tokens[encoded]])
     for i in range(depths[0]):
         x = block(x, state, f"blocks.{i}", heads[0], eps)
     latent = layer_norm(x, state["norm.weight"], state["norm.bias"], eps)
@@ -144,7 +152,7 @@ def mae_forward(
     embedded = latent @ state["decoder_embed.weight"].T + state["decoder_embed.bias"]
     x = np.repeat(state["mask_token"][0], 1 + length, axis=0)
     x[0] = embedded[0]
-    for position, patch in enumerate(kept):
+    for position, patch in enumerate(encoded):
         x[1 + patch] = embedded[1 + position]
     x = x + state["decoder_pos_embed"][0]
     for i in range(depths[1]):
@@ -153,6 +161,8 @@ def mae_forward(
     pred = (x @ state["decoder_pred.weight"].T + state["decoder_pred.bias"])[1:]
 
     target = normalized_patches(patches) if norm_pix else patches
+    if "pca_basis" in state:
+        target = principal_components(patches, state["pca_mean"], state["pca_basis"])
     removed = [patch for patch in range(length) if patch not in kept]
     loss = np.mean([np.mean((pred[patch] - target[patch]) ** 2) for patch in removed])
     return latent, pred, float(loss)
@@ -166,6 +176,34 @@ def normalized_patches(patches: Array) -> Array:
         var = sum((value - mean) ** 2 for value in patch) / (len(patch) - 1)
         rows.append([(value - mean) / math.sqrt(var + 1e-6) for value in patch])
     return np.array(rows)
+
+
+def principal_components(patches: Array, mean: Array, basis: Array) -> Array:
+    """(L, P) patches along each of q directions, the columns of (P, q)."""
+    rows = []
+    for patch in patches:
+        rows.append([sum((patch - mean) * basis[:, i]) for i in range(basis.shape[1])])
+    return np.array(rows)
+
+
+def reconstruction_loss(
+    pred: Array, target: Array, mask: Array, visible_weight: float, kind: str
+) -> float:
+    """Of (N, L, P) predictions under (N, L) masks, 1 = removed."""
+    removed, visible, of_images = [], [], []
+    for i in range(len(pred)):
+        of_removed, of_visible = [], []
+        for patch in range(len(mask[i])):
+            error = sum((a - b) ** 2 for a, b in zip(pred[i, patch], target[i, patch], strict=True))
+            (of_removed if mask[i, patch] else of_visible).append(error / len(pred[i, patch]))
+        floored = sum(of_removed) / len(of_removed) + 0.01
+        seen = sum(of_visible) / len(of_visible)
+        of_images.append(math.log(floored) + visible_weight * seen / floored)
+        removed += of_removed
+        visible += of_visible
+    if kind == "log_mse":
+        return sum(of_images) / len(of_images)
+    return sum(removed) / len(removed) + visible_weight * sum(visible) / len(visible)
 
 
 def removed_psnr(pixels: Array, original: Array, removed: NDArray[np.bool_]) -> float:

@@ -19,24 +19,35 @@ LAYERS = {
     "mae_core.masking": 1,
     "mae_core.images": 1,
     "mae_core.entry": 1,
-    "mae_core.recipes": 2,
     "mae_core.devices": 2,
     "mae_core.models": 2,
     "mae_core.checkpoint": 3,
     "mae_core.weights": 3,
     "mae_core.data": 3,
+    "mae_core.recipes": 4,
     "mae_core.reconstruction": 4,
     "mae_core.training": 4,
     "mae_core.evaluation": 5,
     "mae_core.train": 6,
     "mae_core.evaluate": 6,
     "mae_core.reconstruct": 6,
+    "mae_core.pack": 6,
+    "mae_core.push": 6,
+    "mae_core.model_card": 4,
     "mae_core": 7,
 }
 ENTRY_POINTS = {name for name, layer in LAYERS.items() if layer == 6}
 
 APP_WITH_GRADIO = {"app.__main__", "app.ui", "app.handlers", "app.components", "app.deploy"}
-APP_WITHOUT_GRADIO = {"app", "app.settings", "app.service", "app.cache", "app.guard", "app.i18n"}
+APP_WITHOUT_GRADIO = {
+    "app",
+    "app.settings",
+    "app.service",
+    "app.cache",
+    "app.guard",
+    "app.i18n",
+    "app.models",
+}
 
 # What would let a network read or write files.
 FILES = {"io", "json", "os", "pathlib", "shutil", "tempfile", "PIL", "safetensors",

@@ -6,7 +6,7 @@ bytes or plain data, and the service checks it.
 
 from app.components.examples import ExampleGrid
 from app.components.facts import FactsLine
-from app.components.guarded import GuardedBlocks, as_gradio_error, sentence_for
+from app.components.guarded import GuardedBlocks, as_gradio_error, language_of, sentence_for
 from app.components.image import PanelImage, SafeImage
 from app.components.unchecked import UncheckedDropdown, UncheckedRadio, UncheckedSlider
 
@@ -20,5 +20,6 @@ __all__ = [
     "UncheckedRadio",
     "UncheckedSlider",
     "as_gradio_error",
+    "language_of",
     "sentence_for",
 ]

@@ -18,7 +18,7 @@ _TEMPLATE = """${(() => {
     psnr: value.psnr == null ? '–' : value.psnr.toFixed(1),
     milliseconds: Math.round(value.seconds * 1000),
     device: String(value.device).toUpperCase(),
-    model: value.model,
+    model: value.step == null ? value.model : `${value.model} (${value.step} / ${value.steps})`,
   };
   const fill = (part) => part.replace(/[{](.*?)[}]/g, (_, name) => safe(shown[name]));
   return label.split(' · ').map((part) => '<span>' + fill(part) + '</span>').join('');
@@ -28,7 +28,8 @@ _TEMPLATE = """${(() => {
 class FactsLine(gr.HTML, metaclass=QuietMeta):
     """Shows a reconstruction's facts, or why there is none.
 
-    Its value is the facts' dictionary, or `{"error": sentence}`, or None for an empty line.
+    Its value is the facts' dictionary, which has `step` and `steps` where the model is still
+    being trained, or `{"error": sentence}`, or None for an empty line.
     The label must be a sentence with `{visible}`, `{patches}`, `{psnr}`, `{milliseconds}`,
     `{device}` and `{model}`.
     """

@@ -27,7 +27,7 @@ def sentence_for(error: Exception, request: object) -> str:
         error: What was raised.
         request: The Gradio request, for its language; anything else means English.
     """
-    language = _language_of(request)
+    language = language_of(request)
     if isinstance(error, ComponentProcessingError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     if isinstance(error, MAEError):
@@ -44,12 +44,13 @@ def as_gradio_error(error: Exception, request: object) -> gr.Error:
     return gr.Error(
         # Rendered as HTML, and a client may have put words into it.
         html.escape(sentence_for(error, request), quote=False),
-        title=text("error", _language_of(request)),
+        title=text("error", language_of(request)),
         print_exception=False,
     )
 
 
-def _language_of(request: object) -> str:
+def language_of(request: object) -> str:
+    """The language that a Gradio request asks for; English if it is anything else."""
     headers = getattr(request, "headers", None)
     return preferred_language(headers.get("accept-language") if headers else None)
 

@@ -1,14 +1,56 @@
-"""Random crops, resized to a square, and flips (He et al. 2022, A.1)."""
+"""The chance in a crop: its box, its flip and its colour factors (He et al. 2022, A.1).
+
+Only numbers are drawn here, on the CPU; `crops` makes pixels of them, on any device.
+"""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from mae_core.config import DataConfig
 
-Box = tuple[float, float, float, float]
+# Left, top, right, bottom in whole pixels.
+Box = tuple[int, int, int, int]
+
+# Side of the `fixed` window over the picture's shorter side.
+_FIXED_SHARE = 7 / 8
+
+
+class Crop(NamedTuple):
+    """What is made of one picture.
+
+    Attributes:
+        box: The part that is resized to a square.
+        flip: Whether it is mirrored.
+        factors: Of brightness, contrast and saturation, in the order they are applied; none
+            without colour jitter.
+    """
+
+    box: Box
+    flip: bool
+    factors: tuple[float, float, float] | None
+
+
+def draw_crop(height: int, width: int, config: DataConfig, rng: np.random.Generator) -> Crop:
+    """The crop of a picture of `height` x `width` pixels."""
+    box = _draw_box(height, width, config, rng)
+    flip = config.flip and bool(rng.random() < 0.5)
+    factors = None
+    if config.color_jitter:
+        low, high = 1 - config.color_jitter, 1 + config.color_jitter
+        brightness, contrast, saturation = rng.uniform(low, high, size=3)
+        factors = float(brightness), float(contrast), float(saturation)
+    return Crop(box, flip, factors)
+
+
+def _draw_box(height: int, width: int, config: DataConfig, rng: np.random.Generator) -> Box:
+    if config.crop == "random":
+        return random_crop_box(height, width, config.crop_area, config.crop_aspect, rng)
+    if config.crop == "centre":
+        return _centre_box(height, width, (1.0, 1.0))
+    side = max(round(min(height, width) * _FIXED_SHARE), 1)
+    return _placed(height, width, side, side, rng)
 
 
 def random_crop_box(
@@ -36,10 +78,15 @@ def random_crop_box(
         ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
         crop_w, crop_h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
         if 0 < crop_w <= width and 0 < crop_h <= height:
-            top = int(rng.integers(0, height - crop_h + 1))
-            left = int(rng.integers(0, width - crop_w + 1))
-            return left, top, left + crop_w, top + crop_h
+            return _placed(height, width, crop_h, crop_w, rng)
     return _centre_box(height, width, aspect)
+
+
+def _placed(height: int, width: int, crop_h: int, crop_w: int, rng: np.random.Generator) -> Box:
+    """A box of a given size at a random place."""
+    top = int(rng.integers(0, height - crop_h + 1))
+    left = int(rng.integers(0, width - crop_w + 1))
+    return left, top, left + crop_w, top + crop_h
 
 
 def _centre_box(height: int, width: int, aspect: tuple[float, float]) -> Box:
@@ -47,15 +94,3 @@ def _centre_box(height: int, width: int, aspect: tuple[float, float]) -> Box:
     crop_w, crop_h = min(width, round(height * ratio)), min(height, round(width / ratio))
     left, top = (width - crop_w) // 2, (height - crop_h) // 2
     return left, top, left + crop_w, top + crop_h
-
-
-def augment(
-    picture: NDArray[np.uint8], side: int, config: DataConfig, rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    """One random crop of an (H, W, 3) picture as (side, side, 3), flipped half of the time."""
-    height, width, _ = picture.shape
-    box = random_crop_box(height, width, config.crop_area, config.crop_aspect, rng)
-    crop = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC, box=box)
-    flipped = config.flip and rng.random() < 0.5
-    pixels = np.asarray(crop)
-    return pixels[:, ::-1] if flipped else pixels

@@ -2,52 +2,42 @@
 
 Decoding is most of a loader's work; packed pictures are read at memory speed by every
 epoch and every later run. Two files make a pack: `pictures.u8`, all pixels one picture after
-another, and `pictures.json`, which says where each begins. The second is written last, so a
-pack without it is unfinished and made again.
+another, and `pictures.json`, which says where each begins and has the SHA-256 of the pixels.
+The second is written last, so a pack without it is unfinished and made again. A third,
+`pictures.checked`, remembers that the pixels had that hash, so that they are not read through
+at every start.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from mae_core.data.folders import check_unreadable, decode_reduced, find_images
 from mae_core.errors import DataError, ImageError
-from mae_core.images import decode_image
 
 _log = logging.getLogger(__name__)
 
-_PIXELS = "pictures.u8"
-_INDEX = "pictures.json"
-_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"))
+_PIXELS_FILE = "pictures.u8"
+_INDEX_FILE = "pictures.json"
+_CHECKED_FILE = "pictures.checked"
 
+# Bytes hashed at once.
+_BLOCK = 2**24
 
-def find_images(folder: str | Path) -> list[Path]:
-    """All picture files below a folder, by their suffix, sorted by path.
-
-    Raises:
-        DataError: If the folder is missing or holds no picture.
-    """
-    root = Path(folder).expanduser()
-    if not folder or not root.is_dir():
-        raise DataError(f"{str(folder)!r} is not a folder; give one with pictures in it")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    if not paths:
-        raise DataError(f"no picture lies below {str(folder)!r}; looked for {_suffix_list()}")
-    return paths
-
-
-def _suffix_list() -> str:
-    return ", ".join(sorted(_SUFFIXES))
+# Ends the name of a file that is being written.
+_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -78,10 +68,114 @@ class PackedImages:
         return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
 
 
+def open_pack(folder: str | Path, memory: Path | None = None) -> PackedImages:
+    """Open a pack, after checking its pixels' hash if that has not been done before.
+
+    Args:
+        folder: Folder of the pack.
+        memory: Another folder that may remember that the check was passed, for a pack in a
+            folder that cannot be written to.
+
+    Raises:
+        DataError: If there is no finished pack, it is empty, or its pixels are not those that
+            were packed.
+    """
+    folder = Path(folder).expanduser()
+    index = _read_index(folder)
+    sizes = np.array(index["sizes"], dtype=np.int64).reshape(-1, 2)
+    lengths = sizes.prod(axis=1) * 3
+    path = folder / _PIXELS_FILE
+    size = path.stat().st_size if path.is_file() else 0
+    if size != lengths.sum():
+        raise DataError(
+            f"{str(path)!r} has {size:,} bytes instead of {lengths.sum():,}; copy the pack "
+            "again, or make it again with python -m mae_core.pack"
+        )
+    # The packs that version 0.1 left in caches have no hash.
+    if "sha256" in index:
+        _check_hash(path, index["sha256"], [folder, *([memory] if memory else [])])
+    pixels = np.zeros(0, dtype=np.uint8)
+    if size:
+        pixels = np.memmap(path, dtype=np.uint8, mode="r")
+    return PackedImages(
+        pixels, np.cumsum(lengths) - lengths, sizes, index["names"], index["unreadable"]
+    )
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """What a pack says of itself.
+
+    Raises:
+        DataError: If the folder holds no finished pack.
+    """
+    try:
+        index = json.loads((folder / _INDEX_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{str(folder)!r} holds no finished pack, for its {_INDEX_FILE} cannot be read; make "
+            f"one with python -m mae_core.pack PICTURES {folder}"
+        ) from error
+    if not isinstance(index, dict) or not {"sizes", "names", "unreadable"} <= set(index):
+        raise DataError(f"{str(folder / _INDEX_FILE)!r} is not a pack's; make the pack again")
+    return index
+
+
+def _check_hash(path: Path, expected: str, memories: Sequence[Path]) -> None:
+    passed = _identity(path, expected)
+    if any(_remembered(memory) == passed for memory in memories):
+        return
+    found = _hash_of(path)
+    if found != expected:
+        raise DataError(
+            f"the pixels of {str(path)!r} are not those that were packed (SHA-256 {found[:12]}… "
+            f"instead of {expected[:12]}…); copy the pack again, or make it again with "
+            "python -m mae_core.pack"
+        )
+    if not any(_remember_check(path, expected, memory) for memory in memories):
+        _log.warning("%s cannot be written to: the pack is checked at each start", path.parent)
+
+
+def _remember_check(path: Path, sha256: str, memory: Path) -> bool:
+    """Note in the folder `memory` that the pixels at `path` have this hash, if that can be."""
+    text = json.dumps(_identity(path, sha256))
+    try:
+        memory.mkdir(parents=True, exist_ok=True)
+        (memory / _CHECKED_FILE).write_text(text, encoding="utf-8")
+    except OSError:
+        return False
+    return True
+
+
+def _identity(path: Path, sha256: str) -> dict[str, object]:
+    """What changes when a file is written again, beside the hash it should have."""
+    status = path.stat()
+    return {"sha256": sha256, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _remembered(memory: Path) -> object:
+    try:
+        return json.loads((memory / _CHECKED_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _hash_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    with (
+        path.open("rb") as file,
+        tqdm(total=size, desc="checking", unit="B", unit_scale=True) as bar,
+    ):
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
+
+
 def pack_folder(
     folder: str | Path, cache: str | Path, *, short_side: int, max_unreadable: float
 ) -> PackedImages:
-    """Open the pack of a folder, making it first where it is missing or out of date.
+    """Open the pack of a folder, making it first where it is missing, damaged or out of date.
 
     Args:
         folder: Searched through all its subfolders.
@@ -90,22 +184,18 @@ def pack_folder(
         max_unreadable: Largest share of unreadable files, 0..1.
 
     Raises:
-        DataError: If there is no picture, or too many files are unreadable (the first are
-            named).
+        DataError: If there is no picture, too many files are unreadable (the first are named),
+            or the pack cannot be written.
     """
     paths = find_images(folder)
-    cache = Path(cache)
+    cache = Path(cache).expanduser()
     fingerprint = _fingerprint(paths, short_side)
-    if not _is_current(cache, fingerprint):
-        _write_pack(paths, Path(folder).expanduser(), cache, short_side, fingerprint)
-    pack = _open_pack(cache)
-    if not len(pack) or len(pack.unreadable) > max_unreadable * len(paths):
-        # The pack is kept: mending the folder or raising the limit are both quick to try.
-        raise DataError(
-            f"{len(pack.unreadable)} of {len(paths)} files are unreadable, such as "
-            f"{', '.join(pack.unreadable[:5])}; at most {max_unreadable:.0%} may be: remove "
-            "them or raise data.max_unreadable"
-        )
+    pack = _current_pack(cache, fingerprint)
+    if pack is None:
+        _make_pack(paths, Path(folder).expanduser(), cache, short_side, fingerprint)
+        pack = open_pack(cache)
+    # The pack is kept: mending the folder or raising the limit are both quick to try.
+    check_unreadable(pack.unreadable, len(paths), max_unreadable)
     return pack
 
 
@@ -113,56 +203,72 @@ def _fingerprint(paths: list[Path], short_side: int) -> str:
     """Changes whenever a file comes, goes, or is written again."""
     digest = hashlib.sha256(str(short_side).encode())
     for path in paths:
-        status = path.stat()
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        try:
+            status = path.stat()
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        except OSError:  # a link that leads nowhere turns out unreadable later
+            state = ""
+        digest.update(f"{path}\0{state}\n".encode())
     return digest.hexdigest()
 
 
-def _is_current(cache: Path, fingerprint: str) -> bool:
+def _current_pack(cache: Path, fingerprint: str) -> PackedImages | None:
+    """The pack in a cache, or none where one has to be made."""
+    if not (cache / _INDEX_FILE).exists():
+        return None
     try:
-        index = json.loads((cache / _INDEX).read_text())
-    except (OSError, ValueError):
-        return False
-    return bool(index["fingerprint"] == fingerprint)
+        if _read_index(cache).get("fingerprint") != fingerprint:
+            return None
+        return open_pack(cache)
+    except DataError as error:
+        _log.warning("packing again: %s", error)
+        return None
 
 
-def _open_pack(cache: Path) -> PackedImages:
-    index = json.loads((cache / _INDEX).read_text())
-    sizes = np.array(index["sizes"], dtype=np.int64).reshape(-1, 2)
-    lengths = sizes.prod(axis=1) * 3
-    pixels = np.zeros(0, dtype=np.uint8)
-    if len(sizes):
-        pixels = np.memmap(cache / _PIXELS, dtype=np.uint8, mode="r")
-    return PackedImages(
-        pixels, np.cumsum(lengths) - lengths, sizes, index["names"], index["unreadable"]
-    )
+def _make_pack(
+    paths: list[Path], root: Path, cache: Path, short_side: int, fingerprint: str
+) -> None:
+    partial = cache / (_PIXELS_FILE + _PARTIAL)
+    try:
+        _write_pack(paths, root, cache, short_side, fingerprint, partial)
+    except OSError as error:
+        # Half a pack is of no use, and a full disk is in everybody's way.
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise DataError(
+            f"the pictures cannot be packed into {str(cache)!r}: {error.strerror or error}; free "
+            "space, choose another folder (data.cache), pack them smaller (short_side), or take "
+            "data.decode=epoch, which needs no space"
+        ) from error
 
 
 def _write_pack(
-    paths: list[Path], root: Path, cache: Path, short_side: int, fingerprint: str
+    paths: list[Path],
+    root: Path,
+    cache: Path,
+    short_side: int,
+    fingerprint: str,
+    partial: Path,
 ) -> None:
     cache.mkdir(parents=True, exist_ok=True)
-    (cache / _INDEX).unlink(missing_ok=True)
-    partial = cache / (_PIXELS + ".partial")
+    (cache / _INDEX_FILE).unlink(missing_ok=True)
     with partial.open("wb") as file:
-        names, sizes, unreadable = _write_pixels(file, paths, root, short_side)
+        index = _write_pixels(file, paths, root, short_side)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(cache / _PIXELS)
-    index = {
-        "fingerprint": fingerprint, "names": names, "sizes": sizes, "unreadable": unreadable,
-    }  # fmt: skip
-    partial_index = cache / (_INDEX + ".partial")
-    partial_index.write_text(json.dumps(index))
-    partial_index.replace(cache / _INDEX)
+    partial.replace(cache / _PIXELS_FILE)
+    _remember_check(cache / _PIXELS_FILE, index["sha256"], cache)
+    partial_index = cache / (_INDEX_FILE + _PARTIAL)
+    partial_index.write_text(json.dumps({"fingerprint": fingerprint, **index}), encoding="utf-8")
+    partial_index.replace(cache / _INDEX_FILE)
 
 
-def _write_pixels(
-    file: BinaryIO, paths: list[Path], root: Path, short_side: int
-) -> tuple[list[str], list[tuple[int, int]], list[str]]:
+def _write_pixels(file: BinaryIO, paths: list[Path], root: Path, short_side: int) -> dict[str, Any]:
+    """Write all readable pictures; returns their part of the index."""
     names: list[str] = []
     sizes: list[tuple[int, int]] = []
     unreadable: list[str] = []
+    digest = hashlib.sha256()
     pictures = tqdm(_decoded(paths, short_side), total=len(paths), desc="packing", unit="img")
     for path, picture in zip(paths, pictures, strict=True):
         name = path.relative_to(root).as_posix()
@@ -170,10 +276,14 @@ def _write_pixels(
             _log.warning("skipped %s: %s", name, picture)
             unreadable.append(name)
             continue
-        file.write(picture.tobytes())
+        pixels = picture.tobytes()
+        digest.update(pixels)
+        file.write(pixels)
         names.append(name)
         sizes.append((picture.height, picture.width))
-    return names, sizes, unreadable
+    return {
+        "names": names, "sizes": sizes, "unreadable": unreadable, "sha256": digest.hexdigest(),
+    }  # fmt: skip
 
 
 def _decoded(paths: list[Path], short_side: int) -> Iterator[Image.Image | ImageError]:
@@ -181,7 +291,7 @@ def _decoded(paths: list[Path], short_side: int) -> Iterator[Image.Image | Image
 
     def decode(path: Path) -> Image.Image | ImageError:
         try:
-            return _reduce(decode_image(path), short_side)
+            return decode_reduced(path, short_side)
         except ImageError as error:
             return error
 
@@ -189,11 +299,3 @@ def _decoded(paths: list[Path], short_side: int) -> Iterator[Image.Image | Image
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(paths), 256):
             yield from pool.map(decode, paths[start : start + 256])
-
-
-def _reduce(picture: Image.Image, short_side: int) -> Image.Image:
-    scale = short_side / min(picture.size)
-    if scale >= 1:
-        return picture
-    size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
-    return picture.resize(size, Image.Resampling.BICUBIC)

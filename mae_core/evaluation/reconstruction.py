@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mae_core.config import ModelConfig
-from mae_core.data.packed import find_images
+from mae_core.data.folders import find_images
 from mae_core.errors import DataError, ImageError, MaskError
 from mae_core.images import decode_image, fit_image, to_tensor
 from mae_core.masking import PatchMask, draw_mask

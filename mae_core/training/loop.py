@@ -3,223 +3,333 @@
 Nothing but model, optimisers and step is needed to go on after a stop: the learning rate,
 the crops and the masks are pure functions of the step. On one CPU a resumed run ends in the
 very bits of the undisturbed one.
+
+The host never waits for the device but every few steps, when it looks at what the steps since
+then have left there: their losses, and whether one of them went wrong.
 """
 
-import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from torch.distributed.tensor import DTensor
 
-from mae_core.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
-from mae_core.config import TrainConfig, without_places
-from mae_core.data.loader import BatchLoader, Pictures
-from mae_core.errors import CheckpointError, TrainingError
+from mae_core.checkpoint import CHECKPOINT_FILE, load_latest, save_checkpoint
+from mae_core.config import TrainConfig
+from mae_core.data.loader import BatchLoader
+from mae_core.errors import CheckpointError, ConfigError, TrainingError
+from mae_core.masking import PatchMask
+from mae_core.models.cost import forward_flops
 from mae_core.models.mae import MaskedAutoencoder
-from mae_core.training.optim import build_optimizers, set_lr
-from mae_core.training.precision import autocast, prefer_fast_attention
+from mae_core.training.distributed import World, gradients_kept_local
+from mae_core.training.logging import Progress, RunLog
+from mae_core.training.optim import set_lr
+from mae_core.training.precision import autocast
 from mae_core.training.schedule import image_size_at, lr_at, mask_at
+from mae_core.training.state import RunState, restore
+from mae_core.training.stop import StopRequest
+from mae_core.training.throughput import measure_matmul_rate
 
 _log = logging.getLogger(__name__)
 
-# Steps between two lines of metrics.jsonl and two checks that the loss is a number.
+# Steps between two looks at the device: a line of metrics, and whether all is well.
 _LOG_EVERY = 10
 
-_METRICS_FILE = "metrics.jsonl"
+# Weight of a step in the running average of the loss that a jump is measured against.
+_AVERAGE_WEIGHT = 0.02
 
-# Called with the model in evaluation mode and the number of steps done; what it returns is
-# logged.
+# Called in the first process with the model as it would be used and the number of steps done;
+# what it returns is logged.
 Evaluation = Callable[[MaskedAutoencoder, int], Mapping[str, float]]
 
 
 @dataclass
-class RunState:
-    """A run between two steps.
+class Output:
+    """Where the first process says what happens.
 
     Attributes:
-        model: Its parameters so far.
-        optimizers: Their moments so far.
-        step: Steps done.
-        seconds: Time spent training so far, over all starts.
-        changes: Fields that were changed when the run was started again, each with the step
-            from which the new value held; plain data.
-    """
-
-    model: MaskedAutoencoder
-    optimizers: list[torch.optim.Optimizer]
-    step: int = 0
-    seconds: float = 0.0
-    changes: list[dict[str, Any]] = field(default_factory=list)
-
-
-def start_run(config: TrainConfig, device: torch.device) -> RunState:
-    """A new run from scratch, or the one in `config.out` where it stopped; says which.
-
-    Raises:
-        CheckpointError: If the checkpoint there is damaged or of another model.
-    """
-    torch.manual_seed(config.seed)
-    model = MaskedAutoencoder(config.model).to(device)
-    prefer_fast_attention(model, device)
-    state = RunState(model, build_optimizers(model, config.optim))
-    path = Path(config.out) / CHECKPOINT_FILE
-    if not path.exists():
-        _log.info("starting from scratch in %s", config.out)
-        return state
-    _restore(state, load_checkpoint(path), config)
-    _log.info("resuming %s at step %d of %d", config.out, state.step, config.steps)
-    return state
-
-
-def _restore(state: RunState, content: dict[str, Any], config: TrainConfig) -> None:
-    now, then = without_places(config), content["config"]
-    if now["model"] != then["model"] or now["optim"]["name"] != then["optim"]["name"]:
-        raise CheckpointError(
-            f"the checkpoint in {config.out!r} is of another model or optimiser; give another "
-            "out= or the fields it was started with"
-        )
-    state.model.load_state_dict(content["model"])
-    for optimizer, saved in zip(state.optimizers, content["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    state.step, state.seconds = content["step"], content["seconds"]
-    state.changes = content["changes"]
-    for name in now:
-        if now[name] != then[name]:
-            _log.warning("%s changed from %s to %s", name, then[name], now[name])
-            change = {"step": state.step, "field": name, "from": then[name], "to": now[name]}
-            state.changes.append(change)
-    _forget_metrics_after(state.step, Path(config.out) / _METRICS_FILE)
-
-
-def _forget_metrics_after(step: int, path: Path) -> None:
-    """Drop the lines of steps that a stop undid, for they are about to be made again."""
-    if path.exists():
-        lines = path.read_text().splitlines()
-        # A kill can leave half a line at the end.
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept))
-
-
-def train(
-    config: TrainConfig,
-    state: RunState,
-    pictures: Pictures,
-    device: torch.device,
-    evaluate: Evaluation,
-) -> None:
-    """Train from `state.step` to `config.steps`, with checkpoints and metrics on the way.
-
-    Args:
-        config: The run.
-        state: Where it stands; changed in place.
-        pictures: What to train on.
-        device: Where the model is.
+        log: Receives the figures.
+        progress: Shown while the run goes on.
         evaluate: Called every `eval_every` steps and at the end.
-
-    Raises:
-        TrainingError: If the loss or the gradient is no longer a finite number; the last
-            checkpoint is from before that.
     """
-    loader = BatchLoader(pictures, config.data, batch_size=config.batch_size, seed=config.seed)
-    batches = loader.batches(
-        state.step, config.steps, lambda step: image_size_at(step, config.steps, config.stages)
-    )
-    with tqdm(
-        total=config.steps, initial=state.step, unit="step", desc="training", smoothing=0.05
-    ) as bar:
-        begun = time.perf_counter() - state.seconds
-        for batch in batches:
-            loss, norm = _train_step(config, state, batch.to(device))
-            state.step += 1
-            state.seconds = time.perf_counter() - begun
-            _after_step(config, state, loss, norm, bar, evaluate)
+
+    log: RunLog
+    progress: Progress
+    evaluate: Evaluation
 
 
-def _train_step(config: TrainConfig, state: RunState, batch: Tensor) -> tuple[Tensor, Tensor]:
-    """One update; returns the loss and the gradient's norm before clipping."""
-    model = state.model
-    images = _normalize(batch, config)
-    mask = mask_at(state.step, len(images), model.grid_of(images), config.mask, config.seed)
-    set_lr(state.optimizers, lr_at(state.step, config.steps, config.optim))
-    with autocast(config.precision, images.device):
-        output = model(images, mask.to(images.device), config.visible_weight)
-    output.loss.backward()
-    limit = config.optim.clip_grad or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-    for optimizer in state.optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return output.loss.detach(), norm
+class Window:
+    """What the steps since the last look have left on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Nothing yet."""
+        self.steps = 0
+        self.flops = 0
+        self.begun = time.perf_counter()
+        self.loss = torch.zeros((), device=device)
+        self.grad_norm = torch.zeros((), device=device)
+        self.bad = torch.zeros((), device=device, dtype=torch.bool)
 
 
-def _normalize(batch: Tensor, config: TrainConfig) -> Tensor:
-    """(N, H, W, C) uint8 -> (N, C, H, W) float32, normalised."""
-    mean = torch.tensor(config.model.mean, device=batch.device)
-    std = torch.tensor(config.model.std, device=batch.device)
-    return ((batch / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+class Trainer:
+    """Takes a run from where it stands to its end, or to where it is asked to stop."""
 
+    def __init__(
+        self,
+        config: TrainConfig,
+        state: RunState,
+        loader: BatchLoader,
+        *,
+        world: World,
+        output: Output | None,
+        stop: StopRequest,
+    ) -> None:
+        """Bring the parts of a run together.
 
-def _after_step(
-    config: TrainConfig,
-    state: RunState,
-    loss: Tensor,
-    norm: Tensor,
-    bar: "tqdm[Any]",
-    evaluate: Evaluation,
-) -> None:
-    last = state.step == config.steps
-    saving = state.step % config.save_every == 0 or last
-    if state.step % _LOG_EVERY == 0 or saving:
-        _check_finite(state.step, loss, norm)
-        values = {
-            "loss": loss.item(),
-            "grad_norm": norm.item(),
-            "lr": lr_at(state.step - 1, config.steps, config.optim),
-        }
-        _write_metrics(config, state, values)
-        rate = (bar.format_dict["rate"] or 0.0) * config.batch_size
-        bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:.0f} img/s", refresh=False)
-    bar.update()
-    if saving:
-        save_checkpoint(Path(config.out) / CHECKPOINT_FILE, _checkpoint_of(config, state))
-    if state.step % config.eval_every == 0 or last:
-        state.model.eval()
-        values = dict(evaluate(state.model, state.step))
-        state.model.train()
-        _write_metrics(config, state, values)
-        if values:
-            bar.write(f"step {state.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+        Args:
+            config: The run.
+            state: Where it stands; changed in place.
+            loader: Gives this process its share of each batch.
+            world: Who trains together.
+            output: In the first process; None in the others.
+            stop: Looked at after every step.
 
+        Raises:
+            ConfigError: If the batch cannot be shared out evenly.
+        """
+        shares = world.size * config.system.accumulate
+        if config.batch_size % shares:
+            raise ConfigError(
+                f"batch_size {config.batch_size} does not divide into {world.size} processes "
+                f"times {config.system.accumulate} micro-batches; pick a multiple of {shares}"
+            )
+        self.config, self.state, self.loader = config, state, loader
+        self.world, self.output, self.stop = world, output, stop
+        self._begun = time.perf_counter() - state.seconds
+        self._window = Window(world.device)
+        self._peak = world.size * measure_matmul_rate(world.device, _matmul_dtype(state.precision))
 
-def _check_finite(step: int, loss: Tensor, norm: Tensor) -> None:
-    if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-        raise TrainingError(
-            f"at step {step} the loss is {loss.item():.3g} and the gradient's norm "
-            f"{norm.item():.3g}; the checkpoint from before that is kept. Lower optim.lr, set "
-            "optim.clip_grad=1 or precision=float32, and start the same command again"
+    def run(self) -> bool:
+        """Train from `state.step` to `config.steps`, with checkpoints and metrics on the way.
+
+        Returns:
+            Whether the end was reached; if not, the run was asked to stop, and has saved.
+
+        Raises:
+            TrainingError: If the loss went wrong more often than the run may roll back; the
+                last checkpoint is from before that.
+            CheckpointError: If the first or the last checkpoint cannot be written.
+        """
+        # Something to roll back to, and a disk that proves that it can be written to.
+        self._save()
+        while self.state.step < self.config.steps:
+            with closing(self._batches()) as batches:
+                if not self._follow(batches):
+                    self._save()
+                    return False
+        return True
+
+    def _batches(self) -> Generator[Tensor, None, None]:
+        steps, stages = self.config.steps, self.config.stages
+        return self.loader.batches(
+            self.state.step, steps, lambda step: image_size_at(step, steps, stages)
         )
 
+    def _follow(self, batches: Iterable[Tensor]) -> bool:
+        """Train on these until the end, a rollback (true) or a request to stop (false)."""
+        for images in batches:
+            self._update(images)
+            self.state.step += 1
+            if not self._after_step():
+                return True
+            if self.state.step < self.config.steps and self.world.any(self.stop.signal != 0):
+                return False
+        return True
 
-def _checkpoint_of(config: TrainConfig, state: RunState) -> dict[str, Any]:
-    return {
-        "config": without_places(config),
-        "model": state.model.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in state.optimizers],
-        "step": state.step,
-        "seconds": state.seconds,
-        "changes": state.changes,
-    }
+    def _update(self, images: Tensor) -> None:
+        """One step of the optimisers on this process's share of the batch."""
+        state, config = self.state, self.config
+        set_lr(state.optimizers, self._lr(state.step))
+        loss = self.world.mean(self._backward(images))
+        norm = self._clip()
+        for optimizer in state.optimizers:
+            state.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        state.scaler.update()
+        _average(state, config.ema)
+        self._watch(loss, norm)
+
+    def _backward(self, images: Tensor) -> Tensor:
+        """The gradient of the batch's mean loss, added up over micro-batches; the local loss."""
+        state, config = self.state, self.config
+        mask = self._mask_for(images)
+        total = torch.zeros((), device=images.device)
+        size = len(images) // config.system.accumulate
+        for start in range(0, len(images), size):
+            more = start + size < len(images)
+            with gradients_kept_local(state.forward, local=more):
+                with autocast(state.precision, images.device):
+                    output = state.forward(
+                        images[start : start + size], mask.rows(start, start + size),
+                        config.visible_weight, config.loss,
+                    )  # fmt: skip
+                loss = output.loss / config.system.accumulate
+                state.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def _mask_for(self, images: Tensor) -> PatchMask:
+        """This process's rows of the batch's masks, on the device."""
+        n, config = len(images), self.config
+        grid = self.state.model.grid_of(images)
+        mask = mask_at(self.state.step, config.batch_size, grid, config.mask, config.seed)
+        visible = 1 - mask.num_visible / mask.num_patches
+        self._window.flops += 3 * config.batch_size * forward_flops(config.model, grid, visible)
+        first = self.world.rank * n
+        mask = mask.rows(first, first + n)
+        pinned = mask.pin_memory() if images.device.type == "cuda" else mask
+        return pinned.to(images.device)
+
+    def _clip(self) -> Tensor:
+        """Bound the gradient; returns its norm before that."""
+        state = self.state
+        for optimizer in state.optimizers:
+            state.scaler.unscale_(optimizer)
+        limit = self.config.optim.clip_grad or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _watch(self, loss: Tensor, norm: Tensor) -> None:
+        """Note on the device how the step went; nothing waits for the answer."""
+        window, average = self._window, self.state.loss_average
+        level = loss.exp() if self.config.loss == "log_mse" else loss
+        window.steps += 1
+        window.loss += loss
+        window.grad_norm = norm
+        window.bad |= ~loss.isfinite()
+        # The scaler skips steps of infinite gradients itself, and lowers its scale.
+        if not self.state.scaler.is_enabled():
+            window.bad |= ~norm.isfinite()
+        if self.config.recovery.spike:
+            window.bad |= level > self.config.recovery.spike * average
+        moved = average.lerp(level, _AVERAGE_WEIGHT)
+        average.copy_(torch.where(average.isnan(), level, moved))
+
+    def _after_step(self) -> bool:
+        """Log, save and measure where it is time; false if the run rolled back instead."""
+        step, config = self.state.step, self.config
+        self.state.seconds = time.perf_counter() - self._begun
+        last = step == config.steps
+        saving = last or step % config.save_every == 0
+        measuring = last or step % config.eval_every == 0
+        if saving or measuring or step % _LOG_EVERY == 0:
+            if self.world.any(bool(self._window.bad)):
+                self._roll_back()
+                return False
+            self._write_metrics()
+        elif self.output:
+            self.output.progress.update()
+        if saving:
+            self._save(must=last)
+        if measuring:
+            self._measure()
+        if saving or measuring:
+            self._window = Window(self.world.device)
+        return True
+
+    def _write_metrics(self) -> None:
+        window, state = self._window, self.state
+        if self.output:
+            elapsed = time.perf_counter() - window.begun
+            rate = window.steps * self.config.batch_size / elapsed
+            values = {
+                "loss": window.loss.item() / window.steps,
+                "grad_norm": window.grad_norm.item(),
+                "lr": self._lr(state.step - 1),
+                "images_per_second": rate,
+                "utilization": window.flops / elapsed / self._peak,
+            }
+            self.output.log.scalars(state.step, state.seconds, values)
+            self.output.progress.update(loss=values["loss"], images_per_second=rate)
+        self._window = Window(self.world.device)
+
+    def _lr(self, step: int) -> float:
+        return lr_at(step, self.config.steps, self.config.optim) * self.state.lr_scale
+
+    def _roll_back(self) -> None:
+        """Go back to the last checkpoint, with a lower learning rate from there.
+
+        Raises:
+            TrainingError: If that has been done as often as allowed.
+        """
+        state, recovery = self.state, self.config.recovery
+        failed, done = state.step, state.rollbacks
+        trouble = f"the loss jumped or was no number in the steps before {failed}"
+        if done == recovery.max_rollbacks:
+            raise TrainingError(
+                f"{trouble}, after {done} rollbacks; the checkpoint from before that is kept. "
+                "Lower optim.lr, set optim.clip_grad=1 or system.precision=float32, and start "
+                "the same command again"
+            )
+        self.world.wait()
+        restore(state, load_latest(Path(self.config.out)), self.config)
+        state.rollbacks = done + 1
+        state.lr_scale = recovery.lr_factor**state.rollbacks
+        self._window = Window(self.world.device)
+        self._tell(f"{trouble}: back to step {state.step}, learning rate x {state.lr_scale:g}")
+        self._save()
+        if self.output:
+            self.output.progress.back_to(state.step)
+
+    def _save(self, *, must: bool = True) -> None:
+        """Write a checkpoint; without `must`, a full disk is told of and the run goes on."""
+        if not (self.world.is_first or self.config.system.shard):
+            return
+        content = self.state.content(self.config)
+        if not self.world.is_first:
+            return
+        try:
+            save_checkpoint(Path(self.config.out) / CHECKPOINT_FILE, content)
+        except CheckpointError as error:
+            if must:
+                raise
+            self._tell(f"the checkpoint of step {self.state.step} is missing: {error}")
+
+    def _measure(self) -> None:
+        if self.world.is_first or self.config.system.shard:
+            model = self.state.snapshot()
+            if self.output:
+                values = self.output.evaluate(model, self.state.step)
+                self.output.log.scalars(self.state.step, self.state.seconds, values)
+                self.output.progress.write(
+                    f"step {self.state.step}: "
+                    + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+                )
+        self.world.wait()
+
+    def _tell(self, text: str) -> None:
+        if self.output:
+            _log.warning("%s", text)
+            self.output.log.event(self.state.step, self.state.seconds, text)
 
 
-def _write_metrics(config: TrainConfig, state: RunState, values: Mapping[str, float]) -> None:
-    """Append one JSON line, so that a run can be plotted without a server."""
-    line = {"step": state.step, "seconds": round(state.seconds, 1), **values}
-    with (Path(config.out) / _METRICS_FILE).open("a") as file:
-        file.write(json.dumps(line) + "\n")
+def _matmul_dtype(precision: str) -> torch.dtype:
+    dtypes = {
+        "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+    }  # fmt: skip
+    return dtypes[precision]
+
+
+def _average(state: RunState, decay: float) -> None:
+    """Move the running average towards the parameters."""
+    if state.average:
+        with torch.no_grad():
+            for name, parameter in state.model.named_parameters():
+                if name in state.average:
+                    state.average[name].lerp_(parameter, 1 - decay)

@@ -1,15 +1,40 @@
 """What depends on the step alone: the learning rate, the picture size and the mask."""
 
+import dataclasses
 import math
 
 import numpy as np
 import torch
 
-from mae_core.config import MaskConfig, OptimConfig, StageConfig
+from mae_core.config import MaskConfig, OptimConfig, StageConfig, TrainConfig
+from mae_core.errors import ConfigError
 from mae_core.masking import PatchMask, draw_mask, num_visible
 
 # Names this kind of chance; the loader's kinds are 0 and 1.
 _MASK = 2
+
+
+def with_steps(config: TrainConfig, pictures: int | None) -> TrainConfig:
+    """The run with its epochs turned into steps; unchanged where it gives none.
+
+    Args:
+        config: The run.
+        pictures: How many there are; None for a stream.
+
+    Raises:
+        ConfigError: If epochs are given for a stream, or are less than one step.
+    """
+    if not config.epochs and not config.optim.warmup_epochs:
+        return config
+    if pictures is None:
+        raise ConfigError("a stream has no known length; give steps= and optim.warmup_steps=")
+    steps_of_epoch = pictures / config.batch_size
+    optim = config.optim
+    if optim.warmup_epochs:
+        warmup = math.ceil(optim.warmup_epochs * steps_of_epoch)
+        optim = dataclasses.replace(optim, warmup_steps=warmup)
+    steps = math.ceil(config.epochs * steps_of_epoch) if config.epochs else config.steps
+    return dataclasses.replace(config, steps=steps, optim=optim)
 
 
 def lr_at(step: int, steps: int, config: OptimConfig) -> float:

@@ -132,10 +132,12 @@ def test_the_same_seed_gives_the_same_masked_panel(view: Page) -> None:
 def test_rapid_moves_end_in_the_last_state(view: Page, service: ReconstructionService) -> None:
     calls: list[str] = []
     view.on("request", lambda r: calls.append(r.url) if "/queue/join" in r.url else None)
-    for step in range(30):
-        slide(view, "mask-ratio", round(0.2 + 0.02 * step, 2))
-        slide(view, "seed", 100 + step)
-    slide(view, "mask-ratio", 0.9)
+    # However slow the browser is, the model is slower: it waits until all moves are made.
+    with service._models["small-random"]._lock:
+        for step in range(30):
+            slide(view, "mask-ratio", round(0.2 + 0.02 * step, 2))
+            slide(view, "seed", 100 + step)
+        slide(view, "mask-ratio", 0.9)
     seen(view, "4 of 49 patches seen")
     view.locator("#facts .pending").wait_for(state="detached")
     last = expected(service, example("cat"), 0.9, 129)
@@ -143,7 +145,7 @@ def test_rapid_moves_end_in_the_last_state(view: Page, service: ReconstructionSe
     view.wait_for_timeout(500)
     assert equal(panels(view), last)
     # 61 moves, but never more than one request under way and one waiting.
-    assert len(calls) < 40
+    assert len(calls) == 2
 
 
 def test_the_dice_throw_another_seed(view: Page, service: ReconstructionService) -> None:

@@ -17,6 +17,8 @@ from mae_core.config import (
 from mae_core.models.mae import MaskedAutoencoder
 from tests.pictures import draw_picture
 
+MakeRun = Callable[..., TrainConfig]
+
 
 @pytest.fixture
 def small_config() -> ModelConfig:
@@ -47,9 +49,7 @@ def picture_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run_config(
-    small_config: ModelConfig, picture_folder: Path, tmp_path: Path
-) -> Callable[..., TrainConfig]:
+def run_config(small_config: ModelConfig, picture_folder: Path, tmp_path: Path) -> MakeRun:
     """A run of eight steps over two picture sizes; fields can be changed."""
 
     def make(**changes: object) -> TrainConfig:

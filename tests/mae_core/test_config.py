@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mae_core.config import PRESETS, ModelConfig, from_dict, preset, to_dict, with_overrides
+from mae_core.config import (
+    PRESETS,
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    from_dict,
+    preset,
+    to_dict,
+    with_overrides,
+    without_places,
+)
 from mae_core.errors import ConfigError
 
 
@@ -255,3 +265,40 @@ def test_whole_numbers_are_not_rounded() -> None:
         with_overrides(preset("tiny"), ["depth=1.5"])
     with pytest.raises(ConfigError, match=refusal("depth=True: int is needed")):
         with_overrides(preset("tiny"), ["depth=true"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["data.folder=a", "data.pack=b"], "data.folder and data.pack are given; give one source"),
+        (["data.color_jitter=1.5"], "data.color_jitter is 1.5; give 0 to 1"),
+        (["data.workers=0"], "data.workers is 0; give at least 1"),
+        (["data.crop=corner"], "data.crop='corner': choose one of random, fixed, centre"),
+        (["model.pca_components=769"], "a patch has 768 values, so give 0 to that many"),
+        (["model.pca_components=9", "model.norm_pix=true"], "norm_pix or pca_components, not both"),
+        (["optim.warmup_epochs=-1"], "optim.warmup_epochs is -1.0; give 0 or more"),
+        (["system.accumulate=0"], "system.accumulate is 0; give at least 1"),
+        (["system.shard=true", "optim.name=muon"], "muon needs whole matrices"),
+        (["recovery.max_rollbacks=-1"], "max_rollbacks is 0 or more"),
+        (["recovery.lr_factor=0"], "lr_factor above 0 up to 1"),
+        (["recovery.spike=1"], "recovery.spike is 1.0; give 0, or a number above 1"),
+        (["ema=1"], "ema is 1.0; give 0, or a decay below 1"),
+        (["epochs=-1"], "visible_weight, seed and epochs must be 0 or more"),
+        (["loss=l1"], "loss='l1': choose one of mse, log_mse"),
+    ],
+)
+def test_runs_that_cannot_be(texts: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        with_overrides(TrainConfig(), texts)
+
+
+def test_a_record_of_a_run_names_no_place() -> None:
+    config = TrainConfig(
+        data=DataConfig(folder="/secret/a", holdout="/secret/b", cache="/secret/c"),
+        out="/secret/d", resume="/secret/e", init_from="/secret/f",
+    )  # fmt: skip
+    text = json.dumps(without_places(config))
+    assert "secret" not in text
+    for source in ("pack", "shards"):
+        placed = TrainConfig(data=DataConfig(**{source: "/secret/g"}))
+        assert "secret" not in json.dumps(without_places(placed))

@@ -50,6 +50,8 @@ def test_reconstruct_writes_panels_and_metrics(
         (["train", "quick"], "not a folder"),
         (["train", "fast"], "choose one of quick"),
         (["train", "quick", "steps=0"], "at least 1"),
+        (["pack", "missing", "out"], "not a folder"),
+        (["push", "nothing", "me/x"], "not the folder of a run"),
     ],
 )
 def test_mistakes_end_in_one_line_and_status_2(command: list[str], sentence: str) -> None:

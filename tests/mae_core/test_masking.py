@@ -134,6 +134,13 @@ def test_mask_moves_to_another_device() -> None:
     }
 
 
+def test_rows_of_a_batch_of_masks_are_the_masks_of_those_images() -> None:
+    whole = random_mask(5, 16, 0.75, seed=0)
+    part = whole.rows(1, 3)
+    for name in ("mask", "ids_keep", "ids_restore"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[1:3])
+
+
 # --- random
 
 

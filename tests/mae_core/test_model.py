@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mae_core.checkpoint import load_weights, save_weights
 from mae_core.config import ModelConfig, preset
-from mae_core.errors import PatchError
+from mae_core.errors import ConfigError, PatchError
 from mae_core.masking import PatchMask, draw_mask, mask_from_noise, random_mask
-from mae_core.models.mae import MaskedAutoencoder, reconstruction_loss
+from mae_core.models.mae import LossKind, MaskedAutoencoder, reconstruction_loss
 from mae_core.models.pos_embed import sincos_pos_embed
-from mae_core.patches import normalize_patches, patchify
+from mae_core.patches import normalize_patches, patchify, unpatchify
 from tests import references
 
 OFFICIAL_KEYS = Path(__file__).with_name("official_keys_base.txt")
@@ -37,6 +39,10 @@ def build(config: ModelConfig = TINY, seed: int = 0) -> MaskedAutoencoder:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    if config.pca_components:
+        mean = torch.randn(config.patch_dim, generator=generator)
+        square = torch.randn(config.patch_dim, config.patch_dim, generator=generator)
+        model.set_pca(mean, torch.linalg.qr(square)[0][:, : config.pca_components])
     return model
 
 
@@ -61,6 +67,22 @@ def test_base_has_the_official_keys_and_shapes() -> None:
         state = MaskedAutoencoder(preset("base")).state_dict()
     ours = {key: "x".join(map(str, value.shape)) for key, value in state.items()}
     assert ours == official
+
+
+def test_the_variants_add_what_they_need_and_no_more() -> None:
+    plain = shapes_of(TINY)
+    with_tokens = shapes_of(replace(TINY, encoder_mask_tokens=True))
+    assert with_tokens == {**plain, "encoder_mask_token": (1, 1, 24)}
+    assert shapes_of(replace(TINY, pca_components=10)) == {
+        **plain, "pca_mean": (192,), "pca_basis": (192, 10),
+        "decoder_pred.weight": (10, 16), "decoder_pred.bias": (10,),
+    }  # fmt: skip
+
+
+def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        state = MaskedAutoencoder(config).state_dict()
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 @pytest.mark.parametrize(
@@ -163,6 +185,30 @@ def test_forward_is_plain_matrices(
     assert output.loss.item() == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+@pytest.mark.parametrize("changes", [{"encoder_mask_tokens": True}, {"pca_components": 10}])
+def test_a_variants_forward_is_plain_matrices(changes: dict[str, Any]) -> None:
+    model = build(replace(TINY, **changes)).double()
+    images, patch_mask = noise(2, 3, 32, 32).double(), random_mask(2, 16, 0.6, seed=[3, 4])
+    with torch.no_grad():
+        output = model(images, patch_mask)
+    state = {key: value.numpy() for key, value in model.state_dict().items()}
+    losses = []
+    for i in range(2):
+        kept = patch_mask.ids_keep[i].tolist()
+        expected, pred, loss = references.mae_forward(
+            images[i].numpy(), kept, state,
+            patch_size=8, depths=(3, 2), heads=(3, 4), eps=1e-6, norm_pix=False,
+        )  # fmt: skip
+        latent = output.latent[i].numpy()
+        if model.config.encoder_mask_tokens:
+            # Ours has the visible patches first; the reference has the grid's order.
+            latent = np.concatenate([latent[:1], latent[1:][patch_mask.ids_restore[i].numpy()]])
+        np.testing.assert_allclose(latent, expected, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(output.pred[i].numpy(), pred, rtol=0, atol=1e-10)
+        losses.append(loss)
+    assert output.loss.item() == pytest.approx(np.mean(losses), rel=1e-6)
+
+
 # --- against transformers
 
 # Where transformers 5 keeps what a block of ours holds; {} is q_proj, k_proj or v_proj.
@@ -238,12 +284,12 @@ def test_transformers_says_the_same(norm_pix: bool, mask_ratio: float) -> None:
 
 @given(
     h=st.integers(1, 5), w=st.integers(2, 5), percent=st.integers(1, 99), seed=st.integers(0, 99),
-    strategy=st.sampled_from(["random", "block", "grid"]),
+    strategy=st.sampled_from(["random", "block", "grid"]), mask_tokens=st.booleans(),
 )  # fmt: skip
 def test_removed_pixels_never_change_the_latent(
-    h: int, w: int, percent: int, seed: int, strategy: str
+    h: int, w: int, percent: int, seed: int, strategy: str, mask_tokens: bool
 ) -> None:
-    model = build()
+    model = build(replace(TINY, encoder_mask_tokens=mask_tokens))
     images = noise(2, 3, 8 * h, 8 * w, seed=seed)
     patch_mask = draw_mask(strategy, 2, (h, w), percent / 100, seed=seed)
     hidden = pixels_of(patch_mask, (h, w))
@@ -251,7 +297,8 @@ def test_removed_pixels_never_change_the_latent(
     with torch.no_grad():
         latent = model.encode(images, patch_mask)
         assert torch.equal(latent, model.encode(other, patch_mask))
-        assert latent.shape == (2, 1 + patch_mask.num_visible, 24)
+        encoded = patch_mask.num_patches if mask_tokens else patch_mask.num_visible
+        assert latent.shape == (2, 1 + encoded, 24)
 
 
 def pixels_of(patch_mask: PatchMask, grid_size: tuple[int, int]) -> Tensor:
@@ -322,8 +369,39 @@ def test_any_number_of_channels() -> None:
 def test_every_parameter_but_the_positions_learns() -> None:
     model = build()
     model(noise(2, 3, 32, 32), random_mask(2, 16, 0.75, seed=0)).loss.backward()
-    idle = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    assert idle == {"pos_embed", "decoder_pos_embed"}
+    assert idle_parameters(model) == {"pos_embed", "decoder_pos_embed"}
+
+
+def idle_parameters(model: MaskedAutoencoder) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+
+
+def test_with_mask_tokens_in_the_encoder_the_decoder_needs_none() -> None:
+    model = build(replace(TINY, encoder_mask_tokens=True))
+    model(noise(2, 3, 32, 32), random_mask(2, 16, 0.75, seed=0)).loss.backward()
+    assert idle_parameters(model) == {"pos_embed", "decoder_pos_embed", "mask_token"}
+    # Not absent: processes that train together average every parameter's gradient.
+    assert model.mask_token.grad is not None
+
+
+def test_mask_tokens_in_the_encoder_change_no_other_draw() -> None:
+    states = []
+    for mask_tokens in (False, True):
+        torch.manual_seed(0)
+        states.append(MaskedAutoencoder(replace(TINY, encoder_mask_tokens=mask_tokens)))
+    plain, variant = (model.state_dict() for model in states)
+    assert variant.pop("encoder_mask_token").std().item() == pytest.approx(0.02, rel=0.5)
+    assert all(torch.equal(plain[name], variant[name]) for name in plain | variant)
+
+
+def test_with_nothing_removed_mask_tokens_in_the_encoder_change_nothing() -> None:
+    images, patch_mask = noise(1, 3, 32, 32), random_mask(1, 16, 0.0, seed=0)
+    variant = build(replace(TINY, encoder_mask_tokens=True))
+    state = variant.state_dict()
+    del state["encoder_mask_token"]
+    plain = MaskedAutoencoder(TINY)
+    plain.load_state_dict(state)
+    assert torch.equal(plain.encode(images, patch_mask), variant.encode(images, patch_mask))
 
 
 def test_bfloat16_stays_near_float32() -> None:
@@ -375,6 +453,152 @@ def test_target_is_pixels_or_normalised_pixels(norm_pix: bool) -> None:
     patches = patchify(images, 8)
     expected = normalize_patches(patches) if norm_pix else patches
     assert torch.equal(model.target(images), expected)
+
+
+KINDS: list[LossKind] = ["mse", "log_mse"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("visible_weight", [0.0, 0.1, 2.0])
+def test_losses_agree_with_the_obvious_loops(kind: LossKind, visible_weight: float) -> None:
+    # Errors of very different sizes, for there the two kinds differ most.
+    sizes = torch.tensor([0.01, 1.0, 30.0]).reshape(3, 1, 1)
+    pred, target = noise(3, 8, 5) * sizes, noise(3, 8, 5, seed=2) * sizes
+    mask = random_mask(3, 8, 0.6, seed=0).mask
+    loss = reconstruction_loss(pred, target, mask, visible_weight, kind)
+    expected = references.reconstruction_loss(
+        pred.numpy(), target.numpy(), mask.numpy(), visible_weight, kind
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.dtype == torch.float32
+    narrow = reconstruction_loss(pred.bfloat16(), target, mask, visible_weight, kind)
+    assert narrow.dtype == torch.float32
+    assert narrow.item() == pytest.approx(expected, rel=0.02)
+
+
+def test_log_mse_pulls_each_image_by_the_inverse_of_its_error() -> None:
+    sizes = torch.tensor([0.05, 4.0]).reshape(2, 1, 1)
+    pred = (noise(2, 6, 3) * sizes).double().requires_grad_()
+    target = (noise(2, 6, 3, seed=2) * sizes).double()
+    mask = random_mask(2, 6, 0.5, seed=0).mask
+    reconstruction_loss(pred, target, mask, visible_weight=0.2, kind="log_mse").backward()
+    difference = (pred - target).detach()
+    for i in range(2):
+        # 3 of 6 patches are removed, each of 3 values, in 2 images.
+        error = sum(
+            (difference[i, patch] ** 2).sum().item() for patch in range(6) if mask[i, patch]
+        ) / (3 * 3)
+        for patch in range(6):
+            weight = 1.0 if mask[i, patch] else 0.2
+            by_hand = weight * 2 * difference[i, patch] / (3 * 3) / (error + 0.01) / 2
+            torch.testing.assert_close(pred.grad[i, patch], by_hand, rtol=1e-5, atol=0)
+
+
+def test_log_mse_of_a_perfect_image_is_finite() -> None:
+    target = noise(2, 4, 3)
+    pred = target.clone().requires_grad_()
+    loss = reconstruction_loss(pred, target, torch.ones(2, 4), kind="log_mse")
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(0.01))
+    assert pred.grad.isfinite().all()
+
+
+def test_forward_passes_the_kind_of_loss_on(model: MaskedAutoencoder) -> None:
+    images, patch_mask = noise(2, 3, 32, 32), random_mask(2, 16, 0.75, seed=0)
+    for kind in KINDS:
+        output = model(images, patch_mask, 0.5, loss_kind=kind)
+        target = model.target(images)
+        expected = reconstruction_loss(output.pred, target, patch_mask.mask, 0.5, kind)
+        assert torch.equal(output.loss, expected)
+
+
+def test_a_loss_that_is_not_there_is_named(model: MaskedAutoencoder) -> None:
+    images, patch_mask = noise(1, 3, 32, 32), random_mask(1, 16, 0.75, seed=0)
+    with pytest.raises(ConfigError, match="'l1'; choose mse or log_mse"):
+        model(images, patch_mask, loss_kind="l1")
+
+
+# --- principal components
+
+
+@pytest.mark.parametrize("grid_size", [(4, 4), (3, 5)])
+def test_all_principal_components_are_the_patch(grid_size: tuple[int, int]) -> None:
+    model = build(replace(TINY, pca_components=192))
+    images = noise(2, 3, 8 * grid_size[0], 8 * grid_size[1])
+    target = model.target(images)
+    assert target.shape == (2, grid_size[0] * grid_size[1], 192)
+    torch.testing.assert_close(
+        unpatchify(model.patches_from(target), 8, grid_size), images, rtol=0, atol=1e-5
+    )
+
+
+def test_some_principal_components_are_a_projection() -> None:
+    model = build(replace(TINY, pca_components=10))
+    images = noise(1, 3, 32, 32)
+    seen = model.patches_from(model.target(images))
+    again = model.target(unpatchify(seen, 8))
+    torch.testing.assert_close(again, model.target(images), rtol=0, atol=1e-5)
+    # What is left out is at right angles to what is kept.
+    left = patchify(images, 8) - seen
+    torch.testing.assert_close(left @ model.pca_basis, torch.zeros(1, 16, 10), rtol=0, atol=1e-5)
+    assert left.square().mean() > 0.1
+
+
+def test_without_principal_components_a_prediction_is_patches(model: MaskedAutoencoder) -> None:
+    pred = noise(1, 16, 192)
+    assert model.patches_from(pred) is pred
+
+
+def test_the_target_is_not_rounded_where_the_network_is() -> None:
+    model = build(replace(TINY, pca_components=10))
+    images, patch_mask = noise(2, 3, 32, 32), random_mask(2, 16, 0.75, seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        target, output = model.target(images), model(images, patch_mask)
+    assert torch.equal(target, model.target(images))
+    assert output.pred.dtype == torch.bfloat16
+    assert output.pred.shape == (2, 16, 10)
+    # A whole model in bfloat16 keeps its directions in it, too.
+    narrow = model.bfloat16().target(images)
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow, target, rtol=0, atol=0.1)
+
+
+def test_principal_components_are_part_of_the_weights(tmp_path: Path) -> None:
+    model = build(replace(TINY, pca_components=10, encoder_mask_tokens=True))
+    save_weights(tmp_path / "pca.safetensors", model, record={})
+    again = load_weights(tmp_path / "pca.safetensors").build()
+    images, patch_mask = noise(2, 3, 32, 32), random_mask(2, 16, 0.75, seed=0)
+    assert torch.equal(model(images, patch_mask).loss, again(images, patch_mask).loss)
+    pred = noise(1, 16, 10)
+    assert torch.equal(model.patches_from(pred), again.patches_from(pred))
+    assert not again.pca_basis.requires_grad
+
+
+def test_a_model_without_its_principal_components_cannot_learn() -> None:
+    model = MaskedAutoencoder(replace(TINY, pca_components=10))
+    loss = model(noise(1, 3, 32, 32), random_mask(1, 16, 0.75, seed=0)).loss
+    assert not loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("components", "mean", "basis"),
+    [
+        (10, (192,), (192, 9)),
+        (10, (191,), (192, 10)),
+        (10, (192,), (10, 192)),
+        (0, (192,), (192, 0)),
+    ],
+)
+def test_principal_components_that_do_not_fit(
+    components: int, mean: tuple[int, ...], basis: tuple[int, ...]
+) -> None:
+    model = MaskedAutoencoder(replace(TINY, pca_components=components))
+    message = (
+        f"a PCA of shapes {mean} and {basis} does not fit patches of 192 values and "
+        f"pca_components={components}"
+    )
+    with pytest.raises(PatchError, match=f"^{re.escape(message)}$"):
+        model.set_pca(torch.zeros(mean), torch.zeros(basis))
 
 
 # --- what does not fit

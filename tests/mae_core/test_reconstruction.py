@@ -11,7 +11,7 @@ from mae_core.devices import choose_device, choose_precision, cpu_has_bfloat16
 from mae_core.errors import DeviceError, ImageFormatError, MaskError
 from mae_core.masking import PatchMask, custom_mask, random_mask
 from mae_core.models.mae import MaskedAutoencoder
-from mae_core.patches import normalize_patches, patchify
+from mae_core.patches import normalize_patches, patchify, unpatchify
 from mae_core.reconstruction import (
     Rebuilt,
     Reconstructor,
@@ -109,8 +109,6 @@ def test_estimated_statistics_are_exact_where_visible_and_nearby_where_not(
     levels = torch.arange(36.0).reshape(1, 36, 1)
     noise = torch.randn(1, 36, 192, generator=torch.Generator().manual_seed(0))
     patches = normalize_patches(noise) * 2 + levels
-    from mae_core.patches import unpatchify
-
     removed = np.zeros((6, 6), dtype=bool)
     removed[2, 3] = removed[0, 0] = True
     stats = estimate_statistics(model, unpatchify(patches, 8), custom_mask(removed), (6, 6))
@@ -203,11 +201,68 @@ def test_the_loss_is_the_models(small_model: MaskedAutoencoder) -> None:
     torch.testing.assert_close(losses, expected.detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_bfloat16_shows_the_same_picture_under_the_same_mask(small_config: ModelConfig) -> None:
+def pca_model(config: ModelConfig, components: int) -> MaskedAutoencoder:
+    """A model of principal components along random directions."""
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(replace(config, pca_components=components)).eval()
+    square = torch.randn(config.patch_dim, config.patch_dim)
+    model.set_pca(torch.randn(config.patch_dim), torch.linalg.qr(square)[0][:, :components])
+    return model
+
+
+@pytest.mark.parametrize("components", [192, 20])
+def test_principal_components_are_shown_and_scored_as_pixels(
+    small_config: ModelConfig, components: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = pca_model(small_config, components)
+    square = draw_picture(5, 48, 48)
+    pixels = torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)[None] / 255
+    mean = torch.tensor(small_config.mean).view(1, 3, 1, 1)
+    std = torch.tensor(small_config.std).view(1, 3, 1, 1)
+    images = (pixels - mean) / std
+    # As if the decoder had found the very components.
+    monkeypatch.setattr(model, "decode", lambda latent, ids, grid: model.target(images))
+    out = Reconstructor(model, "pca", device="cpu", precision="float32")(square, seed=1)
+
+    centre, basis = model.pca_mean.double().numpy(), model.pca_basis.double().numpy()
+    patches = patchify(images, 8)[0].double().numpy()
+    seen = references.principal_components(patches, centre, basis) @ basis.T + centre
+    expected = (unpatchify(torch.from_numpy(seen)[None], 8) * std + mean).clamp(0, 1)[0]
+    torch.testing.assert_close(out.reconstruction.double(), expected, rtol=0, atol=1e-5)
+    assert out.loss == pytest.approx(0, abs=1e-10)
+    panels = {name: pixels_of(panel) for name, panel in out.panels().items()}
+    removed = out.removed.repeat(8, axis=0).repeat(8, axis=1)
+    np.testing.assert_array_equal(panels["pasted"][~removed], panels["original"][~removed])
+    if components == 192:
+        assert out.psnr > 90
+        np.testing.assert_array_equal(panels["pasted"], panels["original"])
+    else:
+        psnr = references.removed_psnr(expected.numpy(), pixels[0].double().numpy(), removed)
+        assert out.psnr == pytest.approx(psnr, abs=1e-3)
+        assert psnr < 30
+
+
+def test_hidden_pixels_never_reach_a_picture_of_principal_components(
+    small_config: ModelConfig,
+) -> None:
+    model = pca_model(small_config, 20)
+    images, mask = torch.randn(2, 3, 48, 48), random_mask(2, 36, 0.75, seed=0)
+    changed = torch.where(pixel_mask(mask.mask, (6, 6), 8).bool(), 9.0, images)
+    first, second = rebuild(model, images, mask), rebuild(model, changed, mask)
+    assert torch.equal(first.pixels, second.pixels)
+    assert not torch.equal(first.loss, second.loss)
+
+
+@pytest.mark.parametrize("components", [0, 20])
+def test_bfloat16_shows_the_same_picture_under_the_same_mask(
+    small_config: ModelConfig, components: int
+) -> None:
     outs = []
     for precision in ("float32", "bfloat16"):
         torch.manual_seed(0)
-        model = MaskedAutoencoder(small_config)
+        model = (
+            pca_model(small_config, components) if components else MaskedAutoencoder(small_config)
+        )
         outs.append(
             Reconstructor(model, "small", device="cpu", precision=precision)(
                 draw_picture(0), seed=3

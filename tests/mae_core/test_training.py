@@ -5,28 +5,44 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from mae_core.checkpoint import load_checkpoint, load_weights
-from mae_core.config import MaskConfig, ModelConfig, OptimConfig, StageConfig, TrainConfig
-from mae_core.data.packed import pack_folder
+import mae_core.train
+from mae_core.checkpoint import load_checkpoint, load_latest, load_weights, save_checkpoint
+from mae_core.config import (
+    MaskConfig,
+    ModelConfig,
+    OptimConfig,
+    RecoveryConfig,
+    StageConfig,
+    SystemConfig,
+    TrainConfig,
+)
 from mae_core.errors import CheckpointError, ConfigError, TrainingError
 from mae_core.models.mae import MaskedAutoencoder, reconstruction_loss
 from mae_core.recipes import RECIPES, recipe
 from mae_core.train import main, run
-from mae_core.training.loop import start_run, train
+from mae_core.training import loop, precision
+from mae_core.training.distributed import World
 from mae_core.training.optim import build_optimizers
-from mae_core.training.precision import prefer_fast_attention
-from mae_core.training.schedule import image_size_at, lr_at, mask_at
+from mae_core.training.precision import (
+    compile_blocks,
+    prefer_fast_attention,
+    training_precision,
+)
+from mae_core.training.schedule import image_size_at, lr_at, mask_at, with_steps
+from mae_core.training.state import start_run
+from tests.mae_core.conftest import MakeRun
 
-MakeRun = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
 
 
 def test_the_learning_rate_warms_up_linearly_and_falls_as_half_a_cosine() -> None:
@@ -116,7 +132,7 @@ def test_a_run_learns_and_leaves_everything_behind(run_config: MakeRun, tmp_path
         stages=(StageConfig(48, 1.0),), optim=OptimConfig(name="muon", lr=1e-2, warmup_steps=5),
     )  # fmt: skip
     config = replace(config, data=replace(config.data, holdout=config.data.folder))
-    path = run(config, "test")
+    assert run(config, "test") == 0
     out = Path(config.out)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -125,48 +141,51 @@ def test_a_run_learns_and_leaves_everything_behind(run_config: MakeRun, tmp_path
     assert [line["step"] for line in held_out] == [60, 120]
     assert held_out[1]["holdout_psnr"] > held_out[0]["holdout_psnr"]
     assert (out / "reconstructions" / "step-000120.png").exists()
-    record = load_weights(path).record
+    record = load_weights(out / "weights.safetensors").record
     assert record["pictures"] == 12
     assert record["pictures_seen"] == 1440
     assert record["holdout_psnr"] == pytest.approx(held_out[1]["holdout_psnr"])
     assert str(tmp_path) not in json.dumps(record)
 
 
-class _Stop(Exception):
-    pass
+def _stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have SIGTERM arrive while the run measures after this step."""
+    measure = mae_core.train._measure
+
+    def stop(model: MaskedAutoencoder, held_out: list[Image.Image]) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        return measure(model, held_out)
+
+    monkeypatch.setattr(mae_core.train, "_measure", stop)
 
 
-@pytest.mark.parametrize("stopped_after", [4, 6])
-def test_a_resumed_run_ends_in_the_same_bits(
+@pytest.mark.parametrize("stopped_after", [3, 6])
+def test_a_run_stopped_by_sigterm_saves_and_ends_in_the_same_bits(
     run_config: MakeRun, tmp_path: Path, stopped_after: int
 ) -> None:
-    whole = run_config(out=str(tmp_path / "whole"), eval_every=100)
-    run(whole, "test")
-    parts = run_config(out=str(tmp_path / "parts"), eval_every=stopped_after)
-
-    def stop(model: MaskedAutoencoder, step: int) -> Mapping[str, float]:
-        raise _Stop
-
-    pictures = [np.asarray(p) for p in _pictures(parts)]
-    (tmp_path / "parts").mkdir()
-    state = start_run(parts, CPU)
-    with pytest.raises(_Stop):
-        train(parts, state, pictures, CPU, stop)
-    run(replace(parts, eval_every=100), "test")
+    whole = run_config(out=str(tmp_path / "whole"), ema=0.9, eval_every=100)
+    assert run(whole, "test") == 0
+    parts = run_config(
+        out=str(tmp_path / "parts"), ema=0.9, eval_every=stopped_after, save_every=100
+    )
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _stop_at(stopped_after, monkeypatch)
+        assert run(parts, "test") == 128 + signal.SIGTERM
+    assert load_latest(tmp_path / "parts")["step"] == stopped_after
+    assert (tmp_path / "parts" / "report.html").exists()
+    assert not (tmp_path / "parts" / "weights.safetensors").exists()
+    assert run(parts, "test") == 0
     first, second = _weights(whole), _weights(parts)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_what_was_changed_on_the_way_stands_in_the_record(run_config: MakeRun) -> None:
+def test_what_was_changed_on_the_way_stands_in_the_record(
+    run_config: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = run_config(eval_every=4, steps=8)
-    Path(config.out).mkdir()
-
-    def stop(model: MaskedAutoencoder, step: int) -> Mapping[str, float]:
-        raise _Stop
-
-    state = start_run(config, CPU)
-    with pytest.raises(_Stop):
-        train(config, state, _pictures(config), CPU, stop)
+    with monkeypatch.context() as patched:
+        _stop_at(4, patched)
+        run(config, "test")
     moved = replace(config.data, cache=str(Path(config.out).parent / "elsewhere"))
     run(replace(config, visible_weight=0.2, eval_every=100, data=moved), "test")
     record = load_weights(Path(config.out) / "weights.safetensors").record
@@ -177,12 +196,226 @@ def test_what_was_changed_on_the_way_stands_in_the_record(run_config: MakeRun) -
     assert record["train"]["visible_weight"] == 0.2
 
 
-def _pictures(config: TrainConfig) -> list[np.ndarray]:
-    pack = pack_folder(
-        config.data.folder, Path(config.out).parent / "pack",
-        short_side=config.data.short_side, max_unreadable=0.0,
+def test_settings_of_the_optimiser_may_change_on_the_way(run_config: MakeRun) -> None:
+    config = run_config()
+    run(config, "test")
+    calm = replace(config.optim, weight_decay=0.3)
+    state = start_run(replace(config, optim=calm), ALONE)
+    decays = {g["weight_decay"] for o in state.optimizers for g in o.param_groups}
+    assert decays == {0.0, 0.3}
+
+
+def test_a_run_goes_on_from_another_folder_or_from_weights(
+    run_config: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    first = run_config()
+    run(first, "test")
+    trained = _weights(first)
+    out = str(Path(first.out).parent / "second")
+    resumed = start_run(replace(first, out=out, resume=first.out), ALONE)
+    assert resumed.step == 8
+    begun = start_run(replace(first, out=out, init_from=first.out), ALONE)
+    assert (begun.step, begun.init_from) == (0, "run")
+    for state in (resumed, begun):
+        own = state.model.state_dict()
+        assert all(torch.equal(own[name], trained[name]) for name in own)
+    said = " ".join(caplog.messages)
+    assert "resuming" in said
+    assert "starting from the weights run" in said
+
+
+def test_weights_to_begin_with_bring_their_shape(run_config: MakeRun) -> None:
+    first = run_config()
+    run(first, "test")
+    out = str(Path(first.out).parent / "second")
+    run(replace(first, out=out, init_from=first.out, model=ModelConfig()), "test")
+    weights = load_weights(Path(out) / "weights.safetensors")
+    assert weights.config == first.model
+    assert weights.record["init_from"] == "run"
+    with pytest.raises(ConfigError, match="of another shape than model="):
+        start_run(replace(first, out="new", init_from=out, model=ModelConfig()), ALONE)
+
+
+def test_the_average_follows_the_parameters(run_config: MakeRun) -> None:
+    config = run_config(steps=2, save_every=1, ema=0.25, stages=(StageConfig(48),))
+    begun = {k: v.clone() for k, v in start_run(config, ALONE).model.state_dict().items()}
+    run(config, "test")
+    out = Path(config.out)
+    one, two = (
+        load_checkpoint(out / "checkpoint.previous.pt"),
+        load_checkpoint(out / "checkpoint.pt"),
+    )
+    assert (one["step"], two["step"]) == (1, 2)
+    written = _weights(config)
+    for name, average in two["ema"].items():
+        after_one = 0.25 * begun[name] + 0.75 * one["model"][name]
+        expected = 0.25 * after_one + 0.75 * two["model"][name]
+        torch.testing.assert_close(average, expected)
+        assert torch.equal(written[name], average)
+
+
+def test_micro_batches_add_up_to_the_batch(run_config: MakeRun, tmp_path: Path) -> None:
+    exact = SystemConfig(precision="float32")
+    for loss in ("mse", "log_mse"):
+        together = run_config(out=str(tmp_path / f"{loss}1"), system=exact, loss=loss)
+        apart = replace(
+            together, out=str(tmp_path / f"{loss}4"), system=replace(exact, accumulate=4)
+        )
+        run(together, "test")
+        run(apart, "test")
+        first, second = _logged(together), _logged(apart)
+        assert len(first) == len(second) == 4
+        for one, other in zip(first, second, strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
+
+
+def _logged(config: TrainConfig) -> list[tuple[float, float]]:
+    """Loss and gradient norm of every line that has them."""
+    lines = (Path(config.out) / "metrics.jsonl").read_text().splitlines()
+    values = [json.loads(line) for line in lines]
+    return [(line["loss"], line["grad_norm"]) for line in values if "loss" in line]
+
+
+def test_recomputed_activations_change_nothing(run_config: MakeRun, tmp_path: Path) -> None:
+    kept = run_config(out=str(tmp_path / "kept"))
+    system = replace(kept.system, checkpoint_activations=True)
+    again = replace(kept, out=str(tmp_path / "again"), system=system)
+    run(kept, "test")
+    run(again, "test")
+    first, second = _weights(kept), _weights(again)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# torch's compiler imports what torch has deprecated.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
+def test_compiled_blocks_are_the_same_blocks(small_model: MaskedAutoencoder) -> None:
+    images = torch.randn(2, 3, 48, 48)
+    mask = mask_at(0, 2, (6, 6), MaskConfig(), seed=0)
+    expected = small_model(images, mask).pred
+    names = list(small_model.state_dict())
+    compile_blocks(small_model)
+    # What the compiler makes of a block is its own affair, and takes a minute.
+    with torch.compiler.set_stance("force_eager"):
+        torch.testing.assert_close(small_model(images, mask).pred, expected)
+    assert list(small_model.state_dict()) == names
+
+
+def test_float16_keeps_its_scale_over_a_stop(run_config: MakeRun, tmp_path: Path) -> None:
+    config = run_config(system=SystemConfig(precision="float16"), eval_every=100)
+    run(config, "test")
+    saved = load_checkpoint(Path(config.out) / "checkpoint.pt")
+    assert saved["scaler"]["scale"] > 1
+    state = start_run(config, ALONE)
+    assert state.scaler.state_dict() == saved["scaler"]
+    exact = replace(config, out=str(tmp_path / "exact"), system=SystemConfig(precision="float32"))
+    run(exact, "test")
+    first, second = _weights(config), _weights(exact)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0.02, msg=name)
+
+
+def test_the_best_number_format_is_chosen_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert training_precision("float16", CPU) == "float16"
+    for has_bfloat16, chosen in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda has=has_bfloat16: has)
+        assert training_precision("auto", CPU) == chosen
+    for has_bfloat16, chosen in ((True, "bfloat16"), (False, "float16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated, has=has_bfloat16: has)
+        assert training_precision("auto", torch.device("cuda")) == chosen
+
+
+def _events(config: TrainConfig) -> list[str]:
+    lines = (Path(config.out) / "metrics.jsonl").read_text().splitlines()
+    return [line["event"] for line in map(json.loads, lines) if "event" in line]
+
+
+@pytest.mark.parametrize(
+    ("lr", "spike"), [pytest.param(1e30, 0.0, id="not a number"), pytest.param(3.0, 2.0, id="jump")]
+)
+def test_a_run_that_goes_wrong_rolls_back_and_goes_on_slower(
+    run_config: MakeRun, lr: float, spike: float
+) -> None:
+    config = run_config(
+        steps=20, save_every=5, eval_every=100, optim=OptimConfig(lr=lr, warmup_steps=0),
+        recovery=RecoveryConfig(spike=spike, lr_factor=1e-3 / lr),
     )  # fmt: skip
-    return [pack[i] for i in range(len(pack))]
+    assert run(config, "test") == 0
+    weights = load_weights(Path(config.out) / "weights.safetensors")
+    assert weights.record["rollbacks"] == 1
+    (event,) = _events(config)
+    assert "the loss jumped or was no number" in event
+    assert "back to step 0, learning rate x" in event
+
+
+def test_a_run_that_keeps_going_wrong_stops_and_keeps_the_good_checkpoint(
+    run_config: MakeRun,
+) -> None:
+    config = run_config(
+        steps=20, save_every=5, optim=OptimConfig(lr=1e30, warmup_steps=0),
+        recovery=RecoveryConfig(max_rollbacks=2, lr_factor=1.0),
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match="after 2 rollbacks; the checkpoint .* is kept"):
+        run(config, "test")
+    saved = load_latest(Path(config.out))
+    assert saved["rollbacks"] == 2
+    assert all(tensor.isfinite().all() for tensor in saved["model"].values())
+    assert len(_events(config)) == 2
+
+
+def test_a_full_disk_on_the_way_is_told_of_and_survived(
+    run_config: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(save_every=2, eval_every=100)
+    written: list[int] = []
+
+    def save(path: Path, content: Mapping[str, object]) -> None:
+        written.append(content["step"])  # type: ignore[arg-type]
+        if content["step"] in (2, 4):
+            raise CheckpointError("could not write 'checkpoint.pt' (no space left)")
+        save_checkpoint(path, content)
+
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    assert run(config, "test") == 0
+    assert written == [0, 2, 4, 6, 8]
+    events = _events(config)
+    assert [event[:35] for event in events] == [
+        "the checkpoint of step 2 is missing", "the checkpoint of step 4 is missing",
+    ]  # fmt: skip
+
+
+def test_the_last_checkpoint_has_to_be_written(
+    run_config: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(path: Path, content: Mapping[str, object]) -> None:
+        if content["step"]:
+            raise CheckpointError("no space left")
+
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    with pytest.raises(CheckpointError, match="no space left"):
+        run(run_config(), "test")
+
+
+def test_epochs_become_steps() -> None:
+    config = TrainConfig(
+        epochs=3, batch_size=4, optim=OptimConfig(warmup_epochs=0.5, warmup_steps=7)
+    )
+    resolved = with_steps(config, 10)
+    assert (resolved.steps, resolved.optim.warmup_steps) == (8, 2)
+    assert with_steps(TrainConfig(steps=9), None).steps == 9
+    with pytest.raises(ConfigError, match="a stream has no known length"):
+        with_steps(config, None)
+
+
+def test_targets_of_principal_components_are_fitted_and_kept(run_config: MakeRun) -> None:
+    config = run_config()
+    config = replace(config, model=replace(config.model, pca_components=12))
+    run(config, "test")
+    state = _weights(config)
+    assert state["pca_basis"].shape == (192, 12)
+    torch.testing.assert_close(
+        state["pca_basis"].T @ state["pca_basis"], torch.eye(12), rtol=0, atol=1e-4
+    )
 
 
 def _command(out: Path, folder: Path) -> list[str]:
@@ -224,30 +457,6 @@ def test_kill_9_and_start_again_ends_in_the_same_bits(picture_folder: Path, tmp_
         json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()
     ]
     assert steps == sorted(steps), "steps undone by the kill were logged twice"
-
-
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
-    run_config: MakeRun,
-) -> None:
-    config = run_config(steps=40, save_every=2, eval_every=100, precision="float32")
-    pictures = _pictures(config)
-    Path(config.out).mkdir()
-    state = start_run(config, CPU)
-
-    class Poisoned(list[np.ndarray]):
-        """Gives good pictures at first; then breaks the model between two steps."""
-
-        def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
-            if state.step >= 10:
-                with torch.no_grad():
-                    state.model.decoder_pred.bias.fill_(torch.nan)
-            return super().__getitem__(index)
-
-    with pytest.raises(TrainingError, match="the loss is nan .* checkpoint from before .* kept"):
-        train(config, state, Poisoned(pictures), CPU, lambda model, step: {})
-    saved = load_checkpoint(Path(config.out) / "checkpoint.pt")
-    assert saved["step"] >= 8
-    assert all(tensor.isfinite().all() for tensor in saved["model"].values())
 
 
 def test_a_checkpoint_of_another_model_is_refused(

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 import mae_core.weights
-from mae_core.checkpoint import save_weights
+from mae_core.checkpoint import (
+    CHECKPOINT_FILE,
+    PREVIOUS_CHECKPOINT_FILE,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
+from mae_core.config import to_dict
 from mae_core.errors import CheckpointError
 from mae_core.models.mae import MaskedAutoencoder
 from mae_core.reconstruction import Reconstructor
@@ -60,3 +67,25 @@ def test_a_damaged_manifest_is_refused(folder: Path) -> None:
     (folder / "manifest.json").write_text("[{}]")
     with pytest.raises(CheckpointError, match="manifest.json is missing or damaged"):
         list_weights()
+
+
+def test_a_running_run_leads_to_its_checkpoint_until_it_is_finished(
+    small_model: MaskedAutoencoder, folder: Path
+) -> None:
+    run = folder / "flowers.v2"
+    config = {"model": to_dict(small_model.config), "steps": 9}
+    values = {"config": config, "model": small_model.state_dict(), "step": 3, "seconds": 1.0}
+    with pytest.raises(CheckpointError, match="folder with weights.safetensors or checkpoint.pt"):
+        locate_weights(run)
+    for _ in range(2):
+        save_checkpoint(run / CHECKPOINT_FILE, values)
+    assert locate_weights(run) == run / CHECKPOINT_FILE
+    # The moment between two saves, or the end of a run killed in it.
+    (run / CHECKPOINT_FILE).unlink()
+    assert locate_weights(run) == run / PREVIOUS_CHECKPOINT_FILE
+    assert load_weights(locate_weights(run)).record["running"]
+    save_checkpoint(run / CHECKPOINT_FILE, values)
+    save_weights(run / "weights.safetensors", small_model, record={})
+    assert locate_weights(run) == run / "weights.safetensors"
+    for path in (run, *run.iterdir()):
+        assert weights_name(path) == "flowers.v2"

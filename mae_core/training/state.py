@@ -1,0 +1,233 @@
+"""A run between two steps: how it begins, goes on, and is kept."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mae_core.checkpoint import (
+    CHECKPOINT_FILE,
+    PREVIOUS_CHECKPOINT_FILE,
+    load_latest,
+    load_weights,
+)
+from mae_core.config import TrainConfig, without_places
+from mae_core.errors import CheckpointError, ConfigError
+from mae_core.models.mae import MaskedAutoencoder
+from mae_core.training.distributed import World, distribute, split_like, whole
+from mae_core.training.optim import build_optimizers
+from mae_core.training.precision import (
+    checkpoint_activations,
+    compile_blocks,
+    loss_scaler,
+    prefer_fast_attention,
+    training_precision,
+)
+from mae_core.weights import locate_weights, weights_name
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class RunState:
+    """A run between two steps.
+
+    Attributes:
+        model: Its parameters so far; split over the processes where `system.shard` says so.
+        forward: What to call in place of `model`, so that gradients are averaged.
+        optimizers: Their moments so far.
+        scaler: Of the loss, for float16.
+        precision: Of the forward pass: `float32`, `bfloat16` or `float16`.
+        average: Running average of the parameters by name; empty without `ema`.
+        init_from: Name of the weights that the run began with; empty if from scratch.
+        step: Steps done.
+        seconds: Time spent training so far, over all starts.
+        lr_scale: What rolling back has multiplied the learning rate by, so far.
+        rollbacks: How often the run has rolled back.
+        loss_average: () running average of the loss, on the device; not a number before the
+            first step.
+        changes: Fields that were changed when the run was started again, each with the step
+            from which the new value held; plain data.
+    """
+
+    model: MaskedAutoencoder
+    forward: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    precision: str
+    average: dict[str, Tensor]
+    loss_average: Tensor
+    init_from: str = ""
+    step: int = 0
+    seconds: float = 0.0
+    lr_scale: float = 1.0
+    rollbacks: int = 0
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+    def content(self, config: TrainConfig) -> dict[str, Any]:
+        """All of it as whole tensors on the CPU and plain data, for a checkpoint.
+
+        Every process has to ask.
+        """
+        return {
+            "config": without_places(config),
+            "init_from": self.init_from,
+            "model": whole(self.model.state_dict()),
+            "ema": whole(self.average) or None,
+            "optimizers": [whole(optimizer.state_dict()) for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "lr_scale": self.lr_scale,
+            "rollbacks": self.rollbacks,
+            "loss_average": self.loss_average.item(),
+            "changes": self.changes,
+        }
+
+    def snapshot(self) -> MaskedAutoencoder:
+        """The model as it would be used: a whole copy in evaluation mode, averaged with `ema`.
+
+        Every process has to ask.
+        """
+        parameters = whole(self.model.state_dict()) | whole(self.average)
+        model = MaskedAutoencoder(self.model.config)
+        model.load_state_dict(parameters)
+        return model.to(self.loss_average.device).eval()
+
+
+def start_run(config: TrainConfig, world: World) -> RunState:
+    """The run in `config.out` where it stopped, else `resume`, else `init_from`, else scratch.
+
+    The log says which.
+
+    Raises:
+        CheckpointError: If the checkpoint or the weights are damaged or of another model.
+        ConfigError: If the weights of `init_from` are of another model.
+        TrainingError: If the model is to be split and there is one process.
+    """
+    # The same parameters in every process.
+    torch.manual_seed(config.seed)
+    state = _fresh(config, MaskedAutoencoder(config.model), world)
+    folder = _folder_to_resume(config)
+    if folder is not None:
+        restore(state, load_latest(folder), config)
+        _log.info("resuming %s at step %d of %d", folder, state.step, config.steps)
+    elif state.init_from:
+        _log.info("starting from the weights %s in %s", state.init_from, config.out)
+    else:
+        _log.info("starting from scratch in %s", config.out)
+    return state
+
+
+def _folder_to_resume(config: TrainConfig) -> Path | None:
+    out = Path(config.out)
+    if any((out / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE)):
+        return out
+    if not config.resume:
+        return None
+    path = Path(config.resume).expanduser()
+    return path if path.is_dir() else path.parent
+
+
+def _fresh(config: TrainConfig, model: MaskedAutoencoder, world: World) -> RunState:
+    init_from = _initialize(model, config)
+    model = model.to(world.device)
+    prefer_fast_attention(model, world.device)
+    if config.system.checkpoint_activations:
+        checkpoint_activations(model)
+    if config.system.compile:
+        compile_blocks(model)
+    forward = distribute(model, world, shard=config.system.shard)
+    precision = training_precision(config.system.precision, world.device)
+    return RunState(
+        model=model,
+        forward=forward,
+        optimizers=build_optimizers(model, config.optim),
+        scaler=loss_scaler(precision, world.device),
+        precision=precision,
+        average=_trained(model) if config.ema else {},
+        loss_average=torch.tensor(math.nan, device=world.device),
+        init_from=init_from,
+    )
+
+
+def _initialize(model: MaskedAutoencoder, config: TrainConfig) -> str:
+    """Load the weights of `init_from`, if any; returns what they are called."""
+    if not config.init_from:
+        return ""
+    weights = load_weights(locate_weights(config.init_from))
+    if weights.config != config.model:
+        raise ConfigError(
+            f"init_from={config.init_from} holds a model of another shape than model=; leave the "
+            "model's fields out, and the shape of the weights is taken"
+        )
+    model.load_state_dict(weights.state)
+    return weights_name(config.init_from)
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def restore(state: RunState, content: Mapping[str, Any], config: TrainConfig) -> None:
+    """Put a checkpoint's content into a run; notes which fields have changed since.
+
+    Raises:
+        CheckpointError: If it is of another model or optimiser.
+    """
+    now, then = without_places(config), content["config"]
+    if now["model"] != then["model"] or now["optim"]["name"] != then["optim"]["name"]:
+        raise CheckpointError(
+            f"the checkpoint in {config.out!r} is of another model or optimiser; give another "
+            "out= or the fields it was started with"
+        )
+    _load_parameters(state, content)
+    for optimizer, saved in zip(state.optimizers, content["optimizers"], strict=True):
+        _load_optimizer(optimizer, saved)
+    # A scaler that is not in use keeps nothing, and takes nothing.
+    if content["scaler"]:
+        state.scaler.load_state_dict(content["scaler"])
+    state.init_from = content["init_from"]
+    state.step, state.seconds = content["step"], content["seconds"]
+    state.lr_scale, state.rollbacks = content["lr_scale"], content["rollbacks"]
+    state.loss_average.fill_(content["loss_average"])
+    state.changes = [*content["changes"], *_changes(now, then, content["step"])]
+
+
+def _load_parameters(state: RunState, content: Mapping[str, Any]) -> None:
+    own = state.model.state_dict()
+    state.model.load_state_dict(
+        {name: split_like(value, own[name]) for name, value in content["model"].items()}
+    )
+    # An average that begins only now begins at the parameters.
+    averaged = content["ema"] or content["model"]
+    for name, average in state.average.items():
+        average.copy_(split_like(averaged[name], average))
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    # The groups' settings are the config's of now, not those of then.
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                moments[name] = split_like(value, parameter)
+
+
+def _changes(now: dict[str, Any], then: dict[str, Any], step: int) -> list[dict[str, Any]]:
+    changed = [name for name in now if now[name] != then.get(name)]
+    for name in changed:
+        _log.warning("%s changed from %s to %s", name, then.get(name), now[name])
+    return [
+        {"step": step, "field": name, "from": then.get(name), "to": now[name]} for name in changed
+    ]

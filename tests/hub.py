@@ -1,0 +1,147 @@
+"""A hub of our own: what a Hugging Face hub answers to an upload, kept in memory."""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+TOKEN = "hf_" + "secretofthetests"
+USER = "me"
+
+# The hub decides which files are large; it goes by their names.
+LARGE = (".safetensors", ".png")
+
+
+class Hub(ThreadingHTTPServer):
+    """Repositories by name, each with whether it is private and the commits it has got."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.private: dict[str, bool] = {}
+        self.commits: dict[str, list[dict[str, bytes]]] = {}
+        self.large: dict[str, bytes] = {}
+        self.requests: list[str] = []
+        # Part of a path -> the status that the first request to it is refused with.
+        self.refuse_once: dict[str, int] = {}
+
+    def files(self, repo_id: str) -> dict[str, bytes]:
+        """What somebody who downloads the repository gets."""
+        return {name: data for commit in self.commits[repo_id] for name, data in commit.items()}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        self._route(json.loads if not self.path.endswith("/commit/main") else _lines)
+
+    def do_PUT(self) -> None:
+        oid, data = self.path.rsplit("/", 1)[-1], self._body()
+        ours = hashlib.sha256(data).hexdigest() == oid
+        if ours:
+            self.server.large[oid] = data
+        self._answer(200 if ours else 400, {})
+
+    def _body(self) -> bytes:
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def _answer(self, status: int, content: dict[str, Any]) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _route(self, parse: Any) -> None:
+        hub, path = self.server, self.path.split("?")[0]
+        hub.requests.append(path)
+        content = parse(self._body())
+        refused = next((part for part in hub.refuse_once if part in path), None)
+        if refused:
+            return self._answer(hub.refuse_once.pop(refused), {"error": "not today"})
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._answer(401, {"error": "Invalid username or password."})
+        if path == "/api/repos/create":
+            return self._create(content)
+        if path == "/api/validate-yaml":
+            return self._answer(200, {"errors": [], "warnings": []})
+        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path)
+        if found and found[1] in hub.commits:
+            return getattr(self, f"_{found[2]}")(found[1], content)  # type: ignore[no-any-return]
+        if path.endswith(".git/info/lfs/objects/batch"):
+            objects = [
+                {**o, "actions": {"upload": {"href": f"{hub.url}/large/{o['oid']}"}}}
+                for o in content["objects"]
+            ]
+            return self._answer(200, {"transfer": "basic", "objects": objects})
+        return self._answer(404, {"error": "Repository not found"})
+
+    def _create(self, content: dict[str, Any]) -> None:
+        repo_id = f"{content['organization']}/{content['name']}"
+        if content["organization"] != USER:
+            return self._answer(403, {"error": f"You are not {content['organization']}"})
+        if repo_id in self.server.commits:
+            address = f"{self.server.url}/{repo_id}"
+            return self._answer(409, {"error": "You already created this", "url": address})
+        self.server.private[repo_id] = content.get("visibility") == "private"
+        self.server.commits[repo_id] = []
+        return self._answer(200, {"url": f"{self.server.url}/{repo_id}"})
+
+    def _preupload(self, _: str, content: dict[str, Any]) -> None:
+        files = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular",
+                "shouldIgnore": False,
+            }
+            for file in content["files"]
+        ]
+        self._answer(200, {"files": files})
+
+    def _commit(self, repo_id: str, lines: list[dict[str, Any]]) -> None:
+        files = {}
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.server.large[value["oid"]]
+        self.server.commits[repo_id].append(files)
+        oid = f"{len(self.server.commits[repo_id]):040d}"
+        address = f"{self.server.url}/{repo_id}/commit/{oid}"
+        self._answer(200, {"success": True, "commitOid": oid, "commitUrl": address})
+
+
+def _lines(data: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in data.splitlines()]
+
+
+@contextmanager
+def running_hub() -> Iterator[Hub]:
+    """A hub that answers while the context lasts."""
+    with Hub() as hub:
+        thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield hub
+        finally:
+            hub.shutdown()
+            thread.join()

@@ -1,0 +1,268 @@
+"""Batches: which pictures, which crops, for which process, on which device."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+import mae_core.data.croppers
+import mae_core.data.loader
+from mae_core.config import DataConfig
+from mae_core.data.croppers import HostCrops, RegionCrops, ResidentCrops, choose_cropper
+from mae_core.data.loader import BatchLoader
+from mae_core.data.packed import PackedImages, pack_folder
+from mae_core.data.sources import open_pictures
+from mae_core.errors import ConfigError, DataError
+
+CPU = torch.device("cpu")
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def plain_pictures(count: int = 10) -> list[NDArray[np.uint8]]:
+    """Pictures that their crops tell apart: picture i is grey of level i."""
+    return [np.full((20, 20, 3), i, dtype=np.uint8) for i in range(count)]
+
+
+def noisy_pictures(count: int = 7) -> list[NDArray[np.uint8]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (30 + i, 40, 3), dtype=np.uint8) for i in range(count)]
+
+
+def packed(pictures: list[NDArray[np.uint8]]) -> PackedImages:
+    sizes = np.array([picture.shape[:2] for picture in pictures])
+    lengths = sizes.prod(axis=1) * 3
+    pixels = np.concatenate([picture.ravel() for picture in pictures])
+    names = [str(i) for i in range(len(pictures))]
+    return PackedImages(pixels, np.cumsum(lengths) - lengths, sizes, names, [])
+
+
+def loader_of(
+    pictures: object, batch_size: int = 4, seed: int = 0, device: torch.device = CPU,
+    config: DataConfig | None = None, **processes: int,
+) -> BatchLoader:  # fmt: skip
+    return BatchLoader(
+        pictures, config or DataConfig(), batch_size=batch_size, seed=seed,  # type: ignore[arg-type]
+        mean=MEAN, std=STD, device=device, **processes,
+    )  # fmt: skip
+
+
+def batches(loader: BatchLoader, start: int, stop: int, side: int = 8) -> list[Tensor]:
+    return list(loader.batches(start, stop, lambda step: side))
+
+
+def levels_of(images: Tensor) -> Tensor:
+    """Normalised images as levels of 0..255 again."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (images.cpu() * std + mean) * 255
+
+
+def test_every_epoch_shows_every_picture_once_in_a_new_order() -> None:
+    images = torch.cat(batches(loader_of(plain_pictures()), 0, 5))  # 20 samples: two epochs
+    seen = [int(level.round()) for level in levels_of(images).mean(dim=(1, 2, 3))]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10] != seen[10:]
+
+
+def expected_sample(pictures: list[NDArray[np.uint8]], seed: int, number: int) -> Tensor:
+    """Sample `number` as the module says it is made, by Pillow; the seeds are part of a run."""
+    epoch, place = divmod(number, len(pictures))
+    order = np.random.default_rng((seed, 0, epoch)).permutation(len(pictures))
+    picture = Image.fromarray(pictures[order[place]])
+    rng = np.random.default_rng((seed, 1, number))
+    while True:
+        area = picture.height * picture.width * rng.uniform(0.2, 1.0)
+        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        width, height = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if width <= picture.width and height <= picture.height:
+            break
+    top = rng.integers(0, picture.height - height + 1)
+    left = rng.integers(0, picture.width - width + 1)
+    crop = picture.crop((left, top, left + width, top + height)).resize((16, 16), Image.BICUBIC)
+    if rng.random() < 0.5:
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return torch.from_numpy(np.array(crop)).permute(2, 0, 1).float()
+
+
+def test_sample_k_is_what_the_seeds_say() -> None:
+    pictures = noisy_pictures()
+    images = torch.cat(batches(loader_of(pictures, seed=5), 0, 6, side=16))
+    expected = torch.stack([expected_sample(pictures, 5, number) for number in range(24)])
+    off = (levels_of(images) - expected).abs()
+    assert off.max() < 1.01
+    assert off.mean() < 0.05
+
+
+def test_a_run_resumed_at_any_step_sees_the_same_batches() -> None:
+    def side_at(step: int) -> int:
+        return 8 if step < 3 else 16
+
+    whole = list(loader_of(noisy_pictures()).batches(0, 7, side_at))
+    assert [tuple(b.shape) for b in whole] == [(4, 3, 8, 8)] * 3 + [(4, 3, 16, 16)] * 4
+    for start in range(1, 7):
+        for workers in (1, 3):
+            loader = loader_of(noisy_pictures(), config=DataConfig(workers=workers))
+            resumed = list(loader.batches(start, 7, side_at))
+            assert all(a.equal(b) for a, b in zip(whole[start:], resumed, strict=True))
+    assert not whole[0].equal(batches(loader_of(noisy_pictures(), seed=1), 0, 1)[0])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_all_processes_together_see_the_batch_of_one(world_size: int) -> None:
+    pictures, config = noisy_pictures(), DataConfig(color_jitter=0.3)
+    alone = batches(loader_of(pictures, batch_size=8, config=config), 2, 5)
+    shares = [
+        batches(
+            loader_of(pictures, batch_size=8, config=config, rank=rank, world_size=world_size), 2, 5
+        )
+        for rank in range(world_size)
+    ]
+    assert shares[0][0].shape[0] == 8 // world_size
+    together = [torch.cat(step) for step in zip(*shares, strict=True)]
+    # The last bits of a mean over pixels depend on how many are added up side by side.
+    assert all(a.allclose(b, atol=1e-5) for a, b in zip(alone, together, strict=True))
+
+
+def test_a_batch_has_to_divide_over_the_processes() -> None:
+    with pytest.raises(ConfigError, match="batch_size 10 does not divide over 4 processes"):
+        loader_of(plain_pictures(), batch_size=10, world_size=4)
+
+
+def test_pictures_have_three_channels() -> None:
+    with pytest.raises(ConfigError, match="the model has 1 channels"):
+        BatchLoader(
+            plain_pictures(),
+            DataConfig(),
+            batch_size=1,
+            seed=0,
+            mean=(0.5,),
+            std=(0.2,),
+            device=CPU,
+        )
+
+
+@pytest.fixture(params=["host", "regions", "resident"])
+def cropper(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each of the croppers in turn, all on the CPU."""
+
+    def choose(pictures: PackedImages, device: torch.device, count: int) -> object:
+        kinds = {"host": HostCrops, "regions": lambda: RegionCrops(device)}
+        return kinds.get(request.param, lambda: ResidentCrops(pictures, device))()
+
+    monkeypatch.setattr(mae_core.data.loader, "choose_cropper", choose)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("crop", ["random", "fixed", "centre"])
+def test_all_croppers_make_the_same_batches(cropper: str, crop: str) -> None:
+    pictures = packed(noisy_pictures())
+    config = DataConfig(crop=crop)  # type: ignore[arg-type]
+    images = torch.cat(batches(loader_of(pictures, config=config), 1, 5, side=24))
+    reference = BatchLoader(
+        noisy_pictures(), config, batch_size=4, seed=0, mean=MEAN, std=STD, device=CPU
+    )
+    reference._cropper_for = lambda count: HostCrops()  # type: ignore[method-assign]
+    expected = torch.cat(batches(reference, 1, 5, side=24))
+    off = (levels_of(images) - levels_of(expected)).abs()
+    assert off.max() < (0.01 if cropper == "host" else 2.01)
+    assert off.mean() < 0.02
+
+
+def test_all_croppers_jitter_colours(cropper: str) -> None:
+    pictures = packed([np.full((20, 20, 3), 100, dtype=np.uint8)] * 4)
+    config = DataConfig(color_jitter=0.5, crop="centre", flip=False)
+    levels = levels_of(torch.cat(batches(loader_of(pictures, config=config), 0, 8)))
+    brightness = levels.mean(dim=(1, 2, 3)) / 100
+    for number, value in enumerate(brightness):
+        rng = np.random.default_rng((0, 1, number))
+        assert value == pytest.approx(rng.uniform(0.5, 1.5), abs=0.01)
+
+
+def test_a_pack_goes_to_the_device_where_it_takes_at_most_half_of_what_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pictures, cuda = packed(plain_pictures()), torch.device("cuda", 0)
+    made: list[tuple[object, torch.device]] = []
+
+    class Recorded(ResidentCrops):
+        def __init__(self, pack: PackedImages, device: torch.device) -> None:
+            made.append((pack, device))
+
+    free = 2 * pictures.pixels.nbytes
+    monkeypatch.setattr(mae_core.data.croppers, "ResidentCrops", Recorded)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
+    assert isinstance(choose_cropper(pictures, cuda, 10), Recorded)
+    assert made == [(pictures, cuda)]
+    assert isinstance(choose_cropper(pictures, cuda, 9), RegionCrops)
+    assert isinstance(choose_cropper(plain_pictures(), cuda, 10), RegionCrops)
+    assert isinstance(choose_cropper(pictures, torch.device("mps"), 10), RegionCrops)
+    assert isinstance(choose_cropper(pictures, CPU, 10), HostCrops)
+    free -= 1
+    assert isinstance(choose_cropper(pictures, cuda, 10), RegionCrops)
+
+
+def test_large_packs_are_copied_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = packed(noisy_pictures())
+    monkeypatch.setattr(mae_core.data.croppers, "_COPY_BYTES", 1000)
+    resident = ResidentCrops(pictures, CPU)
+    np.testing.assert_array_equal(resident._pixels.numpy(), pictures.pixels)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("steps", [1, 6])  # regions travel; the pack is there
+def test_a_gpu_gets_the_batches_of_a_cpu_without_waiting_for_it(steps: int) -> None:
+    pictures, config = packed(noisy_pictures()), DataConfig(color_jitter=0.2)
+    expected = batches(loader_of(pictures, config=config), 0, steps, side=24)
+    loader = loader_of(pictures, config=config, device=torch.device("cuda"))
+    made: list[Tensor] = []
+    running: Iterator[Tensor] = loader.batches(0, steps, lambda step: 24)
+    made.append(next(running))  # copies the pack, which may wait
+    assert isinstance(loader._cropper, RegionCrops if steps == 1 else ResidentCrops)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        made.extend(running)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for there, here in zip(made, expected, strict=True):
+        assert there.is_cuda
+        assert (levels_of(there) - levels_of(here)).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("kind", ["once", "epoch"])
+def test_a_folder_decoded_once_or_each_epoch_gives_the_same_batches(
+    picture_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    config = DataConfig(folder=str(picture_folder), short_side=40, decode=kind)  # type: ignore[arg-type]
+    pictures = open_pictures(config, tmp_path / "cache")
+    made = batches(loader_of(pictures, config=config), 0, 5)
+    pack = pack_folder(picture_folder, tmp_path / "other", short_side=40, max_unreadable=0)
+    expected = batches(loader_of([pack[i] for i in range(len(pack))]), 0, 5)
+    assert all(a.equal(b) for a, b in zip(made, expected, strict=True))
+    assert (tmp_path / "cache").exists() == (kind == "once")
+
+
+def test_too_many_unreadable_files_stop_the_run_that_finds_them(
+    picture_folder: Path, tmp_path: Path
+) -> None:
+    config = DataConfig(folder=str(picture_folder), decode="epoch", max_unreadable=0.1)
+    for name in ("a/01.jpg", "a/03.png"):
+        (picture_folder / name).write_bytes(b"not a picture")
+    pictures = open_pictures(config, tmp_path)
+    before = threading.active_count()
+    with pytest.raises(DataError, match="2 of 12 files are unreadable"):
+        batches(loader_of(pictures, config=config), 0, 3)
+    assert threading.active_count() == before
+
+
+def test_a_run_that_stops_early_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+    running = loader_of(noisy_pictures()).batches(0, 1000, lambda step: 16)
+    next(running)
+    assert threading.active_count() > before
+    running.close()
+    assert threading.active_count() == before

@@ -1,0 +1,144 @@
+"""Several processes under torchrun do what one does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mae_core.checkpoint import load_checkpoint, load_weights
+from mae_core.config import SystemConfig, TrainConfig
+from mae_core.errors import ConfigError, TrainingError
+from mae_core.models.mae import MaskedAutoencoder
+from mae_core.train import run
+from mae_core.training.distributed import World, distribute
+from tests.mae_core.conftest import MakeRun
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "model.image_size=48", "model.patch_size=8", "model.embed_dim=32", "model.depth=2",
+    "model.num_heads=2", "model.decoder_embed_dim=16", "model.decoder_depth=1",
+    "model.decoder_num_heads=2", 'stages=[{"image_size":48,"share":1.0}]',
+    "mask.ratio=[0.5,0.8]", "optim.warmup_steps=2", "system.precision=float32",
+]  # fmt: skip
+
+
+def command(folder: Path, out: Path, *fields: str, processes: int = 1) -> list[str]:
+    """The command line of a small run, under torchrun where it takes several processes."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [
+        sys.executable, *(launch if processes > 1 else []), "-m", "mae_core.train", "quick",
+        f"data.folder={folder}", f"out={out}", "steps=8", "batch_size=8", "save_every=4", *SMALL, *fields,
+    ]  # fmt: skip
+
+
+def train(folder: Path, out: Path, *fields: str, processes: int = 1) -> str:
+    """Run it to the end; returns what it said."""
+    done = subprocess.run(
+        command(folder, out, *fields, processes=processes),
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Both saw the same batches under the same masks: equal but for the order of sums."""
+    first = load_weights(one / "weights.safetensors").state
+    second = load_weights(other / "weights.safetensors").state
+    for name, value in first.items():
+        own, others = (_that_learns(name, tensor) for tensor in (value, second[name]))
+        torch.testing.assert_close(others, own, rtol=0, atol=1e-5, msg=name)
+    logged = [
+        [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+        for out in (one, other)
+    ]
+    assert logged[0]
+    assert logged[1] == pytest.approx(logged[0], rel=1e-5)
+
+
+def _that_learns(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Without the keys' biases: softmax cancels them, and AdamW makes steps of their rounding."""
+    if not name.endswith("attn.qkv.bias"):
+        return tensor
+    query, _, value = tensor.chunk(3)
+    return torch.cat((query, value))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.pictures import draw_picture
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(12):
+        draw_picture(i, 64, 56).save(folder / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_process(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "one"
+    train(pictures, out, "optim.name=adamw")
+    return out
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param([], id="averaged"),
+        pytest.param(["system.accumulate=2"], id="averaged and accumulated"),
+        pytest.param(["system.shard=true", "system.checkpoint_activations=true"], id="split"),
+    ],
+)
+def test_two_processes_do_what_one_does(
+    pictures: Path, one_process: Path, tmp_path: Path, fields: list[str]
+) -> None:
+    train(pictures, tmp_path / "two", "optim.name=adamw", *fields, processes=2)
+    assert_same_run(one_process, tmp_path / "two")
+    assert load_weights(tmp_path / "two" / "weights.safetensors").record["processes"] == 2
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    pictures: Path, one_process: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    # The schedule is that of eight steps; the kill comes after the checkpoint of the fourth.
+    split = command(pictures, out, "optim.name=adamw", "system.shard=true", processes=2)
+    stop_after(split, out / "checkpoint.pt", step=4)
+    said = train(pictures, out, "optim.name=adamw")
+    assert "resuming" in said
+    assert_same_run(one_process, out)
+
+
+def stop_after(line: list[str], checkpoint: Path, step: int) -> None:
+    """Start a run and end it once a checkpoint of that step or a later one is there."""
+    process = subprocess.Popen(
+        line, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not (checkpoint.exists() and load_checkpoint(checkpoint)["step"] >= step):
+        assert time.monotonic() < deadline
+        if process.poll() is not None:
+            break
+        time.sleep(0.05)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(run_config: MakeRun) -> None:
+    config: TrainConfig = run_config(batch_size=4, system=SystemConfig(accumulate=3))
+    with pytest.raises(ConfigError, match="batch_size 4 .* 3 micro-batches; pick a multiple of 3"):
+        run(config, "test")
+
+
+def test_one_process_has_nobody_to_split_with(small_model: MaskedAutoencoder) -> None:
+    with pytest.raises(TrainingError, match=r"there is one; start several with torchrun"):
+        distribute(small_model, World(0, 1, torch.device("cpu")), shard=True)

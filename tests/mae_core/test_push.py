@@ -1,0 +1,294 @@
+"""Uploads, against a hub of our own in real processes; the real one has not been asked."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+
+import mae_core.push
+from mae_core.checkpoint import load_weights, save_checkpoint, save_weights
+from mae_core.config import to_dict
+from mae_core.errors import CheckpointError, ConfigError
+from mae_core.model_card import read_metrics, write_card
+from mae_core.models.mae import MaskedAutoencoder
+from mae_core.push import PushConfig, collect, push
+from tests.hub import TOKEN, Hub, running_hub
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRET_FOLDER = "/somebodys/private/place"
+
+RECORD: dict[str, Any] = {
+    "recipe": "quick", "init_from": "", "train": {"steps": 1000, "data": {"crop": "random"}},
+    "changes": [], "pictures": 27042, "pictures_seen": 64000, "steps": 1000, "hours": 0.081,
+    "holdout_loss": 0.31921, "holdout_psnr": 18.69021, "holdout_ssim": 0.5132,
+    "device": "cpu", "cores": 2, "torch": "2.13.0+cpu",
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(small_model: MaskedAutoencoder, tmp_path: Path) -> Path:
+    """The folder of a finished run, as `mae_core.train` leaves it."""
+    folder = tmp_path / "flowers"
+    (folder / "reconstructions").mkdir(parents=True)
+    for step, colour in ((0, "red"), (500, "green"), (1000, "blue")):
+        Image.new("RGB", (40, 30), colour).save(folder / f"reconstructions/step-{step:06d}.png")
+    places = {"data": {"folder": SECRET_FOLDER}, "out": SECRET_FOLDER}
+    (folder / "config.json").write_text(json.dumps(places))
+    lines = [
+        {"step": step, "holdout_loss": 0.5, "holdout_psnr": 16 + step / 1e3, "holdout_ssim": 0.4}
+        for step in (0, 500, 1000)
+    ]
+    lines.insert(1, {"step": 10, "loss": 1.7})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '{"step": 10')
+    save_weights(folder / "weights.safetensors", small_model, record=RECORD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with running_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    """What points the hub's client at ours; it reads this when it is imported."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    return inherited | {
+        "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"),
+        # Ours stores large files in the older way, as the real one still does for old clients.
+        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+    }  # fmt: skip
+
+
+def pushed(environment: dict[str, str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "mae_core.push", *map(str, arguments)],
+        capture_output=True, text=True, cwd=ROOT, env=environment, check=False,
+    )  # fmt: skip
+    assert TOKEN not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_a_run_arrives_whole_in_one_commit(
+    run: Path, hub: Hub, environment: dict[str, str], tmp_path: Path
+) -> None:
+    done = pushed(environment, run, "me/flowers", "private=true", "license=cc-by-4.0")
+    assert done.returncode == 0, done.stderr
+    assert f"{hub.url}/me/flowers/commit/" in done.stderr
+    assert hub.private["me/flowers"]
+    assert len(hub.commits["me/flowers"]) == 1
+    files = hub.files("me/flowers")
+    assert set(files) == {"README.md", "config.json", "weights.safetensors", "reconstructions.png"}
+    assert files["weights.safetensors"] == (run / "weights.safetensors").read_bytes()
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(files["weights.safetensors"])
+    assert load_weights(copy).record == RECORD
+    with Image.open(io.BytesIO(files["reconstructions.png"])) as grid:
+        assert grid.convert("RGB").getpixel((0, 0)) == (0, 0, 255)
+    card = files["README.md"].decode()
+    assert "![Reconstructions](reconstructions.png)" in card
+    assert ModelCard(card).data.license == "cc-by-4.0"
+    config = json.loads(files["config.json"])
+    assert (config["model"]["embed_dim"], config["train"]["steps"]) == (32, 1000)
+    # What names this machine's folders stays at home.
+    assert not [name for name, data in files.items() if b"/somebodys" in data]
+    assert not (run / "hub").exists()
+
+
+# In one process, as starting each takes seconds: tokens are looked for at every upload.
+PUSH_EACH = """
+import os, sys
+from mae_core.errors import HubError
+from mae_core.push import main
+for command in sys.argv[2:]:
+    token, *arguments = command.split()
+    os.environ["HF_TOKEN"] = token.partition("=")[2]
+    try:
+        main([sys.argv[1], *arguments])
+    except HubError as error:
+        print(error)
+    else:
+        print("done")
+"""
+
+
+def test_refusals_are_sentences(run: Path, hub: Hub, environment: dict[str, str]) -> None:
+    good = f"token={TOKEN}"
+    hub.refuse_once["me/tulips/commit"] = 400
+    done = subprocess.run(
+        [
+            sys.executable, "-c", PUSH_EACH, str(run),
+            f"{good} me/roses", f"{good} me/roses", f"{good} me/roses update=true",
+            f"{good} you/roses", f"{good} me/a--b", "token=hf_wrong me/roses", "token= me/roses",
+            f"{good} me/tulips", f"{good} me/tulips update=true",
+        ],
+        capture_output=True, text=True, cwd=ROOT, env=environment, check=True,
+    )  # fmt: skip
+    assert TOKEN not in done.stdout + done.stderr
+    said = done.stdout.splitlines()
+    assert said[0] == "done"
+    assert "there already is a repository of that name; give another, or update=true" in said[1]
+    assert said[2] == "done"
+    assert len(hub.commits["me/roses"]) == 2
+    assert "may not write there (" in said[3]
+    assert "You are not you" in said[3]
+    assert "Cannot have -- or .." in said[4]
+    assert "does not know the token" in said[5]
+    assert said[6] == "there is no token; run `hf auth login`, or set HF_TOKEN to one"
+    # The repository was made, and then the commit refused: the way on is said, and works.
+    assert said[7].startswith("could not upload to 'me/tulips': the hub refused it (")
+    assert said[7].endswith("the repository is there by now, so try again with update=true")
+    assert said[8] == "done"
+    assert len(hub.commits["me/tulips"]) == 1
+    assert set(hub.files("me/tulips")) >= {"README.md", "weights.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "check the network and HF_ENDPOINT"),
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set; unset it"),
+    ],
+    ids=["network", "offline"],
+)
+def test_no_way_to_the_hub_is_a_sentence(
+    run: Path, environment: dict[str, str], changes: dict[str, str], sentence: str
+) -> None:
+    done = pushed(environment | changes, run, "me/lilies")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert sentence in done.stderr.splitlines()[-1]
+
+
+def test_a_dry_run_writes_the_folder_and_sends_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mae_core.push, "HfApi", None)
+    folder = Path(push(run, "me/flowers", PushConfig(dry_run=True)))
+    assert folder == run / "hub"
+    expected = collect(run, "me/flowers", license_name="unknown")
+    assert {path.name for path in folder.iterdir()} == set(expected)
+    for name, content in expected.items():
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        assert (folder / name).read_bytes() == data
+
+
+def test_a_run_without_pictures_has_a_card_without_any(run: Path) -> None:
+    for path in (run / "reconstructions").iterdir():
+        path.unlink()
+    files = collect(run, "me/flowers", license_name="unknown")
+    assert "reconstructions.png" not in files
+    card = files["README.md"]
+    assert isinstance(card, bytes)
+    assert b"![" not in card
+
+
+def test_an_unfinished_run_is_refused(
+    run: Path, small_model: MaskedAutoencoder, tmp_path: Path
+) -> None:
+    (run / "weights.safetensors").unlink()
+    config = {"model": to_dict(small_model.config), "steps": 1000}
+    values = {"config": config, "model": small_model.state_dict(), "step": 400, "seconds": 1.0}
+    save_checkpoint(run / "checkpoint.pt", values)
+    with pytest.raises(CheckpointError, match="not finished: it is at step 400 of 1000; start"):
+        push(run, "me/flowers", PushConfig(dry_run=True))
+    with pytest.raises(CheckpointError, match="not the folder of a run"):
+        push(tmp_path / "nothing", "me/flowers", PushConfig(dry_run=True))
+    with pytest.raises(CheckpointError, match="neither a file of weights"):
+        push(tmp_path, "me/flowers", PushConfig(dry_run=True))
+
+
+def test_damaged_weights_are_not_uploaded(run: Path) -> None:
+    path = run / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        push(run, "me/flowers", PushConfig(dry_run=True))
+
+
+@pytest.mark.parametrize("name", ["flowers", "a/b/c", "me/", "me/ä", "me/a b", "", "../x/y"])
+def test_names_that_no_hub_has_are_refused(run: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="give USER/NAME, such as me/flowers"):
+        push(run, name, PushConfig(dry_run=True))
+
+
+def test_mistakes_on_the_command_line_are_sentences(run: Path) -> None:
+    with pytest.raises(ConfigError, match="RUN_DIR USER/NAME"):
+        mae_core.push.main([str(run)])
+    with pytest.raises(ConfigError, match="no field is called 'public'"):
+        mae_core.push.main([str(run), "me/flowers", "public=true"])
+    with pytest.raises(ConfigError, match="private='maybe'"):
+        mae_core.push.main([str(run), "me/flowers", "private=maybe"])
+
+
+def card_of(run: Path, **record: object) -> str:
+    weights = load_weights(run / "weights.safetensors")
+    weights.record.update(record)
+    return write_card("me/flowers", weights, read_metrics(run / "metrics.jsonl"), has_grid=False)
+
+
+def test_the_card_says_what_the_record_says(run: Path) -> None:
+    card = card_of(run)
+    fields = ModelCard(card).data.to_dict()
+    assert fields["license"] == "unknown"
+    assert fields["pipeline_tag"] == "image-feature-extraction"
+    assert fields["library_name"] == "mae_core"
+    for line in (
+        "| pictures | 27,042 |", "| hours | 0.081 |", "| steps | 1,000 |", "| recipe | quick |",
+        "| step | PSNR (dB) | SSIM | loss |", "| 0 | 16 | 0.4 | 0.5 |",
+        "| 500 | 16.5 | 0.4 | 0.5 |",
+        "| 1,000 | 18.69 | 0.5132 | 0.3192 |", "hf download me/flowers --local-dir flowers",
+        "python -m app --weights flowers", "Encoder of depth 2 and width 32; decoder",
+        "ask whoever uploaded the weights",
+    ):  # fmt: skip
+        assert line in card, line
+    # The last measurement is there once: as the record has it.
+    assert card.count("| 1,000 | 1") == 1
+    assert "began with" not in card
+    assert "were changed" not in card
+
+
+def test_the_card_follows_the_record(run: Path) -> None:
+    changed = card_of(run, changes=[{"step": 3}], init_from="mae-tiny", pictures=None)
+    assert "Fields were changed" in changed
+    assert "| began with the weights | mae-tiny |" in changed
+    assert "| pictures |" not in changed
+    unmeasured = card_of(run, holdout_psnr=None, holdout_ssim=None, holdout_loss=None)
+    assert "Nothing was held out" in unmeasured
+    weights = load_weights(run / "weights.safetensors")
+    weights.record.clear()
+    assert "Nothing is recorded" in write_card("me/x", weights, [], has_grid=False)
+
+
+def test_the_card_names_no_folder_and_keeps_its_table(run: Path) -> None:
+    card = card_of(run, recipe="a|b\n# c", init_from=SECRET_FOLDER, device="C:\\me\\secret\\gpu")
+    assert "| recipe | a\\|b # c |" in card
+    assert "| began with the weights | place |" in card
+    assert "| device | gpu |" in card
+    assert "somebodys" not in card
+
+
+def test_many_measurements_are_thinned(run: Path) -> None:
+    lines = [
+        {"step": step, "holdout_loss": 1.0, "holdout_psnr": 10.0, "holdout_ssim": 0.1}
+        for step in range(0, 1001, 10)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = [line for line in card_of(run).splitlines() if "| 10 | 0.1 | 1 |" in line]
+    assert 4 <= len(rows) <= 8
+
+
+def test_metrics_that_are_damaged_are_passed_over(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path / "none.jsonl") == []
+    (tmp_path / "m.jsonl").write_bytes(b'{"step": 1}\n[1]\n\xff\n{"step": 2}\n{"st')
+    assert read_metrics(tmp_path / "m.jsonl") == [{"step": 1}, {"step": 2}]

@@ -1,0 +1,376 @@
+import datetime
+import importlib.util
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mae_core.errors import ConfigError
+from mae_core.training import logging as run_logging
+from mae_core.training.logging import (
+    Progress,
+    RunLog,
+    duration_text,
+    end_text,
+    read_metrics,
+)
+from tests.pictures import draw_picture
+
+FULL = Path("/dev/full")
+
+needs_tensorboard = pytest.mark.skipif(
+    importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed"
+)
+
+
+def open_log(out: Path, after_step: int = 0, *, tensorboard: bool = False) -> RunLog:
+    return RunLog(out, tensorboard=tensorboard, after_step=after_step)
+
+
+def lines_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_figures_and_events_are_a_line_each(tmp_path: Path) -> None:
+    with open_log(tmp_path / "run") as log:
+        log.scalars(10, 1.26, {"loss": 0.5, "lr": 1e-4})
+        log.scalars(10, 1.3, {})
+        log.event(10, 1.3, "back to step 10 — a rollback\n")
+        log.scalars(20, 2.0, {"loss": math.nan, "grad_norm": math.inf})
+    assert lines_of(tmp_path / "run") == [
+        {"step": 10, "seconds": 1.3, "loss": 0.5, "lr": 1e-4},
+        {"step": 10, "seconds": 1.3, "event": "back to step 10 — a rollback\n"},
+        {"step": 20, "seconds": 2.0, "loss": None, "grad_norm": None},
+    ]
+
+
+def test_no_line_needs_more_than_json(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        log.scalars(10, 1.0, {"loss": math.nan})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+
+
+@given(
+    steps=st.lists(st.integers(0, 50), max_size=12),
+    after_step=st.integers(0, 50),
+    half=st.sampled_from(["", '{"step": 3', '{"step"', '{"step": 7, "loss": 0.', "{", "\n"]),
+)
+def test_a_resumed_log_has_the_lines_until_the_step_and_no_other(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[int], after_step: int, half: str
+) -> None:
+    out = tmp_path_factory.mktemp("run")
+    texts = [json.dumps({"step": step, "seconds": 0.1 * step, "loss": 1 / 3}) for step in steps]
+    (out / "metrics.jsonl").write_text("".join(text + "\n" for text in texts) + half)
+    with open_log(out, after_step) as log:
+        kept = (out / "metrics.jsonl").read_text()
+        log.scalars(after_step + 1, 9.0, {"loss": 0.25})
+    expected = ""
+    for step, text in zip(steps, texts, strict=True):
+        if step <= after_step:
+            expected += text + "\n"
+    assert kept == expected
+    assert lines_of(out)[-1] == {"step": after_step + 1, "seconds": 9.0, "loss": 0.25}
+
+
+def test_damaged_lines_are_dropped_with_a_warning_and_half_a_line_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = b'{"step": 1, "seconds": 0.1}\n'
+    damaged = [
+        b"\xff\xfe\x00", b"[1]", b'{"seconds": 1.0}', b'{"step": "2"}', b'{"step": true}',
+        b'{"step": 3, ', b"[" * 100_000,
+    ]  # fmt: skip
+    path.write_bytes(good + b"\n".join(damaged) + b"\n" + good + b'{"step": 2, "sec')
+    open_log(tmp_path, 5).close()
+    assert path.read_bytes() == 2 * good
+    assert [record.getMessage() for record in caplog.records] == [
+        f"passing over {len(damaged)} damaged lines of {path}"
+    ]
+    caplog.clear()
+    path.write_bytes(good + b'{"step": 2, "sec')
+    assert read_metrics(path) == [{"step": 1, "seconds": 0.1}]
+    assert not caplog.records
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from mae_core.training.logging import RunLog
+log = RunLog(Path(sys.argv[1]), tensorboard=False, after_step=0)
+for step in range(1, 1_000_000):
+    log.scalars(step, step / 10, {"loss": 1 / step})
+    if step == 200:
+        print("ready", flush=True)
+"""
+
+
+def test_a_killed_run_goes_on_where_its_checkpoint_is(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with open_log(tmp_path, 150) as log:
+        log.scalars(151, 15.1, {"loss": 1 / 151})
+    assert lines_of(tmp_path) == [
+        {"step": step, "seconds": round(step / 10, 1), "loss": 1 / step} for step in range(1, 152)
+    ]
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_said_once_and_the_log_goes_on_when_there_is_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.symlink_to(FULL)
+    with open_log(tmp_path) as log:
+        log.scalars(10, 1.0, {"loss": 0.5})
+        log.event(10, 1.0, "something")
+        (warning,) = (record.getMessage() for record in caplog.records)
+        assert "No space left on device" in warning
+        assert "free space" in warning
+        path.unlink()
+        # A disk that fills up in the middle of a line.
+        path.write_text('{"step": 20, "sec')
+        log.scalars(30, 3.0, {"loss": 0.25})
+        log.scalars(40, 4.0, {"loss": 0.2})
+    assert [line["step"] for line in read_metrics(path)] == [30, 40]
+    assert path.read_text().count("\n") == 3
+
+
+def test_a_log_that_cannot_be_rewritten_is_gone_on_with(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 0.1}\n{"step": 2, "sec')
+    (tmp_path / "metrics.jsonl.partial").mkdir()
+    with open_log(tmp_path, 1) as log:
+        log.scalars(2, 0.2, {"loss": 0.5})
+        log.scalars(3, 0.3, {"loss": 0.5})
+    assert len(caplog.records) == 1
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_an_unwritable_log_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    out = tmp_path / "run"
+    out.write_text("a file where the folder should be")
+    with open_log(out) as log:
+        for step in range(3):
+            log.scalars(step, 1.0, {"loss": 0.5})
+            log.picture(step, draw_picture(step))
+    assert sorted(record.getMessage().split(" (")[0] for record in caplog.records) == [
+        f"could not write {out / 'metrics.jsonl'}", f"could not write {out / 'reconstructions'}",
+    ]  # fmt: skip
+
+
+def test_pictures_are_kept_as_they_are_by_their_step(tmp_path: Path) -> None:
+    grid = draw_picture(0)
+    with open_log(tmp_path) as log:
+        log.picture(500, grid)
+        log.picture(1_234_567, grid)
+    folder = tmp_path / "reconstructions"
+    assert sorted(os.listdir(folder)) == ["step-000500.png", "step-1234567.png"]
+    with Image.open(folder / "step-000500.png") as saved:
+        np.testing.assert_array_equal(np.asarray(saved), np.asarray(grid))
+
+
+def read_board(out: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(out / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
+    board.Reload()
+    return board
+
+
+@needs_tensorboard
+def test_tensorboard_has_the_figures_in_groups_and_the_grid(tmp_path: Path) -> None:
+    grid = draw_picture(3)
+    with open_log(tmp_path, tensorboard=True) as log:
+        values = {"loss": 0.5, "lr": 1e-4, "grad_norm": 2.0, "images_per_second": 120.0}
+        log.scalars(10, 1.0, {**values, "utilization": 0.25})
+        log.scalars(20, 2.0, {"loss": 0.25})
+        log.scalars(20, 2.0, {"holdout_psnr": 17.5, "holdout_loss": 0.5})
+        log.picture(20, grid)
+        log.event(20, 2.0, "something happened")
+    board = read_board(tmp_path)
+    assert sorted(board.Tags()["scalars"]) == [
+        "holdout/loss", "holdout/psnr", "speed/images_per_second", "speed/utilization",
+        "train/grad_norm", "train/loss", "train/lr",
+    ]  # fmt: skip
+    assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(10, 0.5), (20, 0.25)]
+    (picture,) = board.Images("reconstructions")
+    assert (picture.step, picture.width, picture.height) == (20, *grid.size)
+    (event,) = board.Tensors("events/text_summary")
+    assert (event.step, event.tensor_proto.string_val) == (20, [b"something happened"])
+
+
+@needs_tensorboard
+def test_tensorboard_shows_no_step_twice_after_a_stop_or_a_rollback(tmp_path: Path) -> None:
+    with open_log(tmp_path, tensorboard=True) as log:
+        for step in (10, 20, 30, 40):
+            log.scalars(step, step, {"loss": float(step)})
+    with open_log(tmp_path, 20, tensorboard=True) as log:
+        for step in (30, 40, 50):
+            log.scalars(step, step, {"loss": 100.0 + step})
+        log.event(40, 60.0, "back to step 40")
+        for step in (50, 60):
+            log.scalars(step, step, {"loss": 200.0 + step})
+    assert [(e.step, e.value) for e in read_board(tmp_path).Scalars("train/loss")] == [
+        (10, 10.0), (20, 20.0), (30, 130.0), (40, 140.0), (50, 250.0), (60, 260.0),
+    ]  # fmt: skip
+
+
+@needs_tensorboard
+def test_tensorboard_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    def fail(*arguments: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with open_log(tmp_path / "a", tensorboard=True) as log:
+        monkeypatch.setattr(SummaryWriter, "add_scalar", fail)
+        log.scalars(10, 1.0, {"loss": 0.5})
+        log.scalars(20, 2.0, {"loss": 0.5})
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "tensorboard").write_text("a file where the folder should be")
+    with open_log(tmp_path / "b", tensorboard=True) as log:
+        log.scalars(10, 1.0, {"loss": 0.5})
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    assert [len(lines_of(tmp_path / name)) for name in "ab"] == [2, 1]
+
+
+def test_tensorboard_that_is_not_installed_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match="pip install -r requirements-train.txt"):
+        open_log(tmp_path, tensorboard=True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (27 * 60 + 29, "27 min"),
+        (59 * 60 + 29, "59 min"), (59 * 60 + 31, "1 h 00 min"), (3 * 3600 + 5 * 60, "3 h 05 min"),
+        (86_399, "1 d 0 h"), (2 * 86_400 + 4 * 3600 + 60, "2 d 4 h"),
+    ],
+)  # fmt: skip
+def test_lengths_of_time_are_said_in_two_units(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "ends 17:30"), (45, "ends 17:31"), (27 * 60, "ends 17:57"),
+        (7 * 3600, "ends Mon 00:30"), (6 * 86_400, "ends Sat 17:30"),
+        (30 * 86_400, "ends 22 Dec 17:30"),
+    ],
+)  # fmt: skip
+def test_the_end_is_a_time_on_the_clock_with_its_day_where_it_is_another(
+    seconds: float, text: str
+) -> None:
+    now = datetime.datetime(2026, 11, 22, 17, 30)
+    assert end_text(now, seconds).split(" left, ")[1] == text
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(run_logging, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    return clock
+
+
+def advance(progress: Progress, clock: Clock, steps: int, seconds: float) -> None:
+    """Steps of so many seconds each, and a look after the last."""
+    for i in range(steps):
+        clock.now += seconds
+        if i == steps - 1:
+            progress.update(loss=0.5, images_per_second=100)
+        else:
+            progress.update()
+
+
+def last_state(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.rstrip("\n").split("\r")[-1]
+
+
+def test_the_bar_says_how_far_how_well_how_fast_and_how_long(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress(1000, 100) as progress:
+        advance(progress, clock, 10, 7.0)
+        advance(progress, clock, 20, 2.0)
+    state = last_state(capsys)
+    assert "| 130/1000 [" in state
+    # 870 steps of 2 seconds: what came before the first look is not counted, for it may have
+    # been a start that takes long.
+    assert "loss 0.500, 100 img/s, 29 min left, ends " in state
+
+
+def test_the_estimate_knows_that_later_steps_take_longer(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress(5000, 0, cost=lambda step: 3.0 if step >= 3000 else 1.0) as progress:
+        advance(progress, clock, 10, 1.0)
+        advance(progress, clock, 990, 1.0)
+    # 2000 seconds until the larger pictures, and 2000 steps of 3 seconds.
+    assert f", {duration_text(8000)} left" in last_state(capsys)
+
+
+def test_the_first_look_promises_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(100, 0) as progress:
+        advance(progress, clock, 10, 1.0)
+    state = last_state(capsys)
+    assert "loss 0.500" in state
+    assert "left" not in state
+
+
+def test_a_rollback_takes_the_bar_back(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(100, 0) as progress:
+        advance(progress, clock, 30, 1.0)
+        advance(progress, clock, 30, 1.0)
+        progress.back_to(20)
+        advance(progress, clock, 10, 5.0)
+        advance(progress, clock, 10, 5.0)
+    state = last_state(capsys)
+    assert "| 40/100 [" in state
+    assert f", {duration_text(300)} left" in state
+
+
+def test_a_log_file_is_not_filled_with_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(100_000, 0) as progress:
+        for step in range(20_000):
+            progress.update(loss=0.5 if step % 10 == 9 else None, images_per_second=1.0)
+        progress.write("step 500: psnr 17")
+    error = capsys.readouterr().err
+    assert "step 500: psnr 17\n" in error
+    assert len(error) < 2000

@@ -1,0 +1,61 @@
+"""The benchmarks run from end to end; what they measure is nobody's promise here."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import bench_train
+from mae_core import PRESETS, ModelConfig
+from mae_core.models.cost import forward_flops
+
+MICRO = ModelConfig(
+    image_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, decoder_embed_dim=16,
+    decoder_depth=1, decoder_num_heads=2,
+)  # fmt: skip
+
+
+def test_training_steps_are_timed_and_written_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(PRESETS, "micro", MICRO)
+    monkeypatch.setitem(bench_train.MATMULS, "cpu", (64, 1))
+    losses: list[float] = []
+
+    def watched(loss: Tensor, optimizers: list[torch.optim.Optimizer]) -> None:
+        parameters = optimizers[0].param_groups[0]["params"]
+        before = [parameter.detach().clone() for parameter in parameters]
+        update(loss, optimizers)
+        pairs = zip(before, parameters, strict=True)
+        assert not all(torch.equal(was, is_now) for was, is_now in pairs), "nothing was learned"
+        losses.append(loss.item())
+
+    update = bench_train.update
+    monkeypatch.setattr(bench_train, "update", watched)
+    command = f"--models micro --batch-size 2 --rounds 2 --steps-per-round 3 --out {tmp_path}"
+    bench_train.main(command.split(" "))
+
+    # Six contestants, a round of warm-up and two more, of three steps each.
+    assert len(losses) == 6 * 3 * 3
+    assert all(math.isfinite(loss) for loss in losses)
+    (page,), (numbers,) = tmp_path.glob("*-train-cpu.md"), tmp_path.glob("*-train-cpu.json")
+    assert page.read_text() == capsys.readouterr().out.removesuffix("\n")
+    report = json.loads(numbers.read_text())
+    assert report["command"] == f"python -m benchmarks.bench_train {command}"
+    for key, base in (("peer", "transformers"), ("mask_tokens", "mask tokens in the encoder")):
+        rows = report[key]
+        assert len(rows) == 3
+        assert all(f"| micro | {row['who']} |" in page.read_text() for row in rows)
+        (compared,) = [
+            row for row in rows if row["who"].split(",")[0] == base and row["ratio"] == 1
+        ]
+        assert compared["ratio_quartiles"] == [1, 1]
+        for row in rows:
+            low, high = row["quartiles"]
+            assert 0 < low <= row["images_per_second"] <= high
+            assert row["utilization"] > 0
+    assert report["peer"][0]["gflop"] == 3 * forward_flops(MICRO, (4, 4), 0.75) / 1e9
+    assert report["mask_tokens"][0]["gflop"] > report["mask_tokens"][1]["gflop"]
