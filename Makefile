@@ -37,7 +37,9 @@ check: $(DEV)
 	$(BIN)/python -m mypy
 
 bench: $(DEV)
-	$(BIN)/python -m benchmarks.bench_reconstruct $(ARGS)
+	$(BIN)/python -m benchmarks.bench_reconstruct
+	$(BIN)/python -m benchmarks.bench_train
+	$(BIN)/python -m benchmarks.bench_loader
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || { \
@@ -53,6 +55,6 @@ $(RUNTIME): requirements.txt | $(VENV)/.created
 	$(PIP) install -r requirements.txt
 	@touch $@
 
-$(DEV): requirements-dev.txt $(RUNTIME)
+$(DEV): requirements-dev.txt requirements-data.txt requirements-train.txt $(RUNTIME)
 	$(PIP) install -r requirements-dev.txt
 	@touch $@

@@ -304,7 +304,7 @@ class DataConfig:
         flip: Whether half of the crops are mirrored.
         color_jitter: Brightness, contrast and saturation are each multiplied by a factor drawn
             from 1 - this to 1 + this; 0..1.
-        workers: Threads or processes that decode and crop.
+        workers: Threads that decode and crop.
     """
 
     folder: str = ""

@@ -48,11 +48,20 @@ class World:
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so. Every process has to ask; the device is not waited for."""
+        """Whether any process says so. Every process has to ask; the device is not waited for.
+
+        Raises:
+            TrainingError: If another process is gone.
+        """
         if self.size == 1:
             return flag
         votes = torch.tensor(float(flag))  # on the CPU, so that gloo carries it
-        dist.all_reduce(votes, dist.ReduceOp.MAX)
+        try:
+            dist.all_reduce(votes, dist.ReduceOp.MAX)
+        except RuntimeError as error:
+            raise TrainingError(
+                "another process of this run has ended; what it said tells why"
+            ) from error
         return bool(votes.item())
 
     def mean(self, value: Tensor) -> Tensor:

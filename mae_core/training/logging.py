@@ -192,7 +192,7 @@ class RunLog:
             self._complained.add(name)
             _log.warning(
                 "could not write %s (%s); the run goes on without. Check the free space and the "
-                "rights of its folder", self._out / name, error,
+                "rights of its folder", self._out / name, error.__cause__ or error,
             )  # fmt: skip
 
 
@@ -312,9 +312,9 @@ class Progress:
         self.close()
 
     def _seconds_left(self, step: int) -> float | None:
-        """By the rate since the oldest look that is remembered; None at the first one."""
+        """By the rate since the oldest look remembered; None at the first look and at the end."""
         (first, begun), (_, now) = self._looks[0], self._looks[-1]
-        if first == step:
+        if step in (first, self._steps):
             return None
         rate = (now - begun) / self._cost_between(first, step)
         return rate * self._cost_between(step, self._steps)

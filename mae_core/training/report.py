@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from mae_core.checkpoint import write_atomically
+from mae_core.checkpoint import CHECKPOINT_FILE, write_atomically
 from mae_core.config import TrainConfig, from_dict
 from mae_core.errors import ConfigError
 from mae_core.training.charts import Mark, chart, number_text, smoothed
@@ -208,7 +208,11 @@ def _key_figures(run: _Run) -> Iterator[tuple[str, str, str]]:
         yield "Speed, median", f"{speeds[len(speeds) // 2]:,.0f}", "pictures/s"
     shares = sorted(run.figures.get("utilization", {}).values())
     if shares:
-        yield "Utilisation, median", f"{100 * shares[len(shares) // 2]:.0f}", "%"
+        yield (
+            "Utilisation, median",
+            number_text(float(f"{100 * shares[len(shares) // 2]:.2g}")),
+            "%",
+        )
 
 
 def _charts(run: _Run) -> str:
@@ -323,9 +327,9 @@ def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]
 
 def _footer(run: _Run) -> str:
     look = ""
-    if (run.out / WEIGHTS_FILE).is_file():
+    if any((run.out / name).is_file() for name in (CHECKPOINT_FILE, WEIGHTS_FILE)):
         command = f"python -m app --weights {shlex.quote(str(run.out))}"
-        look = f"<br>Try the weights in the page: <code>{escape(command)}</code>"
+        look = f"<br>See what the model learned: <code>{escape(command)}</code>"
     return (
         f"<footer>The figures of this page are in <code>{METRICS_FILE}</code>, its pictures in "
         f"full size in <code>{PICTURES_FOLDER}/</code>.{look}</footer>\n"

@@ -33,7 +33,8 @@ def command(folder: Path, out: Path, *fields: str, processes: int = 1) -> list[s
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return [
         sys.executable, *(launch if processes > 1 else []), "-m", "mae_core.train", "quick",
-        f"data.folder={folder}", f"out={out}", "steps=8", "batch_size=8", "save_every=4", *SMALL, *fields,
+        f"data.folder={folder}", f"out={out}", "steps=8", "batch_size=8", "save_every=4",
+        *SMALL, *fields,
     ]  # fmt: skip
 
 
@@ -131,6 +132,16 @@ def stop_after(line: list[str], checkpoint: Path, step: int) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def test_a_mistake_is_told_once_and_ends_all_processes(tmp_path: Path) -> None:
+    line = command(tmp_path / "missing", tmp_path / "run", processes=2)
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    said = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    assert len([text for text in said if "is not a folder" in text]) == 1
+    assert all("is not a folder" in text or "another process" in text for text in said)
+    assert "mae_core/train.py" not in done.stderr
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(run_config: MakeRun) -> None:

@@ -346,9 +346,13 @@ def test_the_estimate_knows_that_later_steps_take_longer(
     assert f", {duration_text(8000)} left" in last_state(capsys)
 
 
-def test_the_first_look_promises_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("looks", [1, 10])
+def test_the_first_look_and_the_last_promise_nothing(
+    clock: Clock, capsys: pytest.CaptureFixture[str], looks: int
+) -> None:
     with Progress(100, 0) as progress:
-        advance(progress, clock, 10, 1.0)
+        for _ in range(looks):
+            advance(progress, clock, 10, 1.0)
     state = last_state(capsys)
     assert "loss 0.500" in state
     assert "left" not in state
