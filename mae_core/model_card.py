@@ -4,9 +4,7 @@ Everything in it comes from the weights' own record and the run's metrics, and n
 claimed that they do not say.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -39,20 +37,6 @@ _FACTS = {
 }
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; none without one, and less what is damaged."""
-    lines = []
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            # A kill can leave half a line.
-            continue
-        if isinstance(line, dict):
-            lines.append(line)
-    return lines
-
-
 def write_card(
     repo_id: str,
     weights: Weights,
@@ -66,7 +50,7 @@ def write_card(
     Args:
         repo_id: USER/NAME on the hub.
         weights: The weights it is about, with the record of their training.
-        metrics: The run's, as `read_metrics` gives them.
+        metrics: The lines of the run's `metrics.jsonl`.
         license_name: As the hub names it, such as `apache-2.0`.
         has_grid: Whether `GRID_FILE` lies beside the card.
     """

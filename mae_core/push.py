@@ -30,7 +30,8 @@ from mae_core.checkpoint import load_weights, write_atomically
 from mae_core.config import to_dict, with_overrides
 from mae_core.entry import run_entry
 from mae_core.errors import CheckpointError, ConfigError, HubError
-from mae_core.model_card import GRID_FILE, NO_LICENSE, read_metrics, write_card
+from mae_core.model_card import GRID_FILE, NO_LICENSE, write_card
+from mae_core.training.logging import METRICS_FILE, read_metrics
 from mae_core.weights import WEIGHTS_FILE, locate_weights
 
 _log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def collect(run: Path, repo_id: str, *, license_name: str) -> dict[str, bytes | 
     }
     grids = sorted(run.glob("reconstructions/step-*.png"))
     card = write_card(
-        repo_id, weights, read_metrics(run / "metrics.jsonl"),
+        repo_id, weights, read_metrics(run / METRICS_FILE),
         license_name=license_name, has_grid=bool(grids),
     )  # fmt: skip
     files: dict[str, bytes | Path] = {

@@ -33,6 +33,7 @@ from mae_core.data.loader import BatchLoader, Pictures
 from mae_core.data.sources import open_pictures
 from mae_core.data.streams import PictureStream
 from mae_core.entry import run_entry
+from mae_core.errors import CheckpointError
 from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_pictures
 from mae_core.images import to_pil
 from mae_core.models.mae import MaskedAutoencoder
@@ -103,7 +104,7 @@ def run(config: TrainConfig, recipe_name: str) -> int:
             Trainer, config, state, _loader(config, pictures, world), world=world, stop=stop
         )
         if world.is_first:
-            finished = _train_in_sight(config, state, pictures, trainer)
+            finished = _train_in_sight(config, recipe_name, state, pictures, trainer)
         else:
             finished = trainer(output=None).run()
         if finished:
@@ -155,15 +156,18 @@ def _training_crops(config: TrainConfig, pictures: Source) -> list[Image.Image]:
 
 
 def _train_in_sight(
-    config: TrainConfig, state: RunState, pictures: Source, trainer: Callable[..., Trainer]
+    config: TrainConfig,
+    recipe_name: str,
+    state: RunState,
+    pictures: Source,
+    trainer: Callable[..., Trainer],
 ) -> bool:
     """Train in the first process, which leaves all that people look at."""
     out, held_out = Path(config.out), _holdout(config)
     rows = held_out[:_GRID_ROWS] or _training_crops(config, pictures)
     _log.info("%d held out, on %s", len(held_out), _device_name(state))
-    write_atomically(
-        out / "config.json", lambda file: file.write_text(json.dumps(to_dict(config), indent=2))
-    )
+    text = json.dumps({"recipe": recipe_name, **to_dict(config)}, indent=2)
+    write_atomically(out / "config.json", lambda file: file.write_text(text))
 
     def evaluate(model: MaskedAutoencoder, step: int) -> Mapping[str, float]:
         log.picture(step, _draw_grid(model, rows))
@@ -173,14 +177,32 @@ def _train_in_sight(
         RunLog(out, tensorboard=config.tensorboard, after_step=state.step) as log,
         Progress(config.steps, state.step, partial(_pixels_of_step, config)) as progress,
     ):
+        _tell_of_the_past(state, log)
         try:
             finished = trainer(output=Output(log, progress, evaluate)).run()
         finally:
-            report = write_report(out)
+            _report(out)
     if not finished:
         _log.info("stopped at step %d; the same command goes on from there", state.step)
-    _log.info("what happened: %s", report)
     return finished
+
+
+def _tell_of_the_past(state: RunState, log: RunLog) -> None:
+    """What the log should say of a run that goes on."""
+    if state.step:
+        log.event(state.step, state.seconds, f"went on from step {state.step}")
+    for change in state.changes:
+        if change["step"] == state.step:
+            text = f"{change['field']} changed from {change['from']} to {change['to']}"
+            log.event(state.step, state.seconds, text)
+
+
+def _report(out: Path) -> None:
+    """Write the report; a full disk must not hide why the run ended."""
+    try:
+        _log.info("what happened: %s", write_report(out))
+    except CheckpointError as error:
+        _log.warning("there is no report: %s", error)
 
 
 def _pixels_of_step(config: TrainConfig, step: int) -> float:

@@ -307,10 +307,9 @@ class Trainer:
             if self.output:
                 values = self.output.evaluate(model, self.state.step)
                 self.output.log.scalars(self.state.step, self.state.seconds, values)
-                self.output.progress.write(
-                    f"step {self.state.step}: "
-                    + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-                )
+                if values:
+                    figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+                    self.output.progress.write(f"step {self.state.step}: {figures}")
         self.world.wait()
 
     def _tell(self, text: str) -> None:

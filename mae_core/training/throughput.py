@@ -1,12 +1,9 @@
-"""How much of what a device can do a run makes use of."""
+"""What a device can do, which a run is measured against."""
 
 import time
 
 import torch
 from torch import Tensor
-
-from mae_core.config import ModelConfig
-from mae_core.models.cost import forward_flops
 
 # Sides of the square matrices that are multiplied: from the first, doubled until one product
 # takes long enough for the device to be busy, at most to the last.
@@ -58,24 +55,3 @@ def _wait(device: torch.device) -> None:
     """Until the device has done all it was told to."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def utilization(
-    images_per_second: float,
-    config: ModelConfig,
-    image_size: int,
-    mask_ratio: float,
-    peak: float,
-) -> float:
-    """Share of the device's rate that the matrix products of training make use of, 0..1.
-
-    Args:
-        images_per_second: How fast the model is trained.
-        config: The model.
-        image_size: Side of the pictures in pixels; a multiple of the patch side.
-        mask_ratio: Fraction removed, 0..1.
-        peak: FLOP/s of the device, or of all devices together.
-    """
-    side = image_size // config.patch_size
-    # A training step costs three forward passes: see `forward_flops`.
-    return 3 * forward_flops(config, (side, side), mask_ratio) * images_per_second / peak

@@ -17,9 +17,10 @@ import mae_core.push
 from mae_core.checkpoint import load_weights, save_checkpoint, save_weights
 from mae_core.config import to_dict
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.model_card import read_metrics, write_card
+from mae_core.model_card import write_card
 from mae_core.models.mae import MaskedAutoencoder
 from mae_core.push import PushConfig, collect, push
+from mae_core.training.logging import read_metrics
 from tests.hub import TOKEN, Hub, running_hub
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -286,9 +287,3 @@ def test_many_measurements_are_thinned(run: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = [line for line in card_of(run).splitlines() if "| 10 | 0.1 | 1 |" in line]
     assert 4 <= len(rows) <= 8
-
-
-def test_metrics_that_are_damaged_are_passed_over(tmp_path: Path) -> None:
-    assert read_metrics(tmp_path / "none.jsonl") == []
-    (tmp_path / "m.jsonl").write_bytes(b'{"step": 1}\n[1]\n\xff\n{"step": 2}\n{"st')
-    assert read_metrics(tmp_path / "m.jsonl") == [{"step": 1}, {"step": 2}]

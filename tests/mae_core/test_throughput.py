@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae_core.config import ModelConfig, preset
+from mae_core.config import preset
 from mae_core.masking import random_mask
 from mae_core.models.cost import forward_flops
 from mae_core.models.mae import MaskedAutoencoder
 from mae_core.training import throughput
 from mae_core.training.precision import prefer_fast_attention
-from mae_core.training.throughput import measure_matmul_rate, utilization
+from mae_core.training.throughput import measure_matmul_rate
 
 CPU = torch.device("cpu")
 
@@ -59,23 +59,6 @@ def test_measuring_leaves_the_run_as_it_was(dtype: torch.dtype) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     # Between a pocket calculator and the largest computer there is.
     assert 1e5 < rate < 1e19
-
-
-def test_utilization_is_proportional_to_speed_and_to_the_inverse_of_the_peak(
-    small_config: ModelConfig,
-) -> None:
-    once = utilization(100.0, small_config, 48, 0.75, 1e12)
-    assert utilization(200.0, small_config, 48, 0.75, 1e12) == pytest.approx(2 * once)
-    assert utilization(100.0, small_config, 48, 0.75, 2e12) == pytest.approx(once / 2)
-    flops = 3 * forward_flops(small_config, (6, 6), 0.75)
-    assert utilization(10.0, small_config, 48, 0.75, 10.0 * flops) == pytest.approx(1.0)
-
-
-def test_more_visible_patches_and_larger_pictures_are_more_work(small_config: ModelConfig) -> None:
-    by_ratio = [utilization(1.0, small_config, 48, ratio, 1e9) for ratio in (0.9, 0.75, 0.25)]
-    by_side = [utilization(1.0, small_config, side, 0.75, 1e9) for side in (32, 48, 96)]
-    assert by_ratio == sorted(set(by_ratio))
-    assert by_side == sorted(set(by_side))
 
 
 def test_a_training_step_costs_three_forward_passes() -> None:
