@@ -33,7 +33,7 @@ from mae_core.data.loader import BatchLoader, Pictures
 from mae_core.data.sources import open_pictures
 from mae_core.data.streams import PictureStream
 from mae_core.entry import run_entry
-from mae_core.errors import CheckpointError
+from mae_core.errors import CheckpointError, ConfigError
 from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_pictures
 from mae_core.images import to_pil
 from mae_core.models.mae import MaskedAutoencoder
@@ -41,7 +41,7 @@ from mae_core.recipes import RECIPES, recipe
 from mae_core.reconstruction import Reconstructor
 from mae_core.training.distributed import World, joined_world
 from mae_core.training.logging import Progress, RunLog
-from mae_core.training.loop import Output, Trainer
+from mae_core.training.loop import Output, Trainer, require_even_shares
 from mae_core.training.pca import fit_pca
 from mae_core.training.report import write_report
 from mae_core.training.schedule import image_size_at, with_steps
@@ -69,7 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, make in RECIPES.items():
             print(f"  {name:<14} {(make.__doc__ or '').splitlines()[0]}")
         return 0
-    return run(with_overrides(recipe(arguments[0]), arguments[1:]), arguments[0])
+    config = with_overrides(recipe(arguments[0]), arguments[1:])
+    shape = [text for text in arguments[1:] if text.startswith(("model=", "model."))]
+    if config.init_from and shape:
+        raise ConfigError(
+            f"{shape[0]} cannot be changed: the model is that of init_from={config.init_from}; "
+            "leave it out, or give init_from="
+        )
+    return run(config, arguments[0])
 
 
 def run(config: TrainConfig, recipe_name: str) -> int:
@@ -94,6 +101,8 @@ def run(config: TrainConfig, recipe_name: str) -> int:
             logging.getLogger().setLevel(logging.WARNING)
         if world.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
+        # Before pictures are packed, which takes its time.
+        require_even_shares(config, world.size)
         config = _with_shape_of_weights(config)
         pictures = _open_pictures(config, world)
         config = with_steps(config, None if isinstance(pictures, PictureStream) else len(pictures))

@@ -77,6 +77,20 @@ class Window:
         self.bad = torch.zeros((), device=device, dtype=torch.bool)
 
 
+def require_even_shares(config: TrainConfig, processes: int) -> None:
+    """A batch has to be shared out evenly, for a mean of means to be the mean.
+
+    Raises:
+        ConfigError: If it cannot be.
+    """
+    shares = processes * config.system.accumulate
+    if config.batch_size % shares:
+        raise ConfigError(
+            f"batch_size {config.batch_size} does not divide into {processes} processes "
+            f"times {config.system.accumulate} micro-batches; pick a multiple of {shares}"
+        )
+
+
 class Trainer:
     """Takes a run from where it stands to its end, or to where it is asked to stop."""
 
@@ -99,16 +113,7 @@ class Trainer:
             world: Who trains together.
             output: In the first process; None in the others.
             stop: Looked at after every step.
-
-        Raises:
-            ConfigError: If the batch cannot be shared out evenly.
         """
-        shares = world.size * config.system.accumulate
-        if config.batch_size % shares:
-            raise ConfigError(
-                f"batch_size {config.batch_size} does not divide into {world.size} processes "
-                f"times {config.system.accumulate} micro-batches; pick a multiple of {shares}"
-            )
         self.config, self.state, self.loader = config, state, loader
         self.world, self.output, self.stop = world, output, stop
         self._begun = time.perf_counter() - state.seconds

@@ -479,6 +479,30 @@ def test_recipes_are_valid_and_unknown_names_and_fields_are_explained() -> None:
         main(["quick", 'stages=[{"image_size":100,"share":1.0}]'])
 
 
+def test_weights_to_begin_with_leave_no_choice_of_the_model() -> None:
+    with pytest.raises(ConfigError, match="model.depth=3 cannot be changed: .* init_from=mae-tiny"):
+        main(["adapt", "model.depth=3"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains(
+    name: str, small_config: ModelConfig, picture_folder: Path, tmp_path: Path
+) -> None:
+    """At a size that takes no time, alone, with everything else as it stands."""
+    full = recipe(name)
+    patch = full.model.patch_size
+    side = max(4 * patch, 32)
+    model = replace(small_config, patch_size=patch, image_size=side, norm_pix=full.model.norm_pix)
+    config = replace(
+        full, model=model, stages=(StageConfig(side),), out=str(tmp_path / name), init_from="",
+        data=replace(full.data, folder=str(picture_folder)), batch_size=4, steps=3, epochs=0.0,
+        optim=replace(full.optim, warmup_epochs=0.0, warmup_steps=1),
+        system=replace(full.system, shard=False),
+    )  # fmt: skip
+    assert run(config, name) == 0
+    assert load_weights(tmp_path / name / "weights.safetensors").record["recipe"] == name
+
+
 def test_help_names_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     printed = capsys.readouterr().out
