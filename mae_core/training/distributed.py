@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mae_core.devices import choose_device
-from mae_core.errors import TrainingError
+from mae_core.errors import DeviceError, TrainingError
 from mae_core.models.mae import MaskedAutoencoder
 
 # The first process measures and writes while the others wait.
@@ -83,7 +83,7 @@ def joined_world(device: str = "auto") -> Iterator[World]:
 
     Raises:
         TrainingError: If the others cannot be reached.
-        DeviceError: If the device is not there.
+        DeviceError: If the device is not there, or a machine has more processes than GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device)
@@ -91,8 +91,7 @@ def joined_world(device: str = "auto") -> Iterator[World]:
         yield World(0, 1, chosen)
         return
     if chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(chosen)
+        chosen = _own_gpu(int(os.environ["LOCAL_RANK"]))
     elif chosen.type == "mps":
         # There is one such device, and no way to average gradients on it.
         chosen = torch.device("cpu")
@@ -109,6 +108,19 @@ def joined_world(device: str = "auto") -> Iterator[World]:
         yield World(dist.get_rank(), size, chosen)
     finally:
         dist.destroy_process_group()
+
+
+def _own_gpu(local_rank: int) -> torch.device:
+    """The GPU of this process, from now on the one that CUDA means."""
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise DeviceError(
+            f"process {local_rank + 1} of this machine has no GPU, for there are {gpus}; give "
+            f"torchrun --nproc-per-node {gpus}"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
 
 
 def distribute(model: MaskedAutoencoder, world: World, *, shard: bool) -> nn.Module:

@@ -13,10 +13,10 @@ import torch
 
 from mae_core.checkpoint import load_checkpoint, load_weights
 from mae_core.config import SystemConfig, TrainConfig
-from mae_core.errors import ConfigError, TrainingError
+from mae_core.errors import ConfigError, DeviceError, TrainingError
 from mae_core.models.mae import MaskedAutoencoder
 from mae_core.train import run
-from mae_core.training.distributed import World, distribute
+from mae_core.training.distributed import World, distribute, joined_world
 from tests.mae_core.conftest import MakeRun
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,6 +148,16 @@ def test_a_batch_that_cannot_be_shared_is_refused(run_config: MakeRun) -> None:
     config: TrainConfig = run_config(batch_size=4, system=SystemConfig(accumulate=3))
     with pytest.raises(ConfigError, match="batch_size 4 .* 3 micro-batches; pick a multiple of 3"):
         run(config, "test")
+
+
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    refused = pytest.raises(DeviceError, match="process 3 .* has no GPU, for there are 2; .* 2$")
+    with refused, joined_world():
+        pass
 
 
 def test_one_process_has_nobody_to_split_with(small_model: MaskedAutoencoder) -> None:
