@@ -273,7 +273,7 @@ def _record(
 
 
 def _device_name(state: RunState) -> str:
-    device = state.loss_average.device
+    device = state.device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

@@ -41,8 +41,8 @@ _log = logging.getLogger(__name__)
 # Steps between two looks at the device: a line of metrics, and whether all is well.
 _LOG_EVERY = 10
 
-# Weight of a step in the running average of the loss that a jump is measured against.
-_AVERAGE_WEIGHT = 0.02
+# Weight of the last steps in the running average of the loss that a jump is measured against.
+_AVERAGE_WEIGHT = 0.1
 
 # Called in the first process with the model as it would be used and the number of steps done;
 # what it returns is logged.
@@ -75,6 +75,39 @@ class Window:
         self.loss = torch.zeros((), device=device)
         self.grad_norm = torch.zeros((), device=device)
         self.bad = torch.zeros((), device=device, dtype=torch.bool)
+
+
+class Watch:
+    """Whether the loss jumps: the mean of some steps against the running average before them.
+
+    Single steps say little, for the ratio and strategy of their masks differ.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Nothing seen yet."""
+        self._steps = 0
+        self._sum = torch.zeros((), device=device)
+
+    def add(self, level: Tensor) -> None:
+        """One more step's loss, above 0; nothing waits for it."""
+        self._steps += 1
+        self._sum += level
+
+    def judge(self, average: float, limit: float) -> tuple[bool, float]:
+        """Look at the steps added since the last time.
+
+        Args:
+            average: Running average of the loss; not a number before the first time.
+            limit: What counts as a jump, as a multiple of the average; 0 for nothing.
+
+        Returns:
+            Whether it jumped, and the average with these steps in it.
+        """
+        level = self._sum.item() / self._steps
+        self._steps, self._sum = 0, torch.zeros_like(self._sum)
+        if math.isnan(average):
+            return False, level
+        return 0 < limit * average < level, average + _AVERAGE_WEIGHT * (level - average)
 
 
 def require_even_shares(config: TrainConfig, processes: int) -> None:
@@ -117,7 +150,7 @@ class Trainer:
         self.config, self.state, self.loader = config, state, loader
         self.world, self.output, self.stop = world, output, stop
         self._begun = time.perf_counter() - state.seconds
-        self._window = Window(world.device)
+        self._window, self._watch = Window(world.device), Watch(world.device)
         self._peak = world.size * measure_matmul_rate(world.device, _matmul_dtype(state.precision))
 
     def run(self) -> bool:
@@ -136,7 +169,6 @@ class Trainer:
         while self.state.step < self.config.steps:
             with closing(self._batches()) as batches:
                 if not self._follow(batches):
-                    self._save()
                     return False
         return True
 
@@ -151,9 +183,10 @@ class Trainer:
         for images in batches:
             self._update(images)
             self.state.step += 1
-            if not self._after_step():
+            stopping = self.world.any(self.stop.signal != 0)
+            if not self._after_step(stopping):
                 return True
-            if self.state.step < self.config.steps and self.world.any(self.stop.signal != 0):
+            if stopping and self.state.step < self.config.steps:
                 return False
         return True
 
@@ -168,7 +201,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         state.scaler.update()
         _average(state, config.ema)
-        self._watch(loss, norm)
+        self._note(loss, norm)
 
     def _backward(self, images: Tensor) -> Tensor:
         """The gradient of the batch's mean loss, added up over micro-batches; the local loss."""
@@ -210,10 +243,9 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def _watch(self, loss: Tensor, norm: Tensor) -> None:
-        """Note on the device how the step went; nothing waits for the answer."""
-        window, average = self._window, self.state.loss_average
-        level = loss.exp() if self.config.loss == "log_mse" else loss
+    def _note(self, loss: Tensor, norm: Tensor) -> None:
+        """Leave on the device how the step went; nothing waits for it."""
+        window = self._window
         window.steps += 1
         window.loss += loss
         window.grad_norm = norm
@@ -221,32 +253,39 @@ class Trainer:
         # The scaler skips steps of infinite gradients itself, and lowers its scale.
         if not self.state.scaler.is_enabled():
             window.bad |= ~norm.isfinite()
-        if self.config.recovery.spike:
-            window.bad |= level > self.config.recovery.spike * average
-        moved = average.lerp(level, _AVERAGE_WEIGHT)
-        average.copy_(torch.where(average.isnan(), level, moved))
+        self._watch.add(loss.exp() if self.config.loss == "log_mse" else loss)
 
-    def _after_step(self) -> bool:
+    def _after_step(self, stopping: bool) -> bool:
         """Log, save and measure where it is time; false if the run rolled back instead."""
         step, config = self.state.step, self.config
         self.state.seconds = time.perf_counter() - self._begun
         last = step == config.steps
-        saving = last or step % config.save_every == 0
+        saving = last or stopping or step % config.save_every == 0
         measuring = last or step % config.eval_every == 0
         if saving or measuring or step % _LOG_EVERY == 0:
-            if self.world.any(bool(self._window.bad)):
+            if self.world.any(self._went_wrong()):
                 self._roll_back()
                 return False
             self._write_metrics()
         elif self.output:
             self.output.progress.update()
         if saving:
-            self._save(must=last)
+            self._save(must=last or stopping)
         if measuring:
             self._measure()
         if saving or measuring:
             self._window = Window(self.world.device)
         return True
+
+    def _went_wrong(self) -> bool:
+        """Wait for the device, and look at what it was left."""
+        if bool(self._window.bad):
+            return True
+        if self.state.step % _LOG_EVERY:
+            return False
+        limit = self.config.recovery.spike
+        jumped, self.state.loss_average = self._watch.judge(self.state.loss_average, limit)
+        return jumped
 
     def _write_metrics(self) -> None:
         window, state = self._window, self.state
@@ -286,7 +325,7 @@ class Trainer:
         restore(state, load_latest(Path(self.config.out)), self.config)
         state.rollbacks = done + 1
         state.lr_scale = recovery.lr_factor**state.rollbacks
-        self._window = Window(self.world.device)
+        self._window, self._watch = Window(self.world.device), Watch(self.world.device)
         self._tell(f"{trouble}: back to step {state.step}, learning rate x {state.lr_scale:g}")
         self._save()
         if self.output:

@@ -49,8 +49,8 @@ class RunState:
         seconds: Time spent training so far, over all starts.
         lr_scale: What rolling back has multiplied the learning rate by, so far.
         rollbacks: How often the run has rolled back.
-        loss_average: () running average of the loss, on the device; not a number before the
-            first step.
+        device: Where the model is.
+        loss_average: Running average of the loss; not a number at first.
         changes: Fields that were changed when the run was started again, each with the step
             from which the new value held; plain data.
     """
@@ -61,7 +61,8 @@ class RunState:
     scaler: torch.amp.GradScaler
     precision: str
     average: dict[str, Tensor]
-    loss_average: Tensor
+    device: torch.device
+    loss_average: float = math.nan
     init_from: str = ""
     step: int = 0
     seconds: float = 0.0
@@ -85,7 +86,7 @@ class RunState:
             "seconds": self.seconds,
             "lr_scale": self.lr_scale,
             "rollbacks": self.rollbacks,
-            "loss_average": self.loss_average.item(),
+            "loss_average": self.loss_average,
             "changes": self.changes,
         }
 
@@ -97,7 +98,7 @@ class RunState:
         parameters = whole(self.model.state_dict()) | whole(self.average)
         model = MaskedAutoencoder(self.model.config)
         model.load_state_dict(parameters)
-        return model.to(self.loss_average.device).eval()
+        return model.to(self.device).eval()
 
 
 def start_run(config: TrainConfig, world: World) -> RunState:
@@ -151,7 +152,7 @@ def _fresh(config: TrainConfig, model: MaskedAutoencoder, world: World) -> RunSt
         scaler=loss_scaler(precision, world.device),
         precision=precision,
         average=_trained(model) if config.ema else {},
-        loss_average=torch.tensor(math.nan, device=world.device),
+        device=world.device,
         init_from=init_from,
     )
 
@@ -199,7 +200,7 @@ def restore(state: RunState, content: Mapping[str, Any], config: TrainConfig) ->
     state.init_from = content["init_from"]
     state.step, state.seconds = content["step"], content["seconds"]
     state.lr_scale, state.rollbacks = content["lr_scale"], content["rollbacks"]
-    state.loss_average.fill_(content["loss_average"])
+    state.loss_average = content["loss_average"]
     state.changes = [*content["changes"], *_changes(now, then, content["step"])]
 
 

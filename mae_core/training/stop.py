@@ -23,7 +23,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """Note SIGTERM and the first Ctrl-C instead of ending at once; a second one ends at once."""
     request = StopRequest()
     numbers: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in numbers}
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    # A signal that is ignored stays so, as Ctrl-C is for what a shell runs in the background.
+    before = {number: h for number, h in handlers.items() if h is not signal.SIG_IGN}
 
     def note(number: int, frame: FrameType | None) -> None:
         request.signal = number
