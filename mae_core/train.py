@@ -46,7 +46,7 @@ from mae_core.training.pca import fit_pca
 from mae_core.training.report import write_report
 from mae_core.training.schedule import image_size_at, with_steps
 from mae_core.training.state import RunState, start_run
-from mae_core.training.stop import stop_on_signals
+from mae_core.training.stop import StopRequest, stop_on_signals
 from mae_core.weights import WEIGHTS_FILE, locate_weights
 
 _log = logging.getLogger(__name__)
@@ -103,22 +103,27 @@ def run(config: TrainConfig, recipe_name: str) -> int:
             torch.set_float32_matmul_precision("high")
         # Before pictures are packed, which takes its time.
         require_even_shares(config, world.size)
-        config = _with_shape_of_weights(config)
-        pictures = _open_pictures(config, world)
-        config = with_steps(config, None if isinstance(pictures, PictureStream) else len(pictures))
-        state = start_run(config, world)
-        if config.model.pca_components and not state.step and not state.init_from:
-            state.model.set_pca(*_principal_components(config, pictures))
-        trainer = partial(
-            Trainer, config, state, _loader(config, pictures, world), world=world, stop=stop
-        )
-        if world.is_first:
-            finished = _train_in_sight(config, recipe_name, state, pictures, trainer)
-        else:
-            finished = trainer(output=None).run()
-        if finished:
-            _write_weights(config, recipe_name, state, pictures, world)
+        finished = _run_in(world, stop, _with_shape_of_weights(config), recipe_name)
         return 0 if finished else 128 + stop.signal
+
+
+def _run_in(world: World, stop: StopRequest, config: TrainConfig, recipe_name: str) -> bool:
+    """One process's part of the run; whether the end was reached."""
+    pictures = _open_pictures(config, world)
+    config = with_steps(config, None if isinstance(pictures, PictureStream) else len(pictures))
+    state = start_run(config, world)
+    if config.model.pca_components and not state.step and not state.init_from:
+        state.model.set_pca(*_principal_components(config, pictures))
+    trainer = partial(
+        Trainer, config, state, _loader(config, pictures, world), world=world, stop=stop
+    )
+    if world.is_first:
+        finished = _train_in_sight(config, recipe_name, state, pictures, trainer)
+    else:
+        finished = trainer(output=None).run()
+    if finished:
+        _write_weights(config, recipe_name, state, pictures, world)
+    return finished
 
 
 def _with_shape_of_weights(config: TrainConfig) -> TrainConfig:

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,10 @@ class World:
     rank: int
     size: int
     device: torch.device
+    # It lives as long as the world does. The thread that carried a tensor which nobody else
+    # holds any more needs the interpreter's lock to free it; and at the end whoever has that
+    # lock waits for the thread.
+    _votes: Tensor = field(default_factory=lambda: torch.zeros(()), repr=False, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -55,14 +59,15 @@ class World:
         """
         if self.size == 1:
             return flag
-        votes = torch.tensor(float(flag))  # on the CPU, so that gloo carries it
+        # On the CPU, so that gloo carries it.
+        self._votes.fill_(flag)
         try:
-            dist.all_reduce(votes, dist.ReduceOp.MAX)
+            dist.all_reduce(self._votes, dist.ReduceOp.MAX)
         except RuntimeError as error:
             raise TrainingError(
                 "another process of this run has ended; what it said tells why"
             ) from error
-        return bool(votes.item())
+        return bool(self._votes.item())
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over all processes of a tensor of numbers, on its device."""
@@ -104,8 +109,11 @@ def joined_world(device: str = "auto") -> Iterator[World]:
             f"the {size} processes could not join ({error}); start them with torchrun, and give "
             "every node the same --rdzv-endpoint"
         ) from error
+    world = World(dist.get_rank(), size, chosen)
     try:
-        yield World(dist.get_rank(), size, chosen)
+        yield world
+        # Whatever was sent before has arrived, and been freed, when this has.
+        world.wait()
     finally:
         dist.destroy_process_group()
 
