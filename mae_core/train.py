@@ -188,8 +188,8 @@ def _train_in_sight(
         return _measure(model, held_out)
 
     with (
-        RunLog(out, tensorboard=config.tensorboard, after_step=state.step) as log,
-        Progress(config.steps, state.step, partial(_pixels_of_step, config)) as progress,
+        closing(RunLog(out, tensorboard=config.tensorboard, after_step=state.step)) as log,
+        closing(Progress(config.steps, state.step, partial(_pixels_of_step, config))) as progress,
     ):
         _tell_of_the_past(state, log)
         try:

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -143,17 +142,6 @@ class RunLog:
     def close(self) -> None:
         """Write out what TensorBoard holds back."""
         self._show(lambda board: board.close())
-
-    def __enter__(self) -> "RunLog":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _forget_after(self, step: int) -> None:
         path = self._out / METRICS_FILE
@@ -299,17 +287,6 @@ class Progress:
     def close(self) -> None:
         """Leave the bar as it is."""
         self._bar.close()
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _seconds_left(self, step: int) -> float | None:
         """By the rate since the oldest look remembered; None at the first look and at the end."""

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,7 +45,7 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
 
 
 def test_figures_and_events_are_a_line_each(tmp_path: Path) -> None:
-    with open_log(tmp_path / "run") as log:
+    with closing(open_log(tmp_path / "run")) as log:
         log.scalars(10, 1.26, {"loss": 0.5, "lr": 1e-4})
         log.scalars(10, 1.3, {})
         log.event(10, 1.3, "back to step 10 — a rollback\n")
@@ -57,7 +58,7 @@ def test_figures_and_events_are_a_line_each(tmp_path: Path) -> None:
 
 
 def test_no_line_needs_more_than_json(tmp_path: Path) -> None:
-    with open_log(tmp_path) as log:
+    with closing(open_log(tmp_path)) as log:
         log.scalars(10, 1.0, {"loss": math.nan})
 
     def refuse(constant: str) -> None:
@@ -77,7 +78,7 @@ def test_a_resumed_log_has_the_lines_until_the_step_and_no_other(
     out = tmp_path_factory.mktemp("run")
     texts = [json.dumps({"step": step, "seconds": 0.1 * step, "loss": 1 / 3}) for step in steps]
     (out / "metrics.jsonl").write_text("".join(text + "\n" for text in texts) + half)
-    with open_log(out, after_step) as log:
+    with closing(open_log(out, after_step)) as log:
         kept = (out / "metrics.jsonl").read_text()
         log.scalars(after_step + 1, 9.0, {"loss": 0.25})
     expected = ""
@@ -129,7 +130,7 @@ def test_a_killed_run_goes_on_where_its_checkpoint_is(tmp_path: Path) -> None:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with open_log(tmp_path, 150) as log:
+    with closing(open_log(tmp_path, 150)) as log:
         log.scalars(151, 15.1, {"loss": 1 / 151})
     assert lines_of(tmp_path) == [
         {"step": step, "seconds": round(step / 10, 1), "loss": 1 / step} for step in range(1, 152)
@@ -142,7 +143,7 @@ def test_a_full_disk_is_said_once_and_the_log_goes_on_when_there_is_room(
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     path.symlink_to(FULL)
-    with open_log(tmp_path) as log:
+    with closing(open_log(tmp_path)) as log:
         log.scalars(10, 1.0, {"loss": 0.5})
         log.event(10, 1.0, "something")
         (warning,) = (record.getMessage() for record in caplog.records)
@@ -162,7 +163,7 @@ def test_a_log_that_cannot_be_rewritten_is_gone_on_with(
 ) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 0.1}\n{"step": 2, "sec')
     (tmp_path / "metrics.jsonl.partial").mkdir()
-    with open_log(tmp_path, 1) as log:
+    with closing(open_log(tmp_path, 1)) as log:
         log.scalars(2, 0.2, {"loss": 0.5})
         log.scalars(3, 0.3, {"loss": 0.5})
     assert len(caplog.records) == 1
@@ -172,7 +173,7 @@ def test_a_log_that_cannot_be_rewritten_is_gone_on_with(
 def test_an_unwritable_log_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "run"
     out.write_text("a file where the folder should be")
-    with open_log(out) as log:
+    with closing(open_log(out)) as log:
         for step in range(3):
             log.scalars(step, 1.0, {"loss": 0.5})
             log.picture(step, draw_picture(step))
@@ -183,7 +184,7 @@ def test_an_unwritable_log_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptu
 
 def test_pictures_are_kept_as_they_are_by_their_step(tmp_path: Path) -> None:
     grid = draw_picture(0)
-    with open_log(tmp_path) as log:
+    with closing(open_log(tmp_path)) as log:
         log.picture(500, grid)
         log.picture(1_234_567, grid)
     folder = tmp_path / "reconstructions"
@@ -203,7 +204,7 @@ def read_board(out: Path) -> Any:
 @needs_tensorboard
 def test_tensorboard_has_the_figures_in_groups_and_the_grid(tmp_path: Path) -> None:
     grid = draw_picture(3)
-    with open_log(tmp_path, tensorboard=True) as log:
+    with closing(open_log(tmp_path, tensorboard=True)) as log:
         values = {"loss": 0.5, "lr": 1e-4, "grad_norm": 2.0, "images_per_second": 120.0}
         log.scalars(10, 1.0, {**values, "utilization": 0.25})
         log.scalars(20, 2.0, {"loss": 0.25})
@@ -224,10 +225,10 @@ def test_tensorboard_has_the_figures_in_groups_and_the_grid(tmp_path: Path) -> N
 
 @needs_tensorboard
 def test_tensorboard_shows_no_step_twice_after_a_stop_or_a_rollback(tmp_path: Path) -> None:
-    with open_log(tmp_path, tensorboard=True) as log:
+    with closing(open_log(tmp_path, tensorboard=True)) as log:
         for step in (10, 20, 30, 40):
             log.scalars(step, step, {"loss": float(step)})
-    with open_log(tmp_path, 20, tensorboard=True) as log:
+    with closing(open_log(tmp_path, 20, tensorboard=True)) as log:
         for step in (30, 40, 50):
             log.scalars(step, step, {"loss": 100.0 + step})
         log.event(40, 60.0, "back to step 40")
@@ -247,13 +248,13 @@ def test_tensorboard_that_cannot_be_written_stops_nothing(
     def fail(*arguments: object, **more: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with open_log(tmp_path / "a", tensorboard=True) as log:
+    with closing(open_log(tmp_path / "a", tensorboard=True)) as log:
         monkeypatch.setattr(SummaryWriter, "add_scalar", fail)
         log.scalars(10, 1.0, {"loss": 0.5})
         log.scalars(20, 2.0, {"loss": 0.5})
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "tensorboard").write_text("a file where the folder should be")
-    with open_log(tmp_path / "b", tensorboard=True) as log:
+    with closing(open_log(tmp_path / "b", tensorboard=True)) as log:
         log.scalars(10, 1.0, {"loss": 0.5})
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
     assert [len(lines_of(tmp_path / name)) for name in "ab"] == [2, 1]
@@ -326,7 +327,7 @@ def last_state(capsys: pytest.CaptureFixture[str]) -> str:
 def test_the_bar_says_how_far_how_well_how_fast_and_how_long(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Progress(1000, 100) as progress:
+    with closing(Progress(1000, 100)) as progress:
         advance(progress, clock, 10, 7.0)
         advance(progress, clock, 20, 2.0)
     state = last_state(capsys)
@@ -339,7 +340,7 @@ def test_the_bar_says_how_far_how_well_how_fast_and_how_long(
 def test_the_estimate_knows_that_later_steps_take_longer(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Progress(5000, 0, cost=lambda step: 3.0 if step >= 3000 else 1.0) as progress:
+    with closing(Progress(5000, 0, cost=lambda step: 3.0 if step >= 3000 else 1.0)) as progress:
         advance(progress, clock, 10, 1.0)
         advance(progress, clock, 990, 1.0)
     # 2000 seconds until the larger pictures, and 2000 steps of 3 seconds.
@@ -350,7 +351,7 @@ def test_the_estimate_knows_that_later_steps_take_longer(
 def test_the_first_look_and_the_last_promise_nothing(
     clock: Clock, capsys: pytest.CaptureFixture[str], looks: int
 ) -> None:
-    with Progress(100, 0) as progress:
+    with closing(Progress(100, 0)) as progress:
         for _ in range(looks):
             advance(progress, clock, 10, 1.0)
     state = last_state(capsys)
@@ -359,7 +360,7 @@ def test_the_first_look_and_the_last_promise_nothing(
 
 
 def test_a_rollback_takes_the_bar_back(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(100, 0) as progress:
+    with closing(Progress(100, 0)) as progress:
         advance(progress, clock, 30, 1.0)
         advance(progress, clock, 30, 1.0)
         progress.back_to(20)
@@ -371,7 +372,7 @@ def test_a_rollback_takes_the_bar_back(clock: Clock, capsys: pytest.CaptureFixtu
 
 
 def test_a_log_file_is_not_filled_with_bars(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(100_000, 0) as progress:
+    with closing(Progress(100_000, 0)) as progress:
         for step in range(20_000):
             progress.update(loss=0.5 if step % 10 == 9 else None, images_per_second=1.0)
         progress.write("step 500: psnr 17")
