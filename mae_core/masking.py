@@ -51,11 +51,13 @@ class PatchMask:
         return self.ids_keep.shape[1]
 
     def to(self, device: torch.device | str) -> "PatchMask":
-        """The same mask on another device."""
+        """The same mask on another device; from pinned memory nobody waits."""
+        # Any other copy that is not waited for could be read before it is there.
+        free = self.mask.is_pinned()
         return PatchMask(
-            self.mask.to(device, non_blocking=True),
-            self.ids_keep.to(device, non_blocking=True),
-            self.ids_restore.to(device, non_blocking=True),
+            self.mask.to(device, non_blocking=free),
+            self.ids_keep.to(device, non_blocking=free),
+            self.ids_restore.to(device, non_blocking=free),
         )
 
     def pin_memory(self) -> "PatchMask":

@@ -304,7 +304,12 @@ class Trainer:
         self._window = Window(self.world.device)
 
     def _lr(self, step: int) -> float:
-        return lr_at(step, self.config.steps, self.config.optim) * self.state.lr_scale
+        return lr_at(step, self.config.steps, self.config.optim) * self._lr_scale
+
+    @property
+    def _lr_scale(self) -> float:
+        """What rolling back has multiplied the learning rate by."""
+        return float(self.config.recovery.lr_factor**self.state.rollbacks)
 
     def _roll_back(self) -> None:
         """Go back to the last checkpoint, with a lower learning rate from there.
@@ -324,9 +329,8 @@ class Trainer:
         self.world.wait()
         restore(state, load_latest(Path(self.config.out)), self.config)
         state.rollbacks = done + 1
-        state.lr_scale = recovery.lr_factor**state.rollbacks
         self._window, self._watch = Window(self.world.device), Watch(self.world.device)
-        self._tell(f"{trouble}: back to step {state.step}, learning rate x {state.lr_scale:g}")
+        self._tell(f"{trouble}: back to step {state.step}, learning rate x {self._lr_scale:g}")
         self._save()
         if self.output:
             self.output.progress.back_to(state.step)

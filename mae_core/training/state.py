@@ -47,7 +47,6 @@ class RunState:
         init_from: Name of the weights that the run began with; empty if from scratch.
         step: Steps done.
         seconds: Time spent training so far, over all starts.
-        lr_scale: What rolling back has multiplied the learning rate by, so far.
         rollbacks: How often the run has rolled back.
         device: Where the model is.
         loss_average: Running average of the loss; not a number at first.
@@ -66,7 +65,6 @@ class RunState:
     init_from: str = ""
     step: int = 0
     seconds: float = 0.0
-    lr_scale: float = 1.0
     rollbacks: int = 0
     changes: list[dict[str, Any]] = field(default_factory=list)
 
@@ -84,7 +82,6 @@ class RunState:
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
-            "lr_scale": self.lr_scale,
             "rollbacks": self.rollbacks,
             "loss_average": self.loss_average,
             "changes": self.changes,
@@ -199,7 +196,7 @@ def restore(state: RunState, content: Mapping[str, Any], config: TrainConfig) ->
         state.scaler.load_state_dict(content["scaler"])
     state.init_from = content["init_from"]
     state.step, state.seconds = content["step"], content["seconds"]
-    state.lr_scale, state.rollbacks = content["lr_scale"], content["rollbacks"]
+    state.rollbacks = content["rollbacks"]
     state.loss_average = content["loss_average"]
     state.changes = [*content["changes"], *_changes(now, then, content["step"])]
 
