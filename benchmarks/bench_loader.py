@@ -17,11 +17,7 @@ Writes a dated Markdown file and the numbers as JSON into benchmarks/results/.
 """
 
 import argparse
-import datetime
 import importlib.util
-import json
-import os
-import platform
 import random
 import statistics
 import sys
@@ -30,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,7 +34,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.bench_reconstruct import Run, device_name, quartiles
+from benchmarks import reports
+from benchmarks.bench_reconstruct import Run, quartiles
 from benchmarks.bench_train import ours, random_images
 from mae_core import PRESETS
 from mae_core.config import DataConfig
@@ -258,15 +254,7 @@ def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
 def conditions(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """What the figures depend on, for the report."""
     return {
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python -m benchmarks.bench_loader", *arguments]),
-        "device": device_name(args.device),
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        # Above 0, something else was running: measure again when the machine is quiet.
-        "load_before": os.getloadavg()[0],
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "pillow"))
-        + f", Python {platform.python_version()}",
+        **reports.conditions("bench_loader", arguments, args.device, ("torch", "pillow")),
         "origin": "pictures of a folder" if args.folder else f"drawn pictures, {WIDTH}x{HEIGHT}",
         "short_side": args.short_side,
         "batch_size": args.batch_size,
@@ -284,11 +272,7 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as work:
         report.update(bench(args, Path(work)))
     page = markdown(report)
-    print(page)
-    args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"{report['date']}-loader-{args.device}"
-    stem.with_suffix(".md").write_text(page, encoding="utf-8")
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    reports.write(report, page, f"loader-{args.device}", args.out)
 
 
 if __name__ == "__main__":

@@ -14,28 +14,26 @@ Writes a dated Markdown file and the numbers as JSON into benchmarks/results/.
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import reports
 from benchmarks.peers import transformers_mae
 from mae_core import PRESETS, MaskedAutoencoder, ModelConfig, Reconstructor, mask_from_noise
 from mae_core.models.cost import forward_flops
 
 MASK_RATIO = 0.75
+# Whose versions matter.
+PACKAGES = ("torch", "timm", "transformers")
 # A product large enough that its rate is the machine's and not the call's.
 MATMUL_SIDE = 2048
 PRECISIONS = ("float32", "bfloat16")
@@ -156,18 +154,6 @@ def row_of(preset: str, who: str, precision: str, times: dict[str, Any], flops: 
     )  # fmt: skip
 
 
-def device_name(device: str) -> str:
-    """What the machine calls its processor."""
-    if device != "cpu":
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page."""
     lines = [
@@ -214,16 +200,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     report: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python -m benchmarks.bench_reconstruct", *sys.argv[1:]]),
-        "device": device_name(args.device),
-        "threads": torch.get_num_threads(),
-        # Above 0, something else was running: measure again when the machine is quiet.
-        "load_before": os.getloadavg()[0],
-        "versions": ", ".join(
-            f"{name} {version(name)}" for name in ("torch", "timm", "transformers")
-        )
-        + f", Python {platform.python_version()}",
+        **reports.conditions("bench_reconstruct", sys.argv[1:], args.device, PACKAGES),
         "rounds": args.rounds,
         "rows": [],
         "matmul_gflops": {},
@@ -233,11 +210,7 @@ def main() -> None:
         report["rows"] += [asdict(row) for row in rows]
         report["matmul_gflops"][name] = rates
     page = markdown(report)
-    print(page)
-    args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"{report['date']}-reconstruct-{args.device}"
-    stem.with_suffix(".md").write_text(page, encoding="utf-8")
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    reports.write(report, page, f"reconstruct-{args.device}", args.out)
 
 
 if __name__ == "__main__":

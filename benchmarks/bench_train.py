@@ -23,22 +23,18 @@ Writes a dated Markdown file and the numbers as JSON into benchmarks/results/.
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.bench_reconstruct import Run, device_name, quartiles, time_rounds
+from benchmarks import reports
+from benchmarks.bench_reconstruct import Run, quartiles, time_rounds
 from benchmarks.peers import transformers_mae
 from mae_core import PRESETS, MaskedAutoencoder, ModelConfig
 from mae_core.config import MaskConfig, OptimConfig
@@ -49,6 +45,8 @@ from mae_core.training.schedule import mask_at
 
 PRECISION = "bfloat16"
 MASK_RATIO = 0.75
+# Whose versions matter.
+PACKAGES = ("torch", "timm", "transformers")
 OPTIM = OptimConfig()
 # Products large enough that their rate is the machine's and not the call's: side and number.
 MATMULS = {"cpu": (2048, 1), "cuda": (8192, 20)}
@@ -277,16 +275,7 @@ def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
 def conditions(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """What the figures depend on, for the report."""
     return {
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python -m benchmarks.bench_train", *arguments]),
-        "device": device_name(args.device),
-        "threads": torch.get_num_threads(),
-        # Above 0, something else was running: measure again when the machine is quiet.
-        "load_before": os.getloadavg()[0],
-        "versions": ", ".join(
-            f"{name} {version(name)}" for name in ("torch", "timm", "transformers")
-        )
-        + f", Python {platform.python_version()}",
+        **reports.conditions("bench_train", arguments, args.device, PACKAGES),
         "batch_size": args.batch_size,
         "rounds": args.rounds,
         "steps_per_round": args.steps_per_round,
@@ -307,11 +296,7 @@ def main(arguments: Sequence[str]) -> None:
             report[key] += [asdict(row) for row in rows]
             report[f"{key}_matmul_gflops"][name] = rate
     page = markdown(report)
-    print(page)
-    args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"{report['date']}-train-{args.device}"
-    stem.with_suffix(".md").write_text(page, encoding="utf-8")
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    reports.write(report, page, f"train-{args.device}", args.out)
 
 
 if __name__ == "__main__":
