@@ -2,10 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from app.service import ReconstructionService
 from tests.app.serving import served, small_service
@@ -18,6 +21,10 @@ ARGUMENTS = [
 ]  # fmt: skip
 DESKTOP = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
+
+# Milliseconds; a machine that does much else at a time is slow.
+TIMEOUT = 60_000
+expect.set_options(timeout=TIMEOUT)
 
 
 # Not for the whole session: while Playwright is there, an event loop runs in this thread, which
@@ -58,25 +65,77 @@ def view(
     browser: Browser,
     contexts: dict[str, BrowserContext],
     page_url: str,
+    service: ReconstructionService,
     request: pytest.FixtureRequest,
 ) -> Iterator[Page]:
     """The page, on a desktop and in English unless parametrized otherwise, free of errors."""
     options = {"viewport": DESKTOP, "locale": "en-US"} | getattr(request, "param", {})
     if str(options) not in contexts:
         contexts[str(options)] = browser.new_context(**options)
-    page = contexts[str(options)].new_page()
-    page.set_default_timeout(60_000)
+    context = contexts[str(options)]
+    with watched(context, page_url):
+        page = opened(context, page_url, updates=any(service.progress.values()))
+        yield page
+
+
+@contextmanager
+def watched(context: BrowserContext, page_url: str) -> Iterator[None]:
+    """Close all pages at the end, and see that none complained or asked another server."""
     complaints: list[str] = []
     foreign: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-    page.on("request", lambda r: None if _is_local(r.url, page_url) else foreign.append(r.url))
-    page.goto(page_url)
-    page.locator("#panel-pasted img").wait_for()
-    yield page
-    page.close()
+    listeners: dict[Any, Callable[[Any], None]] = {
+        "weberror": lambda problem: complaints.append(str(problem.error)),
+        "console": lambda m: complaints.append(m.text) if m.type == "error" else None,
+        "request": lambda r: None if _is_local(r.url, page_url) else foreign.append(r.url),
+    }
+    # Of the context, so that pages which a test opens itself are heard too.
+    for event, listener in listeners.items():
+        context.on(event, listener)
+    try:
+        yield
+    finally:
+        for page in context.pages:
+            # What the page has said by now is heard by the time that it answers; what it says
+            # of streams that are cut as it goes is not listened to.
+            page.evaluate("0")
+        for event, listener in listeners.items():
+            context.remove_listener(event, listener)
+        for page in context.pages:
+            page.close()
     assert not complaints
     assert not foreign, "the page asked another server"
+
+
+def opened(context: BrowserContext, url: str, *, updates: bool) -> Page:
+    """A new page that nobody has touched, at rest.
+
+    Args:
+        context: Where to open it.
+        url: The page's address.
+        updates: Whether it asks for its panels anew as it opens, as it does while a model is
+            being trained; then it is at rest when it has them.
+    """
+    page = context.new_page()
+    page.set_default_timeout(TIMEOUT)
+    streams: list[str] = []
+    # The client cuts a stream when it has all that it waits for, if the server is not first.
+    for event in ("requestfinished", "requestfailed"):
+        page.on(event, lambda r: streams.append(r.url) if "/queue/data" in r.url else None)
+    page.goto(url)
+    page.locator("#panel-pasted img").wait_for()
+    gone(page, lambda: updates and not streams and "it got no panels as it opened")
+    page.locator("#facts .pending").wait_for(state="detached")
+    # Pictures that have not come have no size, and move what is around them when they do.
+    page.wait_for_function("() => [...document.images].every((image) => image.complete)")
+    return page
+
+
+def gone(page: Page, problem: Callable[[], object]) -> None:
+    """Wait until there is no problem, while the page goes on; fail with the one that stays."""
+    deadline = time.monotonic() + TIMEOUT / 1000
+    while found := problem():
+        assert time.monotonic() < deadline, found
+        page.wait_for_timeout(50)
 
 
 def _is_local(url: str, page_url: str) -> bool:
