@@ -2,12 +2,18 @@
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from mae_core.errors import MAEError
 
 
-def run_entry(main: Callable[[], int]) -> None:
-    """Run an entry point and exit with its status, or 2 and `error: …` for an MAEError."""
+def run_entry(main: Callable[[], int], end: Callable[[int], NoReturn] = sys.exit) -> None:
+    """Run an entry point and exit with its status, or 2 and `error: …` for an MAEError.
+
+    Args:
+        main: Returns the status.
+        end: Exits with it.
+    """
     try:
         status = main()
     except MAEError as error:
@@ -16,4 +22,4 @@ def run_entry(main: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         # 128 + SIGINT, as shells report it.
         status = 130
-    sys.exit(status)
+    end(status)

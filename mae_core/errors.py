@@ -10,6 +10,7 @@
     ├── CheckpointError    a file of weights or a checkpoint that cannot be used
     ├── DataError          a folder of pictures that cannot be trained or evaluated on
     ├── DeviceError        a device that is not there
+    ├── DownloadError      weights that cannot be fetched
     ├── HubError           a hub that cannot be reached or refuses
     └── TrainingError      a training run that cannot go on
 
@@ -56,6 +57,10 @@ class DataError(MAEError):
 
 class DeviceError(MAEError):
     """A device that is not there."""
+
+
+class DownloadError(MAEError):
+    """Weights that cannot be fetched."""
 
 
 class HubError(MAEError):

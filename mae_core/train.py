@@ -27,27 +27,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mae_core.checkpoint import load_weights, save_weights, write_atomically
+from mae_core.checkpoint import save_weights, write_atomically
 from mae_core.config import TrainConfig, to_dict, with_overrides, without_places
 from mae_core.data.loader import BatchLoader, Pictures
 from mae_core.data.sources import open_pictures
 from mae_core.data.streams import PictureStream
 from mae_core.entry import run_entry
-from mae_core.errors import CheckpointError, ConfigError
+from mae_core.errors import CheckpointError
 from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_pictures
 from mae_core.images import to_pil
 from mae_core.models.mae import MaskedAutoencoder
 from mae_core.recipes import RECIPES, recipe
 from mae_core.reconstruction import Reconstructor
-from mae_core.training.distributed import World, joined_world
+from mae_core.training.distributed import World, end_process, joined_world
 from mae_core.training.logging import Progress, RunLog
 from mae_core.training.loop import Output, Trainer, require_even_shares
 from mae_core.training.pca import fit_pca
 from mae_core.training.report import write_report
 from mae_core.training.schedule import image_size_at, with_steps
-from mae_core.training.state import RunState, start_run
+from mae_core.training.state import RunState, start_run, with_shape_of_weights
 from mae_core.training.stop import StopRequest, stop_on_signals
-from mae_core.weights import WEIGHTS_FILE, locate_weights
+from mae_core.weights import WEIGHTS_FILE
 
 _log = logging.getLogger(__name__)
 
@@ -69,22 +69,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, make in RECIPES.items():
             print(f"  {name:<14} {(make.__doc__ or '').splitlines()[0]}")
         return 0
-    config = with_overrides(recipe(arguments[0]), arguments[1:])
-    shape = [text for text in arguments[1:] if text.startswith(("model=", "model."))]
-    if config.init_from and shape:
-        raise ConfigError(
-            f"{shape[0]} cannot be changed: the model is that of init_from={config.init_from}; "
-            "leave it out, or give init_from="
-        )
-    return run(config, arguments[0])
+    name, changes = arguments[0], arguments[1:]
+    begun = with_overrides(recipe(name), [c for c in changes if c.startswith("init_from=")])
+    if not begun.init_from:
+        return run(with_overrides(begun, changes), name)
+    # With weights to begin with, these change the model of the weights, not of the recipe.
+    of_model = [change for change in changes if change.startswith(("model=", "model."))]
+    config = with_overrides(begun, [change for change in changes if change not in of_model])
+    return run(config, name, of_model)
 
 
-def run(config: TrainConfig, recipe_name: str) -> int:
+def run(config: TrainConfig, recipe_name: str, model_changes: Sequence[str] = ()) -> int:
     """Train to the end and write the weights, or save where a signal asks to stop.
 
     Args:
-        config: The run.
+        config: The run. With `init_from` the model has the shape of those weights.
         recipe_name: What the weights' record calls it.
+        model_changes: `model.field=value` texts that go before the shape of those weights.
 
     Returns:
         The exit status: 0, or 128 plus the signal's number, as shells report it.
@@ -93,7 +94,8 @@ def run(config: TrainConfig, recipe_name: str) -> int:
         ConfigError: If the fields do not go together with the pictures, weights or processes.
         DataError: If there are too few readable pictures.
         CheckpointError: If the run's folder holds a checkpoint of another model, or cannot be
-            written.
+            written, or there are no such weights as `init_from`.
+        DownloadError: If they cannot be fetched.
         TrainingError: If the loss goes wrong more often than the run may roll back.
     """
     with joined_world() as world, stop_on_signals() as stop:
@@ -103,7 +105,7 @@ def run(config: TrainConfig, recipe_name: str) -> int:
             torch.set_float32_matmul_precision("high")
         # Before pictures are packed, which takes its time.
         require_even_shares(config, world.size)
-        finished = _run_in(world, stop, _with_shape_of_weights(config), recipe_name)
+        finished = _run_in(world, stop, _shaped(config, model_changes, world), recipe_name)
         return 0 if finished else 128 + stop.signal
 
 
@@ -112,7 +114,8 @@ def _run_in(world: World, stop: StopRequest, config: TrainConfig, recipe_name: s
     pictures = _open_pictures(config, world)
     config = with_steps(config, None if isinstance(pictures, PictureStream) else len(pictures))
     state = start_run(config, world)
-    if config.model.pca_components and not state.step and not state.init_from:
+    # Neither a checkpoint nor weights brought any.
+    if config.model.pca_components and state.model.pca_mean.isnan().any():
         state.model.set_pca(*_principal_components(config, pictures))
     trainer = partial(
         Trainer, config, state, _loader(config, pictures, world), world=world, stop=stop
@@ -126,11 +129,14 @@ def _run_in(world: World, stop: StopRequest, config: TrainConfig, recipe_name: s
     return finished
 
 
-def _with_shape_of_weights(config: TrainConfig) -> TrainConfig:
-    """The run with the model that `init_from` holds."""
+def _shaped(config: TrainConfig, model_changes: Sequence[str], world: World) -> TrainConfig:
+    """The run with its model; the first process fetches weights, and the others find them."""
     if not config.init_from:
-        return config
-    return replace(config, model=load_weights(locate_weights(config.init_from)).config)
+        return with_shape_of_weights(config, model_changes)
+    if world.is_first:
+        shaped = with_shape_of_weights(config, model_changes)
+    world.wait()
+    return shaped if world.is_first else with_shape_of_weights(config, model_changes)
 
 
 def _open_pictures(config: TrainConfig, world: World) -> Source:
@@ -283,4 +289,4 @@ def _device_name(state: RunState) -> str:
 
 
 if __name__ == "__main__":
-    run_entry(main)
+    run_entry(main, end_process)

@@ -1,4 +1,4 @@
-"""A hub of our own: what a Hugging Face hub answers to an upload, kept in memory."""
+"""A hub of our own: what a Hugging Face hub answers to uploads and downloads, kept in memory."""
 
 import base64
 import hashlib
@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
+
+from tests.file_server import Files, send_file
 
 TOKEN = "hf_" + "secretofthetests"
 USER = "me"
@@ -17,22 +20,45 @@ USER = "me"
 LARGE = (".safetensors", ".png")
 
 
-class Hub(ThreadingHTTPServer):
-    """Repositories by name, each with whether it is private and the commits it has got."""
+class Hub(ThreadingHTTPServer, Files):
+    """Repositories by name, each with whether it is private and the commits it has got.
+
+    Files are served in the way of `habits`.
+    """
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        ThreadingHTTPServer.__init__(self, ("127.0.0.1", 0), _Handler)
+        Files.__init__(self)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.private: dict[str, bool] = {}
         self.commits: dict[str, list[dict[str, bytes]]] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[str] = []
+        # Repositories whose files only those with the token get.
+        self.gated: set[str] = set()
+        # Repository -> changes of the values that its listing has.
+        self.listed: dict[str, dict[str, Any]] = {}
         # Part of a path -> the status that the first request to it is refused with.
         self.refuse_once: dict[str, int] = {}
 
     def files(self, repo_id: str) -> dict[str, bytes]:
         """What somebody who downloads the repository gets."""
         return {name: data for commit in self.commits[repo_id] for name, data in commit.items()}
+
+    def publish(self, repo_id: str, files: dict[str, bytes]) -> None:
+        """Have a commit bring files to a repository that everybody sees."""
+        self.private.setdefault(repo_id, False)
+        self.commits.setdefault(repo_id, []).append(files)
+
+    def newest(self, repo_id: str) -> str:
+        """The name of a repository's last commit."""
+        return f"{len(self.commits[repo_id]):040d}"
+
+    def listing(self, repo_id: str) -> dict[str, Any]:
+        """What the hub tells of a repository."""
+        files = [_listed_file(name, data) for name, data in self.files(repo_id).items()]
+        facts = {"id": repo_id, "sha": self.newest(repo_id), "siblings": files}
+        return facts | self.listed.get(repo_id, {})
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -44,6 +70,32 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self._route(json.loads if not self.path.endswith("/commit/main") else _lines)
+
+    def do_GET(self) -> None:
+        hub, path = self.server, unquote(self.path.split("?")[0])
+        hub.requests.append(path)
+        refused = next((part for part in hub.refuse_once if part in path), None)
+        if refused:
+            return self._answer(hub.refuse_once.pop(refused), {"error": "not today"})
+        found = re.fullmatch(r"(?:/api/models)?/([^/]+/[^/]+)(?:/resolve/([^/]+)/(.+))?", path)
+        known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        if not found or found[1] not in hub.commits or (hub.private[found[1]] and not known):
+            return self._answer(404, {"error": "no"}, {"X-Error-Code": "RepoNotFound"})
+        if found[2] is None:
+            return self._answer(200, hub.listing(found[1]))
+        return self._send(found[1], found[3], known)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def _send(self, repo_id: str, name: str, known: bool) -> None:
+        data = self.server.files(repo_id).get(name)
+        if data is None:
+            return self._answer(404, {"error": "no"}, {"X-Error-Code": "EntryNotFound"})
+        if repo_id in self.server.gated and not known:
+            return self._answer(401, {"error": "no"}, {"X-Error-Code": "GatedRepo"})
+        commit = {"X-Repo-Commit": self.server.newest(repo_id)}
+        return send_file(self, self.server, data, _blob_name(name, data), commit)
 
     def do_PUT(self) -> None:
         oid, data = self.path.rsplit("/", 1)[-1], self._body()
@@ -62,9 +114,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(chunks)
 
-    def _answer(self, status: int, content: dict[str, Any]) -> None:
+    def _answer(
+        self, status: int, content: dict[str, Any], headers: dict[str, str] | None = None
+    ) -> None:
         data = json.dumps(content).encode()
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -128,6 +184,19 @@ class _Handler(BaseHTTPRequestHandler):
         oid = f"{len(self.server.commits[repo_id]):040d}"
         address = f"{self.server.url}/{repo_id}/commit/{oid}"
         self._answer(200, {"success": True, "commitOid": oid, "commitUrl": address})
+
+
+def _blob_name(name: str, data: bytes) -> str:
+    """What a hub calls a content: its own hash for large files, git's for the others."""
+    if name.endswith((*LARGE, ".bin")):
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _listed_file(name: str, data: bytes) -> dict[str, Any]:
+    blob = _blob_name(name, data)
+    lfs = {"sha256": blob, "size": len(data), "pointerSize": 134} if len(blob) == 64 else None
+    return {"rfilename": name, "size": len(data), "blobId": blob[:40], "lfs": lfs}
 
 
 def _lines(data: bytes) -> list[dict[str, Any]]:

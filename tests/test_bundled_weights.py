@@ -21,7 +21,7 @@ from mae_core.weights import (
 EXAMPLES = Path(__file__).resolve().parents[1] / "app" / "assets" / "examples"
 MIB = 2**20
 
-ENTRIES = list(list_weights().values())
+ENTRIES = [entry for entry in list_weights().values() if entry.bundled]
 by_name = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: str(entry.name))
 
 

@@ -6,12 +6,14 @@ holds whole tensors, so a run may go on with another number of processes.
 """
 
 import datetime
+import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -41,9 +43,6 @@ class World:
     rank: int
     size: int
     device: torch.device
-    # It lives as long as the world does. The thread that carried a tensor which nobody else
-    # holds any more needs the interpreter's lock to free it; and at the end whoever has that
-    # lock waits for the thread.
     _votes: Tensor = field(default_factory=lambda: torch.zeros(()), repr=False, compare=False)
 
     @property
@@ -84,7 +83,10 @@ class World:
 
 @contextmanager
 def joined_world(device: str = "auto") -> Iterator[World]:
-    """The processes that torchrun started, or this one alone; leaves them at the end.
+    """The processes that torchrun started, or this one alone.
+
+    At the end all have come this far; what joins them stays until the process ends, which
+    `end_process` sees to.
 
     Raises:
         TrainingError: If the others cannot be reached.
@@ -110,12 +112,24 @@ def joined_world(device: str = "auto") -> Iterator[World]:
             "every node the same --rdzv-endpoint"
         ) from error
     world = World(dist.get_rank(), size, chosen)
-    try:
-        yield world
-        # Whatever was sent before has arrived, and been freed, when this has.
-        world.wait()
-    finally:
-        dist.destroy_process_group()
+    yield world
+    world.wait()
+
+
+def end_process(status: int) -> NoReturn:
+    """Exit with a status; at once, where this process has trained with others.
+
+    The threads that carried tensors free them when they get to it, and need the interpreter's
+    lock for that. While the group is taken down whoever has the lock waits for these threads,
+    and an interpreter that is being taken down aborts the process when they ask for it. So
+    neither is done: everything is written and closed by now, and the system takes the rest.
+    """
+    if not dist.is_initialized():
+        sys.exit(status)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _own_gpu(local_rank: int) -> torch.device:

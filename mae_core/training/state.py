@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from mae_core.checkpoint import (
     CHECKPOINT_FILE,
     PREVIOUS_CHECKPOINT_FILE,
+    Contents,
     load_latest,
-    load_weights,
 )
-from mae_core.config import TrainConfig, without_places
+from mae_core.config import ModelConfig, TrainConfig, with_overrides, without_places
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.models.mae import MaskedAutoencoder
+from mae_core.models.pos_embed import resample_pos_embed
 from mae_core.training.distributed import World, distribute, split_like, whole
 from mae_core.training.optim import build_optimizers
 from mae_core.training.precision import (
@@ -28,9 +29,16 @@ from mae_core.training.precision import (
     prefer_fast_attention,
     training_precision,
 )
-from mae_core.weights import locate_weights, weights_name
+from mae_core.weights import read_pretrained, weights_name
 
 _log = logging.getLogger(__name__)
+
+# Fields of a model that an encoder cannot be taken over without, and likewise a decoder.
+_OF_ENCODER = (
+    "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio",
+    "encoder_mask_tokens",
+)  # fmt: skip
+_OF_DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "pca_components")
 
 
 @dataclass
@@ -44,7 +52,8 @@ class RunState:
         scaler: Of the loss, for float16.
         precision: Of the forward pass: `float32`, `bfloat16` or `float16`.
         average: Running average of the parameters by name; empty without `ema`.
-        init_from: Name of the weights that the run began with; empty if from scratch.
+        init_from: Name of the weights that the run began with, and whether only their encoder
+            was taken; empty if from scratch.
         step: Steps done.
         seconds: Time spent training so far, over all starts.
         rollbacks: How often the run has rolled back.
@@ -105,7 +114,7 @@ def start_run(config: TrainConfig, world: World) -> RunState:
 
     Raises:
         CheckpointError: If the checkpoint or the weights are damaged or of another model.
-        ConfigError: If the weights of `init_from` are of another model.
+        ConfigError: If the encoder in the weights of `init_from` is another than the model's.
         TrainingError: If the model is to be split and there is one process.
     """
     # The same parameters in every process.
@@ -154,18 +163,117 @@ def _fresh(config: TrainConfig, model: MaskedAutoencoder, world: World) -> RunSt
     )
 
 
+def with_shape_of_weights(config: TrainConfig, changes: Sequence[str] = ()) -> TrainConfig:
+    """The run with the model that the weights of `init_from` are of.
+
+    The decoder of weights that hold none is that of `config`, and so is the target.
+
+    Args:
+        config: The run.
+        changes: `model.field=value` texts, which go before the shape of the weights: another
+            decoder, image size or target.
+
+    Raises:
+        CheckpointError: If there are no such weights or they cannot be used.
+        ConfigError: If a change is none or asks for another encoder.
+        DownloadError: If the weights cannot be fetched.
+    """
+    if not config.init_from:
+        return with_overrides(config, changes)
+    contents = read_pretrained(config.init_from)
+    model = contents.config
+    if contents.kind != "autoencoder":
+        own = {name: getattr(config.model, name) for name in (*_OF_DECODER, "norm_pix")}
+        model = replace(model, **own)
+    config = with_overrides(replace(config, model=model), changes)
+    _require_encoder(contents, config)
+    _warn_of_guesses(contents, config, changes)
+    return config
+
+
+def _warn_of_guesses(contents: Contents, config: TrainConfig, changes: Sequence[str]) -> None:
+    """Weights with another number of heads compute something else, and no shape tells."""
+    guessed = [name for name in ("num_heads", "decoder_num_heads")
+               if contents.origins.get(name) == "assumed"]  # fmt: skip
+    if contents.kind != "autoencoder":
+        guessed = [name for name in guessed if name == "num_heads"]
+    for name in guessed:
+        if not any(change.startswith(f"model.{name}=") for change in changes):
+            _log.warning(
+                "init_from=%s does not say how many heads it has: model.%s=%d is a guess; give "
+                "the right one", config.init_from, name, getattr(config.model, name),
+            )  # fmt: skip
+
+
+def _require_encoder(contents: Contents, config: TrainConfig) -> None:
+    """Refuse weights whose encoder is not the model's."""
+    if contents.kind == "classifier":
+        raise ConfigError(
+            f"init_from={config.init_from} holds a classifier, whose encoder has been fine-tuned "
+            "and has no last norm; give weights from before that"
+        )
+    other = _differing(_OF_ENCODER, contents, config.model)
+    if other:
+        given = " ".join(f"model.{name}={getattr(config.model, name)}" for name in other)
+        fitting = " ".join(f"model.{name}={getattr(contents.config, name)}" for name in other)
+        raise ConfigError(
+            f"{given} cannot be changed: the weights of init_from={config.init_from} hold an "
+            f"encoder of another shape than model=; give {fitting}, or leave the model's fields "
+            "out"
+        )
+
+
+def _differing(names: Sequence[str], contents: Contents, model: ModelConfig) -> list[str]:
+    """Fields in which a model is not what the weights say; what was guessed does not count."""
+    return [
+        name
+        for name in names
+        if getattr(contents.config, name) != getattr(model, name)
+        and contents.origins.get(name) not in ("assumed", "known width")
+    ]
+
+
 def _initialize(model: MaskedAutoencoder, config: TrainConfig) -> str:
-    """Load the weights of `init_from`, if any; returns what they are called."""
+    """Load the weights of `init_from`, if any; returns what they are called.
+
+    Where they have no decoder, or another than the model's, it keeps its own and the name says so.
+    """
     if not config.init_from:
         return ""
-    weights = load_weights(locate_weights(config.init_from))
-    if weights.config != config.model:
-        raise ConfigError(
-            f"init_from={config.init_from} holds a model of another shape than model=; leave the "
-            "model's fields out, and the shape of the weights is taken"
-        )
-    model.load_state_dict(weights.state)
-    return weights_name(config.init_from)
+    contents, name = read_pretrained(config.init_from), weights_name(config.init_from)
+    _require_encoder(contents, config)
+    why, state, fresh = _why_fresh(contents, config.model), dict(contents.state), {}
+    if why:
+        state = {key: value for key, value in state.items() if not _of_decoder(key)}
+        fresh = {key: value for key, value in model.state_dict().items() if _of_decoder(key)}
+    if contents.config.image_size != config.model.image_size:
+        _resample(state, contents.config, config.model)
+    model.load_state_dict(state | fresh)
+    if not why:
+        return name
+    _log.info("init_from=%s: its encoder is taken; the decoder starts fresh, as %s", name, why)
+    return f"{name} (encoder only, fresh decoder)"
+
+
+def _of_decoder(key: str) -> bool:
+    return key.startswith(("decoder_", "pca_")) or key == "mask_token"
+
+
+def _why_fresh(contents: Contents, model: ModelConfig) -> str:
+    """Why the decoder of the weights is not taken, as half a sentence; empty if it is."""
+    if contents.kind != "autoencoder":
+        return "these weights have none"
+    other = _differing(_OF_DECODER, contents, model)
+    values = (f"{name} {getattr(contents.config, name)}" for name in other)
+    return f"theirs has {', '.join(values)}" if other else ""
+
+
+def _resample(state: dict[str, Tensor], source: ModelConfig, target: ModelConfig) -> None:
+    """Stretch the position tables over another grid."""
+    old, new = ((config.grid_size, config.grid_size) for config in (source, target))
+    for name in ("pos_embed", "decoder_pos_embed"):
+        if name in state:
+            state[name] = resample_pos_embed(state[name], old, new)
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

@@ -1,22 +1,48 @@
 import hashlib
 import json
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import mae_core.weights
 from mae_core.checkpoint import (
     CHECKPOINT_FILE,
     PREVIOUS_CHECKPOINT_FILE,
+    Contents,
+    Hints,
+    Kind,
     load_weights,
     save_checkpoint,
     save_weights,
 )
-from mae_core.config import to_dict
-from mae_core.errors import CheckpointError
+from mae_core.checkpoint.export import write_huggingface, write_official
+from mae_core.config import ModelConfig, to_dict
+from mae_core.downloads import checkpoints_folder
+from mae_core.errors import CheckpointError, DownloadError
 from mae_core.models.mae import MaskedAutoencoder
 from mae_core.reconstruction import Reconstructor
-from mae_core.weights import list_weights, locate_weights, weights_name
+from mae_core.weights import (
+    WeightsEntry,
+    find_weights,
+    list_weights,
+    load_pretrained,
+    locate_weights,
+    read_pretrained,
+    weights_name,
+)
+from tests.downloading import Seen, isolate, use_hub
+from tests.file_server import FileServer, running_file_server
+from tests.hub import Hub, running_hub
+
+SIZES = {
+    "base": ModelConfig(),
+    "large": ModelConfig(embed_dim=1024, depth=24, num_heads=16),
+    "huge": ModelConfig(patch_size=14, embed_dim=1280, depth=32, num_heads=16),
+}
 
 
 @pytest.fixture
@@ -27,7 +53,8 @@ def folder(small_model: MaskedAutoencoder, tmp_path: Path, monkeypatch: pytest.M
     entry = {
         "name": "mine", "file": path.name, "bytes": path.stat().st_size,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "licence": "Apache-2.0", "summary": "random weights",
+        "licence": "Apache-2.0", "summary": "random weights", "kind": "autoencoder",
+        "format": "mae_core", "target": "pixels", "parameters": 1,
     }  # fmt: skip
     (tmp_path / "manifest.json").write_text(json.dumps([entry]))
     monkeypatch.setattr(mae_core.weights, "WEIGHTS_FOLDER", tmp_path)
@@ -75,7 +102,7 @@ def test_a_running_run_leads_to_its_checkpoint_until_it_is_finished(
     run = folder / "flowers.v2"
     config = {"model": to_dict(small_model.config), "steps": 9}
     values = {"config": config, "model": small_model.state_dict(), "step": 3, "seconds": 1.0}
-    with pytest.raises(CheckpointError, match="folder with weights.safetensors or checkpoint.pt"):
+    with pytest.raises(CheckpointError, match="neither a file .* or checkpoint.pt"):
         locate_weights(run)
     for _ in range(2):
         save_checkpoint(run / CHECKPOINT_FILE, values)
@@ -89,3 +116,224 @@ def test_a_running_run_leads_to_its_checkpoint_until_it_is_finished(
     assert locate_weights(run) == run / "weights.safetensors"
     for path in (run, *run.iterdir()):
         assert weights_name(path) == "flowers.v2"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_manifest_counts_parameters_as_the_models_have_them(size: str) -> None:
+    with torch.device("meta"):
+        state = MaskedAutoencoder(SIZES[size]).state_dict()
+    counts = {
+        "autoencoder": sum(tensor.numel() for tensor in state.values()),
+        "encoder": sum(
+            tensor.numel() for name, tensor in state.items()
+            if not name.startswith(("decoder", "mask_token"))
+        ),
+    }  # fmt: skip
+    # A norm of another name, and a matrix and a bias for 1000 classes.
+    counts["classifier"] = counts["encoder"] + 1000 * SIZES[size].embed_dim + 1000
+    entries = [entry for entry in list_weights().values() if f"-{size}" in entry.name]
+    assert {entry.kind for entry in entries} == set(counts)
+    for entry in entries:
+        assert entry.parameters == counts[entry.kind], entry.name
+
+
+def test_the_manifest_has_every_published_file_once_and_no_hash_that_nobody_computed() -> None:
+    entries = [entry for entry in list_weights().values() if not entry.bundled]
+    assert len(entries) == 19
+    places = [entry.url or entry.repo for entry in entries]
+    assert len(set(places)) == len(places)
+    for entry in entries:
+        assert entry.sha256 is None
+        published = entry.kind == "classifier" or (entry.kind == "encoder" and entry.url)
+        assert (entry.md5_prefix is not None) == bool(published), entry.name
+        if entry.url:
+            assert entry.url.startswith("https://dl.fbaipublicfiles.com/mae/")
+            assert entry.bytes is None or 0.99 < entry.bytes / (4 * entry.parameters) < 1.01
+    names = {entry.name for entry in entries}
+    assert {"mae-large-visualize", "mae-large-gan", "vit-mae-base", "timm-vit-base-mae"} <= names
+    assert next(iter(list_weights().values())).bundled
+
+
+def test_an_entry_is_in_one_place() -> None:
+    values: dict[str, Any] = {
+        "name": "x", "summary": "", "licence": "", "kind": "encoder", "format": "official",
+        "target": "pixels", "parameters": 5,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="one of file, url and repo"):
+        WeightsEntry(**values)
+    with pytest.raises(ValueError, match="one of file, url and repo"):
+        WeightsEntry(**values, url="https://a/b", repo="a/b")
+    assert WeightsEntry(**values, url="https://a/b").expected_bytes == 20
+
+
+@pytest.fixture
+def contents(small_model: MaskedAutoencoder) -> Contents:
+    state = {name: tensor.detach() for name, tensor in small_model.state_dict().items()}
+    return Contents(
+        "official", "autoencoder", small_model.config, state, {}, {}, "float32", None
+    )  # fmt: skip
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FileServer]:
+    isolate(monkeypatch, tmp_path)
+    with running_file_server() as server:
+        yield server
+
+
+Publish = Callable[..., None]
+
+
+@pytest.fixture
+def publish(folder: Path, server: FileServer) -> Publish:
+    """Makes the manifest have `theirs`, published with a content."""
+
+    def make(data: bytes, kind: Kind = "autoencoder", **known: object) -> None:
+        server.files["theirs.pth"] = data
+        entry = {
+            "name": "theirs", "summary": "", "licence": "CC-BY-NC-4.0", "kind": kind,
+            "format": "official", "target": "norm_pix", "parameters": len(data) // 4,
+            "url": f"{server.url}/theirs.pth", **known,
+        }  # fmt: skip
+        mine = json.loads((folder / "manifest.json").read_text())[-1]
+        (folder / "manifest.json").write_text(json.dumps([entry, mine]))
+
+    return make
+
+
+@pytest.fixture
+def official(contents: Contents, tmp_path: Path) -> bytes:
+    write_official(tmp_path / "official.pth", contents)
+    return (tmp_path / "official.pth").read_bytes()
+
+
+HEADS = Hints(num_heads=2, decoder_num_heads=2)
+
+
+def test_published_weights_are_fetched_checked_and_read_with_what_is_known_of_them(
+    publish: Publish, official: bytes, server: FileServer, contents: Contents,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(WeightsEntry, "hints", Hints(2, 2, True, source="registry"))
+    publish(official)
+    assert list(list_weights()) == ["mine", "theirs"]
+    assert find_weights("theirs") is None
+    with pytest.raises(CheckpointError, match="`python -m mae_core.fetch theirs`"):
+        locate_weights("theirs", fetch=False)
+    assert server.downloads == []
+    seen = Seen()
+    weights = load_pretrained("theirs", progress=seen)
+    assert seen.calls[-1] == (len(official), len(official))
+    assert weights.config.norm_pix
+    for name, tensor in contents.state.items():
+        assert torch.equal(weights.state[name], tensor)
+    path = find_weights("theirs")
+    assert path == checkpoints_folder() / "theirs.pth"
+    # The file tells by its name which it is.
+    assert load_pretrained(path, fetch=False).config.norm_pix
+    assert read_pretrained("theirs", fetch=False).origins["norm_pix"] == "registry"
+    # Whoever asks for something else gets it.
+    other = Hints(2, 2, norm_pix=False)
+    assert not load_pretrained("theirs", hints=other).config.norm_pix
+    assert len(server.downloads) == 1
+
+
+def test_the_manifest_fills_in_what_is_not_given(
+    publish: Publish, official: bytes, tmp_path: Path
+) -> None:
+    publish(official)
+    checkpoints_folder().mkdir(parents=True)
+    (checkpoints_folder() / "theirs.pth").write_bytes(official)
+    assert load_pretrained("theirs", hints=HEADS).config.norm_pix
+    elsewhere = tmp_path / "mine.pth"
+    elsewhere.write_bytes(official)
+    assert not load_pretrained(elsewhere, hints=HEADS).config.norm_pix
+
+
+class Canary:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_what_is_no_weights_is_refused_and_removed_and_nothing_runs(
+    publish: Publish, official: bytes, server: FileServer, tmp_path: Path
+) -> None:
+    canary = tmp_path / "canary"
+    torch.save({"model": Canary(canary)}, tmp_path / "hostile.pth")
+    hostile = (tmp_path / "hostile.pth").read_bytes()
+    for data in (hostile, pickle.dumps(Canary(canary)), official[:-100], b"<html>", b""):
+        publish(data)
+        with pytest.raises(DownloadError, match="theirs was fetched, refused and removed: "):
+            locate_weights("theirs", progress=Seen())
+        assert find_weights("theirs") is None
+        assert not [path for path in checkpoints_folder().iterdir() if path.suffix != ".lock"]
+    assert not canary.exists()
+    assert len(server.downloads) == 5
+
+
+def test_a_file_in_the_cache_that_is_another_is_refused(publish: Publish, official: bytes) -> None:
+    publish(official, bytes=len(official) + 1)
+    path = checkpoints_folder() / "theirs.pth"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(official)
+    with pytest.raises(CheckpointError, match=r"bytes rather than .*; remove .* fetched again"):
+        locate_weights("theirs")
+    publish(official, md5_prefix="000000")
+    with pytest.raises(CheckpointError, match="its MD5 is not the published one"):
+        locate_weights("theirs")
+    digest = hashlib.md5(official, usedforsecurity=False).hexdigest()
+    publish(official, md5_prefix=digest[:6])
+    assert locate_weights("theirs") == path
+
+
+@pytest.fixture
+def fake_hub(folder: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with running_hub() as running:
+        use_hub(monkeypatch, running.url)
+        yield running
+
+
+def test_a_repository_of_any_kind_is_read_like_a_file(
+    fake_hub: Hub, contents: Contents, folder: Path
+) -> None:
+    write_huggingface(folder / "theirs", contents)
+    theirs = {path.name: path.read_bytes() for path in (folder / "theirs").iterdir()}
+    ours = (folder / "mine.safetensors").read_bytes()
+    fake_hub.publish("me/theirs", theirs)
+    fake_hub.publish("me/ours", {"weights.safetensors": ours, "config.json": b"{}"})
+    fake_hub.publish("me/other", {"anything.safetensors": ours})
+    for repo_id in ("me/theirs", "me/ours", "me/other"):
+        assert find_weights(repo_id) is None
+        weights = load_pretrained(repo_id, progress=Seen())
+        assert weights.config == contents.config
+        assert torch.equal(weights.state["pos_embed"], contents.state["pos_embed"])
+        assert find_weights(repo_id) == locate_weights(repo_id, fetch=False)
+        assert weights_name(repo_id) == repo_id
+    found = locate_weights("me/theirs")
+    assert found.is_dir()
+    assert weights_name(folder / "theirs") == "theirs"
+
+
+def test_a_path_goes_before_a_repository_of_that_name(
+    fake_hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "me").mkdir()
+    (folder / "me" / "ours").write_bytes((folder / "mine.safetensors").read_bytes())
+    monkeypatch.chdir(folder)
+    assert locate_weights("me/ours") == Path("me/ours")
+    assert weights_name("me/ours") == "ours"
+    assert fake_hub.requests == []
+
+
+def test_a_repository_with_hostile_weights_is_removed(fake_hub: Hub, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    torch.save(Canary(canary), tmp_path / "hostile.bin")
+    files = {"config.json": b"{}", "pytorch_model.bin": (tmp_path / "hostile.bin").read_bytes()}
+    fake_hub.publish("me/hostile", files)
+    with pytest.raises(DownloadError, match="me/hostile was fetched, refused and removed"):
+        read_pretrained("me/hostile", progress=Seen())
+    assert find_weights("me/hostile") is None
+    assert not canary.exists()

@@ -1,0 +1,605 @@
+"""Downloads, against servers of our own with every bad habit; the real ones were not asked."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from huggingface_hub import constants, scan_cache_dir, try_to_load_from_cache
+
+from mae_core.downloads import (
+    RemoteFile,
+    checkpoints_folder,
+    choose_files,
+    fetch_file,
+    fetch_repository,
+    find_repository,
+    http,
+    is_repository,
+    shown_bytes,
+    terminal_bar,
+)
+from mae_core.errors import DownloadError
+from tests.downloading import CLOSED, Seen, isolate, use_hub
+from tests.file_server import FileServer, running_file_server
+from tests.hub import TOKEN, Hub, running_hub
+
+DATA = random.Random(0).randbytes(300_000)
+OTHER = random.Random(1).randbytes(250_000)
+CUT = 100_000
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolate(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with running_file_server() as server:
+        server.files["a/model.pth"] = DATA
+        yield server
+
+
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with running_hub() as running:
+        use_hub(monkeypatch, running.url)
+        running.publish("me/flowers", {
+            "config.json": b"{}", "model.safetensors": DATA, "README.md": b"hello",
+            "modeling.py": b"raise SystemExit", "tf_model.h5": b"h", "pytorch_model.bin": OTHER,
+        })  # fmt: skip
+        yield running
+
+
+def remote(server: FileServer, **known: Any) -> RemoteFile:
+    return RemoteFile(f"{server.url}/a/model.pth", checkpoints_folder() / "model.pth", **known)
+
+
+def fetch(server: FileServer, **known: Any) -> bytes:
+    return fetch_file(remote(server, **known), progress=Seen()).read_bytes()
+
+
+def refusal(action: Callable[[], object]) -> str:
+    """The sentence of a download that fails."""
+    with pytest.raises(DownloadError) as caught:
+        action()
+    sentence = str(caught.value)
+    assert sentence
+    assert "\n" not in sentence
+    assert len(sentence) < 400
+    return sentence
+
+
+def left() -> list[str]:
+    """What is in the cache, whole or not; who waits for whom is no matter here."""
+    folder = checkpoints_folder()
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(name for name in names if not name.endswith(".lock"))
+
+
+def test_a_file_comes_whole_once_and_leaves_nothing_beside_it(server: FileServer) -> None:
+    seen = Seen()
+    digests = {"sha256": hashlib.sha256(DATA).hexdigest(), "md5_prefix": md5(DATA)[:6]}
+    file = remote(server, bytes=len(DATA), **digests)
+    assert fetch_file(file, progress=seen) == file.path
+    assert file.path.read_bytes() == DATA
+    assert left() == ["model.pth"]
+    assert (seen.calls[0], seen.calls[-1]) == ((0, len(DATA)), (len(DATA), len(DATA)))
+    assert seen.calls == sorted(seen.calls)
+    fetch_file(file, progress=seen)
+    assert server.sent == [len(DATA)]
+
+
+def md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def test_a_cut_is_gone_on_with_from_where_it_was(server: FileServer) -> None:
+    server.habits.cuts = [CUT, 50_000]
+    assert fetch(server) == DATA
+    assert [request.asked for request in server.downloads] == [
+        None, f"bytes={CUT}-", f"bytes={CUT + 50_000}-",
+    ]  # fmt: skip
+    assert sum(server.sent) == len(DATA)
+
+
+def test_the_next_download_goes_on_where_the_last_was_given_up(server: FileServer) -> None:
+    server.habits.cuts = [CUT, 0, 0]
+    sentence = refusal(lambda: fetch(server))
+    assert sentence.endswith("the connection was cut; try again; 100,000 bytes are kept, and it "
+                             "goes on from there")  # fmt: skip
+    assert left() == ["model.pth.partial", "model.pth.partial.json"]
+    assert fetch(server) == DATA
+    assert sum(server.sent) == len(DATA)
+    assert left() == ["model.pth"]
+
+
+def test_who_stops_a_download_can_go_on_with_it(server: FileServer) -> None:
+    seen = Seen(stop_after=CUT)
+    with pytest.raises(KeyboardInterrupt):
+        fetch_file(remote(server), progress=seen)
+    kept = (checkpoints_folder() / "model.pth.partial").stat().st_size
+    assert CUT <= kept < len(DATA)
+    assert fetch(server) == DATA
+    assert server.downloads[-1].asked == f"bytes={kept}-"
+    assert server.sent[-1] == len(DATA) - kept
+
+
+def test_a_whole_file_that_was_not_named_yet_is_not_asked_for_again(server: FileServer) -> None:
+    def interrupt(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch_file(remote(server), progress=Seen(), check=interrupt)
+    assert fetch(server) == DATA
+    assert server.sent == [len(DATA)]
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"ranges": False}, {"careless": True}, {"tagged": False},
+    {"tagged": False, "careless": True},
+])  # fmt: skip
+def test_another_version_on_the_server_is_never_mixed_in(
+    server: FileServer, changes: dict[str, Any]
+) -> None:
+    server.habits.__dict__.update(changes)
+    server.habits.cuts = [CUT, 0, 0]
+    refusal(lambda: fetch(server))
+    server.files["a/model.pth"] = OTHER
+    assert fetch(server) == OTHER
+
+
+@pytest.mark.parametrize("changes", [{"ranges": False}, {"tagged": False}])
+def test_a_server_without_parts_sends_the_whole_again(
+    server: FileServer, changes: dict[str, Any]
+) -> None:
+    server.habits.__dict__.update(changes)
+    server.habits.cuts = [CUT]
+    assert fetch(server) == DATA
+    assert server.sent == [CUT, len(DATA)]
+
+
+def test_what_another_address_left_is_not_gone_on_with(server: FileServer) -> None:
+    server.habits.cuts = [CUT, 0, 0]
+    refusal(lambda: fetch(server))
+    server.files["b/model.pth"] = DATA
+    file = RemoteFile(f"{server.url}/b/model.pth", checkpoints_folder() / "model.pth")
+    fetch_file(file, progress=Seen())
+    assert server.downloads[-1].asked is None
+
+
+def test_a_length_that_nobody_tells_is_no_hindrance(server: FileServer) -> None:
+    server.habits.told_length = False
+    seen = Seen()
+    assert fetch_file(remote(server), progress=seen).read_bytes() == DATA
+    assert seen.calls[0] == (0, None)
+    assert seen.calls[-1] == (len(DATA), len(DATA))
+
+
+@pytest.mark.parametrize(("known", "reason"), [
+    ({"sha256": hashlib.sha256(DATA).hexdigest()}, "its SHA256 is not the published one"),
+    ({"md5_prefix": md5(DATA)[:6]}, "its MD5 is not the published one"),
+])  # fmt: skip
+def test_what_is_not_the_published_file_is_removed(
+    server: FileServer, known: dict[str, str], reason: str
+) -> None:
+    server.habits.corrupt = True
+    sentence = refusal(lambda: fetch(server, **known))
+    assert sentence.startswith(f"what 127.0.0.1 sent as model.pth was removed: {reason}")
+    assert left() == []
+    server.habits.corrupt = False
+    assert fetch(server, **known) == DATA
+
+
+def test_what_a_check_refuses_is_removed(server: FileServer) -> None:
+    def check(path: Path) -> None:
+        assert path.read_bytes() == DATA
+        raise ValueError("no weights")
+
+    with pytest.raises(ValueError, match="no weights"):
+        fetch_file(remote(server), progress=Seen(), check=check)
+    assert left() == []
+
+
+def test_a_file_of_another_size_is_refused_before_it_comes(server: FileServer) -> None:
+    sentence = refusal(lambda: fetch(server, bytes=5))
+    assert "of 300,000 bytes rather than 5" in sentence
+    assert left() == []
+    server.habits.told_length = False
+    assert "rather than 5" in refusal(lambda: fetch(server, bytes=5))
+    # What one read brings, and not the rest.
+    assert (checkpoints_folder() / "model.pth.partial").stat().st_size == 0
+
+
+@pytest.mark.parametrize("told_length", [True, False])
+def test_nothing_endless_is_fetched(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch, told_length: bool
+) -> None:
+    monkeypatch.setattr(http, "MAX_BYTES", 150_000)
+    server.habits.told_length = told_length
+    assert "is larger than 0.1 MiB, the most" in refusal(lambda: fetch(server))
+
+
+@pytest.mark.parametrize(("status", "words"), [
+    (401, "hf auth login"), (403, "access is refused (403)"), (404, "it is not there (404)"),
+    (410, "no longer there"), (418, "it answered 418"),
+])  # fmt: skip
+def test_refusals_are_said_and_not_repeated(server: FileServer, status: int, words: str) -> None:
+    server.habits.statuses = [status, status]
+    sentence = refusal(lambda: fetch(server))
+    assert sentence.startswith("could not fetch model.pth from 127.0.0.1: ")
+    assert words in sentence
+    assert len(server.downloads) == 1
+
+
+def test_what_may_pass_is_tried_again_but_not_for_ever(server: FileServer) -> None:
+    server.habits.statuses = [503, 429]
+    assert fetch(server) == DATA
+    (checkpoints_folder() / "model.pth").unlink()
+    server.habits.statuses = [500] * 9
+    assert "it answered 500, which may pass" in refusal(lambda: fetch(server))
+    assert len(server.downloads) == 3 + http.ATTEMPTS
+
+
+def test_a_silent_server_is_given_up(server: FileServer) -> None:
+    server.habits.delays = [1.0] * 3
+    assert "nothing came for 0.2 s" in refusal(lambda: fetch(server))
+    assert len(server.downloads) == http.ATTEMPTS
+
+
+def test_a_server_that_nobody_reaches_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = RemoteFile(f"{CLOSED}/model.pth", checkpoints_folder() / "model.pth")
+    sentence = refusal(lambda: fetch_file(file, progress=Seen()))
+    assert sentence.endswith("it cannot be reached; check the network")
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    file = RemoteFile("https://weights.example/model.pth", checkpoints_folder() / "model.pth")
+    sentence = refusal(lambda: fetch_file(file, progress=Seen()))
+    assert sentence.endswith("its name was not found; check the network")
+
+
+def test_a_connection_that_nobody_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: object, **__: object) -> None:
+        raise httpx2.ConnectTimeout("")
+
+    monkeypatch.setattr(httpx2.HTTPTransport, "handle_request", silent)
+    file = RemoteFile("https://weights.example/model.pth", checkpoints_folder() / "model.pth")
+    assert "no answer within 10 s" in refusal(lambda: fetch_file(file, progress=Seen()))
+
+
+def test_a_disk_without_room_is_noticed_before(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, len(DATA) - 1))
+    assert "and the disk of its cache has 0.3 MiB free" in refusal(lambda: fetch(server))
+    # What is there already needs no room.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, len(DATA)))
+    server.habits.cuts = [CUT, 0, 0]
+    refusal(lambda: fetch(server))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, len(DATA) - CUT))
+    assert fetch(server) == DATA
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_disk_that_fills_up_is_said(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        # The kernel's own answer to a write.
+        patch.setattr(Path, "touch", lambda path: path.symlink_to("/dev/full"))
+        sentence = refusal(lambda: fetch(server))
+    assert sentence.startswith("could not store model.pth: the disk of its cache is full")
+    assert fetch(server) == DATA
+
+
+def test_a_cache_that_cannot_be_written_is_said(server: FileServer) -> None:
+    checkpoints_folder().parent.mkdir(parents=True)
+    checkpoints_folder().write_text("no folder")
+    assert "could not store model.pth: File exists; check" in refusal(lambda: fetch(server))
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_offline_means_offline(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    fetch(server)
+    if ours:
+        monkeypatch.setenv("MAE_OFFLINE", "1")
+    else:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    # What is here is used.
+    assert fetch(server) == DATA
+    (checkpoints_folder() / "model.pth").unlink()
+    assert "HF_HUB_OFFLINE or MAE_OFFLINE is set" in refusal(lambda: fetch(server))
+    assert "me/flowers" in refusal(lambda: fetch_repository("me/flowers", progress=Seen()))
+    assert len(server.downloads) == 1
+
+
+def test_two_at_once_ask_once_and_both_see_it_come(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_WAIT_SECONDS", 0.05)
+    server.habits.pause = 0.005
+    first, second = Seen(), Seen()
+    thread = threading.Thread(target=lambda: fetch_file(remote(server), progress=first))
+    thread.start()
+    assert first.started.wait(10)
+    assert fetch_file(remote(server), progress=second).read_bytes() == DATA
+    thread.join()
+    assert server.sent == [len(DATA)]
+    assert second.calls
+    assert all(total == len(DATA) for _, total in second.calls)
+
+
+def test_only_safe_addresses_are_asked(server: FileServer) -> None:
+    for url in ("http://weights.example/x", "ftp://127.0.0.1/x", "file:///etc/passwd"):
+        file = RemoteFile(url, checkpoints_folder() / "x")
+        assert "it must be https" in refusal(lambda file=file: fetch_file(file, progress=Seen()))
+    server.habits.redirects = ["http://weights.example/x"]
+    assert "weights.example is not asked over http" in refusal(lambda: fetch(server))
+    server.habits.redirects = [f"{server.url}/a/model.pth"] * 50
+    assert "TooManyRedirects" in refusal(lambda: fetch(server))
+    server.habits.redirects = [f"{server.url}/a/model.pth"]
+    assert fetch(server) == DATA
+
+
+def test_packed_content_is_refused(server: FileServer) -> None:
+    server.habits.packed = True
+    assert "it sends it packed" in refusal(lambda: fetch(server))
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that nobody trusts, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate")
+    files = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-out", str(files[0]),
+         "-keyout", str(files[1])],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return files
+
+
+def test_https_needs_a_certificate_and_never_leads_out_of_it(
+    server: FileServer, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.url = server.url.replace("http:", "https:")
+    assert "its certificate was not accepted" in refusal(lambda: fetch(server))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    server.habits.redirects = [f"{CLOSED}/a/model.pth"]
+    assert "leads to an address that is not https" in refusal(lambda: fetch(server))
+    assert fetch(server) == DATA
+
+
+def hub_files(fake: Hub) -> list[str]:
+    return [request.path.rsplit("/", 1)[-1] for request in fake.downloads]
+
+
+def test_of_a_repository_only_weights_and_configs_come(fake_hub: Hub) -> None:
+    assert find_repository("me/flowers") is None
+    seen = Seen()
+    folder = fetch_repository("me/flowers", progress=seen)
+    assert hub_files(fake_hub) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
+    assert (folder / "model.safetensors").read_bytes() == DATA
+    total = len(DATA) + 2
+    assert seen.calls[-1] == (total, total)
+    assert {call[1] for call in seen.calls} == {total}
+    assert find_repository("me/flowers") == folder
+
+
+def test_other_tools_find_what_was_fetched(fake_hub: Hub) -> None:
+    folder = fetch_repository("me/flowers", progress=Seen())
+    found = try_to_load_from_cache("me/flowers", "model.safetensors", constants.HF_HUB_CACHE)
+    assert found == str(folder / "model.safetensors")
+    cache = scan_cache_dir(constants.HF_HUB_CACHE)
+    assert [repo.repo_id for repo in cache.repos] == ["me/flowers"]
+    assert not cache.warnings
+
+
+def test_what_was_fetched_is_not_fetched_again_but_what_is_new_is(fake_hub: Hub) -> None:
+    fetch_repository("me/flowers", progress=Seen())
+    fake_hub.publish("me/flowers", {"config.json": b'{"new": 1}'})
+    folder = fetch_repository("me/flowers", progress=Seen())
+    assert hub_files(fake_hub) == ["config.json", "model.safetensors", "config.json"]
+    assert (folder / "config.json").read_bytes() == b'{"new": 1}'
+    assert find_repository("me/flowers") == folder
+
+
+def test_a_cut_download_of_a_repository_is_gone_on_with(fake_hub: Hub) -> None:
+    fake_hub.habits.cuts = [9, CUT, 0, 0]
+    sentence = refusal(lambda: fetch_repository("me/flowers", progress=Seen()))
+    assert sentence.startswith("could not fetch model.safetensors of me/flowers from 127.0.0.1")
+    assert "100,000 bytes are kept" in sentence
+    assert find_repository("me/flowers") is None
+    folder = fetch_repository("me/flowers", progress=Seen())
+    assert (folder / "model.safetensors").read_bytes() == DATA
+    assert sum(fake_hub.sent) == len(DATA) + 2
+
+
+def test_what_the_hub_lists_is_what_has_to_come(fake_hub: Hub) -> None:
+    fake_hub.habits.corrupt = True
+    sentence = refusal(lambda: fetch_repository("me/flowers", progress=Seen()))
+    assert "its SHA256 is not the published one" in sentence
+    assert find_repository("me/flowers") is None
+
+
+def test_a_repository_whose_content_is_refused_is_removed(fake_hub: Hub) -> None:
+    def check(folder: Path) -> None:
+        assert (folder / "model.safetensors").read_bytes() == DATA
+        raise ValueError("no weights")
+
+    with pytest.raises(ValueError, match="no weights"):
+        fetch_repository("me/flowers", progress=Seen(), check=check)
+    assert find_repository("me/flowers") is None
+    files = [path for path in Path(constants.HF_HUB_CACHE).rglob("*") if path.is_file()]
+    assert [path for path in files if path.stat().st_size > 100] == []
+
+
+def test_a_token_goes_to_the_hub_and_nowhere_else(
+    fake_hub: Hub, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_hub.gated.add("me/flowers")
+    sentence = refusal(lambda: fetch_repository("me/flowers", progress=Seen()))
+    assert "accept its terms on its page" in sentence
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    server.files["store"] = DATA
+    elsewhere = server.url.replace("127.0.0.1", "localhost")
+    fake_hub.publish("me/flowers", {"config.json": b""})
+    fake_hub.habits.redirects = [f"{elsewhere}/empty", f"{elsewhere}/store"]
+    server.files["empty"] = b""
+    folder = fetch_repository("me/flowers", progress=Seen())
+    assert (folder / "model.safetensors").read_bytes() == DATA
+    assert [request.authorization for request in fake_hub.downloads] == [f"Bearer {TOKEN}"] * 2
+    assert [request.authorization for request in server.downloads] == [None, None]
+
+
+def test_no_sentence_has_the_token(fake_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    fake_hub.refuse_once["resolve"] = 403
+    assert TOKEN not in refusal(lambda: fetch_repository("me/flowers", progress=Seen()))
+    fake_hub.refuse_once["api"] = 403
+    assert TOKEN not in refusal(lambda: fetch_repository("me/flowers", progress=Seen()))
+
+
+def test_refusals_of_the_hub_are_sentences(fake_hub: Hub) -> None:
+    def sentence(repo_id: str) -> str:
+        return refusal(lambda: fetch_repository(repo_id, progress=Seen()))
+
+    assert "has no such repository, or not for everybody" in sentence("me/nothing")
+    fake_hub.publish("me/text", {"README.md": b"hello", "weights/model.safetensors": DATA})
+    assert "me/text has no weights that are read here" in sentence("me/text")
+    fake_hub.refuse_once["api/models/me/text"] = 403
+    assert "access is refused (403)" in sentence("me/text")
+    fake_hub.refuse_once["api/models/me/text"] = 503
+    # It passed, so the other reason is given.
+    assert "has no weights" in sentence("me/text")
+
+
+@pytest.mark.parametrize("lies", [
+    {"sha": "../../../../evil"}, {"sha": None},
+    {"siblings": [{"rfilename": "model.safetensors", "size": 5, "blobId": "../../evil"}]},
+    {"siblings": [{"rfilename": "model.safetensors", "size": -5, "blobId": "0" * 40}]},
+    {"siblings": [{"rfilename": "model.safetensors", "blobId": "0" * 40}]},
+    {"siblings": [{"rfilename": "model.safetensors", "size": 5, "lfs": {}, "blobId": None}]},
+    {"siblings": [{"size": 5}]}, {"siblings": 7},
+])  # fmt: skip
+def test_a_listing_that_lies_about_names_or_sizes_is_refused(
+    fake_hub: Hub, lies: dict[str, Any], tmp_path: Path
+) -> None:
+    fake_hub.listed["me/flowers"] = lies
+    sentence = refusal(lambda: fetch_repository("me/flowers", progress=Seen()))
+    assert "is no Hugging Face hub; check HF_ENDPOINT" in sentence
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_repositories_that_are_too_large_or_do_not_fit_are_refused(
+    fake_hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sibling = {"rfilename": "model.safetensors", "size": 17 * 2**30, "blobId": "0" * 40}
+    fake_hub.listed["me/flowers"] = {"siblings": [sibling]}
+    sentence = refusal(lambda: fetch_repository("me/flowers", progress=Seen()))
+    assert "are 17.00 GiB; no more than 16.00 GiB is fetched" in sentence
+    fake_hub.listed.clear()
+    # Enough for each file, not for both.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, len(DATA) + 1))
+    sentence = refusal(lambda: fetch_repository("me/flowers", progress=Seen()))
+    assert sentence.startswith("me/flowers needs 0.3 MiB more")
+    assert fake_hub.downloads == []
+
+
+def test_a_hub_that_is_none_or_not_there_is_said(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sentence() -> str:
+        return refusal(lambda: fetch_repository("me/flowers", progress=Seen()))
+
+    assert "from 127.0.0.1: it cannot be reached" in sentence()
+    use_hub(monkeypatch, server.url)
+    server.files["api/models/me/flowers?blobs=true"] = b"<html>hello"
+    assert "is no Hugging Face hub" in sentence()
+    use_hub(monkeypatch, "http://hub.example")
+    assert "hub.example is not asked over http" in sentence()
+
+
+def test_half_a_repository_in_the_cache_is_none(fake_hub: Hub) -> None:
+    folder = fetch_repository("me/flowers", progress=Seen())
+    blob = (folder / "model.safetensors").resolve()
+    blob.unlink()
+    assert find_repository("me/flowers") is None
+    (folder / "../../refs/main").resolve().write_text("../../../../etc")
+    assert find_repository("me/flowers") is None
+
+
+SHARDS = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(("names", "chosen"), [
+    (["pytorch_model.bin", "model.safetensors", "x.py"], ["model.safetensors"]),
+    (["pytorch_model.bin", "tf_model.h5", "flax.msgpack"], ["pytorch_model.bin"]),
+    (["weights.safetensors", "model.safetensors"], ["weights.safetensors"]),
+    (["mine.safetensors", "README.md"], ["mine.safetensors"]),
+    (["one.safetensors", "two.safetensors"], []),
+    (["one.safetensors", "two.safetensors", "pytorch_model.bin"], ["pytorch_model.bin"]),
+    ([INDEX, *SHARDS], [INDEX, *SHARDS]),
+    ([INDEX, *SHARDS[:2], "pytorch_model.bin"], ["pytorch_model.bin"]),
+    (SHARDS, []),
+    ([INDEX], []),
+    (["sub/model.safetensors", "../model.safetensors", "a/../../x.safetensors"], []),
+    (["model.pkl", "config.json"], []),
+    (["preprocessor_config.json", "model.safetensors", "config.json"],
+     ["config.json", "preprocessor_config.json", "model.safetensors"]),
+])  # fmt: skip
+def test_files_are_chosen_by_name(names: list[str], chosen: list[str]) -> None:
+    assert list(choose_files(names)) == chosen
+
+
+def test_shards_come_together(fake_hub: Hub) -> None:
+    files = {name: name.encode() for name in SHARDS}
+    fake_hub.publish("me/large", {INDEX: json.dumps({"weight_map": {}}).encode(), **files})
+    folder = fetch_repository("me/large", progress=Seen())
+    assert sorted(os.listdir(folder)) == sorted([INDEX, *SHARDS])
+    assert find_repository("me/large") == folder
+
+
+def test_names_of_repositories_are_told_from_others() -> None:
+    for name in ("me/flowers", "facebook/vit-mae-base", "timm/vit_base_patch16_224.mae", "a/b"):
+        assert is_repository(name), name
+    for name in ("flowers", "a/b/c", "/a", "a/", "../b", "a/..", "./a", "a/b c", "a/ä", "a/x--y",
+                 "a/b\n", "", "~/a", "a\\b", "http://x/y", "a/" + "b" * 200):  # fmt: skip
+        assert not is_repository(name), name
+
+
+def test_sizes_are_shown_as_people_read_them() -> None:
+    assert shown_bytes(13_918_816) == "13.3 MiB"
+    assert shown_bytes(1_318_315_181) == "1.23 GiB"
+
+
+def test_the_bar_follows_a_download_that_starts_again(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal_bar("weights") as progress:
+        for done in (50, 100, 0, 200):
+            progress(done, 200)
+    # No terminal, no bar.
+    assert capsys.readouterr().err == ""
