@@ -40,6 +40,8 @@ bench: $(DEV)
 	$(BIN)/python -m benchmarks.bench_reconstruct
 	$(BIN)/python -m benchmarks.bench_train
 	$(BIN)/python -m benchmarks.bench_loader
+	$(BIN)/python -m benchmarks.bench_onnx
+	$(BIN)/python -m benchmarks.parity
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || { \
@@ -55,6 +57,7 @@ $(RUNTIME): requirements.txt | $(VENV)/.created
 	$(PIP) install -r requirements.txt
 	@touch $@
 
-$(DEV): requirements-dev.txt requirements-data.txt requirements-train.txt $(RUNTIME)
+$(DEV): requirements-dev.txt requirements-data.txt requirements-onnx.txt requirements-train.txt \
+		$(RUNTIME)
 	$(PIP) install -r requirements-dev.txt
 	@touch $@

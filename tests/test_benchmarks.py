@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_train
+from benchmarks import bench_onnx, bench_train, parity
 from mae_core import PRESETS, ModelConfig
 from mae_core.models.cost import forward_flops
 
@@ -59,3 +59,29 @@ def test_training_steps_are_timed_and_written_down(
             assert row["utilization"] > 0
     assert report["peer"][0]["gflop"] == 3 * forward_flops(MICRO, (4, 4), 0.75) / 1e9
     assert report["mask_tokens"][0]["gflop"] > report["mask_tokens"][1]["gflop"]
+
+
+def test_graphs_are_timed_and_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(PRESETS, "micro", MICRO)
+    bench_onnx.main(f"--presets micro --rounds 2 --threads 1 --out {tmp_path}".split())
+    report = json.loads(next(tmp_path.glob("*-onnx-cpu.json")).read_text())
+    rows = report["rows"]
+    assert len(rows) == 3
+    assert rows[0]["ratio"] == 1
+    assert all(0 <= row["difference"] < 1e-5 and row["median"] > 0 for row in rows)
+    assert set(report["megabytes"]) == {"micro"}
+
+
+def test_parity_is_measured_for_every_set_of_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(PRESETS, "micro", MICRO)
+    parity.main(f"--presets micro --image-size 32 --out {tmp_path}".split())
+    rows = json.loads(next(tmp_path.glob("*-parity-cpu.json")).read_text())["rows"]
+    assert [(row["target"], row["names"]) for row in rows] == [
+        (target, names) for target in ("pixels", "norm_pix") for names in parity.WRITERS
+    ]
+    for row in rows:
+        assert row["pred_mean"] <= row["pred_max"] < 1e-5 < row["pred_scale"]
+        assert row["latent_mean"] <= row["latent_max"] < 1e-5
+        assert row["loss_difference"] < 1e-5 < row["loss"]
