@@ -4,7 +4,8 @@
     python -m mae_core.evaluate reconstruction runs/mine PICTURES --strategy block --json
 
 prints the loss, PSNR and SSIM of removed patches with their spread over the pictures,
-beside the mean colour and OpenCV's Telea inpainting on the same masks.
+beside the mean colour and OpenCV's Telea inpainting on the same masks. Weights trained on
+normalised pixels are measured with brightness and contrast estimated from visible patches.
 """
 
 import argparse
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     reconstructor = Reconstructor.from_pretrained(arguments.weights, device=arguments.device)
-    pictures = load_pictures(arguments.folder, reconstructor.config, arguments.fit)
+    config = reconstructor.config
+    pictures = load_pictures(arguments.folder, config, arguments.fit, arguments.image_size)
     figures = evaluate_reconstruction(
         reconstructor.model, pictures, mask_ratio=arguments.mask_ratio, seed=arguments.seed,
         strategy=arguments.strategy,
@@ -40,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "device": str(reconstructor.device), "precision": reconstructor.precision,
         "mask_ratio": arguments.mask_ratio, "strategy": arguments.strategy,
         "seed": arguments.seed, "fit": arguments.fit,
+        "image_size": arguments.image_size or config.image_size,
     }  # fmt: skip
     print(_as_json(facts, figures) if arguments.json else _as_table(facts, figures))
     return 0
@@ -59,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="picture i gets seed + i")
     command.add_argument("--strategy", choices=STRATEGIES, default="random")
     command.add_argument("--fit", choices=FITS, default="crop")
+    command.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="the model's own if not given"
+    )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     command.add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -2,7 +2,9 @@
 
 `decode_image` turns whatever a person may hand over (a file's bytes, a path, a PIL picture, an
 array) into the RGB picture that the person sees; `fit_image` brings it to whole patches;
-`to_tensor` and `to_pil` go to the model's pixels and back.
+`to_tensor` and `to_pil` go to the model's pixels and back. What is no picture but has the
+model's own channels (`is_channels`) goes in by `channels_to_tensor` and is looked at by
+`viewable`.
 
 Files come from strangers. Size is judged by the header, before a pixel is decoded; only the
 parsers of ordinary photo formats ever run; a file that hides far more work than its picture
@@ -24,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -581,17 +583,27 @@ def fit_image(image: Image.Image, fit: str, *, image_size: int, patch_size: int)
     Raises:
         ConfigError: If no fit has that name or `image_size` is not a multiple of `patch_size`.
     """
-    if image_size < 1 or patch_size < 1 or image_size % patch_size:
-        raise ConfigError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
+    size = fitted_size(image.size, fit, image_size=image_size, patch_size=patch_size)
     if fit == "crop":
         return _fit_crop(image, image_size)
-    if fit == "squash":
-        return image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def fitted_size(
+    size: tuple[int, int], fit: str, *, image_size: int, patch_size: int
+) -> tuple[int, int]:
+    """What a picture of `size` will measure when `fit_image` has fitted it, (width, height).
+
+    Raises:
+        ConfigError: If no fit has that name or `image_size` is not a multiple of `patch_size`.
+    """
+    if image_size < 1 or patch_size < 1 or image_size % patch_size:
+        raise ConfigError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
+    if fit not in FITS:
+        raise ConfigError(f"no fit is called {fit!r}; choose one of {', '.join(FITS)}")
     if fit == "whole":
-        return image.resize(
-            _whole_size(image.size, image_size, patch_size), Image.Resampling.BICUBIC
-        )
-    raise ConfigError(f"no fit is called {fit!r}; choose one of {', '.join(FITS)}")
+        return _whole_size(size, image_size, patch_size)
+    return image_size, image_size
 
 
 def _fit_crop(image: Image.Image, image_size: int) -> Image.Image:
@@ -627,12 +639,66 @@ def to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -
     """
     if len(mean) not in (1, 3) or len(mean) != len(std):
         raise ConfigError(
-            f"{len(mean)} means and {len(std)} deviations; a picture has three channels, or one"
+            f"{len(mean)} means and {len(std)} deviations; a picture has three channels, or one: "
+            "give others as floats in 0..1 of shape (C, H, W)"
         )
     pixels = np.atleast_3d(np.array(image.convert("RGB" if len(mean) == 3 else "L")))
     scaled = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32) / 255  # (C, H, W)
     normalised = (scaled - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     return normalised[None].contiguous()
+
+
+def is_channels(source: object, in_chans: int) -> TypeGuard[Tensor | npt.NDArray[Any]]:
+    """Whether a source is the channels of a model's input, not a picture.
+
+    A tensor always is; an array is if it has `in_chans` rows of planes. A picture's array with
+    one or three channels is never that low, so the two are not taken for each other.
+    """
+    if isinstance(source, np.ndarray):
+        return source.ndim == 3 and source.shape[0] == in_chans
+    return isinstance(source, Tensor)
+
+
+def channels_to_tensor(
+    source: Tensor | npt.NDArray[Any], mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """Channels as the model's input; they are not resized.
+
+    Args:
+        source: (C, H, W) floats in 0..1, on any device.
+        mean: Channel means in 0..1, one a channel.
+        std: Channel deviations, one a channel.
+
+    Returns:
+        (1, C, H, W) float32, normalised, on the CPU.
+
+    Raises:
+        ImageFormatError: If the shape, the number format or a value is another.
+    """
+    floats = source.is_floating_point() if isinstance(source, Tensor) else source.dtype.kind == "f"
+    if source.ndim != 3 or len(source) != len(mean) or not floats:
+        raise ImageFormatError(
+            f"these channels are {str(source.dtype).removeprefix('torch.')} of shape "
+            f"{tuple(source.shape)}; give floats in 0..1 of shape ({len(mean)}, H, W)"
+        )
+    if isinstance(source, Tensor):
+        channels = source.detach().to("cpu", torch.float32)
+    else:
+        channels = torch.from_numpy(np.array(source, dtype=np.float32))
+    # "not" first: a NaN compares false.
+    if channels.numel() == 0 or not (channels.min() >= 0 and channels.max() <= 1):
+        raise ImageFormatError("the channels are empty or not all in 0..1; scale them to that")
+    return ((channels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])[None]
+
+
+def viewable(pixels: Tensor) -> Tensor:
+    """The channels of a (C, H, W) tensor that a picture shows.
+
+    Returns:
+        (3, H, W) the first three, as red, green and blue; (1, H, W) the first one where there
+        are fewer than three.
+    """
+    return pixels[:3] if len(pixels) >= 3 else pixels[:1]
 
 
 def to_pil(pixels: Tensor) -> Image.Image:

@@ -1,6 +1,7 @@
 """Rebuild a picture without a browser: python -m mae_core.reconstruct IMAGE --out DIR.
 
     python -m mae_core.reconstruct photo.jpg --mask-ratio 0.75 --seed 2 --out panels
+    python -m mae_core.reconstruct photo.jpg --image-size 448 --fit whole --out panels
 
 writes `original.png masked.png reconstruction.png pasted.png panels.png metrics.json`.
 """
@@ -15,7 +16,7 @@ from mae_core.checkpoint import write_atomically
 from mae_core.entry import run_entry
 from mae_core.images import FITS, decode_image
 from mae_core.masking import STRATEGIES
-from mae_core.reconstruction import Reconstruction, Reconstructor
+from mae_core.reconstruction import NORM_PIX_VIEWS, Reconstruction, Reconstructor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,15 +27,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     reconstructor = Reconstructor.from_pretrained(arguments.weights, device=arguments.device)
     out = reconstructor(
         image, mask_ratio=arguments.mask_ratio, seed=arguments.seed,
-        strategy=arguments.strategy, fit=arguments.fit,
+        strategy=arguments.strategy, fit=arguments.fit, image_size=arguments.image_size,
+        view=arguments.view,
     )  # fmt: skip
     write(out, Path(arguments.out))
-    psnr = "nothing removed" if out.psnr is None else f"{out.psnr:.2f} dB on removed patches"
     print(
-        f"{out.visible} of {out.patches} patches seen, {psnr}, {out.seconds * 1000:.0f} ms on "
-        f"{out.device}; wrote {arguments.out}"
+        f"{out.visible} of {out.patches} patches seen, {_quality(out)}, "
+        f"{out.seconds * 1000:.0f} ms on {out.device}; wrote {arguments.out}"
     )
     return 0
+
+
+def _quality(out: Reconstruction) -> str:
+    if out.psnr is None:
+        return "no PSNR in this view" if out.removed.any() else "nothing removed"
+    told = ", told the answer's brightness and contrast" if out.view == "answer" else ""
+    return f"{out.psnr:.2f} dB on removed patches{told}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,6 +56,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the mask")
     parser.add_argument("--strategy", choices=STRATEGIES, default="random")
     parser.add_argument("--fit", choices=FITS, default="crop")
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS",
+        help="what to fit to, a multiple of the patch side; the model's own if not given",
+    )  # fmt: skip
+    parser.add_argument(
+        "--view", choices=NORM_PIX_VIEWS, default="estimated",
+        help="of weights trained on normalised pixels: brightness and contrast estimated, the "
+        "original's (which uses the answer), or the bare prediction",
+    )  # fmt: skip
     parser.add_argument("--weights", help="name, .safetensors file or folder of a run")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--out", required=True, help="folder to write to")

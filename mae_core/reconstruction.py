@@ -4,6 +4,10 @@ from mae_core import Reconstructor
 r = Reconstructor.from_pretrained()
 out = r("photo.jpg", mask_ratio=0.75, seed=2)
 out.panels()["pasted"].save("pasted.png")
+
+Any size goes through any model, for its positions are resampled: `image_size=` up to 1024, and
+at most `MAX_PATCHES` patches. A picture of 1024 x 1024 pixels in patches of 16 takes at most
+300 MiB beyond the weights, for models up to the size of `large`, in float32 on a CPU.
 """
 
 import math
@@ -19,11 +23,21 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae_core.checkpoint import load_weights
+from mae_core.checkpoint import Hints
 from mae_core.config import ModelConfig
 from mae_core.devices import choose_device, choose_precision
-from mae_core.errors import MaskError
-from mae_core.images import ImageSource, decode_image, fit_image, to_pil, to_tensor
+from mae_core.errors import ConfigError, ImageLimitError, MaskError
+from mae_core.images import (
+    ImageSource,
+    channels_to_tensor,
+    decode_image,
+    fit_image,
+    fitted_size,
+    is_channels,
+    to_pil,
+    to_tensor,
+    viewable,
+)
 from mae_core.masking import PatchMask, custom_mask, draw_mask
 from mae_core.models.mae import MaskedAutoencoder, reconstruction_loss
 from mae_core.patches import (
@@ -33,7 +47,15 @@ from mae_core.patches import (
     patchify,
     unpatchify,
 )
-from mae_core.weights import locate_weights, weights_name
+from mae_core.weights import load_pretrained, weights_name
+
+# How a model of per-patch normalised pixels can be shown (see `rebuild`), the default first.
+NORM_PIX_VIEWS = ("estimated", "answer", "normalized")
+
+# The largest `image_size` that can be asked for, in pixels, and the most patches of a picture:
+# 1024 x 1024 pixels in patches of 16.
+MAX_IMAGE_SIZE = 1024
+MAX_PATCHES = 4096
 
 # What a removed patch looks like in the masked panel: mid grey, 0..1.
 REMOVED_COLOUR = 0.5
@@ -42,8 +64,17 @@ REMOVED_COLOUR = 0.5
 _SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
 _SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
 
-# Neighbours further than about two patches say little about a removed patch's statistics.
-_STATISTICS_REACH = 1.0
+# What one deviation of a patch's pixels becomes in the view `normalized`, in pixels of 0..1: two
+# deviations to either side of mid grey fill the range, and few pixels of photographs lie beyond.
+_NORMALIZED_CONTRAST = 0.25
+
+# Cells along a side of a patch from which its mean is estimated.
+_MEAN_CELLS = 4
+
+# Filling stops when what is wrong has shrunk by so much, far below a level of grey, or after so
+# many steps: holes of blocks in 256 x 256 cells take up to 600.
+_FILL_TOLERANCE, _FILL_STEPS = 1e-5, 1000
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -51,17 +82,20 @@ class Reconstruction:
     """One picture rebuilt, with everything needed to rebuild it again.
 
     Attributes:
-        original: (3, H, W) pixels in 0..1, as the model saw the picture.
-        reconstruction: (3, H, W) the model's picture in 0..1, visible patches too.
+        original: (C, H, W) pixels in 0..1, as the model saw the picture.
+        reconstruction: (C, H, W) the model's picture in 0..1, visible patches too.
         removed: (h, w) booleans, True = removed.
         patch_size: Side of a patch in pixels.
         loss: The model's loss on removed patches; None if nothing was removed.
-        psnr: Of the removed patches, in dB, for pixels in 0..1; None likewise.
-        ssim: Of the pasted picture, averaged over removed pixels, at most 1; None likewise.
+        psnr: Of the removed patches, in dB, for pixels in 0..1; None likewise, and in the view
+            `normalized`. In the view `answer` it is not the model's own: that one is told the
+            brightness and contrast of what it is to guess.
+        ssim: Of the pasted picture, averaged over removed pixels, at most 1; None as `psnr`.
         mask_ratio: As asked for, 0..1; with a custom mask the share it removed.
         seed: Of the mask; not used by a custom mask.
         strategy: `random`, `block`, `grid` or `custom`.
-        fit: How the picture was brought to size.
+        fit: How the picture was brought to size; `none` for channels, which are taken as they are.
+        view: One of `NORM_PIX_VIEWS`; None where the model predicts pixels.
         model: Name of the weights.
         device: Where the model ran.
         precision: Number format the model ran in.
@@ -79,6 +113,7 @@ class Reconstruction:
     seed: int
     strategy: str
     fit: str
+    view: str | None
     model: str
     device: str
     precision: str
@@ -91,6 +126,16 @@ class Reconstruction:
         return h, w
 
     @property
+    def height(self) -> int:
+        """H: pixels."""
+        return int(self.original.shape[1])
+
+    @property
+    def width(self) -> int:
+        """W: pixels."""
+        return int(self.original.shape[2])
+
+    @property
     def patches(self) -> int:
         """L: patches of the picture."""
         return int(self.removed.size)
@@ -101,14 +146,19 @@ class Reconstruction:
         return int((~self.removed).sum())
 
     def panels(self) -> dict[str, Image.Image]:
-        """The pictures `original`, `masked`, `reconstruction` and `pasted`, of one size."""
+        """The pictures `original`, `masked`, `reconstruction` and `pasted`, of one size.
+
+        Of more than three channels the first three are shown, as red, green and blue; of two
+        the first, in grey.
+        """
         removed = self._removed_pixels()
-        grey = torch.full_like(self.original, REMOVED_COLOUR)
+        original, rebuilt = viewable(self.original), viewable(self.reconstruction)
+        grey = torch.full_like(original, REMOVED_COLOUR)
         return {
-            "original": to_pil(self.original),
-            "masked": to_pil(compose(self.original, grey, removed)),
-            "reconstruction": to_pil(self.reconstruction),
-            "pasted": to_pil(compose(self.original, self.reconstruction, removed)),
+            "original": to_pil(original),
+            "masked": to_pil(compose(original, grey, removed)),
+            "reconstruction": to_pil(rebuilt),
+            "pasted": to_pil(compose(original, rebuilt, removed)),
         }
 
     def strip(self, gap: int = 8) -> Image.Image:
@@ -123,8 +173,8 @@ class Reconstruction:
     def facts(self) -> dict[str, Any]:
         """What was done and how well it went, as plain data for JSON."""
         names = (
-            "model", "device", "precision", "mask_ratio", "seed", "strategy", "fit", "visible",
-            "patches", "loss", "psnr", "ssim", "seconds",
+            "model", "device", "precision", "mask_ratio", "seed", "strategy", "fit", "view",
+            "height", "width", "visible", "patches", "loss", "psnr", "ssim", "seconds",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
@@ -158,7 +208,12 @@ class Reconstructor:
 
     @classmethod
     def from_pretrained(
-        cls, weights: str | Path | None = None, *, device: str = "auto", precision: str = "auto"
+        cls,
+        weights: str | Path | None = None,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        hints: Hints | None = None,
     ) -> "Reconstructor":
         """Load weights by name or path.
 
@@ -167,12 +222,14 @@ class Reconstructor:
                 a run; the default bundled weights if not given.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             precision: `auto`, `float32` or `bfloat16`.
+            hints: What shapes cannot tell of a file, such as `norm_pix`.
 
         Raises:
             CheckpointError: If there are no such weights or the file is damaged.
+            DownloadError: If published weights cannot be fetched.
             DeviceError: If the device is not there.
         """
-        model = load_weights(locate_weights(weights)).build()
+        model = load_pretrained(weights, hints=hints).build()
         return cls(model, weights_name(weights), device=device, precision=precision)
 
     @property
@@ -182,41 +239,56 @@ class Reconstructor:
 
     def __call__(
         self,
-        image: ImageSource,
+        image: ImageSource | Tensor,
         mask_ratio: float = 0.75,
         seed: int = 0,
         *,
         strategy: str = "random",
         fit: str = "crop",
         mask: ArrayLike | None = None,
+        image_size: int | None = None,
+        view: str = "estimated",
     ) -> Reconstruction:
         """Remove patches of a picture and rebuild it.
 
         Args:
-            image: Bytes of a picture file, a path, a PIL image or an array.
+            image: Bytes of a picture file, a path, a PIL image or an array (see `decode_image`),
+                which are made grey for a model of one channel; or, for a model of any number of
+                channels, a tensor or an array (C, H, W) of floats in 0..1, whose sides are
+                multiples of the patch side. Such channels are not resized.
             mask_ratio: Fraction removed, 0..1.
             seed: Of the mask; the same seed gives the same mask on every device.
             strategy: `random`, `block` or `grid`.
             fit: `crop`, `squash` or `whole`.
             mask: (h, w) booleans, True = removed, instead of ratio, seed and strategy.
+            image_size: Pixels that `fit` aims at, a multiple of the patch side and at most
+                `MAX_IMAGE_SIZE`: both sides, or of a whole frame the shorter one (see
+                `fit_image`). The model's own if not given.
+            view: How a model of per-patch normalised pixels is shown, one of `NORM_PIX_VIEWS`
+                (see `rebuild`). Other models have one view, and it means nothing to them.
 
         Raises:
             ImageError: If the picture cannot be used.
+            ImageLimitError: If it would have more than `MAX_PATCHES` patches.
             MaskError: If ratio, seed, strategy or mask are not allowed.
+            ConfigError: If fit, size or view are not allowed, or the model takes other channels
+                than pictures have.
+            PatchError: If channels do not divide into patches.
         """
         config = self.config
-        picture = fit_image(
-            decode_image(image), fit, image_size=config.image_size, patch_size=config.patch_size
-        )
+        ready = self._prepare(image, fit, image_size)
         begun = time.perf_counter()
-        images = to_tensor(picture, config.mean, config.std)
+        if isinstance(ready, Tensor):
+            images, fit = ready, "none"
+        else:
+            images = to_tensor(ready, config.mean, config.std)
         grid_size = self.model.grid_of(images)
         if mask is None:
             patch_mask = draw_mask(strategy, 1, grid_size, mask_ratio, seed=seed)
         else:
             patch_mask, strategy = _custom_mask(mask, grid_size), "custom"
             mask_ratio = 1 - patch_mask.num_visible / patch_mask.num_patches
-        rebuilt = rebuild(self.model, images, patch_mask)
+        rebuilt = rebuild(self.model, images, patch_mask, view)
         seconds = time.perf_counter() - begun
         scores = score(rebuilt, patch_mask, grid_size, config.patch_size)
         return Reconstruction(
@@ -224,9 +296,82 @@ class Reconstructor:
             removed=(patch_mask.mask[0].numpy() > 0).reshape(grid_size),
             patch_size=config.patch_size,
             loss=scores.loss[0], psnr=scores.psnr[0], ssim=scores.ssim[0],
-            mask_ratio=mask_ratio, seed=seed, strategy=strategy, fit=fit, model=self.name,
-            device=str(self.device), precision=self.precision, seconds=seconds,
+            mask_ratio=mask_ratio, seed=seed, strategy=strategy, fit=fit, view=rebuilt.view,
+            model=self.name, device=str(self.device), precision=self.precision, seconds=seconds,
         )  # fmt: skip
+
+    def _prepare(
+        self, image: ImageSource | Tensor, fit: str, image_size: int | None
+    ) -> Image.Image | Tensor:
+        """A picture fitted to the model, or channels as its input."""
+        config = self.config
+        if is_channels(image, config.in_chans):
+            if image_size is not None:
+                raise ConfigError("image_size resizes pictures only; resize the channels yourself")
+            images = channels_to_tensor(image, config.mean, config.std)
+            _check_patches(*self.model.grid_of(images))
+            return images
+        assert not isinstance(image, Tensor)  # all of them are channels
+        # Before a picture is read that cannot be used.
+        _check_takes_pictures(config)
+        return fit_to_model(decode_image(image), config, fit, image_size)
+
+
+def fit_to_model(
+    picture: Image.Image, config: ModelConfig, fit: str = "crop", image_size: int | None = None
+) -> Image.Image:
+    """Bring a picture to a size that a model takes.
+
+    Args:
+        picture: Any picture.
+        config: The model's shape.
+        fit: `crop`, `squash` or `whole`; see `fit_image`.
+        image_size: What it aims at, in pixels, at most `MAX_IMAGE_SIZE`; the model's own if not
+            given.
+
+    Raises:
+        ConfigError: If the fit or the size is not allowed, or the model takes other channels
+            than pictures have.
+        ImageLimitError: If the picture would have more than `MAX_PATCHES` patches.
+    """
+    _check_takes_pictures(config)
+    patch = config.patch_size
+    if image_size is None:
+        image_size = config.image_size
+    else:
+        _check_image_size(image_size, patch)
+    width, height = fitted_size(picture.size, fit, image_size=image_size, patch_size=patch)
+    _check_patches(height // patch, width // patch)
+    return fit_image(picture, fit, image_size=image_size, patch_size=patch)
+
+
+def _check_takes_pictures(config: ModelConfig) -> None:
+    if config.in_chans not in (1, 3):
+        raise ConfigError(
+            f"this model takes {config.in_chans} channels, and a picture has three or one; give "
+            f"a tensor or array of floats in 0..1 of shape ({config.in_chans}, H, W), H and W "
+            f"multiples of {config.patch_size}"
+        )
+
+
+def _check_image_size(image_size: int, patch_size: int) -> None:
+    most = MAX_IMAGE_SIZE // patch_size * patch_size
+    if isinstance(image_size, bool) or not isinstance(image_size, int):
+        raise ConfigError(f"image_size is a {type(image_size).__name__}; give a whole number")
+    if not patch_size <= image_size <= most or image_size % patch_size:
+        nearest = min(max(round(image_size / patch_size), 1) * patch_size, most)
+        raise ConfigError(
+            f"image_size is {image_size}; this model takes multiples of {patch_size} from "
+            f"{patch_size} to {most}, such as {nearest}"
+        )
+
+
+def _check_patches(h: int, w: int) -> None:
+    if h * w > MAX_PATCHES:
+        raise ImageLimitError(
+            f"the picture would have {h} x {w} patches, and at most {MAX_PATCHES} are taken; "
+            "give a smaller image_size, or crop it"
+        )
 
 
 def _custom_mask(mask: ArrayLike, grid_size: tuple[int, int]) -> PatchMask:
@@ -247,25 +392,42 @@ class Rebuilt:
         pixels: (N, C, H, W) the model's pictures in 0..1.
         loss: (N,) mean squared error of the model's target over removed patches; not a
             number where nothing was removed.
+        view: One of `NORM_PIX_VIEWS`; None where the model predicts pixels.
     """
 
     original: Tensor
     pixels: Tensor
     loss: Tensor
+    view: str | None = None
 
 
 @torch.inference_mode()
-def rebuild(model: MaskedAutoencoder, images: Tensor, patch_mask: PatchMask) -> Rebuilt:
+def rebuild(
+    model: MaskedAutoencoder, images: Tensor, patch_mask: PatchMask, view: str = "estimated"
+) -> Rebuilt:
     """Run a model on normalised images and bring its prediction back to pixels.
+
+    A model of per-patch normalised pixels predicts no brightness or contrast of a patch. Only
+    what is predicted is honest, so there are three views of it:
+
+    * `estimated`: both are estimated from the visible patches (`estimate_statistics`).
+    * `answer`: both are the original's own, so hidden pixels reach the picture. What others
+      show; not to be mistaken for what the model knows.
+    * `normalized`: the prediction as it came, around mid grey. No pixel is looked at, and it
+      is not to be compared with the original.
 
     Args:
         model: In evaluation mode; on any device, in any precision.
         images: (N, C, H, W), normalised, on the CPU.
         patch_mask: N masks, on the CPU.
+        view: One of `NORM_PIX_VIEWS`; means nothing to models that predict pixels.
 
     Raises:
         PatchError: If images and mask do not fit each other or the model.
+        ConfigError: If no view has that name.
     """
+    if view not in NORM_PIX_VIEWS:
+        raise ConfigError(f"no view is called {view!r}; choose {', '.join(NORM_PIX_VIEWS)}")
     device, grid_size = model.pos_embed.device, model.grid_of(images)
     latent = model.encode(images.to(device), patch_mask.to(device))
     pred = model.decode(latent, patch_mask.ids_restore.to(device), grid_size).float().cpu()
@@ -274,13 +436,29 @@ def rebuild(model: MaskedAutoencoder, images: Tensor, patch_mask: PatchMask) -> 
         [reconstruction_loss(pred[i], target[i], patch_mask.mask[i]) for i in range(len(images))]
     )
     pred = model.patches_from(pred)
-    if model.config.norm_pix:
-        statistics = estimate_statistics(model, images, patch_mask, grid_size)
-        pred = denormalize_patches(pred, statistics)
-    pixels = unpatchify(pred, model.config.patch_size, grid_size)
     mean = torch.tensor(model.config.mean).view(1, -1, 1, 1)
     std = torch.tensor(model.config.std).view(1, -1, 1, 1)
-    return Rebuilt(images * std + mean, (pixels * std + mean).clamp(0, 1), loss)
+    original = images * std + mean
+    if not model.config.norm_pix:
+        return Rebuilt(original, _pixels(model, pred, grid_size), loss)
+    if view == "normalized":
+        pixels = unpatchify(pred, model.config.patch_size, grid_size)
+        return Rebuilt(original, (0.5 + _NORMALIZED_CONTRAST * pixels).clamp(0, 1), loss, view)
+    statistics = (
+        patch_statistics(patchify(images, model.config.patch_size))
+        if view == "answer"
+        else estimate_statistics(model, images, patch_mask, grid_size)
+    )
+    pred = denormalize_patches(pred, statistics)
+    return Rebuilt(original, _pixels(model, pred, grid_size), loss, view)
+
+
+def _pixels(model: MaskedAutoencoder, patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """Patches in the units of the model's input as (N, C, H, W) pixels in 0..1."""
+    pixels = unpatchify(patches, model.config.patch_size, grid_size)
+    mean = torch.tensor(model.config.mean).view(1, -1, 1, 1)
+    std = torch.tensor(model.config.std).view(1, -1, 1, 1)
+    return (pixels * std + mean).clamp(0, 1)
 
 
 def estimate_statistics(
@@ -289,25 +467,69 @@ def estimate_statistics(
     """Mean and variance of every patch, as far as the visible patches tell.
 
     A model trained on per-patch normalised pixels does not predict a patch's brightness and
-    contrast. A visible patch has its own; a removed one gets the mean of the visible ones',
-    weighted by a Gaussian of their distance. Hidden pixels are never looked at.
+    contrast. A visible patch has its own. Into the removed ones both are continued smoothly
+    (`fill_smoothly`): the variance from patch to patch; the mean from cells of a quarter of a
+    patch, because what tells most about it are the pixels at the edges of its neighbours.
+    Hidden pixels are never looked at.
 
     Returns:
         (N, L, 1) each.
     """
     raw = patch_statistics(patchify(images, model.config.patch_size))
-    h, w = grid_size
-    places = torch.cartesian_prod(torch.arange(h).float(), torch.arange(w).float())  # (L, 2)
-    # In the log domain the nearest visible patch always counts, however far it is.
-    logits = -torch.cdist(places, places).square() / (2 * _STATISTICS_REACH**2)
-    hidden = patch_mask.mask.bool()
-    weights = logits.masked_fill(hidden[:, None, :], -math.inf).softmax(dim=-1)  # (N, L, L)
-    keep = (~hidden).unsqueeze(-1)
-    # Zeros in place of hidden statistics: a weight of zero does not undo a NaN.
-    mean, var = (torch.where(keep, value, 0.0) for value in (raw.mean, raw.var))
-    return PatchStatistics(
-        torch.where(keep, mean, weights @ mean), torch.where(keep, var, weights @ var)
-    )
+    n, (h, w), cells = len(images), grid_size, min(_MEAN_CELLS, model.config.patch_size)
+    hidden = patch_mask.mask.bool().reshape(n, 1, h, w)
+    # No cell crosses the edge of a patch, not even where `cells` does not divide its side.
+    grey = images.mean(dim=1, keepdim=True)
+    grey = F.adaptive_avg_pool2d(grey, (h * cells, w * cells))
+    holes = hidden.repeat_interleave(cells, dim=2).repeat_interleave(cells, dim=3)
+    mean = F.avg_pool2d(fill_smoothly(grey, holes), cells).reshape(n, -1, 1)
+    var = fill_smoothly(raw.var.reshape(n, 1, h, w), hidden).reshape(n, -1, 1)
+    return PatchStatistics(torch.where(hidden.reshape(n, -1, 1), mean, raw.mean), var)
+
+
+def fill_smoothly(values: Tensor, hidden: Tensor) -> Tensor:
+    """Continue known values into holes, as a stretched membrane would.
+
+    Solves Laplace's equation by conjugate gradients: each hidden value becomes the mean of its
+    neighbours, so that none is outside of what is known.
+
+    Args:
+        values: (N, 1, h, w) floats; those that are hidden are never looked at.
+        hidden: (N, 1, h, w) booleans, True = to be filled; not all of an image.
+
+    Returns:
+        (N, 1, h, w) of the same number format, the known values unchanged.
+    """
+    holes = hidden.double()
+    known = torch.where(hidden, 0.0, values.double())
+    level = _total(known) / _total(1 - holes)
+    filled = torch.where(hidden, level, known)
+    residual = -_laplacian(filled) * holes
+    direction, size = residual, _total(residual.square())
+    goal = _FILL_TOLERANCE**2 * size
+    for _ in range(_FILL_STEPS):
+        if bool((size <= goal).all()):
+            break
+        change = _laplacian(direction) * holes
+        # The tiny number is for images of the batch that have no error left.
+        step = size / (_total(direction * change) + _TINY)
+        filled = filled + step * direction
+        residual = residual - step * change
+        previous, size = size, _total(residual.square())
+        direction = residual + size / (previous + _TINY) * direction
+    return torch.where(hidden, filled.to(values.dtype), values)
+
+
+def _laplacian(x: Tensor) -> Tensor:
+    """Four times each value of (N, 1, h, w) less its four neighbours, edges repeated."""
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    across = padded[:, :, 1:-1, 2:] + padded[:, :, 1:-1, :-2]
+    return 4 * x - across - padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
+
+
+def _total(x: Tensor) -> Tensor:
+    """Sum of each image's values: (N, 1, h, w) to (N, 1, 1, 1)."""
+    return x.sum(dim=(1, 2, 3), keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -325,8 +547,12 @@ def score(
     """Compare pictures on their removed patches.
 
     Returns:
-        The model's loss, the PSNR in dB and the mean SSIM of each image.
+        The model's loss, the PSNR in dB and the mean SSIM of each image; the last two None in
+        the view `normalized`, which is of other pixels than the original.
     """
+    if rebuilt.view == "normalized":
+        nothing: list[float | None] = [None] * len(rebuilt.loss)
+        return Scores(_finite(rebuilt.loss), nothing, nothing)
     removed = pixel_mask(patch_mask.mask, grid_size, patch_size)
     psnr = removed_psnr(rebuilt.pixels, rebuilt.original, removed)
     ssim = removed_ssim(rebuilt.pixels, rebuilt.original, removed)
@@ -368,17 +594,22 @@ def removed_ssim(pixels: Tensor, original: Tensor, removed: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004) of the pasted picture over removed pixels.
 
     Args:
-        pixels: (N, C, H, W) in 0..1; H and W at least 6.
+        pixels: (N, C, H, W) in 0..1.
         original: (N, C, H, W) in 0..1.
         removed: (N, 1, H, W), 1 = removed.
 
     Returns:
         (N,) the mean over removed pixels and channels, at most 1; not a number where nothing
-        was removed.
+        was removed or a side is too short for the window, below 6 pixels.
     """
-    similarity = _ssim_map(compose(original, pixels, removed), original)
-    total = (similarity * removed).sum(dim=(1, 2, 3))
-    return total / (removed.sum(dim=(1, 2, 3)) * pixels.shape[1])
+    if min(pixels.shape[-2:]) <= _SSIM_WINDOW // 2:
+        return torch.full((len(pixels),), math.nan)
+    pasted = compose(original, pixels, removed)
+    # One channel at a time: of a large picture, a dozen copies are alive at once.
+    pairs = zip(pasted.split(1, dim=1), original.split(1, dim=1), strict=True)
+    total = sum(_total(_ssim_map(x, y) * removed) for x, y in pairs)
+    similarity: Tensor = (total / (_total(removed) * pixels.shape[1])).flatten()
+    return similarity
 
 
 def _ssim_map(x: Tensor, y: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from mae_core.config import ModelConfig
 from mae_core.data.folders import find_images
 from mae_core.errors import DataError, ImageError, MaskError
-from mae_core.images import decode_image, fit_image, to_tensor
+from mae_core.images import decode_image, to_tensor
 from mae_core.masking import PatchMask, draw_mask
 from mae_core.models.mae import MaskedAutoencoder
-from mae_core.reconstruction import Rebuilt, compose, pixel_mask, rebuild, score
+from mae_core.reconstruction import Rebuilt, compose, fit_to_model, pixel_mask, rebuild, score
 
 _log = logging.getLogger(__name__)
 
@@ -62,22 +62,30 @@ class Figures:
         }
 
 
-def load_pictures(folder: str | Path, config: ModelConfig, fit: str = "crop") -> list[Image.Image]:
+def load_pictures(
+    folder: str | Path, config: ModelConfig, fit: str = "crop", image_size: int | None = None
+) -> list[Image.Image]:
     """All readable pictures below a folder, fitted to a model; others are named and skipped.
+
+    Args:
+        folder: Looked through with all folders in it.
+        config: The model's shape.
+        fit: See `fit_to_model`.
+        image_size: Likewise.
 
     Raises:
         DataError: If the folder is missing or holds no readable picture.
+        ConfigError: If the fit or the size is not allowed, or the model takes other channels
+            than pictures have.
     """
     pictures = []
     for path in find_images(folder):
         try:
-            picture = decode_image(path)
+            fitted = fit_to_model(decode_image(path), config, fit, image_size)
         except ImageError as error:
             _log.warning("skipped %s: %s", path.name, error)
             continue
-        pictures.append(
-            fit_image(picture, fit, image_size=config.image_size, patch_size=config.patch_size)
-        )
+        pictures.append(fitted)
     if not pictures:
         raise DataError(f"no file below {str(folder)!r} could be read as a picture")
     return pictures
@@ -93,6 +101,9 @@ def evaluate_reconstruction(
     baselines: bool = True,
 ) -> dict[str, Figures]:
     """Rebuild every picture once and score its removed patches.
+
+    A model of per-patch normalised pixels is scored in the view `estimated` (see `rebuild`), so
+    that no figure owes anything to the answer.
 
     Args:
         model: In evaluation mode.
@@ -192,7 +203,7 @@ def _fill_mean_colour(image: Tensor, removed: Tensor) -> Tensor:
 
 
 def _fill_telea(image: Tensor, removed: Tensor) -> Tensor:
-    """(3, H, W) image with removed pixels inpainted by OpenCV."""
+    """(3, H, W) or (1, H, W) image with removed pixels inpainted by OpenCV."""
     import cv2
 
     pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
@@ -200,4 +211,5 @@ def _fill_telea(image: Tensor, removed: Tensor) -> Tensor:
     # The hidden pixels are blanked first, so that a leak would show.
     visible = np.ascontiguousarray(pixels * (1 - holes)[:, :, None])
     filled = cv2.inpaint(visible, holes, _TELEA_RADIUS, cv2.INPAINT_TELEA)
-    return torch.from_numpy(filled).permute(2, 0, 1).float() / 255
+    # OpenCV gives one channel as (H, W).
+    return torch.from_numpy(np.atleast_3d(filled)).permute(2, 0, 1).float() / 255

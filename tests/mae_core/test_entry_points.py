@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from PIL import Image
 
 import mae_core.reconstruct
 from mae_core.checkpoint import save_weights
+from mae_core.config import ModelConfig
 from mae_core.models.mae import MaskedAutoencoder
+from tests.pictures import draw_picture
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = "app/assets/examples/cat.jpg"
@@ -40,12 +43,31 @@ def test_reconstruct_writes_panels_and_metrics(
     assert "9 of 36 patches seen" in capsys.readouterr().out
 
 
+def test_reconstruct_takes_a_size_and_a_view(
+    small_config: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = MaskedAutoencoder(replace(small_config, norm_pix=True))
+    save_weights(tmp_path / "normed.safetensors", model, record={})
+    draw_picture(0, 100, 60).save(tmp_path / "picture.png")
+    weights = ["--weights", str(tmp_path / "normed.safetensors"), "--device", "cpu"]
+    command = [str(tmp_path / "picture.png"), *weights, "--out", str(tmp_path / "out")]
+    said = {"estimated": "dB on removed patches,", "answer": "dB on removed patches, told the",
+            "normalized": "no PSNR in this view"}  # fmt: skip
+    for view, words in said.items():
+        options = ["--image-size", "96", "--fit", "whole", "--view", view]
+        assert mae_core.reconstruct.main([*command, *options]) == 0
+        facts = json.loads((tmp_path / "out" / "metrics.json").read_text())
+        assert (facts["view"], facts["width"], facts["height"]) == (view, 160, 96)
+        assert words in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
         (["reconstruct", "missing.jpg", "--out", "out"], "no file at that path"),
         (["reconstruct", "pyproject.toml", "--out", "out"], "JPEG"),
         (["reconstruct", PICTURE, "--weights", "nothing", "--out", "out"], "neither"),
+        (["reconstruct", PICTURE, "--image-size", "100", "--out", "out"], "such as 96"),
         (["evaluate", "reconstruction", "nothing", "tests"], "neither"),
         (["train", "quick"], "not a folder"),
         (["train", "fast"], "choose one of quick"),

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 
 import mae_core.evaluate
 from mae_core.checkpoint import save_weights
-from mae_core.errors import DataError, MaskError
+from mae_core.config import ModelConfig
+from mae_core.errors import ConfigError, DataError, MaskError
 from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_pictures
 from mae_core.models.mae import MaskedAutoencoder
 from mae_core.reconstruction import Reconstructor
@@ -44,6 +46,51 @@ def test_baselines_fill_the_same_masks_without_seeing_hidden_pixels(
     colour = original[:, ~removed].mean(axis=1, keepdims=True)
     error = ((original[:, removed] - colour) ** 2).mean()
     assert figures["mean_colour"].psnr[0] == pytest.approx(-10 * math.log10(error), abs=1e-3)
+
+
+def test_normalised_targets_are_scored_without_the_answer(
+    small_config: ModelConfig, picture_folder: Path
+) -> None:
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(replace(small_config, norm_pix=True)).eval()
+    pictures = load_pictures(picture_folder, small_config)[:3]
+    figures = evaluate_reconstruction(model, pictures, seed=10, baselines=False)["model"]
+    reconstructor = Reconstructor(model, "norm_pix", device="cpu", precision="float32")
+    for i, picture in enumerate(pictures):
+        views = {
+            view: reconstructor(picture, seed=10 + i, view=view).psnr
+            for view in ("estimated", "answer")
+        }
+        assert figures.psnr[i] == pytest.approx(views["estimated"], abs=1e-3)
+        assert figures.psnr[i] != pytest.approx(views["answer"], abs=5e-3)
+
+
+def test_a_model_of_one_channel_is_measured_in_grey(
+    small_config: ModelConfig, picture_folder: Path
+) -> None:
+    config = replace(small_config, in_chans=1, mean=(0.5,), std=(0.25,))
+    torch.manual_seed(0)
+    pictures = load_pictures(picture_folder, config)
+    figures = evaluate_reconstruction(MaskedAutoencoder(config).eval(), pictures)
+    assert {len(method.psnr) for method in figures.values()} == {12}
+    assert np.mean(figures["telea"].psnr) > np.mean(figures["mean_colour"].psnr)
+
+
+def test_pictures_are_measured_at_the_size_asked_for(
+    small_config: ModelConfig, picture_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pictures = load_pictures(picture_folder, small_config, image_size=96)
+    assert {picture.size for picture in pictures} == {(96, 96)}
+    with pytest.raises(ConfigError, match="from 8 to 1024, such as 96"):
+        load_pictures(picture_folder, small_config, image_size=100)
+    with pytest.raises(ConfigError, match="takes 4 channels"):
+        load_pictures(
+            picture_folder, replace(small_config, in_chans=4, mean=(0.5,) * 4, std=(0.5,) * 4)
+        )
+    # Whole frames of 424 rows: the wider ones have more than 4096 patches.
+    some = load_pictures(picture_folder, small_config, "whole", image_size=424)
+    assert 0 < len(some) < 12
+    assert "at most 4096 are taken" in caplog.text
 
 
 def test_pictures_of_several_shapes_are_measured_in_one_go(
@@ -83,6 +130,9 @@ def test_the_command_prints_a_table_or_json(
     assert all(name in table for name in ("model", "mean_colour", "telea", "PSNR", "SSIM", "±"))
     assert mae_core.evaluate.main([*command, "--json", "--strategy", "block"]) == 0
     report = json.loads(capsys.readouterr().out)
+    assert report["image_size"] == 48
+    assert mae_core.evaluate.main([*command, "--json", "--image-size", "32"]) == 0
+    assert json.loads(capsys.readouterr().out)["image_size"] == 32
     assert report["strategy"] == "block"
     assert report["pictures"] == 12
     assert set(report["methods"]["model"]) == {"loss", "psnr", "ssim"}

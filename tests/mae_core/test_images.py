@@ -25,10 +25,14 @@ from mae_core.errors import ConfigError, ImageError, ImageFormatError, ImageLimi
 from mae_core.images import (
     FITS,
     ImageLimits,
+    channels_to_tensor,
     decode_image,
     fit_image,
+    fitted_size,
+    is_channels,
     to_pil,
     to_tensor,
+    viewable,
 )
 
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
@@ -1019,6 +1023,32 @@ def test_round_trip_of_grey_is_exact() -> None:
     back = to_pil(to_tensor(image, (0.5,), (0.5,))[0] * 0.5 + 0.5)
     assert back.mode == "L"
     assert np.array_equal(np.asarray(back), np.asarray(image))
+
+
+def test_what_a_picture_will_measure_is_what_it_measures() -> None:
+    for fit in FITS:
+        for size in ((48, 32), (32, 48), (200, 20), (20, 200)):
+            expected = fit_image(Image.new("RGB", size), fit, image_size=64, patch_size=16).size
+            assert fitted_size(size, fit, image_size=64, patch_size=16) == expected
+
+
+def test_channels_are_told_from_pictures() -> None:
+    assert is_channels(torch.zeros(1), 3)
+    assert is_channels(np.zeros((3, 16, 16)), 3)
+    for picture in (np.zeros((16, 16, 3)), np.zeros((16, 16)), np.zeros((4, 16, 16)), photo(), b""):
+        assert not is_channels(picture, 3)
+
+
+def test_channels_to_tensor_by_hand() -> None:
+    tensor = channels_to_tensor(np.full((2, 1, 3), 0.75), (0.5, 0.25), (0.25, 0.5))
+    assert (tensor.shape, tensor.dtype) == ((1, 2, 1, 3), torch.float32)
+    assert tensor.flatten().tolist() == [1.0] * 6
+
+
+def test_of_many_channels_the_first_three_are_viewable() -> None:
+    for channels, seen in ((1, 1), (2, 1), (3, 3), (4, 3), (13, 3)):
+        values = torch.rand(channels, 2, 2)
+        assert torch.equal(viewable(values), values[:seen])
 
 
 def test_to_pil_clamps_and_rounds_to_nearest() -> None:
