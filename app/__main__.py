@@ -1,6 +1,7 @@
 """Serve the page: `python -m app [--host H] [--port P] [--device D] [--weights W,...]`.
 
-Each flag may also come from the environment, as MAE_HOST, MAE_PORT, MAE_DEVICE, MAE_WEIGHTS.
+`--fetch`, `--memory-gb` and `--max-image-size` bound what visitors may ask for. Each flag may also
+come from the environment, as MAE_HOST, MAE_PORT, MAE_DEVICE, MAE_WEIGHTS and so on.
 """
 
 import argparse
@@ -18,9 +19,15 @@ from starlette.middleware import Middleware
 from app.components.image import MAX_BYTES
 from app.guard import RequestGuard
 from app.service import ReconstructionService
-from app.settings import AppSettings, parse_port, parse_weights
+from app.settings import (
+    AppSettings,
+    parse_gigabytes,
+    parse_pixels,
+    parse_port,
+    parse_weights,
+)
 from app.ui import EXAMPLES, I18N, STYLE, build_page
-from mae_core import ConfigError, MAEError
+from mae_core import MAX_IMAGE_SIZE, ConfigError, MAEError
 
 # Gradio as it comes reports to its makers; and after every event it sums up the last 10,000 of
 # them for a page of statistics that is switched off here.
@@ -50,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.update(GRADIO_SETTINGS)
     try:
         settings = parse_settings(argv)
-        page = build_page(ReconstructionService.load(settings.weights, device=settings.device))
+        page = build_page(ReconstructionService.load(settings))
         launch(page, settings)
     except MAEError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -65,7 +72,7 @@ def parse_settings(argv: Sequence[str] | None) -> AppSettings:
     """Settings from flags, then from the environment, then the defaults.
 
     Raises:
-        ConfigError: If the port is not one.
+        ConfigError: If one of them is not what it should be.
     """
     parser = argparse.ArgumentParser(prog="python -m app", description="Serve the demo's page.")
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
@@ -75,6 +82,21 @@ def parse_settings(argv: Sequence[str] | None) -> AppSettings:
         "--weights",
         type=parse_weights,
         help="names, files or folders of training runs, by commas (default: all bundled)",
+    )
+    parser.add_argument(
+        "--fetch",
+        help="what visitors may have fetched: none, published (weights that have a name), or any "
+        "(also Hugging Face repositories that they type) (default published)",
+    )
+    parser.add_argument(
+        "--memory-gb",
+        type=parse_gigabytes,
+        help="memory for models that visitors choose beside --weights (default 4)",
+    )
+    parser.add_argument(
+        "--max-image-size",
+        type=parse_pixels,
+        help=f"largest size of pictures in pixels (default {MAX_IMAGE_SIZE})",
     )
     given = vars(parser.parse_args(argv))
     flags = {name: value for name, value in given.items() if value is not None}

@@ -1,5 +1,6 @@
 """Between widgets and the service: values in, pictures and facts out, errors as sentences."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,22 @@ import gradio as gr
 from PIL import Image
 
 from app.components import as_gradio_error, language_of, sentence_for
-from app.i18n import text
+from app.fetching import NotReadyError, Offer
+from app.i18n import progress_sentence, size_of, text
+from app.models import Progress
 from app.service import Answer, ReconstructionService
-from mae_core import ImageFormatError
+from mae_core import NORM_PIX_VIEWS, ImageFormatError, MAEError
 
 PANELS = ("original", "masked", "reconstruction", "pasted")
 
 Panel = Image.Image | None
 Outputs = tuple[Panel, Panel, Panel, Panel, dict[str, Any] | None]
+
+_EMPTY: tuple[None, None, None, None] = (None, None, None, None)
+
+# What the page offers beside the model's own size, in pixels; `OWN_SIZE` stands for that.
+OWN_SIZE = 0
+SIZES = (336, 448, 672, 1024)
 
 
 class Handlers:
@@ -38,6 +47,8 @@ class Handlers:
         strategy: Any,
         fit: Any,
         model: Any,
+        image_size: Any = None,
+        view: Any = NORM_PIX_VIEWS[0],
         request: gr.Request | None = None,
     ) -> Outputs:
         """Remove patches of a picture and rebuild it.
@@ -49,13 +60,18 @@ class Handlers:
             strategy: "random", "block" or "grid".
             fit: "crop", "squash" or "whole".
             model: Name of the weights.
+            image_size: Size of the picture in pixels, a multiple of the model's patch side; the
+                model's own if not given.
+            view: Of models that predict normalised pixels: "estimated", "answer" or "normalized".
             request: Who asks; Gradio fills it in.
 
         Returns:
             The pictures original, masked, reconstruction and pasted, and the facts.
         """
         try:
-            answer = self._service.reconstruct(image, mask_ratio, seed, strategy, fit, model)
+            answer = self._service.reconstruct(
+                image, mask_ratio, seed, strategy, fit, model, image_size, view
+            )
         except Exception as error:
             raise as_gradio_error(error, request) from error
         return outputs_of(answer)
@@ -68,36 +84,86 @@ class Handlers:
         strategy: Any,
         fit: Any,
         model: Any,
+        size: Any,
+        view: Any,
         request: gr.Request | None = None,
-    ) -> Outputs:
+    ) -> tuple[Any, ...]:
         """As `reconstruct`, for the page: what cannot be shown leaves the panels empty.
 
-        So the panels never show another picture than the one chosen. An error's sentence takes
-        the place of the facts.
+        So the panels never show another picture than the one chosen. An error's sentence, or how
+        far the model is on its way, takes the place of the facts. The last output is the timer,
+        which asks again while the model is on its way.
         """
         if image is None:
-            return None, None, None, None, None
+            return *_EMPTY, None, gr.Timer(active=False)
+        # Whoever changes a control wants it to be tried again.
+        self._service.forget_failure(model)
         try:
-            answer = self._service.reconstruct(image, mask_ratio, seed, strategy, fit, model)
+            if isinstance(size, int) and size > OWN_SIZE:
+                size = self._service.nearest_size(model, size)
+            answer = self._service.reconstruct(
+                image, mask_ratio, seed, strategy, fit, model, size or None, view
+            )
+        except NotReadyError as error:
+            return *_EMPTY, _waiting(error.offer, request), gr.Timer(active=True)
         except Exception as error:
-            return None, None, None, None, {"error": sentence_for(error, request)}
-        return outputs_of(answer)
+            return *_EMPTY, {"error": sentence_for(error, request)}, gr.Timer(active=False)
+        *panels, facts = outputs_of(answer)
+        return *panels, _noted(facts, request), gr.Timer(active=False)
+
+    def look(self, model: Any, request: gr.Request | None = None) -> tuple[Any, ...]:
+        """How far a model is that was on its way.
+
+        Returns:
+            The facts, the timer, the count of arrivals, whose change is asked for the panels, and
+            the list of models.
+        """
+        try:
+            offer = self._service.offer(model)
+        except Exception as error:
+            facts = {"error": sentence_for(error, request)}
+            return facts, gr.Timer(active=False), gr.skip(), gr.skip()
+        if offer.pending:
+            return _waiting(offer, request), gr.Timer(active=True), gr.skip(), gr.skip()
+        models = self.update_models(request)
+        if offer.error is not None:
+            facts = {"error": sentence_for(offer.error, request)}
+            return facts, gr.Timer(active=False), gr.skip(), models
+        return gr.skip(), gr.Timer(active=False), time.monotonic(), models
 
     def model_choices(self, request: gr.Request | None = None) -> list[tuple[str, str]]:
-        """(label, name) of each model; the label of one being trained says how far it is."""
-        language = language_of(request)
-        choices = []
-        for name, progress in self._service.progress.items():
-            label = name
-            if progress is not None:
-                values = {"step": str(progress.step), "steps": str(progress.steps)}
-                label = text("model_running", language, {"model": name, **values})
-            choices.append((label, name))
-        return choices
+        """(label, name) of each model.
+
+        A label says where the model is, its licence, and of one being trained how far it is.
+        """
+        language, progress = language_of(request), self._service.progress
+        return [
+            (_label(offer, progress.get(offer.name), offer.name in progress, language), offer.name)
+            for offer in self._service.offers()
+        ]
 
     def update_models(self, request: gr.Request | None = None) -> dict[str, Any]:
         """The drop-down list of models as it is by now."""
         return gr.update(choices=self.model_choices(request))
+
+    def show_views(self, model: Any) -> dict[str, Any]:
+        """The choice of views, where the model has more than one."""
+        try:
+            return gr.update(visible=bool(self._service.offer(model).norm_pix))
+        except MAEError:
+            return gr.update(visible=False)
+
+    def choose_repository(self, name: Any, request: gr.Request | None = None) -> dict[str, Any]:
+        """A repository that a visitor has typed, as the model chosen."""
+        name = name.strip() if isinstance(name, str) else name
+        try:
+            offer = self._service.offer(name)
+        except Exception as error:
+            raise as_gradio_error(error, request) from error
+        choices = self.model_choices(request)
+        if all(known != name for _, known in choices):
+            choices.append((_label(offer, None, False, language_of(request)), name))
+        return gr.update(choices=choices, value=name)
 
     def choose_example(self, name: Any, request: gr.Request | None = None) -> str:
         """The file of an example."""
@@ -112,3 +178,29 @@ def outputs_of(answer: Answer) -> Outputs:
     """An answer in the order of the page's outputs."""
     original, masked, reconstruction, pasted = (answer.panels[name] for name in PANELS)
     return original, masked, reconstruction, pasted, answer.facts
+
+
+def _label(offer: Offer, training: Progress | None, loaded: bool, language: str) -> str:
+    """What the list calls a model."""
+    label = offer.name
+    if training is not None:
+        values = {"step": str(training.step), "steps": str(training.steps)}
+        label = text("model_running", language, {"model": label, **values})
+    elif not loaded:
+        key = {"ready": "model_here", "here": "model_here", "absent": "model_absent",
+               "failed": "model_absent"}.get(offer.state, "model_pending")  # fmt: skip
+        label = text(key, language, {"model": label, "size": size_of(offer, language)})
+    return f"{label} · {offer.licence}" if offer.licence else label
+
+
+def _waiting(offer: Offer, request: object) -> dict[str, Any]:
+    fraction = offer.done / offer.total if offer.total and offer.state != "reading" else None
+    return {"waiting": progress_sentence(offer, language_of(request)), "fraction": fraction}
+
+
+def _noted(facts: dict[str, Any] | None, request: object) -> dict[str, Any] | None:
+    """Facts that say in words what a picture is that is not the model's own guess."""
+    view = (facts or {}).get("view")
+    if facts is None or view in (None, NORM_PIX_VIEWS[0]):
+        return facts
+    return facts | {"note": text(f"note_{view}", language_of(request))}

@@ -6,8 +6,11 @@ that the request asks for. Both come from `STRINGS`, whose languages have the sa
 
 from collections.abc import Mapping
 
+from app.fetching import NotReadyError, Offer
 from mae_core import (
+    CheckpointError,
     DeviceError,
+    DownloadError,
     ImageFormatError,
     ImageLimitError,
     ImageLimits,
@@ -39,6 +42,24 @@ STRINGS: dict[str, dict[str, str]] = {
         "fit_whole": "Whole",
         "model": "Model",
         "model_running": "{model} (step {step} of {steps})",
+        "model_here": "{model} · on disk",
+        "model_absent": "{model} · fetch {size}",
+        "model_pending": "{model} · on its way",
+        "model_waiting": "{model} is waiting to be fetched ({size})",
+        "model_fetching": "Fetching {model}: {done} of {size}",
+        "model_reading": "Reading {model} into memory",
+        "ask_again": "Please ask again in a few seconds",
+        "size_unknown": "unknown size",
+        "repository": "From the Hugging Face Hub",
+        "repository_hint": "USER/NAME",
+        "size": "Size in pixels",
+        "size_own": "Model's",
+        "view": "View of normalised pixels",
+        "view_estimated": "Estimated from visible patches",
+        "view_answer": "With the hidden patches' own brightness and contrast (uses the answer)",
+        "view_normalized": "As predicted (normalised)",
+        "note_answer": "uses the answer: hidden patches' own brightness and contrast",
+        "note_normalized": "as predicted: not comparable with the original",
         "original": "Original",
         "masked": "Masked",
         "reconstruction": "Reconstruction",
@@ -82,6 +103,24 @@ STRINGS: dict[str, dict[str, str]] = {
         "fit_whole": "完整",
         "model": "模型",
         "model_running": "{model}（第 {step} 步，共 {steps} 步）",
+        "model_here": "{model} · 已在磁盘",
+        "model_absent": "{model} · 需下载 {size}",
+        "model_pending": "{model} · 正在准备",
+        "model_waiting": "{model} 正在等待下载（{size}）",
+        "model_fetching": "正在下载 {model}：{done} / {size}",
+        "model_reading": "正在将 {model} 读入内存",
+        "ask_again": "请几秒后再试",
+        "size_unknown": "大小未知",
+        "repository": "来自 Hugging Face Hub 的模型",
+        "repository_hint": "用户名/仓库名",
+        "size": "尺寸（像素）",
+        "size_own": "默认",
+        "view": "归一化像素的显示方式",
+        "view_estimated": "由可见图块估计",
+        "view_answer": "用被遮图块自身的亮度和对比度（用到了答案）",
+        "view_normalized": "原样输出（归一化）",
+        "note_answer": "用到了答案：被遮图块自身的亮度和对比度",
+        "note_normalized": "原样输出：不能与原图比较",
         "original": "原图",
         "masked": "掩码后",
         "reconstruction": "重建",
@@ -117,6 +156,8 @@ _CHINESE_ERRORS: tuple[tuple[type[MAEError], str], ...] = (
         f"长边不超过短边的 {_LIMITS.max_aspect:g} 倍。",
     ),
     (MaskError, "掩码比例、种子或掩码方式不在允许的范围内，请用页面上的控件选择。"),
+    (DownloadError, "模型下载失败：请检查网络或磁盘空间，或选择其他模型；再次选择该模型即可重试。"),
+    (CheckpointError, "这个模型无法使用：它不在本机上、已损坏、过大或不含解码器。请选择其他模型。"),
     (DeviceError, "所选设备不可用，请联系本页面的提供者。"),
 )
 _CHINESE_OTHER = "所选的值不可用，请从页面提供的选项中选择。"
@@ -147,6 +188,10 @@ def _weight(text: str) -> float:
 
 def error_sentence(error: MAEError, language: str) -> str:
     """What a visitor is told about an error, as a sentence in their language."""
+    if isinstance(error, NotReadyError):
+        stop = "。" if language == "zh" else ". "
+        words = (progress_sentence(error.offer, language), text("ask_again", language), "")
+        return stop.join(words).strip()
     if language == "zh":
         for kind, sentence in _CHINESE_ERRORS:
             if isinstance(error, kind):
@@ -157,6 +202,25 @@ def error_sentence(error: MAEError, language: str) -> str:
     if message.partition(" ")[0].isalpha():
         message = message[0].upper() + message[1:]
     return f"{message}."
+
+
+def progress_sentence(offer: Offer, language: str) -> str:
+    """How far a model is that is on its way; without a full stop."""
+    values = {
+        "model": offer.name, "done": _amount(offer.done), "size": size_of(offer, language),
+    }  # fmt: skip
+    return text(f"model_{offer.state}", language, values)
+
+
+def size_of(offer: Offer, language: str) -> str:
+    """The size of a model's files in 10^6 or 10^9 bytes, with a sign where it is a guess."""
+    if offer.total is None:
+        return text("size_unknown", language)
+    return _amount(offer.total) if offer.exact else f"≈ {_amount(offer.total)}"
+
+
+def _amount(size: int) -> str:
+    return f"{size / 10**9:.1f} GB" if size >= 10**9 else f"{size / 10**6:.0f} MB"
 
 
 def text(key: str, language: str, values: Mapping[str, str] | None = None) -> str:

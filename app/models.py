@@ -11,9 +11,11 @@ from PIL import Image
 
 from mae_core import (
     CheckpointError,
+    ModelConfig,
     Reconstruction,
     Reconstructor,
-    load_weights,
+    find_weights,
+    load_pretrained,
     locate_weights,
     weights_name,
 )
@@ -85,27 +87,41 @@ class ServedModel:
         return cls(lambda: (reconstructor, None), lambda: "fixed")
 
     @classmethod
-    def open(cls, source: str, *, device: str = "auto") -> "ServedModel":
+    def open(cls, source: str, *, device: str = "auto", fetch: bool = False) -> "ServedModel":
         """The model of a name, a file of weights, or a training run's folder.
 
         Args:
             source: What `locate_weights` takes.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+            fetch: Whether weights that are not on this machine are fetched first, with a bar.
 
         Raises:
             CheckpointError: If weights are missing or damaged.
             DeviceError: If the device is not there.
+            DownloadError: If weights cannot be fetched.
         """
+        locate_weights(source, fetch=fetch)
 
         def read() -> tuple[Reconstructor, Progress | None]:
-            weights = load_weights(locate_weights(source))
+            weights = load_pretrained(source, fetch=False)
             reconstructor = Reconstructor(weights.build(), weights_name(source), device=device)
             return reconstructor, _progress(weights.record)
 
-        model = cls(read, lambda: _file_version(locate_weights(source)))
+        model = cls(read, lambda: _file_version(find_weights(source)))
         # The first run of a model takes many times as long as the next; nobody waits for it.
         model._state.reconstructor(Image.new("RGB", (64, 64)))
         return model
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        return self._state.reconstructor.config
+
+    @property
+    def bytes(self) -> int:
+        """What the model takes of the device's memory while nobody uses it."""
+        model = self._state.reconstructor.model
+        return sum(t.numel() * t.element_size() for t in model.state_dict().values())
 
     @property
     def version(self) -> Hashable:
@@ -152,9 +168,11 @@ def _progress(record: dict[str, Any]) -> Progress | None:
     return Progress(record["step"], record["steps"]) if record.get("running") else None
 
 
-def _file_version(path: Path) -> Hashable:
+def _file_version(path: Path | None) -> Hashable:
     try:
+        if path is None:
+            raise FileNotFoundError
         status = path.stat()
     except OSError as error:
-        raise CheckpointError(f"there are no weights at {str(path)!r}; check the path") from error
+        raise CheckpointError("the weights are gone; check the path") from error
     return path, status.st_mtime_ns, status.st_size, status.st_ino

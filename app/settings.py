@@ -1,10 +1,12 @@
-"""What the page is served with: host, port, device, weights."""
+"""What the page is served with: host, port, device, weights, and what visitors may ask for."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mae_core import ConfigError
+from app.fetching import FETCH_POLICIES
+from mae_core import MAX_IMAGE_SIZE, ConfigError
 
 
 @dataclass(frozen=True)
@@ -17,20 +19,35 @@ class AppSettings:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         weights: Names, files or folders of runs offered, the first one chosen at the start;
             empty offers every bundled model.
+        fetch: What visitors may have fetched, one of `FETCH_POLICIES`: `none`; the `published`
+            weights that have a name; or also `any` repository of the Hugging Face hub.
+        memory_gb: Bound on the models that visitors have read beside `weights`, in 10^9 bytes.
+        max_image_size: Largest size of pictures that can be asked for, in pixels.
     """
 
     host: str = "127.0.0.1"
     port: int = 7860
     device: str = "auto"
     weights: tuple[str, ...] = ()
+    fetch: str = "published"
+    memory_gb: float = 4.0
+    max_image_size: int = MAX_IMAGE_SIZE
 
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; it must be from 1 to 65535, such as 7860")
+        if self.fetch not in FETCH_POLICIES:
+            raise ConfigError(f"fetch is {self.fetch!r}; choose {', '.join(FETCH_POLICIES)}")
+        if not 0 <= self.memory_gb < math.inf:
+            raise ConfigError(f"memory_gb is {self.memory_gb}; give a number from 0, such as 4")
+        if not 1 <= self.max_image_size <= MAX_IMAGE_SIZE:
+            raise ConfigError(
+                f"max_image_size is {self.max_image_size}; it must be from 1 to {MAX_IMAGE_SIZE}"
+            )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "AppSettings":
-        """Read MAE_HOST, MAE_PORT, MAE_DEVICE and MAE_WEIGHTS (names or paths, by commas).
+        """Read MAE_HOST, MAE_PORT and so on; MAE_WEIGHTS is names or paths, by commas.
 
         An empty variable counts as not set.
 
@@ -38,7 +55,7 @@ class AppSettings:
             environ: Variables to read; the process's own if not given.
 
         Raises:
-            ConfigError: If MAE_PORT is not a port.
+            ConfigError: If one of them is not what it should be.
         """
         given = os.environ if environ is None else environ
         return cls(
@@ -46,6 +63,9 @@ class AppSettings:
             port=parse_port(given.get("MAE_PORT") or str(cls.port)),
             device=given.get("MAE_DEVICE") or cls.device,
             weights=parse_weights(given.get("MAE_WEIGHTS", "")),
+            fetch=given.get("MAE_FETCH") or cls.fetch,
+            memory_gb=parse_gigabytes(given.get("MAE_MEMORY_GB") or str(cls.memory_gb)),
+            max_image_size=parse_pixels(given.get("MAE_MAX_IMAGE_SIZE") or str(cls.max_image_size)),
         )
 
 
@@ -60,6 +80,32 @@ def parse_port(text: str) -> int:
     except ValueError as error:
         raise ConfigError(
             f"port is {text!r}; it must be a whole number from 1 to 65535, such as 7860"
+        ) from error
+
+
+def parse_gigabytes(text: str) -> float:
+    """A number of gigabytes from text.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(f"memory_gb is {text!r}; give a number from 0, such as 4") from error
+
+
+def parse_pixels(text: str) -> int:
+    """A size in pixels from text.
+
+    Raises:
+        ConfigError: If it is not a whole number.
+    """
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"max_image_size is {text!r}; it must be a whole number up to {MAX_IMAGE_SIZE}"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The page: layout and wiring only."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from app.components import (
     PanelImage,
     SafeImage,
     UncheckedDropdown,
+    UncheckedNumber,
     UncheckedRadio,
     UncheckedSlider,
+    UncheckedTextbox,
 )
-from app.handlers import PANELS, Handlers, outputs_of
+from app.handlers import OWN_SIZE, PANELS, SIZES, Handlers, outputs_of
 from app.i18n import LANGUAGES, STRINGS
 from app.service import MASK_RATIO_MAX, MASK_RATIO_MIN, ReconstructionService
-from mae_core import FITS, STRATEGIES
+from mae_core import FITS, NORM_PIX_VIEWS, STRATEGIES
 
 ASSETS = Path(__file__).parent / "assets"
 EXAMPLES = ASSETS / "examples"
@@ -37,6 +39,9 @@ _CACHE_CHECK_SECONDS, _CACHE_AGE_SECONDS = 600, 3600
 # Enough for every visitor of a busy hour to have one request waiting; further ones are told.
 _QUEUE_SIZE = 200
 
+# Between looks at how far a model is that is fetched.
+_LOOK_SECONDS = 1
+
 # One at a time: a model uses every core there is.
 _MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 
@@ -51,10 +56,12 @@ class _Inputs:
     strategy: gr.Radio
     fit: gr.Radio
     model: gr.Dropdown
+    size: gr.Radio
+    view: gr.Radio
 
     def in_order(self) -> list[Any]:
         """The widgets, for an event's inputs."""
-        return [self.image, self.mask_ratio, self.seed, self.strategy, self.fit, self.model]
+        return [getattr(self, field.name) for field in fields(self)]
 
 
 def build_page(service: ReconstructionService) -> gr.Blocks:
@@ -83,18 +90,18 @@ def build_page(service: ReconstructionService) -> gr.Blocks:
                     image, grid = _picture(examples)
                     mask_ratio, seed, dice = _sliders()
                 with gr.Column(elem_id="options"):
-                    strategy, fit, model = _options(handlers.model_choices())
+                    choices = _choices(service)
+                    model, view = _models(handlers, service)
             with gr.Column(elem_id="outputs", scale=3, min_width=300):
                 outputs = _outputs(first)
-        inputs = _Inputs(image, mask_ratio, seed, strategy, fit, model)
+        inputs = _Inputs(image, mask_ratio, seed, *choices[:2], model, choices[2], view)
         # What the page is built with grows old while a model is trained.
         opening = [page.load] if any(service.progress.values()) else []
         _wire(handlers, inputs, outputs, opening)
-        if opening:
-            gr.on(
-                opening, handlers.update_models, None, model, queue=False,
-                show_progress="hidden", api_visibility="private",
-            )  # fmt: skip
+        gr.on(
+            [page.load], handlers.update_models, None, model, queue=False,
+            show_progress="hidden", api_visibility="private",
+        )  # fmt: skip
         grid.select(
             handlers.choose_example, grid, image, queue=False, show_progress="hidden",
             trigger_mode="always_last", api_visibility="private",
@@ -140,7 +147,7 @@ def _sliders() -> tuple[gr.Slider, gr.Slider, gr.Button]:
     return mask_ratio, seed, dice
 
 
-def _options(models: list[tuple[str, str]]) -> tuple[gr.Radio, gr.Radio, gr.Dropdown]:
+def _choices(service: ReconstructionService) -> tuple[gr.Radio, gr.Radio, gr.Radio]:
     strategy = UncheckedRadio(
         [(I18N(f"strategy_{name}"), name) for name in STRATEGIES],
         value=STRATEGIES[0], label=I18N("strategy"), elem_id="strategy",
@@ -149,10 +156,39 @@ def _options(models: list[tuple[str, str]]) -> tuple[gr.Radio, gr.Radio, gr.Drop
         [(I18N(f"fit_{name}"), name) for name in FITS],
         value=FITS[0], label=I18N("fit"), elem_id="fit",
     )  # fmt: skip
+    sizes = [(str(size), size) for size in SIZES if size <= service.max_image_size]
+    size = UncheckedRadio(
+        [(I18N("size_own"), OWN_SIZE), *sizes],
+        value=OWN_SIZE, label=I18N("size"), elem_id="size",
+    )  # fmt: skip
+    return strategy, fit, size
+
+
+def _models(handlers: Handlers, service: ReconstructionService) -> tuple[gr.Dropdown, gr.Radio]:
+    choices = handlers.model_choices()
+    first = choices[0][1]
     model = UncheckedDropdown(
-        models, value=models[0][1], label=I18N("model"), elem_id="model", filterable=False
+        choices, value=first, label=I18N("model"), elem_id="model", filterable=False
     )
-    return strategy, fit, model
+    view = UncheckedRadio(
+        [(I18N(f"view_{name}"), name) for name in NORM_PIX_VIEWS],
+        value=NORM_PIX_VIEWS[0], label=I18N("view"), elem_id="view",
+        visible=bool(service.offer(first).norm_pix),
+    )  # fmt: skip
+    model.change(
+        handlers.show_views, model, view, queue=False, show_progress="hidden",
+        api_visibility="private",
+    )  # fmt: skip
+    if service.takes_repositories:
+        repository = UncheckedTextbox(
+            label=I18N("repository"), placeholder=str(I18N("repository_hint")), max_lines=1,
+            submit_btn=True, elem_id="repository",
+        )  # fmt: skip
+        repository.submit(
+            handlers.choose_repository, repository, model, queue=False, show_progress="hidden",
+            api_visibility="private",
+        )  # fmt: skip
+    return model, view
 
 
 def _outputs(first: tuple[Any, ...]) -> list[Any]:
@@ -174,17 +210,30 @@ def _wire(
     handlers: Handlers, inputs: _Inputs, outputs: list[Any], opening: list[Callable[..., Any]]
 ) -> None:
     """One event for every control, so that the panels always end in the last state."""
+    timer = gr.Timer(_LOOK_SECONDS, active=False)
+    # A component, not a state: only those report a change that came past the queue.
+    arrivals = gr.Number(0, show_label=False, visible="hidden", elem_id="arrivals")
+    changes = [*(widget.change for widget in inputs.in_order()), arrivals.change, *opening]
     gr.on(
-        [*(widget.change for widget in inputs.in_order()), *opening],
+        changes,
         handlers.update,
         inputs.in_order(),
-        outputs,
+        [*outputs, timer],
         trigger_mode="always_last",
         show_progress="minimal",
         show_progress_on=outputs[-1],
         api_visibility="private",
         **_MODEL_QUEUE,
     )
+    # Not in the queue: how far a model is, is known at once.
+    timer.tick(
+        handlers.look, inputs.model, [outputs[-1], timer, arrivals, inputs.model], queue=False,
+        show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
+    arrivals.change(
+        handlers.show_views, inputs.model, inputs.view, queue=False, show_progress="hidden",
+        api_visibility="private",
+    )  # fmt: skip
 
 
 def _add_api(handlers: Handlers, models: tuple[str, ...]) -> None:
@@ -197,6 +246,8 @@ def _add_api(handlers: Handlers, models: tuple[str, ...]) -> None:
             UncheckedRadio(list(STRATEGIES), value=STRATEGIES[0], label="strategy"),
             UncheckedRadio(list(FITS), value=FITS[0], label="fit"),
             UncheckedDropdown(list(models), value=models[0], label="model"),
+            UncheckedNumber(value=None, label="image_size"),
+            UncheckedRadio(list(NORM_PIX_VIEWS), value=NORM_PIX_VIEWS[0], label="view"),
         ]
         outputs: list[Any] = [
             PanelImage(label=name, elem_id=f"api-{name}", format="png") for name in PANELS

@@ -13,6 +13,7 @@ from mae_core.errors import (
     ConfigError,
     DataError,
     DeviceError,
+    DownloadError,
     HubError,
     ImageError,
     ImageFormatError,
@@ -37,11 +38,19 @@ from mae_core.masking import (
 )
 from mae_core.models.mae import MAEOutput, MaskedAutoencoder
 from mae_core.patches import patchify, unpatchify
-from mae_core.reconstruction import Reconstruction, Reconstructor
+from mae_core.reconstruction import (
+    MAX_IMAGE_SIZE,
+    MAX_PATCHES,
+    NORM_PIX_VIEWS,
+    Reconstruction,
+    Reconstructor,
+)
 from mae_core.weights import (
     DEFAULT_WEIGHTS,
     WeightsEntry,
+    find_weights,
     list_weights,
+    load_pretrained,
     locate_weights,
     weights_name,
 )
@@ -49,13 +58,17 @@ from mae_core.weights import (
 __all__ = [
     "DEFAULT_WEIGHTS",
     "FITS",
+    "MAX_IMAGE_SIZE",
+    "MAX_PATCHES",
     "MAX_SEED",
+    "NORM_PIX_VIEWS",
     "PRESETS",
     "STRATEGIES",
     "CheckpointError",
     "ConfigError",
     "DataError",
     "DeviceError",
+    "DownloadError",
     "HubError",
     "ImageError",
     "ImageFormatError",
@@ -77,8 +90,10 @@ __all__ = [
     "custom_mask",
     "decode_image",
     "draw_mask",
+    "find_weights",
     "grid_mask",
     "list_weights",
+    "load_pretrained",
     "load_weights",
     "locate_weights",
     "mask_from_noise",

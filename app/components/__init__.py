@@ -8,7 +8,13 @@ from app.components.examples import ExampleGrid
 from app.components.facts import FactsLine
 from app.components.guarded import GuardedBlocks, as_gradio_error, language_of, sentence_for
 from app.components.image import PanelImage, SafeImage
-from app.components.unchecked import UncheckedDropdown, UncheckedRadio, UncheckedSlider
+from app.components.unchecked import (
+    UncheckedDropdown,
+    UncheckedNumber,
+    UncheckedRadio,
+    UncheckedSlider,
+    UncheckedTextbox,
+)
 
 __all__ = [
     "ExampleGrid",
@@ -17,8 +23,10 @@ __all__ = [
     "PanelImage",
     "SafeImage",
     "UncheckedDropdown",
+    "UncheckedNumber",
     "UncheckedRadio",
     "UncheckedSlider",
+    "UncheckedTextbox",
     "as_gradio_error",
     "language_of",
     "sentence_for",

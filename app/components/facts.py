@@ -11,6 +11,9 @@ from app.components.quiet import QuietMeta
 _TEMPLATE = """${(() => {
   const safe = (text) => String(text).replace(/[&<>"']/g, (c) => '&#' + c.charCodeAt(0) + ';');
   if (!value || !label) return '';
+  if (value.waiting) return '<div class="waiting" role="status">' + safe(value.waiting) +
+    '<progress max="1"' + (value.fraction == null ? '' : ' value="' + value.fraction + '"') +
+    '></progress></div>';
   if (value.error) return '<strong role="alert">' + safe(value.error) + '</strong>';
   const shown = {
     visible: value.visible,
@@ -18,10 +21,12 @@ _TEMPLATE = """${(() => {
     psnr: value.psnr == null ? '–' : value.psnr.toFixed(1),
     milliseconds: Math.round(value.seconds * 1000),
     device: String(value.device).toUpperCase(),
-    model: value.step == null ? value.model : `${value.model} (${value.step} / ${value.steps})`,
+    model: value.model + (value.step == null ? '' : ` (${value.step} / ${value.steps})`)
+      + (value.licence ? ` (${value.licence})` : ''),
   };
   const fill = (part) => part.replace(/[{](.*?)[}]/g, (_, name) => safe(shown[name]));
-  return label.split(' · ').map((part) => '<span>' + fill(part) + '</span>').join('');
+  const note = value.note ? '<em>' + safe(value.note) + '</em>' : '';
+  return note + label.split(' · ').map((part) => '<span>' + fill(part) + '</span>').join('');
 })()}"""
 
 
@@ -29,7 +34,9 @@ class FactsLine(gr.HTML, metaclass=QuietMeta):
     """Shows a reconstruction's facts, or why there is none.
 
     Its value is the facts' dictionary, which has `step` and `steps` where the model is still
-    being trained, or `{"error": sentence}`, or None for an empty line.
+    being trained, `licence` where the model is not ours and `note` where the picture needs a
+    word; or `{"error": sentence}`, or `{"waiting": sentence, "fraction": 0..1 or None}`, or None
+    for an empty line.
     The label must be a sentence with `{visible}`, `{patches}`, `{psnr}`, `{milliseconds}`,
     `{device}` and `{model}`.
     """

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,10 +31,13 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
-def small_reconstructor(name: str = "small-random", seed: int = 0) -> Reconstructor:
+def small_reconstructor(
+    name: str = "small-random", seed: int = 0, *, norm_pix: bool = False
+) -> Reconstructor:
     """Seeded random weights on a 7 x 7 grid, in float32."""
     torch.manual_seed(seed)
-    return Reconstructor(MaskedAutoencoder(CONFIG), name, device="cpu", precision="float32")
+    model = MaskedAutoencoder(replace(CONFIG, norm_pix=norm_pix))
+    return Reconstructor(model, name, device="cpu", precision="float32")
 
 
 def save_step(run: Path, step: int, steps: int = 1000) -> None:

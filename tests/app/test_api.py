@@ -57,14 +57,25 @@ def test_strategy_fit_and_model_have_defaults(client: Client) -> None:
     assert chosen == ("random", "crop", "small-random")
 
 
+def test_size_is_obeyed(client: Client) -> None:
+    *files, facts = ask(client, image_size=160)
+    assert (facts["height"], facts["width"], facts["patches"]) == (160, 160, 100)
+    for file in files:
+        with Image.open(file) as picture:
+            assert picture.size == (160, 160)
+
+
 def test_reconstruct_is_the_one_endpoint(client: Client) -> None:
     info: Any = client.view_api(return_format="dict", print_info=False)
     assert list(info["named_endpoints"]) == ["/reconstruct"]
     assert not info["unnamed_endpoints"]
     endpoint = info["named_endpoints"]["/reconstruct"]
     names = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
-    assert names == ["image", "mask_ratio", "seed", "strategy", "fit", "model"]
-    assert not endpoint["parameters"][0]["parameter_has_default"]
+    assert names == [
+        "image", "mask_ratio", "seed", "strategy", "fit", "model", "image_size", "view",
+    ]  # fmt: skip
+    optional = [parameter["parameter_has_default"] for parameter in endpoint["parameters"]]
+    assert optional == [False] + [True] * 7
     assert [value["label"] for value in endpoint["returns"]] == [*PANELS, "facts"]
 
 
@@ -82,6 +93,9 @@ def test_reconstruct_is_the_one_endpoint(client: Client) -> None:
         ({"strategy": "spiral"}, "random, block, grid"),
         ({"fit": 3}, "crop, squash, whole"),
         ({"model": "other"}, "choose small-random"),
+        ({"image_size": 100}, "multiples of 16"),
+        ({"image_size": "large"}, "whole number of pixels"),
+        ({"view": "best"}, "estimated, answer, normalized"),
         ({"image": None}, "There is no picture"),
         ({"image": "cat.jpg"}, "must be an uploaded file"),
     ],
@@ -177,7 +191,7 @@ def api(page_url: str) -> Iterator[Api]:
     api.http.close()
 
 
-CONTROLS = [0.75, 2, "random", "crop", "small-random"]
+CONTROLS = [0.75, 2, "random", "crop", "small-random", None, "estimated"]
 
 
 def test_not_a_number_is_no_mask_ratio(api: Api) -> None:
@@ -215,7 +229,7 @@ def test_an_upload_that_was_deleted_is_said_to_be_gone(api: Api) -> None:
 def test_a_wrong_number_of_values_is_said_to_be(api: Api) -> None:
     kind, answer = api.call([api.cat, 0.75, 2])
     assert kind == "error"
-    assert answer["error"] == "3 values were given; this call takes 6."
+    assert answer["error"] == "3 values were given; this call takes 8."
 
 
 def test_errors_are_in_the_language_asked_for(page_url: str, api: Api) -> None:

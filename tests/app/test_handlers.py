@@ -9,14 +9,15 @@ import pytest
 from gradio.exceptions import ComponentProcessingError
 
 from app.components import as_gradio_error
-from app.handlers import PANELS, Handlers
+from app.handlers import OWN_SIZE, PANELS, Handlers
 from app.service import Answer, ReconstructionService
 from app.ui import EXAMPLES
 from mae_core import MaskError
-from tests.app.serving import example
+from tests.app.serving import example, small_reconstructor
 
 CHINESE: Any = SimpleNamespace(headers={"accept-language": "zh-CN,zh;q=0.9"})
 CONTROLS = (0.75, 2, "random", "crop", "small-random")
+PAGE_CONTROLS = (*CONTROLS, OWN_SIZE, "estimated")
 
 
 class BrokenService(ReconstructionService):
@@ -27,6 +28,9 @@ class BrokenService(ReconstructionService):
 
     def reconstruct(self, *args: object, **kwargs: object) -> Answer:
         raise RuntimeError("secret at /home/somebody/weights")
+
+    def forget_failure(self, name: object) -> None:
+        pass
 
 
 @pytest.fixture
@@ -46,15 +50,54 @@ def test_outputs_are_the_panels_in_order_and_the_facts(
 
 def test_the_page_shows_what_the_api_gives(handlers: Handlers) -> None:
     picture = example("cat")
-    assert handlers.update(picture, *CONTROLS)[4] == handlers.reconstruct(picture, *CONTROLS)[4]
+    assert (
+        handlers.update(picture, *PAGE_CONTROLS)[4] == handlers.reconstruct(picture, *CONTROLS)[4]
+    )
+
+
+@pytest.mark.parametrize(("size", "pixels"), [(336, 336), (450, 448), (1024, 1024), (9, 16)])
+def test_the_pages_sizes_are_brought_to_patches(handlers: Handlers, size: int, pixels: int) -> None:
+    facts = handlers.update(example("cat"), *CONTROLS, size, "estimated")[4]
+    assert (facts["height"], facts["width"]) == (pixels, pixels)
+
+
+def test_a_size_that_is_none_gets_a_sentence(handlers: Handlers) -> None:
+    facts = handlers.update(example("cat"), *CONTROLS, "huge", "estimated")[4]
+    assert "whole number of pixels up to 1024" in facts["error"]
+
+
+@pytest.fixture
+def norm_pix() -> Handlers:
+    return Handlers(ReconstructionService({"norm": small_reconstructor("norm", norm_pix=True)}), {})
+
+
+def test_the_view_that_uses_the_answer_is_said_to(norm_pix: Handlers) -> None:
+    def facts(view: str, request: Any = None) -> Any:
+        controls = (0.75, 2, "random", "crop", "norm", OWN_SIZE, view)
+        return norm_pix.update(example("cat"), *controls, request)[4]
+
+    assert "note" not in facts("estimated")
+    assert facts("answer")["note"].startswith("uses the answer")
+    assert facts("answer", CHINESE)["note"].startswith("用到了答案")
+    assert facts("normalized")["note"].startswith("as predicted")
+    assert facts("normalized")["psnr"] is None
+
+
+def test_views_are_shown_for_normalised_pixels_only(handlers: Handlers, norm_pix: Handlers) -> None:
+    assert norm_pix.show_views("norm")["visible"] is True
+    assert handlers.show_views("small-random")["visible"] is False
+    assert handlers.show_views("nothing of the kind")["visible"] is False
 
 
 def test_no_picture_empties_the_page(handlers: Handlers) -> None:
-    assert handlers.update(None, *CONTROLS) == (None, None, None, None, None)
+    *outputs, timer = handlers.update(None, *PAGE_CONTROLS)
+    assert outputs == [None] * 5
+    assert not timer.active
 
 
 def test_a_bad_picture_empties_the_panels_and_says_why(handlers: Handlers) -> None:
-    *panels, facts = handlers.update(b"no picture", *CONTROLS)
+    *panels, facts, timer = handlers.update(b"no picture", *PAGE_CONTROLS)
+    assert not timer.active
     assert panels == [None] * 4
     assert facts is not None
     assert facts.keys() == {"error"}
@@ -63,11 +106,11 @@ def test_a_bad_picture_empties_the_panels_and_says_why(handlers: Handlers) -> No
 
 
 def test_errors_speak_the_language_of_the_request(handlers: Handlers) -> None:
-    facts = handlers.update(b"no picture", *CONTROLS, CHINESE)[4]
+    facts = handlers.update(b"no picture", *PAGE_CONTROLS, CHINESE)[4]
     assert facts is not None
     assert "图片" in facts["error"]
     with pytest.raises(gr.Error, match="图片") as caught:
-        handlers.reconstruct(b"no picture", *CONTROLS, CHINESE)
+        handlers.reconstruct(b"no picture", *CONTROLS, request=CHINESE)
     assert caught.value.title == "操作未成功"
 
 
@@ -105,7 +148,7 @@ def test_an_unknown_error_shows_an_id_and_logs_the_rest(
 
 
 def test_an_unknown_error_on_the_page_shows_an_id(caplog: pytest.LogCaptureFixture) -> None:
-    facts = Handlers(BrokenService(), {}).update(example("cat"), *CONTROLS)[4]
+    facts = Handlers(BrokenService(), {}).update(example("cat"), *PAGE_CONTROLS)[4]
     assert facts is not None
     assert "Something went wrong (id " in facts["error"]
     assert "secret" not in facts["error"]

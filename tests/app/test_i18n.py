@@ -7,11 +7,13 @@ import pytest
 from gradio.i18n import I18nData
 
 import mae_core
+from app.fetching import ModelShelf, NotReadyError, Offer
 from app.i18n import LANGUAGES, STRINGS, error_sentence, preferred_language, text
+from app.models import ServedModel
 from app.service import ReconstructionService
 from app.ui import I18N
-from mae_core import ImageFormatError, MAEError, MaskError
-from tests.app.serving import built
+from mae_core import CheckpointError, DownloadError, ImageFormatError, MAEError, MaskError
+from tests.app.serving import built, small_reconstructor
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
 
@@ -52,7 +54,41 @@ def test_a_parameters_name_keeps_its_case() -> None:
 
 
 def test_kinds_of_errors_are_told_apart_in_chinese() -> None:
-    assert error_sentence(ImageFormatError("x"), "zh") != error_sentence(MaskError("x"), "zh")
+    kinds = (ImageFormatError, MaskError, CheckpointError, DownloadError, MAEError)
+    assert len({error_sentence(kind("x"), "zh") for kind in kinds}) == len(kinds)
+
+
+@pytest.mark.parametrize(
+    ("offer", "english", "chinese"),
+    [
+        (
+            Offer("large", "fetching", 1_318_315_181, 492_000_000, exact=True),
+            "Fetching large: 492 MB of 1.3 GB. Please ask again in a few seconds.",
+            "正在下载 large：492 MB / 1.3 GB。请几秒后再试。",
+        ),
+        (
+            Offer("me/mine", "waiting"),
+            "me/mine is waiting to be fetched (unknown size). Please ask again in a few seconds.",
+            "me/mine 正在等待下载（大小未知）。请几秒后再试。",
+        ),
+        (
+            Offer("base", "waiting", 447_631_360),
+            "base is waiting to be fetched (≈ 448 MB). Please ask again in a few seconds.",
+            "base 正在等待下载（≈ 448 MB）。请几秒后再试。",
+        ),
+        (
+            Offer("large", "reading"),
+            "Reading large into memory. Please ask again in a few seconds.",
+            "正在将 large 读入内存。请几秒后再试。",
+        ),
+    ],
+    ids=str,
+)
+def test_a_model_on_its_way_is_told_in_both_languages(
+    offer: Offer, english: str, chinese: str
+) -> None:
+    assert error_sentence(NotReadyError(offer), "en") == english
+    assert error_sentence(NotReadyError(offer), "zh") == chinese
 
 
 @pytest.mark.parametrize(
@@ -86,7 +122,7 @@ MARKER = re.compile(r'__i18n__\{"__type__": "translation_metadata", "key": "(\w+
 # What a visitor reads of a component.
 SHOWN = ("label", "info", "placeholder", "value", "choices", "title", "description")
 # Their values are pictures, numbers, names of models or plain facts.
-VALUES_ARE_DATA = {"image", "slider", "radio", "dropdown", "html"}
+VALUES_ARE_DATA = {"image", "slider", "radio", "dropdown", "html", "number"}
 
 
 def shown_texts(props: dict[str, Any]) -> Iterator[str]:
@@ -96,7 +132,9 @@ def shown_texts(props: dict[str, Any]) -> Iterator[str]:
             continue
         if name == "choices":
             if props["name"] != "dropdown":
-                yield from (str(label) for label, _ in value or [])
+                # A number is one in every language.
+                labels = (str(label) for label, _ in value or [])
+                yield from (label for label in labels if not label.isdigit())
         elif isinstance(value, str | I18nData) and str(value):
             yield str(value)
 
@@ -119,7 +157,11 @@ def visible_components(config: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def test_nothing_on_the_page_is_left_in_one_language(service: ReconstructionService) -> None:
+def test_nothing_on_the_page_is_left_in_one_language() -> None:
+    # With all that a page can show.
+    shelf = ModelShelf({}, ServedModel.open, policy="any")
+    norm_pix = small_reconstructor("norm", norm_pix=True)
+    service = ReconstructionService({"norm": norm_pix}, shelf)
     config: dict[str, Any] = built(service).get_config_file()  # type: ignore[assignment]
     texts = [text for props in visible_components(config) for text in shown_texts(props)]
     assert len(texts) > 20
@@ -129,9 +171,12 @@ def test_nothing_on_the_page_is_left_in_one_language(service: ReconstructionServ
         assert found, f"{shown!r} is not translated"
         keys.append(found[1])
     assert set(keys) <= STRINGS["en"].keys()
-    unused = STRINGS["en"].keys() - set(keys) - {
-        "error", "error_expired", "error_unknown", "model_running",
+    made_on_the_server = {
+        "error", "error_expired", "error_unknown", "ask_again", "size_unknown",
+        "model_running", "model_here", "model_absent", "model_pending",
+        "model_waiting", "model_fetching", "model_reading", "note_answer", "note_normalized",
     }  # fmt: skip
+    unused = STRINGS["en"].keys() - set(keys) - made_on_the_server
     assert not unused, "texts that the page never shows"
 
 

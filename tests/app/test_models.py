@@ -13,9 +13,11 @@ import app.models
 from app.handlers import Handlers
 from app.models import Progress, ServedModel
 from app.service import ReconstructionService
-from mae_core import ConfigError, load_weights
+from app.settings import AppSettings
+from mae_core import ConfigError, load_pretrained, locate_weights
 from mae_core.checkpoint import CHECKPOINT_FILE, save_weights
 from tests.app.serving import example, save_step, small_reconstructor
+from tests.downloading import isolate
 
 
 @pytest.fixture
@@ -31,16 +33,27 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that models were read from, in order."""
     paths: list[Path] = []
 
-    def counting(path: Path) -> Any:
-        paths.append(path)
-        return load_weights(path)
+    def counting(source: str, *, fetch: bool) -> Any:
+        paths.append(locate_weights(source))
+        return load_pretrained(source, fetch=fetch)
 
-    monkeypatch.setattr(app.models, "load_weights", counting)
+    monkeypatch.setattr(app.models, "load_pretrained", counting)
     return paths
 
 
+@pytest.fixture(autouse=True)
+def _nothing_else_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolate(monkeypatch, tmp_path)
+
+
 def served(run: Path) -> ReconstructionService:
-    return ReconstructionService.load([str(run)], device="cpu")
+    return load(run)
+
+
+def load(*runs: Path) -> ReconstructionService:
+    """The runs and nothing that could be fetched."""
+    weights = tuple(map(str, runs))
+    return ReconstructionService.load(AppSettings(device="cpu", weights=weights, fetch="none"))
 
 
 def guess(service: ReconstructionService) -> Image.Image:
@@ -65,7 +78,7 @@ def test_models_of_two_steps_can_be_told_apart() -> None:
 
 def test_a_running_run_is_in_the_list_with_its_step(run: Path) -> None:
     service = served(run)
-    assert service.models == ("flowers",)
+    assert service.models == ("flowers", "mae-tiny")
     assert service.progress == {"flowers": Progress(400, 1000)}
     facts = service.reconstruct(example("cat"), 0.75, 2).facts
     assert (facts["model"], facts["step"], facts["steps"]) == ("flowers", 400, 1000)
@@ -97,9 +110,9 @@ def test_the_end_of_the_run_is_noticed(run: Path) -> None:
 def test_the_label_is_new_before_any_request(run: Path) -> None:
     service = served(run)
     handlers = Handlers(service, {})
-    assert handlers.model_choices() == [("flowers (step 400 of 1000)", "flowers")]
+    assert handlers.model_choices()[0] == ("flowers (step 400 of 1000)", "flowers")
     save_step(run, 600)
-    assert handlers.model_choices() == [("flowers (step 600 of 1000)", "flowers")]
+    assert handlers.model_choices()[0] == ("flowers (step 600 of 1000)", "flowers")
 
 
 def test_what_cannot_be_read_leaves_the_model_and_its_answers(
@@ -159,7 +172,7 @@ def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
     for parent in ("a", "b"):
         save_step(tmp_path / parent / "run", 400)
     with pytest.raises(ConfigError, match="two weights are called 'run'"):
-        ReconstructionService.load([str(tmp_path / name / "run") for name in "ab"], device="cpu")
+        load(*(tmp_path / name / "run" for name in "ab"))
 
 
 def test_a_fixed_model_has_one_version() -> None:

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from app.service import ReconstructionService
+from app.settings import AppSettings
 from mae_core import (
     MAX_SEED,
+    NORM_PIX_VIEWS,
     CheckpointError,
     ConfigError,
     DeviceError,
@@ -87,6 +89,8 @@ def test_the_same_request_is_answered_from_the_cache() -> None:
         {"fit": "squash"},
         {"model": "other"},
         {"image": "dogs"},
+        {"image_size": 160},
+        {"view": "answer"},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -153,6 +157,17 @@ BAD_VALUES: list[tuple[dict[str, Any], type[MAEError], str]] = [
     ({"fit": 3}, ConfigError, "crop, squash, whole"),
     ({"model": "other"}, ConfigError, "choose small-random"),
     ({"model": ["small-random"]}, ConfigError, "choose small-random"),
+    ({"image_size": "224"}, ConfigError, "whole number of pixels up to 1024"),
+    ({"image_size": True}, ConfigError, "whole number of pixels up to 1024"),
+    ({"image_size": math.nan}, ConfigError, "whole number of pixels up to 1024"),
+    ({"image_size": 1040}, ConfigError, "up to 1024"),
+    ({"image_size": 10**400}, ConfigError, "up to 1024"),
+    ({"image_size": 0}, ConfigError, "multiples of 16"),
+    ({"image_size": -16}, ConfigError, "multiples of 16"),
+    ({"image_size": 100}, ConfigError, "multiples of 16"),
+    ({"view": "best"}, ConfigError, "estimated, answer, normalized"),
+    ({"view": None}, ConfigError, "estimated, answer, normalized"),
+    ({"model": "me/mine"}, ConfigError, "choose small-random"),
     ({"strategy": "x" * 10_000}, MaskError, "xxx...; choose"),
 ]
 
@@ -170,18 +185,67 @@ def test_a_bad_value_says_what_is_allowed(
     assert len(str(caught.value)) < 250
 
 
+def test_a_larger_size_gives_larger_panels(service: ReconstructionService) -> None:
+    # 160.0 is how JSON may write 160.
+    answer = service.reconstruct(example("cat"), 0.75, 2, image_size=160.0)
+    assert {panel.size for panel in answer.panels.values()} == {(160, 160)}
+    direct = small_reconstructor()(example("cat"), 0.75, 2, image_size=160)
+    assert same(answer.panels["pasted"], direct.panels()["pasted"])
+
+
+def test_the_hosts_bound_on_sizes_holds() -> None:
+    service = ReconstructionService({"m": small_reconstructor("m")}, max_image_size=128)
+    assert service.reconstruct(example("cat"), 0.75, 2, image_size=128).facts["height"] == 128
+    with pytest.raises(ConfigError, match="up to 128"):
+        service.reconstruct(example("cat"), 0.75, 2, image_size=144)
+    # The model's own size is never too large.
+    assert (
+        ReconstructionService({"m": small_reconstructor("m")}, max_image_size=16)
+        .reconstruct(example("cat"), 0.75, 2)
+        .facts["height"]
+        == 112
+    )
+
+
+def test_large_answers_push_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.service._ANSWERS_BYTES", 8 * 2**20)
+    service = small_service()
+    answers = [service.reconstruct(example("cat"), 0.75, seed, image_size=448) for seed in range(5)]
+    # Four panels of 448 x 448 pixels are 2.3 MiB.
+    assert service._answers.size == 3 * 4 * 448 * 448 * 3
+    assert service.reconstruct(example("cat"), 0.75, 4, image_size=448) is answers[4]
+    assert service.reconstruct(example("cat"), 0.75, 0, image_size=448) is not answers[0]
+
+
+def test_views_differ_and_only_one_uses_the_answer() -> None:
+    norm = small_reconstructor("norm", norm_pix=True)
+    service = ReconstructionService({"norm": norm})
+    answers = {
+        view: service.reconstruct(example("cat"), 0.75, 2, view=view) for view in NORM_PIX_VIEWS
+    }
+    assert [answer.facts["view"] for answer in answers.values()] == list(NORM_PIX_VIEWS)
+    default = service.reconstruct(example("cat"), 0.75, 2)
+    assert default is answers["estimated"]
+    pictures = {answer.panels["reconstruction"].tobytes() for answer in answers.values()}
+    assert len(pictures) == 3
+
+
 def test_the_edges_of_the_ranges_are_allowed(service: ReconstructionService) -> None:
     for mask_ratio, seed in ((0.05, 0), (0.95, MAX_SEED)):
         facts = service.reconstruct(example("cat"), mask_ratio, seed).facts
         assert (facts["mask_ratio"], facts["seed"]) == (mask_ratio, seed)
 
 
+def load(*weights: str, device: str = "cpu") -> ReconstructionService:
+    return ReconstructionService.load(AppSettings(device=device, weights=weights, fetch="none"))
+
+
 def test_models_are_loaded_by_path_in_order(tmp_path: Path) -> None:
     for name in ("second", "first"):
         save_weights(tmp_path / f"{name}.safetensors", small_reconstructor().model, record={})
     paths = [str(tmp_path / "first.safetensors"), str(tmp_path / "second.safetensors")]
-    service = ReconstructionService.load(paths, device="cpu")
-    assert [Path(name).stem for name in service.models] == ["first", "second"]
+    service = load(*paths)
+    assert service.models[:2] == ("first", "second")
     facts = service.reconstruct(example("cat"), 0.75, 2).facts
     assert (facts["model"], facts["device"]) == (service.models[0], "cpu")
 
@@ -190,19 +254,19 @@ def test_two_weights_of_one_name_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
     save_weights(path, small_reconstructor().model, record={})
     with pytest.raises(ConfigError, match="a name of its own"):
-        ReconstructionService.load([str(path), str(path)], device="cpu")
+        load(str(path), str(path))
 
 
 def test_weights_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
-        ReconstructionService.load([str(tmp_path / "none.safetensors")])
+        load(str(tmp_path / "none.safetensors"))
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
     save_weights(path, small_reconstructor().model, record={})
     with pytest.raises(DeviceError):
-        ReconstructionService.load([str(path)], device="abacus")
+        load(str(path), device="abacus")
 
 
 def test_no_model_at_all_is_refused() -> None:

@@ -1,0 +1,358 @@
+"""Models that are read when somebody asks for them, and fetched first if need be.
+
+Nothing is fetched or read on a request's path: a request for a model that is not in memory
+starts what it needs in a thread of its own and is told how far that is.
+"""
+
+import logging
+import re
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from app.models import ServedModel
+from mae_core import (
+    CheckpointError,
+    DownloadError,
+    MAEError,
+    WeightsEntry,
+    find_weights,
+    locate_weights,
+)
+
+_logger = logging.getLogger(__name__)
+
+# What visitors may have fetched: nothing, the published weights that have a name, or also any
+# repository of the Hugging Face hub.
+FETCH_POLICIES = ("none", "published", "any")
+
+# Models that wait while another is fetched or read; further ones are refused.
+MAX_WAITING = 4
+
+# Repositories that visitors have typed and failures that they have not seen yet.
+_MAX_REMEMBERED = 32
+
+# What a model takes in float32, while it is read at the latest.
+_BYTES_PER_PARAMETER = 4
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
+
+# The folders in front of a file's name; addresses have none that begin like this.
+_FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s'\"/]+/)+")
+
+Value = TypeVar("Value")
+
+State = Literal["ready", "here", "absent", "waiting", "fetching", "reading", "failed"]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model that can be chosen, and where it is by now.
+
+    Attributes:
+        name: What it is called.
+        state: In memory, on this machine's disk, not here; waiting to be fetched, being fetched,
+            being read or waiting to be; or it could not be.
+        total: Bytes of its files, or None if nobody knows.
+        done: Bytes of them that are here, while it is fetched.
+        exact: Whether `total` was measured.
+        licence: Under which it may be used, where that is known.
+        norm_pix: Whether it predicts normalised pixels; None if nobody knows yet.
+        error: Why it failed.
+    """
+
+    name: str
+    state: State
+    total: int | None = None
+    done: int = 0
+    exact: bool = False
+    licence: str | None = None
+    norm_pix: bool | None = None
+    error: MAEError | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether it is on its way."""
+        return self.state in ("waiting", "fetching", "reading")
+
+
+class NotReadyError(MAEError):
+    """A model was asked for that is still on its way.
+
+    Attributes:
+        offer: How far it is.
+    """
+
+    def __init__(self, offer: Offer) -> None:
+        """Say how far a model is."""
+        super().__init__(f"{offer.name} is not here yet; ask again in a few seconds")
+        self.offer = offer
+
+
+class _Line:
+    """Does one job after the other in a thread that is there while there are any."""
+
+    def __init__(self) -> None:
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def add(self, job: Callable[[], None]) -> None:
+        """Do a job, which must not raise, after those that wait."""
+        with self._lock:
+            self._jobs.append(job)
+            if self._thread is None:
+                # A download that nobody waits for any more must not keep the program running.
+                self._thread = threading.Thread(target=self._work, daemon=True)
+                self._thread.start()
+
+    def join(self) -> None:
+        """Wait until there is nothing to do."""
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._jobs:
+                    self._thread = None
+                    return
+                job = self._jobs.popleft()
+            job()
+
+
+class ModelShelf:
+    """The models that are not read at the start. Safe to share between threads.
+
+    One model is fetched and one is read at a time. Of those in memory the ones used last are
+    kept, up to a bound; while one is read it takes about twice its size.
+
+    Attributes:
+        policy: What may be fetched, one of `FETCH_POLICIES`.
+    """
+
+    def __init__(
+        self,
+        registry: Mapping[str, WeightsEntry],
+        open_model: Callable[[str], ServedModel],
+        *,
+        policy: str = "published",
+        max_bytes: int = 4 * 10**9,
+        find: Callable[[str], Path | None] = find_weights,
+        locate: Callable[..., Path] = locate_weights,
+    ) -> None:
+        """Offer some models.
+
+        Args:
+            registry: Models by name; those that cannot draw are left out.
+            open_model: Reads a model that is on disk, by name.
+            policy: What may be fetched, one of `FETCH_POLICIES`.
+            max_bytes: Of the models kept in memory, all together.
+            find: Says where a model is on disk, as `find_weights` does.
+            locate: Fetches a model, as `locate_weights` does.
+        """
+        self._registry = {name: e for name, e in registry.items() if e.kind == "autoencoder"}
+        self._drawless = registry.keys() - self._registry.keys()
+        self._open, self._find, self._locate = open_model, find, locate
+        self.policy, self._max_bytes = policy, max_bytes
+        self._lock = threading.Lock()
+        self._downloads, self._readings = _Line(), _Line()
+        self._ready: OrderedDict[str, ServedModel] = OrderedDict()
+        self._pending: dict[str, Offer] = {}
+        self._failed: OrderedDict[str, MAEError] = OrderedDict()
+        self._typed: OrderedDict[str, None] = OrderedDict()
+
+    def offers(self) -> list[Offer]:
+        """What can be chosen: what is on this machine first, then what would be fetched."""
+        with self._lock:
+            names = [*self._registry, *self._typed]
+        offers = [offer for offer in map(self.offer, names) if self._is_offered(offer)]
+        return sorted(offers, key=lambda offer: offer.state not in ("ready", "here"))
+
+    def offer(self, name: str) -> Offer:
+        """Where a model is by now, whether it is offered or not."""
+        entry = self._registry.get(name)
+        offer = Offer(name, "absent")
+        if entry is not None:
+            offer = replace(
+                offer, total=entry.expected_bytes, exact=entry.bytes is not None,
+                licence=licence_of(entry),
+                norm_pix=entry.target == "norm_pix",
+            )  # fmt: skip
+        with self._lock:
+            if name in self._ready:
+                norm_pix = self._ready[name].config.norm_pix
+                return replace(offer, state="ready", norm_pix=norm_pix)
+            if name in self._pending:
+                return self._pending[name]
+            if name in self._failed:
+                return replace(offer, state="failed", error=self._failed[name])
+        return replace(offer, state="here") if self._is_here(name) else offer
+
+    def knows(self, name: str) -> bool:
+        """Whether a name, which a visitor may have typed, is that of a model at all."""
+        if name in self._registry or name in self._drawless or name in self._typed:
+            return True
+        # A path on this machine would win over a repository, and is nobody's business.
+        typed = self.policy == "any" and _REPOSITORY.fullmatch(name) is not None
+        return typed and not Path(name).exists()
+
+    def get(self, name: str) -> ServedModel:
+        """A model for a request; what is missing for it is begun.
+
+        Args:
+            name: One that it `knows`.
+
+        Raises:
+            NotReadyError: If it is on its way.
+            DownloadError: If it could not be fetched, after which the next call tries again; or
+                if too many others are waiting.
+            CheckpointError: If it cannot be read, likewise; or if it has no decoder, is too
+                large, or may not be fetched.
+        """
+        with self._lock:
+            if name in self._ready:
+                self._ready.move_to_end(name)
+                return self._ready[name]
+            failure = self._failed.pop(name, None)
+        if failure is not None:
+            raise failure
+        self._begin(name)
+        raise NotReadyError(self.offer(name))
+
+    def forget_failure(self, name: str) -> None:
+        """Have the next call of `get` try again."""
+        with self._lock:
+            self._failed.pop(name, None)
+
+    def join(self) -> None:
+        """Wait until nothing is fetched or read any more."""
+        self._downloads.join()
+        self._readings.join()
+
+    def _is_offered(self, offer: Offer) -> bool:
+        if offer.name not in self._registry and offer.state in ("absent", "failed"):
+            return False
+        return self.policy != "none" or offer.state in ("ready", "here")
+
+    def _is_here(self, name: str) -> bool:
+        try:
+            return self._find(name) is not None
+        except CheckpointError:
+            return False
+
+    def _begin(self, name: str) -> None:
+        """Start what a model needs, if that is allowed and has not begun."""
+        offer = self.offer(name)
+        entry = self._registry.get(name)
+        self._check_drawing(name)
+        if entry is not None:
+            self._check_size(name, _BYTES_PER_PARAMETER * entry.parameters)
+        if offer.state == "absent":
+            self._check_policy(name)
+        with self._lock:
+            if name in self._pending or name in self._ready:
+                return
+            if len(self._pending) > MAX_WAITING:
+                raise DownloadError(
+                    f"{len(self._pending)} models are being fetched or read already; choose one "
+                    "that is here, or try again later"
+                )
+            waiting: State = "waiting" if offer.state == "absent" else "reading"
+            self._pending[name] = replace(offer, state=waiting)
+            if entry is None:
+                _remember(self._typed, name, None)
+        if offer.state == "absent":
+            self._downloads.add(lambda: self._attempt(name, self._fetch))
+        else:
+            self._readings.add(lambda: self._attempt(name, self._read))
+
+    def _attempt(self, name: str, job: Callable[[str], None]) -> None:
+        """Do a job; where it fails, keep why."""
+        try:
+            job(name)
+        except MAEError as error:
+            _logger.warning("could not get %s: %s", name, error)
+            # Where the host keeps its files is nobody's business.
+            failure = type(error)(_FOLDERS.sub("", str(error)))
+        except Exception:  # whatever it is, the page goes on, and this model can be tried again
+            _logger.exception("could not get %s", name)
+            failure = CheckpointError(f"{name} could not be read; the server's log says why")
+        else:
+            return
+        with self._lock:
+            del self._pending[name]
+            _remember(self._failed, name, failure)
+
+    def _fetch(self, name: str) -> None:
+        def progress(done: int, total: int | None) -> None:
+            self._check_size(name, total or done)
+            with self._lock:
+                known = self._pending[name]
+                self._pending[name] = replace(
+                    known, state="fetching", done=done, total=total or known.total,
+                    exact=known.exact or total is not None,
+                )  # fmt: skip
+
+        self._locate(name, fetch=True, progress=progress)
+        with self._lock:
+            self._pending[name] = replace(self._pending[name], state="reading")
+        self._readings.add(lambda: self._attempt(name, self._read))
+
+    def _read(self, name: str) -> None:
+        entry = self._registry.get(name)
+        with self._lock:
+            self._make_room(_BYTES_PER_PARAMETER * entry.parameters if entry else 0)
+        model = self._open(name)
+        self._check_size(name, model.bytes)
+        with self._lock:
+            self._make_room(model.bytes)
+            self._ready[name] = model
+            del self._pending[name]
+
+    def _make_room(self, wanted: int) -> None:
+        """Let models go that were not used for longest; one that answers a request ends that."""
+        while self._ready and wanted + sum(m.bytes for m in self._ready.values()) > self._max_bytes:
+            name, _ = self._ready.popitem(last=False)
+            _logger.info("%s leaves the memory", name)
+
+    def _check_drawing(self, name: str) -> None:
+        if name in self._drawless:
+            raise CheckpointError(
+                f"{name} has no decoder, so there is nothing to draw with; choose a model that "
+                "the page lists"
+            )
+
+    def _check_policy(self, name: str) -> None:
+        if self.policy == "none":
+            raise CheckpointError(
+                f"{name} is not on this machine, and this page fetches nothing; whoever runs it "
+                f"can fetch it by `python -m mae_core.fetch {name}`"
+            )
+
+    def _check_size(self, name: str, size: int) -> None:
+        if size > self._max_bytes:
+            raise CheckpointError(
+                f"{name} takes {size / 10**9:.2g} GB, and this page keeps models of at most "
+                f"{self._max_bytes / 10**9:.2g} GB in memory; choose a smaller one, or start the "
+                "page with another --memory-gb"
+            )
+
+
+def licence_of(entry: WeightsEntry | None) -> str | None:
+    """A licence in a word or two; None for weights that are ours, and where it is not known."""
+    if entry is None or entry.bundled:
+        return None
+    return entry.licence.partition(",")[0]
+
+
+def _remember(memory: OrderedDict[str, Value], name: str, value: Value) -> None:
+    """Keep a value as the last one, and no more of them than are worth it."""
+    memory[name] = value
+    memory.move_to_end(name)
+    while len(memory) > _MAX_REMEMBERED:
+        memory.popitem(last=False)

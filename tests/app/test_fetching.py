@@ -1,0 +1,401 @@
+"""Models that are read and fetched when they are chosen, with downloads made up."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from app.fetching import MAX_WAITING, ModelShelf, NotReadyError, Offer
+from app.handlers import OWN_SIZE, Handlers
+from app.models import ServedModel
+from app.service import ReconstructionService
+from mae_core import CheckpointError, ConfigError, DownloadError, WeightsEntry
+from tests.app.serving import example, small_reconstructor
+
+CHINESE: Any = SimpleNamespace(headers={"accept-language": "zh-CN"})
+BYTES = 1_300_000_000
+
+
+def entry(name: str, kind: str = "autoencoder", parameters: int = 1000) -> WeightsEntry:
+    values: dict[str, Any] = {"target": "norm_pix" if name.startswith("norm") else "pixels"}
+    place = {"file": "x"} if name == "bundled" else {"url": f"https://example.org/{name}"}
+    return WeightsEntry(
+        name=name, summary="A model", licence="CC-BY-NC-4.0, as it says", kind=kind,  # type: ignore[arg-type]
+        format="official", parameters=parameters, bytes=BYTES, **place, **values,
+    )  # fmt: skip
+
+
+class World:
+    """What is on disk, and a download that goes on when it is let."""
+
+    def __init__(self) -> None:
+        self.here: set[str] = {"bundled"}
+        self.fetched: list[str] = []
+        self.read: list[str] = []
+        self.under_way = self.most_under_way = 0
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.read_on = threading.Event()
+        self.read_on.set()
+        self.failure: Exception | None = None
+        self._counter = threading.Lock()
+
+    def find(self, name: str) -> Path | None:
+        if name == "broken":
+            raise CheckpointError("the bundled weights are not there")
+        return Path("x") if name in self.here else None
+
+    def locate(
+        self, name: str, *, fetch: bool, progress: Callable[[int, int | None], None]
+    ) -> Path:
+        assert fetch
+        with self._counter:
+            self.under_way += 1
+            self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            self.fetched.append(name)
+            progress(492_000_000, BYTES)
+            self.begun.set()
+            assert self.go_on.wait(60)
+            if self.failure:
+                raise self.failure
+            self.here.add(name)
+            return Path("x")
+        finally:
+            with self._counter:
+                self.under_way -= 1
+
+    def open(self, name: str) -> ServedModel:
+        self.read.append(name)
+        self.begun.set()
+        assert self.read_on.wait(60)
+        return ServedModel.fixed(small_reconstructor(name, norm_pix=name.startswith("norm")))
+
+    def shelf(self, *entries: WeightsEntry, **options: Any) -> ModelShelf:
+        registry = {e.name: e for e in entries or (entry("bundled"), entry("large"), entry("norm"))}
+        return ModelShelf(registry, self.open, find=self.find, locate=self.locate, **options)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    world.go_on.set()
+    world.read_on.set()
+
+
+def served(shelf: ModelShelf) -> ReconstructionService:
+    return ReconstructionService({"first": small_reconstructor("first")}, shelf)
+
+
+def ask(service: ReconstructionService, model: str) -> Any:
+    return service.reconstruct(example("cat"), 0.75, 2, model=model).facts
+
+
+def not_ready(act: Callable[[], object]) -> Offer:
+    with pytest.raises(NotReadyError) as caught:
+        act()
+    return caught.value.offer
+
+
+def arrived(shelf: ModelShelf, name: str) -> ServedModel:
+    not_ready(lambda: shelf.get(name))
+    shelf.join()
+    return shelf.get(name)
+
+
+def test_what_is_here_is_offered_first_with_size_and_licence(world: World) -> None:
+    world.here.add("norm")
+    offers = world.shelf(*map(entry, ("large", "bundled", "norm"))).offers()
+    assert offers == [
+        Offer("bundled", "here", BYTES, exact=True, norm_pix=False),
+        Offer("norm", "here", BYTES, exact=True, licence="CC-BY-NC-4.0", norm_pix=True),
+        Offer("large", "absent", BYTES, exact=True, licence="CC-BY-NC-4.0", norm_pix=False),
+    ]
+
+
+def test_only_what_can_draw_is_offered(world: World) -> None:
+    shelf = world.shelf(entry("large"), entry("half", "encoder"), entry("words", "classifier"))
+    assert [offer.name for offer in shelf.offers()] == ["large"]
+    for name in ("half", "words"):
+        assert shelf.knows(name)
+        with pytest.raises(CheckpointError, match="has no decoder"):
+            shelf.get(name)
+    assert not world.fetched
+
+
+def test_a_model_is_fetched_and_read_behind_the_requests_backs(world: World) -> None:
+    service = served(shelf := world.shelf())
+    assert not_ready(lambda: ask(service, "large")).name == "large"
+    assert world.begun.wait(60)
+    # The same again, while it is fetched.
+    offer = not_ready(lambda: ask(service, "large"))
+    assert (offer.state, offer.done, offer.total) == ("fetching", 492_000_000, BYTES)
+    # Others are answered meanwhile.
+    assert ask(service, "first")["model"] == "first"
+    world.go_on.set()
+    shelf.join()
+    facts = ask(service, "large")
+    assert (facts["model"], facts["licence"]) == ("large", "CC-BY-NC-4.0")
+    assert (world.fetched, world.read) == (["large"], ["large"])
+    assert service.offer("large").state == "ready"
+
+
+def test_what_is_on_disk_is_read_without_a_download_and_without_waiting(world: World) -> None:
+    world.here.add("large")
+    world.read_on.clear()
+    service = served(shelf := world.shelf())
+    assert not_ready(lambda: ask(service, "large")).state == "reading"
+    assert world.begun.wait(60)
+    assert ask(service, "first")["model"] == "first"
+    assert not_ready(lambda: ask(service, "large")).state == "reading"
+    world.read_on.set()
+    shelf.join()
+    assert ask(service, "large")["model"] == "large"
+    assert (world.fetched, world.read) == ([], ["large"])
+
+
+def test_many_who_ask_for_one_model_have_it_fetched_once(world: World) -> None:
+    shelf = world.shelf()
+
+    def get(_: int) -> Offer:
+        return not_ready(lambda: shelf.get("large"))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert {offer.name for offer in pool.map(get, range(16))} == {"large"}
+    world.go_on.set()
+    shelf.join()
+    assert (world.fetched, world.read) == (["large"], ["large"])
+
+
+def test_downloads_wait_in_a_line_that_ends(world: World) -> None:
+    names = [f"model-{i}" for i in range(MAX_WAITING + 2)]
+    shelf = world.shelf(*map(entry, names))
+    for name in names[:-1]:
+        not_ready(lambda name=name: shelf.get(name))  # type: ignore[misc]
+    assert world.begun.wait(60)
+    assert [shelf.offer(name).state for name in names] == [
+        "fetching", *["waiting"] * MAX_WAITING, "absent",
+    ]  # fmt: skip
+    with pytest.raises(DownloadError, match="try again later"):
+        shelf.get(names[-1])
+    world.go_on.set()
+    shelf.join()
+    assert world.fetched == names[:-1]
+    assert world.most_under_way == 1
+
+
+def test_a_failure_is_told_once_and_then_tried_again(world: World) -> None:
+    world.failure = DownloadError("could not write to '/home/host/cache/large.pth': disk full")
+    world.go_on.set()
+    shelf = world.shelf()
+    not_ready(lambda: shelf.get("large"))
+    shelf.join()
+    offer = shelf.offer("large")
+    assert offer.state == "failed"
+    # The host's folders are left out.
+    assert str(offer.error) == "could not write to 'large.pth': disk full"
+    with pytest.raises(DownloadError, match="disk full"):
+        shelf.get("large")
+    world.failure = None
+    assert arrived(shelf, "large").name == "large"
+    assert world.fetched == ["large", "large"]
+
+
+def test_addresses_stay_in_a_failure(world: World) -> None:
+    message = "https://example.org/a/b.pth did not answer; see /var/log/x.log"
+    world.failure = DownloadError(message)
+    world.go_on.set()
+    shelf = world.shelf()
+    not_ready(lambda: shelf.get("large"))
+    shelf.join()
+    assert str(shelf.offer("large").error) == (
+        "https://example.org/a/b.pth did not answer; see x.log"
+    )
+
+
+def test_what_nobody_expected_is_logged_and_not_told(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.failure = RuntimeError("secret")
+    world.go_on.set()
+    shelf = world.shelf()
+    not_ready(lambda: shelf.get("large"))
+    shelf.join()
+    with pytest.raises(CheckpointError, match="the server's log says why"):
+        shelf.get("large")
+    assert "secret" in caplog.text
+
+
+def test_nothing_is_fetched_where_that_is_forbidden(world: World) -> None:
+    shelf = world.shelf(policy="none")
+    assert [offer.name for offer in shelf.offers()] == ["bundled"]
+    with pytest.raises(CheckpointError, match="`python -m mae_core.fetch large`"):
+        shelf.get("large")
+    assert arrived(shelf, "bundled").name == "bundled"
+    assert not world.fetched
+
+
+@pytest.mark.parametrize("policy", ["none", "published"])
+def test_repositories_are_unknown_where_they_are_forbidden(world: World, policy: str) -> None:
+    service = served(world.shelf(policy=policy))
+    assert not service.takes_repositories
+    with pytest.raises(ConfigError, match="choose first, bundled"):
+        ask(service, "me/mine")
+
+
+def test_any_repository_is_fetched_where_it_is_allowed(world: World) -> None:
+    world.go_on.set()
+    shelf = world.shelf(policy="any")
+    service = served(shelf)
+    assert service.takes_repositories
+    assert arrived(shelf, "me/mine").name == "me/mine"
+    assert ask(service, "me/mine")["model"] == "me/mine"
+    # From now on the list has it.
+    assert "me/mine" in service.models
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "mine", "/etc/passwd", "../mine", "me/../mine", "me/mine/more", "me /mine", "me/mi\nne",
+     "tests/app", ".", "~/mine", "me/" + "x" * 200, "mé/mine"],
+)  # fmt: skip
+def test_what_is_no_repository_is_refused(world: World, name: str) -> None:
+    service = served(world.shelf(policy="any"))
+    with pytest.raises(ConfigError, match="choose first"):
+        ask(service, name)
+    assert not world.fetched
+
+
+def test_models_leave_the_memory_in_the_order_of_their_last_use(world: World) -> None:
+    world.here |= {"a", "b", "c"}
+    size = ServedModel.fixed(small_reconstructor()).bytes
+    shelf = world.shelf(*map(entry, "abc"), max_bytes=2 * size)
+    for name in "ab":
+        arrived(shelf, name)
+    shelf.get("a")
+    arrived(shelf, "c")
+    assert {name: shelf.offer(name).state for name in "abc"} == {
+        "a": "ready", "b": "here", "c": "ready",
+    }  # fmt: skip
+    assert arrived(shelf, "b").name == "b"
+    assert shelf.offer("a").state == "here"
+
+
+def test_a_model_that_is_too_large_is_neither_fetched_nor_read(world: World) -> None:
+    shelf = world.shelf(entry("huge", parameters=657_074_508), max_bytes=10**9)
+    with pytest.raises(CheckpointError, match="takes 2.6 GB, .* at most 1 GB"):
+        shelf.get("huge")
+    assert not world.fetched
+
+
+def test_a_repository_that_is_too_large_is_left_as_soon_as_that_is_known(world: World) -> None:
+    world.go_on.set()
+    shelf = world.shelf(policy="any", max_bytes=10**9)
+    not_ready(lambda: shelf.get("me/mine"))
+    shelf.join()
+    with pytest.raises(CheckpointError, match="takes 1.3 GB"):
+        shelf.get("me/mine")
+    assert not world.read
+
+
+def test_bundled_weights_that_are_gone_are_no_reason_to_stop(world: World) -> None:
+    assert [offer.state for offer in world.shelf(entry("broken")).offers()] == ["absent"]
+
+
+CONTROLS = (0.75, 2, "random", "crop")
+
+
+def update(handlers: Handlers, model: str, request: Any = None) -> tuple[Any, ...]:
+    return handlers.update(
+        example("cat"), *CONTROLS, model, OWN_SIZE, "estimated", request
+    )  # fmt: skip
+
+
+def test_labels_say_what_is_here_and_what_would_be_fetched(world: World) -> None:
+    handlers = Handlers(served(world.shelf(policy="any")), {})
+    assert handlers.model_choices() == [
+        ("first", "first"),
+        ("bundled · on disk", "bundled"),
+        ("large · fetch 1.3 GB · CC-BY-NC-4.0", "large"),
+        ("norm · fetch 1.3 GB · CC-BY-NC-4.0", "norm"),
+    ]
+    assert handlers.model_choices(CHINESE)[2][0] == "large · 需下载 1.3 GB · CC-BY-NC-4.0"
+    update(handlers, "large")
+    assert handlers.model_choices()[2][0] == "large · on its way · CC-BY-NC-4.0"
+
+
+def test_the_page_shows_progress_and_then_the_panels(world: World) -> None:
+    handlers = Handlers(served(shelf := world.shelf()), {})
+    *panels, _, timer = update(handlers, "norm")
+    assert panels == [None] * 4
+    assert timer.active
+    assert world.begun.wait(60)
+    facts, timer, arrivals, models = handlers.look("norm", CHINESE)
+    assert facts == {
+        "waiting": "正在下载 norm：492 MB / 1.3 GB", "fraction": 492_000_000 / BYTES,
+    }  # fmt: skip
+    assert timer.active
+    assert arrivals == models == gr.skip()
+    world.go_on.set()
+    shelf.join()
+    facts, timer, arrivals, models = handlers.look("norm")
+    assert facts == gr.skip()
+    assert not timer.active
+    assert arrivals != gr.skip()
+    assert ("norm · on disk · CC-BY-NC-4.0", "norm") in models["choices"]
+    assert handlers.show_views("norm")["visible"] is True
+    *panels, facts, timer = update(handlers, "norm")
+    assert None not in panels
+    assert (facts["model"], timer.active) == ("norm", False)
+
+
+def test_the_page_shows_why_it_failed_and_tries_again_when_asked(world: World) -> None:
+    world.failure = DownloadError("the server is gone")
+    world.go_on.set()
+    handlers = Handlers(served(shelf := world.shelf()), {})
+    update(handlers, "large")
+    shelf.join()
+    for _ in range(2):  # for one visitor and for another
+        facts, timer, arrivals, _ = handlers.look("large")
+        assert facts == {"error": "The server is gone."}
+        assert not timer.active
+        assert arrivals == gr.skip()
+    world.failure = None
+    assert update(handlers, "large")[-1].active
+    shelf.join()
+    assert update(handlers, "large")[4]["model"] == "large"
+
+
+def test_the_api_says_how_far_it_is(world: World) -> None:
+    handlers = Handlers(served(world.shelf()), {})
+    with pytest.raises(gr.Error):
+        handlers.reconstruct(example("cat"), *CONTROLS, "large")
+    assert world.begun.wait(60)
+    with pytest.raises(gr.Error) as caught:
+        handlers.reconstruct(example("cat"), *CONTROLS, "large")
+    assert caught.value.message == (
+        "Fetching large: 492 MB of 1.3 GB. Please ask again in a few seconds."
+    )
+
+
+def test_a_request_that_is_wrong_fetches_nothing(world: World) -> None:
+    service = served(world.shelf())
+    with pytest.raises(ConfigError):
+        service.reconstruct(example("cat"), 0.75, 2, fit="stretch", model="large")
+    assert service.offer("large").state == "absent"
+
+
+def test_a_typed_repository_becomes_the_model_chosen(world: World) -> None:
+    handlers = Handlers(served(world.shelf(policy="any")), {})
+    chosen = handlers.choose_repository(" me/mine ")
+    assert chosen["value"] == "me/mine"
+    assert chosen["choices"][-1] == ("me/mine · fetch unknown size", "me/mine")
+    with pytest.raises(gr.Error, match="choose first"):
+        handlers.choose_repository("tests/app")
+    with pytest.raises(gr.Error, match="choose first"):
+        handlers.choose_repository(None)
