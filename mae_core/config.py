@@ -470,8 +470,8 @@ class TrainConfig:
         stages: Picture sizes in turn.
         out: Folder of the run: checkpoint, weights, metrics and pictures.
         resume: Checkpoint, or folder of a run, to go on from where `out` holds none.
-        init_from: Weights to begin with, by name, file or folder of a run, where there is
-            nothing to go on from.
+        init_from: Weights to begin with, where there is nothing to go on from: a name, a file or
+            a folder of any published format, a run, or USER/NAME on the Hugging Face hub.
         steps: Optimiser steps in all.
         epochs: The same as passes over all pictures; takes the place of `steps` where above 0.
         batch_size: Pictures in a step, over all processes.
