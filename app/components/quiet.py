@@ -13,6 +13,8 @@ class QuietMeta(ComponentMeta):
     inert, and type checkers would read the stub instead of the module.
     """
 
-    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> "QuietMeta":
+    def __new__(
+        mcs: "type[QuietMeta]", name: str, bases: tuple[type, ...], namespace: dict[str, Any]
+    ) -> "QuietMeta":
         """Make the class as Python does, its events being those of its base."""
         return ABCMeta.__new__(mcs, name, bases, namespace)
