@@ -52,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         the page is served.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # Gradio asks its own server whether it is up.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # Gradio asks its own server whether it is up, and addresses of downloads are as good as a key.
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.update(GRADIO_SETTINGS)
     try:
         settings = parse_settings(argv)
@@ -86,7 +87,7 @@ def parse_settings(argv: Sequence[str] | None) -> AppSettings:
     parser.add_argument(
         "--fetch",
         help="what visitors may have fetched: none, published (weights that have a name), or any "
-        "(also Hugging Face repositories that they type) (default published)",
+        "(also public Hugging Face repositories that they type) (default published)",
     )
     parser.add_argument(
         "--memory-gb",

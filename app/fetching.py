@@ -7,6 +7,7 @@ starts what it needs in a thread of its own and is told how far that is.
 import logging
 import re
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -32,13 +33,21 @@ FETCH_POLICIES = ("none", "published", "any")
 # Models that wait while another is fetched or read; further ones are refused.
 MAX_WAITING = 4
 
+# A download that nobody has asked after for so long ends. Browsers let hidden pages ask once a
+# minute.
+PATIENCE_SECONDS = 120.0
+
 # Repositories that visitors have typed and failures that they have not seen yet.
 _MAX_REMEMBERED = 32
 
 # What a model takes in float32, while it is read at the latest.
 _BYTES_PER_PARAMETER = 4
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
+# What the hub takes for a name.
+_REPOSITORY = re.compile(
+    r"(?!.*(?:\.\.|--|\.git$))[a-z0-9](?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?",
+    re.ASCII | re.IGNORECASE,
+)
 
 # The folders in front of a file's name; addresses have none that begin like this.
 _FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s'\"/]+/)+")
@@ -92,6 +101,10 @@ class NotReadyError(MAEError):
         self.offer = offer
 
 
+class _LeftError(Exception):
+    """Nobody waits for a model any more."""
+
+
 class _Line:
     """Does one job after the other in a thread that is there while there are any."""
 
@@ -128,8 +141,9 @@ class _Line:
 class ModelShelf:
     """The models that are not read at the start. Safe to share between threads.
 
-    One model is fetched and one is read at a time. Of those in memory the ones used last are
-    kept, up to a bound; while one is read it takes about twice its size.
+    One model is fetched and one is read at a time. A download that nobody asks after any more
+    ends, and what has come is kept for the next who wants it. Of those in memory the ones used
+    last are kept, up to a bound; while one is read it takes about twice its size.
 
     Attributes:
         policy: What may be fetched, one of `FETCH_POLICIES`.
@@ -163,6 +177,8 @@ class ModelShelf:
         self._downloads, self._readings = _Line(), _Line()
         self._ready: OrderedDict[str, ServedModel] = OrderedDict()
         self._pending: dict[str, Offer] = {}
+        # When somebody asked last for each model that is pending.
+        self._asked: dict[str, float] = {}
         self._failed: OrderedDict[str, MAEError] = OrderedDict()
         self._typed: OrderedDict[str, None] = OrderedDict()
 
@@ -193,6 +209,12 @@ class ModelShelf:
                 return replace(offer, state="failed", error=self._failed[name])
         return replace(offer, state="here") if self._is_here(name) else offer
 
+    def ask_after(self, name: str) -> None:
+        """Have a download go on, as somebody waits for the model."""
+        with self._lock:
+            if name in self._pending:
+                self._note_asking(name)
+
     def knows(self, name: str) -> bool:
         """Whether a name, which a visitor may have typed, is that of a model at all."""
         if name in self._registry or name in self._drawless or name in self._typed:
@@ -221,8 +243,7 @@ class ModelShelf:
             failure = self._failed.pop(name, None)
         if failure is not None:
             raise failure
-        self._begin(name)
-        raise NotReadyError(self.offer(name))
+        raise NotReadyError(self._begin(name))
 
     def forget_failure(self, name: str) -> None:
         """Have the next call of `get` try again."""
@@ -245,36 +266,55 @@ class ModelShelf:
         except CheckpointError:
             return False
 
-    def _begin(self, name: str) -> None:
-        """Start what a model needs, if that is allowed and has not begun."""
+    def _begin(self, name: str) -> Offer:
+        """Start what a model needs, if that is allowed and has not begun; says how far it is."""
         offer = self.offer(name)
         entry = self._registry.get(name)
         self._check_drawing(name)
         if entry is not None:
             self._check_size(name, _BYTES_PER_PARAMETER * entry.parameters)
-        if offer.state == "absent":
+        # What has just failed may not be here either.
+        absent = offer.state not in ("ready", "here")
+        if absent:
             self._check_policy(name)
         with self._lock:
-            if name in self._pending or name in self._ready:
-                return
+            if name in self._pending:
+                self._note_asking(name)
+                return self._pending[name]
+            if name in self._ready:
+                # Another request was faster; who asks again gets it.
+                return replace(offer, state="reading")
             if len(self._pending) > MAX_WAITING:
                 raise DownloadError(
                     f"{len(self._pending)} models are being fetched or read already; choose one "
                     "that is here, or try again later"
                 )
-            waiting: State = "waiting" if offer.state == "absent" else "reading"
-            self._pending[name] = replace(offer, state=waiting)
+            waiting: State = "waiting" if absent else "reading"
+            self._pending[name] = begun = replace(offer, state=waiting, error=None)
+            self._note_asking(name)
             if entry is None:
                 _remember(self._typed, name, None)
-        if offer.state == "absent":
+        if absent:
             self._downloads.add(lambda: self._attempt(name, self._fetch))
         else:
             self._readings.add(lambda: self._attempt(name, self._read))
+        # As it was begun: by now it may be over.
+        return begun
+
+    def _note_asking(self, name: str) -> None:
+        self._asked[name] = time.monotonic()
+
+    def _end(self, name: str) -> None:
+        del self._pending[name], self._asked[name]
 
     def _attempt(self, name: str, job: Callable[[str], None]) -> None:
         """Do a job; where it fails, keep why."""
+        failure: MAEError | None
         try:
             job(name)
+        except _LeftError:
+            _logger.info("%s is not fetched any further: nobody waits for it", name)
+            failure = None
         except MAEError as error:
             _logger.warning("could not get %s: %s", name, error)
             # Where the host keeps its files is nobody's business.
@@ -285,20 +325,25 @@ class ModelShelf:
         else:
             return
         with self._lock:
-            del self._pending[name]
-            _remember(self._failed, name, failure)
+            self._end(name)
+            if failure is not None:
+                _remember(self._failed, name, failure)
 
     def _fetch(self, name: str) -> None:
         def progress(done: int, total: int | None) -> None:
             self._check_size(name, total or done)
             with self._lock:
+                self._check_waited_for(name)
                 known = self._pending[name]
                 self._pending[name] = replace(
                     known, state="fetching", done=done, total=total or known.total,
                     exact=known.exact or total is not None,
                 )  # fmt: skip
 
-        self._locate(name, fetch=True, progress=progress)
+        with self._lock:
+            self._check_waited_for(name)
+        # What only the host may read is not for visitors.
+        self._locate(name, fetch=True, progress=progress, account=False)
         with self._lock:
             self._pending[name] = replace(self._pending[name], state="reading")
         self._readings.add(lambda: self._attempt(name, self._read))
@@ -312,13 +357,17 @@ class ModelShelf:
         with self._lock:
             self._make_room(model.bytes)
             self._ready[name] = model
-            del self._pending[name]
+            self._end(name)
 
     def _make_room(self, wanted: int) -> None:
         """Let models go that were not used for longest; one that answers a request ends that."""
         while self._ready and wanted + sum(m.bytes for m in self._ready.values()) > self._max_bytes:
             name, _ = self._ready.popitem(last=False)
             _logger.info("%s leaves the memory", name)
+
+    def _check_waited_for(self, name: str) -> None:
+        if time.monotonic() - self._asked[name] > PATIENCE_SECONDS:
+            raise _LeftError
 
     def _check_drawing(self, name: str) -> None:
         if name in self._drawless:

@@ -8,7 +8,7 @@ import gradio as gr
 from PIL import Image
 
 from app.components import as_gradio_error, language_of, sentence_for
-from app.fetching import NotReadyError, Offer
+from app.fetching import PATIENCE_SECONDS, NotReadyError, Offer
 from app.i18n import progress_sentence, size_of, text
 from app.models import Progress
 from app.service import Answer, ReconstructionService
@@ -24,6 +24,8 @@ _EMPTY: tuple[None, None, None, None] = (None, None, None, None)
 # What the page offers beside the model's own size, in pixels; `OWN_SIZE` stands for that.
 OWN_SIZE = 0
 SIZES = (336, 448, 672, 1024)
+
+_PATIENCE = f"{PATIENCE_SECONDS / 60:g}"
 
 
 class Handlers:
@@ -119,13 +121,13 @@ class Handlers:
             the list of models.
         """
         try:
-            offer = self._service.offer(model)
+            offer = self._service.ask_after(model)
         except Exception as error:
             facts = {"error": sentence_for(error, request)}
             return facts, gr.Timer(active=False), gr.skip(), gr.skip()
         if offer.pending:
             return _waiting(offer, request), gr.Timer(active=True), gr.skip(), gr.skip()
-        models = self.update_models(request)
+        models = gr.update(choices=self._choices_with(offer, request))
         if offer.error is not None:
             facts = {"error": sentence_for(offer.error, request)}
             return facts, gr.Timer(active=False), gr.skip(), models
@@ -160,10 +162,14 @@ class Handlers:
             offer = self._service.offer(name)
         except Exception as error:
             raise as_gradio_error(error, request) from error
-        choices = self.model_choices(request)
-        if all(known != name for _, known in choices):
-            choices.append((_label(offer, None, False, language_of(request)), name))
-        return gr.update(choices=choices, value=name)
+        return gr.update(choices=self._choices_with(offer, request), value=name)
+
+    def _choices_with(self, chosen: Offer, request: object) -> list[tuple[str, str]]:
+        """As `model_choices`, with the one chosen, which the list may not have or have no more."""
+        choices = self.model_choices(request)  # type: ignore[arg-type]
+        if all(name != chosen.name for _, name in choices):
+            choices.append((_label(chosen, None, False, language_of(request)), chosen.name))
+        return choices
 
     def choose_example(self, name: Any, request: gr.Request | None = None) -> str:
         """The file of an example."""
@@ -194,8 +200,10 @@ def _label(offer: Offer, training: Progress | None, loaded: bool, language: str)
 
 
 def _waiting(offer: Offer, request: object) -> dict[str, Any]:
+    language = language_of(request)
     fraction = offer.done / offer.total if offer.total and offer.state != "reading" else None
-    return {"waiting": progress_sentence(offer, language_of(request)), "fraction": fraction}
+    hint = None if offer.state == "reading" else text("stop_hint", language, {"minutes": _PATIENCE})
+    return {"waiting": progress_sentence(offer, language), "fraction": fraction, "hint": hint}
 
 
 def _noted(facts: dict[str, Any] | None, request: object) -> dict[str, Any] | None:

@@ -48,6 +48,10 @@ STRINGS: dict[str, dict[str, str]] = {
         "model_waiting": "{model} is waiting to be fetched ({size})",
         "model_fetching": "Fetching {model}: {done} of {size}",
         "model_reading": "Reading {model} into memory",
+        "stop_hint": (
+            "To stop it, choose another model: a download that nobody has waited for in "
+            "{minutes} minutes ends. What has come is kept."
+        ),
         "ask_again": "Please ask again in a few seconds",
         "size_unknown": "unknown size",
         "repository": "From the Hugging Face Hub",
@@ -109,6 +113,9 @@ STRINGS: dict[str, dict[str, str]] = {
         "model_waiting": "{model} 正在等待下载（{size}）",
         "model_fetching": "正在下载 {model}：{done} / {size}",
         "model_reading": "正在将 {model} 读入内存",
+        "stop_hint": (
+            "若要停止，请选择其他模型：{minutes} 分钟内无人等待，下载即结束；已下载的部分会保留。"
+        ),
         "ask_again": "请几秒后再试",
         "size_unknown": "大小未知",
         "repository": "来自 Hugging Face Hub 的模型",
@@ -153,7 +160,7 @@ _CHINESE_ERRORS: tuple[tuple[type[MAEError], str], ...] = (
         ImageLimitError,
         f"图片的尺寸不合适：文件不超过 {_LIMITS.max_bytes // 2**20} MiB，"
         f"不超过 {_LIMITS.max_pixels // 10_000} 万像素，每边至少 {_LIMITS.min_side} 像素，"
-        f"长边不超过短边的 {_LIMITS.max_aspect:g} 倍。",
+        f"长边不超过短边的 {_LIMITS.max_aspect:g} 倍。若选择了较大的尺寸，请改小，或改用裁剪。",
     ),
     (MaskError, "掩码比例、种子或掩码方式不在允许的范围内，请用页面上的控件选择。"),
     (DownloadError, "模型下载失败：请检查网络或磁盘空间，或选择其他模型；再次选择该模型即可重试。"),

@@ -173,6 +173,16 @@ class ReconstructionService:
         licence = licence_of(list_weights().get(known))
         return Offer(known, "ready", licence=licence, norm_pix=self._models[known].config.norm_pix)
 
+    def ask_after(self, name: object) -> Offer:
+        """As `offer`, for somebody who waits for the model: its download goes on.
+
+        Raises:
+            ConfigError: If there is no such model.
+        """
+        if self._shelf is not None and isinstance(name, str):
+            self._shelf.ask_after(name)
+        return self.offer(name)
+
     def forget_failure(self, name: object) -> None:
         """Have the next request for a model try again what failed."""
         if self._shelf is not None and isinstance(name, str):
@@ -274,7 +284,9 @@ class ReconstructionService:
         known = isinstance(value, str) and (
             value in self._models or (self._shelf is not None and self._shelf.knows(value))
         )
-        return str(value) if known else _check_choice("model", value, self.models)
+        other = ", or give the USER/NAME of a Hugging Face repository"
+        more = other if self.takes_repositories else ""
+        return str(value) if known else _check_choice("model", value, self.models, more)
 
     def _check_image_size(self, value: object) -> int | None:
         if isinstance(value, float) and value.is_integer():
@@ -328,11 +340,11 @@ def _check_strategy(value: object) -> str:
     return str(value)
 
 
-def _check_choice(name: str, value: object, allowed: Sequence[str]) -> str:
+def _check_choice(name: str, value: object, allowed: Sequence[str], more: str = "") -> str:
     if value not in allowed:
         some = ", ".join(allowed[:_MOST_SHOWN])
         such = "one of those offered, such as " if len(allowed) > _MOST_SHOWN else ""
-        raise ConfigError(f"{name} is {_shown(value)}; choose {such}{some}")
+        raise ConfigError(f"{name} is {_shown(value)}; choose {such}{some}{more}")
     return str(value)
 
 

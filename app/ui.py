@@ -185,7 +185,8 @@ def _models(handlers: Handlers, service: ReconstructionService) -> tuple[gr.Drop
             submit_btn=True, elem_id="repository",
         )  # fmt: skip
         repository.submit(
-            handlers.choose_repository, repository, model, queue=False, show_progress="hidden",
+            # In the queue, past which Gradio shows no errors; it never waits for a model there.
+            handlers.choose_repository, repository, model, show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
     return model, view

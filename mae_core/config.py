@@ -81,8 +81,8 @@ class ModelConfig:
             )
         if self.pca_components and self.norm_pix:
             raise ConfigError("the target is norm_pix or pca_components, not both")
-        if self.mlp_ratio <= 0 or self.layer_norm_eps <= 0:
-            raise ConfigError("mlp_ratio and layer_norm_eps must be above 0")
+        if not (0 < self.mlp_ratio < math.inf and 0 < self.layer_norm_eps < math.inf):
+            raise ConfigError("mlp_ratio and layer_norm_eps must be numbers above 0")
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
@@ -95,8 +95,8 @@ class ModelConfig:
                     f"{name} has {len(getattr(self, name))} values for in_chans={self.in_chans}; "
                     "give one value a channel"
                 )
-        if min(self.std) <= 0:
-            raise ConfigError(f"std is {self.std}; each value must be above 0")
+        if not all(0 < value < math.inf for value in self.std):
+            raise ConfigError(f"std is {self.std}; each value must be a number above 0")
 
     @property
     def grid_size(self) -> int:

@@ -16,6 +16,8 @@ DST must not be there yet. The tensors are the same bit for bit, but for --dtype
 """
 
 import argparse
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +25,13 @@ from pathlib import Path
 import torch
 
 from mae_core.checkpoint import Contents, Hints, Weights, save_weights
+from mae_core.checkpoint.architecture import Beside, infer_config
 from mae_core.checkpoint.export import write_huggingface, write_official, write_timm
 from mae_core.config import PRESETS, ModelConfig
 from mae_core.entry import run_entry
-from mae_core.errors import CheckpointError, ConfigError
+from mae_core.errors import CheckpointError, ConfigError, PatchError
+from mae_core.patches import grid_of
+from mae_core.reconstruction import MAX_PATCHES
 from mae_core.weights import read_pretrained
 
 # What a file of each format may end in. A folder may be called anything but these.
@@ -54,7 +59,7 @@ _TIMM_NAMES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    target, path = arguments.to, Path(arguments.destination).expanduser()
+    target, path = arguments.to, _destination(arguments.destination)
     image_size = None if arguments.image_size is None else tuple(arguments.image_size)
     _check_arguments(path, target, arguments.dtype, image_size)
     contents = read_pretrained(arguments.source, hints=_hints(arguments))
@@ -100,6 +105,15 @@ def _hints(arguments: argparse.Namespace) -> Hints | None:
     return None if hints == Hints() else hints
 
 
+def _destination(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{text[:80]!r} begins with the home folder of somebody unknown here; write it out"
+        ) from error
+
+
 def _check_arguments(
     path: Path, target: str, dtype: str, image_size: tuple[int, int] | None
 ) -> None:
@@ -116,7 +130,7 @@ def _check_arguments(
     if target not in _GRAPHS and image_size is not None:
         raise ConfigError(f"--image-size is for --to {' and '.join(_GRAPHS)} only; leave it out")
     # An unfinished folder is for `write_huggingface` to judge.
-    if path.exists() and not (path.is_dir() and target == "huggingface"):
+    if os.path.lexists(path) and not (path.is_dir() and target == "huggingface"):
         raise ConfigError(f"{str(path)!r} is there already; remove it or give another name")
 
 
@@ -142,6 +156,8 @@ def convert(
         CheckpointError: If the format has no place for these weights, the number format no place
             for their values, or the file cannot be written.
         ConfigError: If no format is called `target`.
+        PatchError: If a graph's pictures do not divide into patches, or into more than
+            `MAX_PATCHES`.
     """
     path = Path(path)
     if target in _GRAPHS:
@@ -173,6 +189,13 @@ def _whole_model(contents: Contents, target: str) -> Weights:
 def _write_graph(
     weights: Weights, path: Path, target: str, image_size: tuple[int, int] | None
 ) -> None:
+    if image_size is not None:
+        patches = math.prod(grid_of(*image_size, weights.config.patch_size))
+        if patches > MAX_PATCHES:
+            raise PatchError(
+                f"a {image_size[0]}x{image_size[1]} picture has {patches:,} patches, and at most "
+                f"{MAX_PATCHES:,} are taken; give a smaller --image-size"
+            )
     # Late: its packages are an extra.
     from mae_core.graph import export_onnx, export_program
 
@@ -214,15 +237,29 @@ def _is_of(contents: Contents, field: str) -> bool:
 def _left_out(contents: Contents, target: str) -> str:
     if target == "timm" and contents.kind == "autoencoder":
         return ", the encoder alone"
+    if target == "official":
+        untold = _untold(contents)
+        return f"; it cannot say {', '.join(untold)}: who opens it has to know" if untold else ""
     return ""
+
+
+def _untold(contents: Contents) -> list[str]:
+    """Fields for which nobody would take the right value from an official file, as texts."""
+    nothing = Beside({}, {}, {})
+    guess, _ = infer_config("", contents.state, contents.kind, nothing, Hints())
+    return [
+        f"{field}={getattr(contents.config, field)}"
+        for field in contents.origins
+        if getattr(contents.config, field) != getattr(guess, field) and _is_of(contents, field)
+    ]
 
 
 def _size(path: Path) -> int:
     """Bytes of a file and those that go with it (ONNX keeps large tensors apart), or a folder."""
     if path.is_dir():
         return sum(file.stat().st_size for file in path.iterdir())
-    beside = (file for file in path.parent.iterdir() if file.name.startswith(path.name))
-    return sum(file.stat().st_size for file in beside)
+    data = path.with_name(path.name + ".data")
+    return sum(file.stat().st_size for file in (path, data) if file.exists())
 
 
 def _how_to_open(contents: Contents, path: Path, target: str) -> str:

@@ -12,6 +12,7 @@ manifest knows them; nothing is fetched.
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -83,6 +84,11 @@ def _describe_absent(weights: str, entry: WeightsEntry | None) -> dict[str, Any]
             "bytes": {"value": entry.expected_bytes,
                       "from": "measured" if entry.bytes is not None else "parameters"},
         }  # fmt: skip
+    else:
+        facts["source"] = (
+            f"{weights} on the Hugging Face hub, if there is such a repository; nothing lies at "
+            "that path here"
+        )
     return facts | {"fetch": f"python -m mae_core.fetch {weights}"}
 
 
@@ -158,12 +164,16 @@ def _uses(weights: str, contents: Contents) -> list[str]:
     }[contents.kind]
     if contents.config.pca_components or contents.config.encoder_mask_tokens:
         targets = [target for target in targets if target not in ("official", "huggingface")]
-    uses = []
-    if contents.kind == "autoencoder":
-        uses.append(f"reconstruct: python -m mae_core.reconstruct IMAGE --weights {weights}")
-    if contents.kind != "classifier":
-        uses.append(f"train from it: python -m mae_core.train RECIPE init_from={weights}")
-    return [*uses, f"convert it: python -m mae_core.convert {weights} DST --to "
+    uses, channels, typed = [], contents.config.in_chans, shlex.quote(weights)
+    if contents.kind == "autoencoder" and channels in (1, 3):
+        uses.append(f"reconstruct: python -m mae_core.reconstruct IMAGE --weights {typed}")
+    elif contents.kind == "autoencoder":
+        uses.append(f"reconstruct: in Python, arrays ({channels}, H, W) through a Reconstructor")
+    # Training reads pictures, in colour.
+    if contents.kind != "classifier" and channels == 3:
+        start = shlex.quote(f"init_from={weights}")
+        uses.append(f"train from it: python -m mae_core.train RECIPE {start}")
+    return [*uses, f"convert it: python -m mae_core.convert {typed} DST --to "
             f"{{{','.join(targets)}}}"]  # fmt: skip
 
 

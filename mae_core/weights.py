@@ -153,7 +153,11 @@ def find_weights(weights: str | Path | None = None) -> Path | None:
 
 
 def locate_weights(
-    weights: str | Path | None = None, *, fetch: bool = True, progress: Progress | None = None
+    weights: str | Path | None = None,
+    *,
+    fetch: bool = True,
+    progress: Progress | None = None,
+    account: bool = True,
 ) -> Path:
     """The file or folder that a name, a path or a repository leads to, fetched if need be.
 
@@ -164,6 +168,8 @@ def locate_weights(
             `DEFAULT_WEIGHTS` if not given.
         fetch: Whether what is not on this machine is fetched.
         progress: Told how far a download is; a bar on standard error if not given.
+        account: Whether the hub is asked in the name of this machine's user, who may read more
+            than others.
 
     Raises:
         CheckpointError: If nothing is there, or it is not what the manifest says or no weights.
@@ -179,9 +185,9 @@ def locate_weights(
             f"`python -m mae_core.fetch {name}`"
         )
     if progress is not None:
-        return _fetch(name, entry, progress)
+        return _fetch(name, entry, progress, account)
     with terminal_bar(name) as bar:
-        return _fetch(name, entry, bar)
+        return _fetch(name, entry, bar, account)
 
 
 def load_pretrained(
@@ -258,11 +264,18 @@ def _find_repository(repo_id: str) -> Path | None:
 
 
 def _find_path(text: str) -> Path | None:
-    path = Path(text).expanduser()
-    if path.is_dir():
-        runs = (path / name for name in _RUN_FILES)
-        return next((file for file in runs if file.is_file()), None) or _readable(path)
-    return path if path.is_file() else None
+    try:
+        path = Path(text).expanduser()
+        if path.is_dir():
+            runs = (path / name for name in _RUN_FILES)
+            return next((file for file in runs if file.is_file()), None) or _readable(path)
+        return path if path.is_file() else None
+    except (OSError, ValueError, RuntimeError) as error:
+        # No such user, a name too long or with a zero byte, a folder that may not be read.
+        reason = (error.strerror or "") if isinstance(error, OSError) else str(error)
+        raise CheckpointError(
+            f"{text[:200]!r} cannot be looked into ({reason}); give another path"
+        ) from error
 
 
 def _readable(folder: Path) -> Path | None:
@@ -287,7 +300,7 @@ def _remote_file(entry: WeightsEntry) -> RemoteFile:
     return RemoteFile(str(entry.url), path, entry.bytes, entry.sha256, entry.md5_prefix)
 
 
-def _fetch(name: str, entry: WeightsEntry | None, progress: Progress) -> Path:
+def _fetch(name: str, entry: WeightsEntry | None, progress: Progress, account: bool) -> Path:
     def check(path: Path) -> None:
         """Read the whole of it: what cannot be used is never kept."""
         try:
@@ -298,7 +311,9 @@ def _fetch(name: str, entry: WeightsEntry | None, progress: Progress) -> Path:
     if entry is not None and entry.repo is None:
         return fetch_file(_remote_file(entry), progress=progress, check=check)
     repo_id = name if entry is None else str(entry.repo)
-    folder = fetch_repository(repo_id, progress=progress, check=lambda f: check(_readable(f) or f))
+    folder = fetch_repository(
+        repo_id, progress=progress, check=lambda f: check(_readable(f) or f), account=account
+    )
     return _readable(folder) or folder
 
 

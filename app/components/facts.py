@@ -13,7 +13,7 @@ _TEMPLATE = """${(() => {
   if (!value || !label) return '';
   if (value.waiting) return '<div class="waiting" role="status">' + safe(value.waiting) +
     '<progress max="1"' + (value.fraction == null ? '' : ' value="' + value.fraction + '"') +
-    '></progress></div>';
+    '></progress>' + (value.hint ? '<small>' + safe(value.hint) + '</small>' : '') + '</div>';
   if (value.error) return '<strong role="alert">' + safe(value.error) + '</strong>';
   const shown = {
     visible: value.visible,
@@ -35,8 +35,8 @@ class FactsLine(gr.HTML, metaclass=QuietMeta):
 
     Its value is the facts' dictionary, which has `step` and `steps` where the model is still
     being trained, `licence` where the model is not ours and `note` where the picture needs a
-    word; or `{"error": sentence}`, or `{"waiting": sentence, "fraction": 0..1 or None}`, or None
-    for an empty line.
+    word; or `{"error": sentence}`; or `{"waiting": sentence, "fraction": 0..1 or None,
+    "hint": sentence or None}`; or None for an empty line.
     The label must be a sentence with `{visible}`, `{patches}`, `{psnr}`, `{milliseconds}`,
     `{device}` and `{model}`.
     """

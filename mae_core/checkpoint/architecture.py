@@ -30,6 +30,8 @@ _HUGGINGFACE_REST = {
     "num_attention_heads": "num_heads", "decoder_num_attention_heads": "decoder_num_heads",
     "norm_pix_loss": "norm_pix", "layer_norm_eps": "layer_norm_eps",
 }  # fmt: skip
+# Number of heads -> the width that they divide.
+_HEADS_OF = {"num_heads": "embed_dim", "decoder_num_heads": "decoder_embed_dim"}
 _HUGGINGFACE_FIXED = {"model_type": "vit_mae", "hidden_act": "gelu", "qkv_bias": True}
 
 Told = dict[str, tuple[Any, str]]
@@ -63,12 +65,12 @@ def infer_config(
         hints: Go before everything but the shapes.
 
     Raises:
-        CheckpointError: If the shapes are those of no masked autoencoder, or a `config.json`
-            contradicts them or asks for another model.
+        CheckpointError: If the shapes are those of no masked autoencoder, a `config.json`
+            contradicts them or asks for another model, or a hint fits no model of theirs.
     """
     shapes = _from_shapes(name, state, kind)
     told = _from_beside(beside, shapes, kind)
-    told.update(_from_hints(hints))
+    told.update(_from_hints(name, shapes, hints))
     values = {**_assumed(shapes), **told, **{key: (v, "shapes") for key, v in shapes.items()}}
     if kind != "autoencoder":
         values["decoder_embed_dim"] = (_DECODER_WIDTH, "assumed")
@@ -120,7 +122,8 @@ def _grid(name: str, entries: int) -> int:
     if side == 0 or side * side != entries - 1:
         raise CheckpointError(
             f"pos_embed in {name!r} has {entries} entries, which are not one and a square grid; "
-            "models made for pictures that are not square cannot be read"
+            "models with other than one class token, and those for pictures that are not square "
+            "cannot be read"
         )
     return side
 
@@ -142,10 +145,22 @@ def _ratio(hidden: int, width: int) -> float:
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def _from_hints(hints: Hints) -> Told:
-    values = dataclasses.asdict(hints)
-    source = values.pop("source")
-    return {key: (value, source) for key, value in values.items() if value is not None}
+def _from_hints(name: str, shapes: Mapping[str, Any], hints: Hints) -> Told:
+    told: Told = {}
+    for field in _HUGGINGFACE_REST.values():
+        value = getattr(hints, field)
+        if value is None:
+            continue
+        if not 0 < value < math.inf and field != "norm_pix":
+            raise CheckpointError(f"{field} is given as {value}; it has to be above 0")
+        width = shapes.get(_HEADS_OF.get(field, ""), 0)
+        if width and width % value:
+            raise CheckpointError(
+                f"{field} is given as {value}, and the width {width} in {name!r} does not divide "
+                f"into {value} heads; give a divisor of {width}"
+            )
+        told[field] = (value, hints.source)
+    return told
 
 
 def _assumed(shapes: Mapping[str, Any]) -> Told:

@@ -76,14 +76,14 @@ def check_shapes(
     unknown = sorted(state.keys() - expected.keys())
     if missing or unknown:
         raise CheckpointError(
-            f"{name!r} does not fit its own config: missing {_some(missing)}, "
-            f"unknown {_some(unknown)}; give the whole weights of a masked autoencoder"
+            f"{name!r} is not just a whole {kind}: missing {_some(missing)}, unknown "
+            f"{_some(unknown)}; give all weights of the model and nothing else"
         )
     for key, tensor in state.items():
         if tensor.shape != expected[key]:
             raise CheckpointError(
-                f"{key} in {name!r} has shape {tuple(tensor.shape)}; its config asks for "
-                f"{tuple(expected[key])}"
+                f"{key} in {name!r} has shape {tuple(tensor.shape)}; its config, or its other "
+                f"shapes, ask for {tuple(expected[key])}"
             )
 
 

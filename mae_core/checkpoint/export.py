@@ -7,6 +7,7 @@ anything but what an interrupted `write_huggingface` left there is refused.
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,8 @@ def write_official(path: str | Path, contents: Contents) -> None:
     """Write a torch file in the official layout: the parameters under `model`, nothing else.
 
     It holds what `contents` does: encoder and decoder, an encoder alone, or a classifier. The
-    layout has no place for heads, epsilon and norm-pix; who opens the file has to know them.
+    layout has no place for heads, epsilon, norm-pix, mean and deviation; who opens the file has
+    to know them.
 
     Args:
         path: Where to; replaced only once the new file is whole.
@@ -71,7 +73,7 @@ def write_huggingface(folder: str | Path, contents: Contents) -> None:
     _refuse_variants(contents.config, "transformers' ViTMAE")
     state = _own(huggingface_from_official(contents.state))
     _require_free(folder)
-    was_there = folder.exists()
+    was_there = os.path.lexists(folder)
     writers: tuple[Callable[[Path], object], ...] = (
         partial(_save_safetensors, state),
         partial(_save_json, _image_processor(contents.config)),
@@ -183,12 +185,18 @@ def _image_processor(config: ModelConfig) -> dict[str, Any]:
 
 
 def _require_free(folder: Path) -> None:
-    if not folder.exists():
+    if not os.path.lexists(folder):
         return
     if not folder.is_dir():
         raise CheckpointError(f"{str(folder)!r} is a file; give a folder that is not there yet")
     ours = {*_FOLDER_FILES[:-1], *(f"{name}.partial" for name in _FOLDER_FILES)}
-    if {entry.name for entry in folder.iterdir()} - ours:
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+    except OSError as error:
+        raise CheckpointError(
+            f"the folder {str(folder)!r} cannot be read; change its rights, or give another"
+        ) from error
+    if names - ours:
         raise CheckpointError(
             f"the folder {str(folder)!r} is not empty; give one that is not there yet"
         )

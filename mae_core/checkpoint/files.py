@@ -203,4 +203,6 @@ def _reason(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return ": the disk is full; free some space and start the same command again"
+    if isinstance(cause, FileExistsError | NotADirectoryError):
+        return ": a part of its path is a file where a folder is needed; give another path"
     return f" ({cause or error}); check the free space and the rights of its folder"

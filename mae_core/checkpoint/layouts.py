@@ -16,6 +16,9 @@ _MAX_WRAPPERS = 5
 # What DistributedDataParallel and torch.compile put in front of every name.
 _PREFIXES = ("module.", "_orig_mod.")
 
+# What every ViT of the official names has.
+_EMBEDDING = "patch_embed.proj.weight"
+
 # What transformers 5.23 calls the decoder's blocks when it saves them: its own change of names
 # back to version 4's also meets the end of `decoder_layers`.
 _DECODER_LAYERS = {"decoder.decoder_encoder.layer.": "decoder.decoder_layers."}
@@ -68,30 +71,55 @@ def _bare(key: str) -> str:
     return key.replace("._orig_mod.", ".")
 
 
+def check_names(name: str, state: Mapping[str, Any]) -> None:
+    """Refuse what is no masked autoencoder, before anything is said of its tensors.
+
+    Args:
+        name: Of the file, for messages.
+        state: Names to what should be tensors.
+
+    Raises:
+        CheckpointError: If the names are those of no format that is known.
+    """
+    if any(key.startswith("head.0.") for key in state):
+        raise CheckpointError(
+            f"{name!r} is a linear probe, whose head of several layers cannot be read; give the "
+            "weights that it was trained on"
+        )
+    if _EMBEDDING not in state and not _is_huggingface(state):
+        some = ", ".join(shown(key) for key in sorted(state)[:3])
+        raise CheckpointError(
+            f"{name!r} is no masked autoencoder: none of its {len(state)} names is that of a patch "
+            f"embedding ({some or 'it is empty'}); give weights of MAE's ViT, its state_dict alone"
+        )
+
+
+def _is_huggingface(state: Mapping[str, Any]) -> bool:
+    return any(key.startswith(("vit.", "embeddings.", "decoder.")) for key in state)
+
+
 def to_official(name: str, state: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     """The format, and the tensors by their official names.
+
+    Args:
+        name: Of the file, for messages.
+        state: Names to tensors that `check_names` has let through.
 
     Returns:
         `official`, `transformers 4` or `transformers 5`, and the mapping.
 
     Raises:
-        CheckpointError: If the names are those of no format that is known.
+        CheckpointError: If names are unknown to transformers' ViTMAE, or missing.
     """
-    if any(key.startswith(("vit.", "embeddings.", "decoder.")) for key in state):
-        is_new = any(".q_proj." in key for key in state)
-        renamed = {_decoder_layers(key): tensor for key, tensor in state.items()}
-        try:
-            official = official_from_huggingface(renamed)
-        except CheckpointError as error:
-            raise CheckpointError(f"{name!r}: {error}") from error
-        return ("transformers 5" if is_new else "transformers 4"), official
-    if "patch_embed.proj.weight" in state:
+    if not _is_huggingface(state):
         return "official", state
-    some = ", ".join(shown(key) for key in sorted(state)[:3])
-    raise CheckpointError(
-        f"{name!r} is no masked autoencoder: none of its {len(state)} names is that of a patch "
-        f"embedding ({some or 'it is empty'}); give weights of MAE's ViT"
-    )
+    is_new = any(".q_proj." in key for key in state)
+    renamed = {_decoder_layers(key): tensor for key, tensor in state.items()}
+    try:
+        official = official_from_huggingface(renamed)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name!r}: {error}") from error
+    return ("transformers 5" if is_new else "transformers 4"), official
 
 
 def _decoder_layers(key: str) -> str:

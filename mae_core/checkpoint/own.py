@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from mae_core.checkpoint.checks import as_float32, check_shapes, check_tensors, number_format
-from mae_core.checkpoint.contents import Contents
+from mae_core.checkpoint.contents import Contents, Hints
 from mae_core.checkpoint.files import shown
 from mae_core.checkpoint.sources import Source
 from mae_core.config import ModelConfig, from_dict
@@ -39,12 +39,16 @@ def is_ours(source: Source) -> bool:
     return False
 
 
-def read_own(source: Source) -> Contents:
+def read_own(source: Source, hints: Hints) -> Contents:
     """Read weights of `save_weights`, or those of a checkpoint of `save_checkpoint`.
 
+    Args:
+        source: The file.
+        hints: Not needed, for the file says all of it; options may not contradict it.
+
     Raises:
-        CheckpointError: If the file does not fit its own config or holds numbers that are not
-            finite.
+        CheckpointError: If the file does not fit its own config, holds numbers that are not
+            finite, or says something else than an option.
     """
     name = source.path.name
     if "config" in source.header or source.header.get("format") == FORMAT:
@@ -54,6 +58,7 @@ def read_own(source: Source) -> Contents:
     else:
         config, record, found = _read_run(name, source.content)
         layout = "mae_core checkpoint"
+    _check_options(name, config, hints)
     check_tensors(name, found, source.size)
     check_shapes(name, config, found)
     origins = dict.fromkeys((field.name for field in dataclasses.fields(config)), "config")
@@ -61,6 +66,19 @@ def read_own(source: Source) -> Contents:
         layout, "autoencoder", config, as_float32(name, found), record, origins,
         number_format(found["cls_token"]), None,
     )  # fmt: skip
+
+
+def _check_options(name: str, config: ModelConfig, hints: Hints) -> None:
+    """Refuse options that would be passed over in silence."""
+    for field, given in dataclasses.asdict(hints).items():
+        if hints.source != "option" or field == "source" or given is None:
+            continue
+        said = getattr(config, field)
+        if given != said:
+            raise CheckpointError(
+                f"{name!r} says itself that its {field} is {said}, and {given} is given; leave "
+                "that option out"
+            )
 
 
 def _read_header(name: str, header: Mapping[str, str]) -> tuple[ModelConfig, dict[str, Any]]:

@@ -11,7 +11,7 @@ from mae_core.checkpoint.architecture import Beside, infer_config, is_timm
 from mae_core.checkpoint.building import build_model
 from mae_core.checkpoint.checks import as_float32, check_shapes, check_tensors, number_format
 from mae_core.checkpoint.contents import Contents, Hints, Kind
-from mae_core.checkpoint.layouts import kind_of, to_official, unwrap
+from mae_core.checkpoint.layouts import check_names, kind_of, to_official, unwrap
 from mae_core.checkpoint.own import is_ours, read_own
 from mae_core.checkpoint.runs import CHECKPOINT_FILE, read_latest
 from mae_core.checkpoint.sources import Source, find_file, open_source
@@ -30,11 +30,12 @@ def read_contents(path: str | Path, hints: Hints = _NO_HINTS) -> Contents:
 
     Args:
         path: A file, an index of several, or a folder of a run, of transformers or of timm.
-        hints: What the shapes of tensors cannot tell; not needed for our own formats.
+        hints: What the shapes of tensors cannot tell; not needed for our own formats, which
+            say it themselves and are not to be contradicted.
 
     Raises:
         CheckpointError: If the file is missing, damaged, hostile, of no known format, does not
-            fit its own config, or holds numbers that are not finite.
+            fit its own config or the hints, or holds numbers that are not finite.
     """
     file = find_file(Path(path))
     read = partial(_read, hints=hints)
@@ -45,12 +46,13 @@ def read_contents(path: str | Path, hints: Hints = _NO_HINTS) -> Contents:
 
 def _read(path: Path, hints: Hints) -> Contents:
     source = open_source(path)
-    return read_own(source) if is_ours(source) else _read_foreign(source, hints)
+    return read_own(source, hints) if is_ours(source) else _read_foreign(source, hints)
 
 
 def _read_foreign(source: Source, hints: Hints) -> Contents:
     name = source.path.name
     found = unwrap(name, source.content)
+    check_names(name, found)
     check_tensors(name, found, source.size)
     layout, state = to_official(name, found)
     kind = kind_of(state)

@@ -107,16 +107,21 @@ def _check_directory(path: Path) -> None:
 
 
 def _check_entries(name: str, entries: list[zipfile.ZipInfo]) -> None:
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise CheckpointError(
-            f"{name!r} is compressed, which torch.save never does, and may unfold into any "
-            "amount of memory; unpack it yourself if you trust it, or take another file"
-        )
     inner = {_inner(entry.filename) for entry in entries}
+    if "archive_format" in inner:
+        raise CheckpointError(
+            f"{name!r} is a torch.export program, which holds a graph; give the weights that it "
+            "was made from"
+        )
     if "constants.pkl" in inner or any(part.startswith("code/") for part in inner):
         raise CheckpointError(
             f"{name!r} is a TorchScript archive, which holds a program; save the model's "
             "state_dict with torch.save instead"
+        )
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(
+            f"{name!r} is compressed, which torch.save never does, and may unfold into any "
+            "amount of memory; unpack it yourself if you trust it, or take another file"
         )
 
 

@@ -1,6 +1,7 @@
 """Weights: a model, for use, as one safetensors file of ours or from any published format."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from mae_core.checkpoint.reading import read_contents
 from mae_core.config import ModelConfig, to_dict
 from mae_core.errors import CheckpointError
 from mae_core.models.mae import MaskedAutoencoder
+
+_log = logging.getLogger(__name__)
 
 _NO_HINTS = Hints()
 
@@ -81,6 +84,8 @@ def save_weights(
 def load_weights(path: str | Path, hints: Hints = _NO_HINTS) -> Weights:
     """Read a model that can reconstruct, from any format; see `read_contents`.
 
+    What had to be guessed and changes the picture is said in a warning.
+
     Args:
         path: A file, an index of several, or a folder.
         hints: What the shapes of tensors cannot tell.
@@ -91,7 +96,19 @@ def load_weights(path: str | Path, hints: Hints = _NO_HINTS) -> Weights:
     contents = read_contents(path, hints)
     if contents.kind != "autoencoder":
         raise CheckpointError(_without_decoder(Path(path).name, contents))
+    _warn_of_guesses(Path(path).name, contents)
     return Weights(contents.config, contents.state, contents.record)
+
+
+def _warn_of_guesses(name: str, contents: Contents) -> None:
+    """With another number of heads a model draws another picture, and no shape tells."""
+    for field in ("num_heads", "decoder_num_heads"):
+        if contents.origins[field] == "assumed":
+            _log.warning(
+                "%r does not say its %s: %d is a guess, and a wrong one draws wrong pictures; "
+                "python -m mae_core.convert with --to mae_core --%s N writes the right one down",
+                name, field, getattr(contents.config, field), field.replace("_", "-"),
+            )  # fmt: skip
 
 
 def _without_decoder(name: str, contents: Contents) -> str:

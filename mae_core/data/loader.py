@@ -95,7 +95,7 @@ class BatchLoader:
         """
         if len(mean) != 3 or len(std) != 3:
             raise ConfigError(
-                f"the model has {len(mean)} channels; training pictures have three: set in_chans=3"
+                f"in_chans is {len(mean)}; training pictures have three channels: set in_chans=3"
             )
         if batch_size % world_size:
             raise ConfigError(

@@ -39,7 +39,11 @@ from mae_core.downloads.http import (
 )
 from mae_core.errors import DownloadError
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+# What the hub takes for a name.
+_REPOSITORY = re.compile(
+    r"(?!.*(?:\.\.|--|\.git$))[a-z0-9](?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?",
+    re.ASCII | re.IGNORECASE,
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-(\d{5})\.(safetensors|bin)")
 
@@ -62,7 +66,7 @@ class _HubFile:
 
 def is_repository(text: str) -> bool:
     """Whether a text is of the form USER/NAME that repositories of a hub have."""
-    return _REPOSITORY.fullmatch(text) is not None and ".." not in text and "--" not in text
+    return _REPOSITORY.fullmatch(text) is not None
 
 
 def choose_files(names: Iterable[str]) -> tuple[str, ...]:
@@ -122,13 +126,17 @@ def find_repository(repo_id: str) -> Path | None:
     return folder if choose_files(names) else None
 
 
-def fetch_repository(repo_id: str, *, progress: Progress, check: Check | None = None) -> Path:
+def fetch_repository(
+    repo_id: str, *, progress: Progress, check: Check | None = None, account: bool = True
+) -> Path:
     """Fetch the weights of a repository, and the configs beside them; no other file.
 
     Args:
         repo_id: USER/NAME.
         progress: Told how far all files are together.
         check: Looks into the folder; where it raises, the files are removed.
+        account: Whether the hub is asked in the name of this machine's user, who may read more
+            than others.
 
     Returns:
         The folder in huggingface_hub's cache.
@@ -138,14 +146,14 @@ def fetch_repository(repo_id: str, *, progress: Progress, check: Check | None = 
             not be read, or it cannot be fetched.
     """
     refuse_offline(repo_id)
-    commit, files = _listing(repo_id)
+    commit, files = _listing(repo_id, account)
     storage = _storage(repo_id)
     folder = storage / "snapshots" / commit
     missing = [file for file in files if not (storage / "blobs" / file.blob).is_file()]
     with explained_writing(repo_id):
         folder.mkdir(parents=True, exist_ok=True)
     check_space(repo_id, folder, sum(file.bytes for file in missing))
-    _fetch_files(repo_id, files, folder, progress)
+    _fetch_files(repo_id, files, folder, progress, _headers(account))
     if check is not None:
         _check_folder(folder, missing, check)
     with explained_writing(repo_id):
@@ -153,11 +161,17 @@ def fetch_repository(repo_id: str, *, progress: Progress, check: Check | None = 
     return folder
 
 
-def _fetch_files(repo_id: str, files: Sequence[_HubFile], folder: Path, progress: Progress) -> None:
+def _fetch_files(
+    repo_id: str,
+    files: Sequence[_HubFile],
+    folder: Path,
+    progress: Progress,
+    headers: dict[str, str],
+) -> None:
     total, before = sum(file.bytes for file in files), 0
     for file in files:
         remote = _remote(repo_id, file, folder)
-        fetch_file(remote, progress=_shifted(progress, before, total), headers=_account())
+        fetch_file(remote, progress=_shifted(progress, before, total), headers=headers)
         with explained_writing(repo_id):
             _link(remote.path, folder / file.name)
         before += file.bytes
@@ -174,8 +188,8 @@ def _check_folder(folder: Path, fetched: Sequence[_HubFile], check: Check) -> No
         raise
 
 
-def _account() -> dict[str, str]:
-    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+def _headers(account: bool) -> dict[str, str]:
+    token = get_token() if account and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else None
     return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
@@ -218,9 +232,9 @@ def _write_reference(storage: Path, commit: str) -> None:
     partial.replace(reference)
 
 
-def _listing(repo_id: str) -> tuple[str, list[_HubFile]]:
+def _listing(repo_id: str, account: bool) -> tuple[str, list[_HubFile]]:
     """The commit of a repository's weights, and their files."""
-    info = _ask_hub(repo_id)
+    info = _ask_hub(repo_id, account)
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
     names = choose_files(siblings)
     if not names:
@@ -257,13 +271,16 @@ def _unlike_a_hub(repo_id: str) -> str:
     return f"what answers for {repo_id} is no Hugging Face hub; check HF_ENDPOINT and the network"
 
 
-def _ask_hub(repo_id: str) -> Any:
+def _ask_hub(repo_id: str, account: bool) -> Any:
     url = httpx2.URL(constants.ENDPOINT)
     refuse_address(url)
     vain = 0
     while True:
         try:
-            return HfApi().model_info(repo_id, files_metadata=True, timeout=CONNECT_SECONDS)
+            return HfApi().model_info(
+                repo_id, files_metadata=True, timeout=CONNECT_SECONDS,
+                token=None if account else False,
+            )  # fmt: skip
         except Exception as error:  # a dozen types that have no base of their own
             vain += 1
             if vain == ATTEMPTS or not _may_pass(error):

@@ -206,7 +206,12 @@ def _warn_of_guesses(contents: Contents, config: TrainConfig, changes: Sequence[
 
 
 def _require_encoder(contents: Contents, config: TrainConfig) -> None:
-    """Refuse weights whose encoder is not the model's."""
+    """Refuse weights whose encoder is not the model's, or not one for pictures in colour."""
+    if contents.config.in_chans != 3:
+        raise ConfigError(
+            f"init_from={config.init_from} takes {contents.config.in_chans} channels, and training "
+            "pictures have three; give weights of three channels"
+        )
     if contents.kind == "classifier":
         raise ConfigError(
             f"init_from={config.init_from} holds a classifier, whose encoder has been fine-tuned "

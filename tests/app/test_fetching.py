@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from app.fetching import MAX_WAITING, ModelShelf, NotReadyError, Offer
+from app.fetching import MAX_WAITING, PATIENCE_SECONDS, ModelShelf, NotReadyError, Offer
 from app.handlers import OWN_SIZE, Handlers
 from app.models import ServedModel
 from app.service import ReconstructionService
@@ -50,9 +50,11 @@ class World:
         return Path("x") if name in self.here else None
 
     def locate(
-        self, name: str, *, fetch: bool, progress: Callable[[int, int | None], None]
-    ) -> Path:
+        self, name: str, *, fetch: bool, progress: Callable[[int, int | None], None],
+        account: bool,
+    ) -> Path:  # fmt: skip
         assert fetch
+        assert not account, "visitors do not read what only the host may"
         with self._counter:
             self.under_way += 1
             self.most_under_way = max(self.most_under_way, self.under_way)
@@ -61,6 +63,7 @@ class World:
             progress(492_000_000, BYTES)
             self.begun.set()
             assert self.go_on.wait(60)
+            progress(492_000_000, BYTES)
             if self.failure:
                 raise self.failure
             self.here.add(name)
@@ -189,6 +192,54 @@ def test_downloads_wait_in_a_line_that_ends(world: World) -> None:
     assert world.most_under_way == 1
 
 
+def test_a_download_that_nobody_asks_after_ends_and_is_gone_on_with(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("app.fetching.time", SimpleNamespace(monotonic=lambda: now))
+    shelf = world.shelf(*map(entry, ("large", "left", "in-line")))
+    not_ready(lambda: shelf.get("left"))
+    assert world.begun.wait(60)
+    not_ready(lambda: shelf.get("in-line"))
+    now += PATIENCE_SECONDS / 2
+    not_ready(lambda: shelf.get("large"))
+    now += PATIENCE_SECONDS / 2 + 1
+    world.go_on.set()
+    shelf.join()
+    assert (world.fetched, world.read) == (["left", "large"], ["large"])
+    assert [shelf.offer(name).state for name in ("left", "in-line")] == ["absent"] * 2
+    assert arrived(shelf, "left").name == "left"
+
+
+def test_a_download_that_somebody_asks_after_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("app.fetching.time", SimpleNamespace(monotonic=lambda: now))
+    handlers = Handlers(served(shelf := world.shelf()), {})
+    update(handlers, "large")
+    assert world.begun.wait(60)
+    for _ in range(4):
+        now += PATIENCE_SECONDS / 2
+        handlers.look("large")
+    world.go_on.set()
+    shelf.join()
+    assert shelf.offer("large").state == "ready"
+
+
+@pytest.mark.parametrize("failure", [None, DownloadError("no network")])
+def test_what_is_over_at_once_was_begun_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
+) -> None:
+    monkeypatch.setattr("app.fetching._Line.add", lambda _, job: job())
+    world.failure = failure
+    world.go_on.set()
+    handlers = Handlers(served(world.shelf()), {})
+    *_, facts, timer = update(handlers, "large")
+    assert facts["waiting"] == "large is waiting to be fetched (1.3 GB)"
+    assert timer.active
+
+
 def test_a_failure_is_told_once_and_then_tried_again(world: World) -> None:
     world.failure = DownloadError("could not write to '/home/host/cache/large.pth': disk full")
     world.go_on.set()
@@ -261,12 +312,13 @@ def test_any_repository_is_fetched_where_it_is_allowed(world: World) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "mine", "/etc/passwd", "../mine", "me/../mine", "me/mine/more", "me /mine", "me/mi\nne",
+    ["me/a..b", "me--you/mine", "me/mine.", "me/mine.git",
+     "", "mine", "/etc/passwd", "../mine", "me/../mine", "me/mine/more", "me /mine", "me/mi\nne",
      "tests/app", ".", "~/mine", "me/" + "x" * 200, "mé/mine"],
 )  # fmt: skip
 def test_what_is_no_repository_is_refused(world: World, name: str) -> None:
     service = served(world.shelf(policy="any"))
-    with pytest.raises(ConfigError, match="choose first"):
+    with pytest.raises(ConfigError, match="choose first.*, or give the USER/NAME"):
         ask(service, name)
     assert not world.fetched
 
@@ -336,6 +388,7 @@ def test_the_page_shows_progress_and_then_the_panels(world: World) -> None:
     assert timer.active
     assert world.begun.wait(60)
     facts, timer, arrivals, models = handlers.look("norm", CHINESE)
+    assert "2 分钟内无人等待" in facts.pop("hint")
     assert facts == {
         "waiting": "正在下载 norm：492 MB / 1.3 GB", "fraction": 492_000_000 / BYTES,
     }  # fmt: skip
@@ -369,6 +422,18 @@ def test_the_page_shows_why_it_failed_and_tries_again_when_asked(world: World) -
     assert update(handlers, "large")[-1].active
     shelf.join()
     assert update(handlers, "large")[4]["model"] == "large"
+
+
+def test_a_repository_that_failed_stays_the_model_chosen(world: World) -> None:
+    world.failure = DownloadError("the server is gone")
+    world.go_on.set()
+    handlers = Handlers(served(shelf := world.shelf(policy="any")), {})
+    update(handlers, "me/mine")
+    shelf.join()
+    *_, models = handlers.look("me/mine")
+    assert models["choices"][-1] == ("me/mine · fetch unknown size", "me/mine")
+    # Nobody else has to see it.
+    assert "me/mine" not in dict(handlers.model_choices()).values()
 
 
 def test_the_api_says_how_far_it_is(world: World) -> None:

@@ -174,7 +174,8 @@ def test_nothing_on_the_page_is_left_in_one_language() -> None:
     made_on_the_server = {
         "error", "error_expired", "error_unknown", "ask_again", "size_unknown",
         "model_running", "model_here", "model_absent", "model_pending",
-        "model_waiting", "model_fetching", "model_reading", "note_answer", "note_normalized",
+        "model_waiting", "model_fetching", "model_reading", "stop_hint", "note_answer",
+        "note_normalized",
     }  # fmt: skip
     unused = STRINGS["en"].keys() - set(keys) - made_on_the_server
     assert not unused, "texts that the page never shows"

@@ -1,3 +1,4 @@
+import logging
 import os
 import signal
 import socket
@@ -27,6 +28,14 @@ def test_weights_that_are_not_there_end_in_one_line(capsys: pytest.CaptureFixtur
 def test_a_bad_port_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--port", "none"]) == 2
     assert "error: port is 'none'; it must be a whole number" in capsys.readouterr().err
+
+
+def test_addresses_of_downloads_are_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("httpx", "httpx2"):
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.NOTSET)
+    assert main(["--port", "none"]) == 2
+    for name in ("httpx", "httpx2"):
+        assert logging.getLogger(name).level == logging.WARNING
 
 
 def test_a_port_that_is_taken_is_said_to_be(service: ReconstructionService) -> None:

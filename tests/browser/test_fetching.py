@@ -53,12 +53,12 @@ def gate() -> Iterator[threading.Event]:
 
 @pytest.fixture(scope="module")
 def shelf(hub: Hub, gate: threading.Event) -> Iterator[ModelShelf]:
-    def locate(name: str, *, fetch: bool, progress: Progress) -> Path:
+    def locate(name: str, *, fetch: bool, progress: Progress, account: bool) -> Path:
         def held(done: int, total: int | None) -> None:
             progress(done, total)
             assert not done or gate.wait(TIMEOUT / 1000)
 
-        return locate_weights(name, fetch=fetch, progress=held)
+        return locate_weights(name, fetch=fetch, progress=held, account=account)
 
     def read(name: str) -> ServedModel:
         return ServedModel.open(name, device="cpu")
@@ -146,9 +146,13 @@ def test_the_views_of_normalised_pixels(
 def test_a_failure_is_a_sentence_and_can_be_tried_again(
     view: Page, service: ReconstructionService, hub: Hub, flowers: bytes
 ) -> None:
+    type_repository(view, "no repository")
+    expect(view.get_by_test_id("toast-body")).to_contain_text("give the USER/NAME")
+    view.get_by_test_id("toast-close").click()
     type_repository(view, "me/later")
     alert = view.locator("#facts [role=alert]")
     expect(alert).to_contain_text("me/later")
+    expect(view.locator("#model input")).to_have_value("me/later · fetch unknown size")
     expect(view.locator("#panels img")).to_have_count(0)
     choose(view, "small-random")
     shows(view, expected(service, example("cat"), 0.75, 2))

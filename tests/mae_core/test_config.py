@@ -111,9 +111,11 @@ def test_counts_are_at_least_one(name: str, value: int) -> None:
         ({"in_chans": 4}, "mean has 3 values for in_chans=4; give one value a channel"),
         ({"in_chans": 4, "mean": (0.5,) * 4},
          "std has 3 values for in_chans=4; give one value a channel"),
-        ({"std": (0.2, 0.0, 0.2)}, "std is (0.2, 0.0, 0.2); each value must be above 0"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio and layer_norm_eps must be above 0"),
-        ({"layer_norm_eps": -1e-6}, "mlp_ratio and layer_norm_eps must be above 0"),
+        ({"std": (0.2, 0.0, 0.2)}, "std is (0.2, 0.0, 0.2); each value must be a number above 0"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio and layer_norm_eps must be numbers above 0"),
+        ({"layer_norm_eps": float("nan")}, "mlp_ratio and layer_norm_eps must be numbers above 0"),
+        ({"mlp_ratio": float("inf")}, "mlp_ratio and layer_norm_eps must be numbers above 0"),
+        ({"layer_norm_eps": -1e-6}, "mlp_ratio and layer_norm_eps must be numbers above 0"),
     ],
 )  # fmt: skip
 def test_models_that_cannot_be(changes: dict[str, Any], message: str) -> None:

@@ -14,11 +14,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mae_core.checkpoint import Contents, Hints, Kind, read_contents, save_weights
+from mae_core.checkpoint import (
+    Contents,
+    Hints,
+    Kind,
+    load_weights,
+    read_contents,
+    save_weights,
+)
 from mae_core.checkpoint.export import write_huggingface, write_official, write_timm
 from mae_core.config import ModelConfig, preset
 from mae_core.convert import convert, main
-from mae_core.errors import CheckpointError, ConfigError
+from mae_core.errors import CheckpointError, ConfigError, MAEError
 from mae_core.images import to_tensor
 from mae_core.masking import PatchMask, mask_from_noise
 from mae_core.models.mae import MaskedAutoencoder
@@ -368,6 +375,19 @@ def test_a_folder_that_is_somebodys_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["notes.txt"]
 
 
+def test_a_folder_that_may_not_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(_: Path) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "there").mkdir()
+    # Rights are nothing to root, who may run the tests.
+    monkeypatch.setattr(Path, "iterdir", locked)
+    with pytest.raises(CheckpointError, match="there' cannot be read; change its rights"):
+        write_huggingface(tmp_path / "there", contents_of(build()))
+
+
 def test_an_interrupted_folder_is_finished(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
@@ -483,6 +503,13 @@ def test_options_say_what_shapes_cannot(tmp_path: Path, capsys: pytest.CaptureFi
         (["b.pth", "--to", "official", "--image-size", "32", "48"], "--image-size is for --to on"),
         (["taken.pth", "--to", "official"], "taken.pth' is there already; remove it or give"),
         (["taken", "--to", "huggingface"], "taken' is not empty"),
+        (["link.pth", "--to", "official"], "link.pth' is there already"),
+        (["link.pth/b.bin", "--to", "official"], "a file where a folder is needed; give another"),
+        (
+            ["b.onnx", "--to", "onnx", "--image-size", "160000", "160000"],
+            "160000x160000 picture has 400,000,000 patches, and at most 4,096",
+        ),
+        (["b.onnx", "--to", "onnx", "--norm-pix", "--num-heads", "6"], "says itself that its num_"),
     ],
 )
 def test_commands_that_cannot_end_well_are_refused(
@@ -491,12 +518,57 @@ def test_commands_that_cannot_end_well_are_refused(
     source = tmp_path / "a.safetensors"
     save_weights(source, build(), record={})
     (tmp_path / "taken.pth").write_text("mine")
+    (tmp_path / "link.pth").symlink_to(tmp_path / "nowhere")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "config.json").write_text("mine")
-    with pytest.raises((ConfigError, CheckpointError), match=message):
+    with pytest.raises(MAEError, match=message):
         main([str(source), str(tmp_path / arguments[0]), *arguments[1:]])
     assert (tmp_path / "taken.pth").read_text() == "mine"
-    assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "taken.pth", "taken"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "a.safetensors", "taken.pth", "taken", "link.pth",
+    }  # fmt: skip
+
+
+def test_a_home_of_nobody_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'~nobody-here/b.pth' begins with the home folder"):
+        main([str(tmp_path / "a.pth"), "~nobody-here/b.pth", "--to", "official"])
+
+
+def test_the_size_is_that_of_what_was_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_weights(tmp_path / "a.safetensors", build(), record={})
+    (tmp_path / "b.pth.old").write_bytes(bytes(50_000_000))
+    main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.pth"), "--to", "official"])
+    assert "official, 0.1 MB" in capsys.readouterr().out
+
+
+def test_what_an_official_file_cannot_say_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_weights(tmp_path / "a.safetensors", build(), record={})
+    main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.pth"), "--to", "official"])
+    line = capsys.readouterr().out.splitlines()[1]
+    for said in ("num_heads=3", "decoder_num_heads=4", "norm_pix=True", "layer_norm_eps=1e-05",
+                 "mean=(0.1, 0.2, 0.3)", "std=(0.4, 0.5, 0.6)"):  # fmt: skip
+        assert said in line
+    known = build(replace(preset("tiny"), depth=1, decoder_depth=1, decoder_embed_dim=512,
+                          decoder_num_heads=16))  # fmt: skip
+    save_weights(tmp_path / "known.safetensors", known, record={})
+    main([str(tmp_path / "known.safetensors"), str(tmp_path / "known.pth"), "--to", "official"])
+    assert "cannot say" not in capsys.readouterr().out
+
+
+def test_guessed_heads_are_said_before_a_picture_is_drawn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_official(tmp_path / "a.pth", contents_of(build()))
+    load_weights(tmp_path / "a.pth")
+    assert "does not say its decoder_num_heads: 16 is a guess" in caplog.text
+    assert "--decoder-num-heads N writes the right one down" in caplog.text
+    caplog.clear()
+    load_weights(tmp_path / "a.pth", HINTS)
+    assert not caplog.text
 
 
 def test_the_command_runs_and_explains_itself(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_a_batch_has_to_divide_over_the_processes() -> None:
 
 
 def test_pictures_have_three_channels() -> None:
-    with pytest.raises(ConfigError, match="the model has 1 channels"):
+    with pytest.raises(ConfigError, match="in_chans is 1; training pictures have three channels"):
         BatchLoader(
             plain_pictures(),
             DataConfig(),

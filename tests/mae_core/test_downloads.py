@@ -466,6 +466,9 @@ def test_a_token_goes_to_the_hub_and_nowhere_else(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     server.files["store"] = DATA
     elsewhere = server.url.replace("127.0.0.1", "localhost")
+    with pytest.raises(DownloadError, match="accept its terms"):
+        fetch_repository("me/flowers", progress=Seen(), account=False)
+    fake_hub.downloads.clear()
     fake_hub.publish("me/flowers", {"config.json": b""})
     fake_hub.habits.redirects = [f"{elsewhere}/empty", f"{elsewhere}/store"]
     server.files["empty"] = b""
@@ -588,7 +591,8 @@ def test_names_of_repositories_are_told_from_others() -> None:
     for name in ("me/flowers", "facebook/vit-mae-base", "timm/vit_base_patch16_224.mae", "a/b"):
         assert is_repository(name), name
     for name in ("flowers", "a/b/c", "/a", "a/", "../b", "a/..", "./a", "a/b c", "a/ä", "a/x--y",
-                 "a/b\n", "", "~/a", "a\\b", "http://x/y", "a/" + "b" * 200):  # fmt: skip
+                 "a/b\n", "a/b.", "a/b-", "a/b.git", "-a/b", "", "~/a", "a\\b", "http://x/y",
+                 "a/" + "b" * 200):  # fmt: skip
         assert not is_repository(name), name
 
 

@@ -1,6 +1,7 @@
 """Every published format opens, and says where each field of its model comes from."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,31 @@ def test_hints_go_before_what_lies_beside(written: dict[str, Path]) -> None:
     assert contents.config.decoder_num_heads == 16
     with pytest.raises(CheckpointError, match="does not divide into 5 heads"):
         read_contents(written["official full"], Hints(num_heads=5))
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [{"num_heads": 0}, {"decoder_num_heads": -2}, {"layer_norm_eps": math.nan},
+     {"layer_norm_eps": math.inf}],
+)  # fmt: skip
+def test_hints_that_are_no_number_of_anything_are_refused(
+    hint: dict[str, Any], written: dict[str, Path]
+) -> None:
+    with pytest.raises(CheckpointError, match=f"{next(iter(hint))} is given as .* above 0"):
+        read_contents(written["official full"], Hints(**hint))
+
+
+@pytest.mark.parametrize("name", ["mae_core", "mae_core run"])
+def test_what_a_file_says_itself_is_not_contradicted(name: str, written: dict[str, Path]) -> None:
+    path = written[name]
+    said = read_contents(path).config
+    agreed = read_contents(path, Hints(num_heads=said.num_heads, norm_pix=said.norm_pix))
+    assert agreed.config == said
+    with pytest.raises(CheckpointError, match="says itself that its norm_pix is .*leave"):
+        read_contents(path, Hints(norm_pix=not said.norm_pix))
+    # Of a file with a published name the registry may be wrong; nobody asked for its opinion.
+    by_name = read_contents(path, Hints(norm_pix=not said.norm_pix, source="registry"))
+    assert by_name.config == said
 
 
 @pytest.mark.parametrize("preset", ["base", "large", "huge"])

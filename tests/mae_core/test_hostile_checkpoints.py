@@ -220,6 +220,12 @@ def folder_for_a_file(folder: Path, _: Path) -> Path:
     return folder
 
 
+def program(folder: Path, _: Path) -> Path:
+    path = folder / "x.pt2"
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), path)
+    return path
+
+
 def torchscript(folder: Path, _: Path) -> Path:
     names = ("x/data.pkl", "x/constants.pkl", "x/code/__torch__.py", "x/version")
     with zipfile.ZipFile(folder / "x.pth", "w") as archive:
@@ -327,10 +333,16 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "keys twice": (
         saved({**STATE, "module.norm.bias": torch.ones(192)}), "the same name with and without"),
     "another model": (saved(bert()), "'embeddings.word_embeddings.weight'"),
-    "resnet": (saved({"conv1.weight": torch.ones(1)}), "no masked autoencoder.*'conv1.weight'"),
+    "resnet": (
+        saved({"conv1.weight": torch.ones(1), "bn1.num_batches_tracked": torch.tensor(3)}),
+        "no masked autoencoder.*'conv1.weight'"),
+    "unknown wrapper": (saved({"net": STATE}), "no masked autoencoder.*'net'.*its state_dict"),
+    "linear probe": (
+        saved({**STATE, "head.0.num_batches_tracked": torch.tensor(3)}), "is a linear probe"),
     "not square": (saved(position_table(1 + 3 * 5)), "16 entries.*not square cannot be read"),
     "no grid": (saved(position_table(1)), "1 entries, which are not one and a square grid"),
     "TorchScript": (torchscript, "TorchScript archive, which holds a program"),
+    "program": (program, "torch.export program, which holds a graph; give the weights"),
     "plain zip": (plain_zip, "zip archive that torch.save did not write"),
     "link loop": (link_loop, "a link that leads back to itself"),
     "pipe": (pipe, "a device or a pipe"),

@@ -217,6 +217,13 @@ def with_changes(config: ModelConfig, changes: list[str]) -> ModelConfig:
     return with_overrides(config, [change.removeprefix("model.") for change in changes])
 
 
+def test_weights_of_other_channels_are_refused(run_config: MakeRun, tmp_path: Path) -> None:
+    config = replace(run_config().model, in_chans=1, mean=(0.5,), std=(0.5,))
+    save_weights(tmp_path / "grey.safetensors", MaskedAutoencoder(config), record={})
+    with pytest.raises(ConfigError, match="takes 1 channels, and training pictures have three"):
+        with_shape_of_weights(run_config(init_from=str(tmp_path / "grey.safetensors")))
+
+
 def test_a_classifier_and_what_is_not_there_are_refused(
     trained: MaskedAutoencoder, run_config: MakeRun, tmp_path: Path
 ) -> None:

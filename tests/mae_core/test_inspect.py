@@ -1,6 +1,7 @@
 """python -m mae_core.inspect: what it says of each format, and of what is not there."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import mae_core.inspect
+from mae_core.checkpoint import save_weights
 from mae_core.checkpoint.names import official_from_huggingface
 from mae_core.config import PRESETS
 from mae_core.models.mae import MaskedAutoencoder
@@ -94,6 +96,23 @@ def test_a_published_file_is_known_by_its_name(
     assert facts["target"] == {"value": "pixels", "from": "registry"}
 
 
+@pytest.mark.parametrize(
+    ("channels", "offered"), [(3, ["reconstruct", "train"]), (1, ["reconstruct"]), (4, [])]
+)
+def test_only_commands_that_work_are_offered(
+    channels: int, offered: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statistics = (0.5,) * channels
+    config = replace(SMALL, in_chans=channels, mean=statistics, std=statistics)
+    path = tmp_path / "a name.safetensors"
+    save_weights(path, MaskedAutoencoder(config), record={})
+    commands = [use for use in inspect(path, capsys)["uses"] if "python -m" in use]
+    assert [use.split()[0].rstrip(":") for use in commands] == [*offered, "convert"]
+    # As a shell would take them apart.
+    typed = [shlex.split(use) for use in commands]
+    assert all(any(word.endswith(str(path)) for word in words) for words in typed)
+
+
 def test_variants_are_not_offered_where_they_do_not_open(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,8 +145,6 @@ def test_what_a_file_writes_cannot_steer_the_terminal(
         model = MaskedAutoencoder(SMALL)
     model.load_state_dict(checkpoints.random_state(SMALL), assign=True)
     record = {"recipe": "\x1b[2J" + "x" * 10_000, "\x1b]0;": 1}
-    from mae_core.checkpoint import save_weights
-
     save_weights(tmp_path / "x.safetensors", model, record=record)
     assert mae_core.inspect.main([str(tmp_path / "x.safetensors")]) == 0
     text = capsys.readouterr().out
@@ -146,7 +163,10 @@ def test_every_name_that_is_not_here_is_described_from_the_manifest(
         assert (facts["kind"], facts["licence"]) == (entry.kind, entry.licence)
         assert facts["parameters"] == {"total": entry.parameters}
         assert facts["fetch"] == f"python -m mae_core.fetch {name}"
-    assert inspect("somebody/weights", capsys)["fetch"].endswith("fetch somebody/weights")
+    facts = inspect("somebody/weights", capsys)
+    assert facts["fetch"].endswith("fetch somebody/weights")
+    # A mistyped path may look like a repository.
+    assert "if there is such a repository; nothing lies at that path" in facts["source"]
 
 
 def test_parameters_are_counted_as_the_paper_counts() -> None:

@@ -258,6 +258,13 @@ class Canary:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.parametrize("text", ["x" * 300, "~nobody-of-that-name/weights", "a\0b"])
+def test_paths_that_cannot_be_are_refused(text: str) -> None:
+    for locate in (find_weights, locate_weights):
+        with pytest.raises(CheckpointError, match="cannot be looked into|neither a file"):
+            locate(text)
+
+
 def test_what_is_no_weights_is_refused_and_removed_and_nothing_runs(
     publish: Publish, official: bytes, server: FileServer, tmp_path: Path
 ) -> None:
