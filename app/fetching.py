@@ -21,6 +21,7 @@ from mae_core import (
     MAEError,
     WeightsEntry,
     find_weights,
+    is_repository,
     locate_weights,
 )
 
@@ -42,12 +43,6 @@ _MAX_REMEMBERED = 32
 
 # What a model takes in float32, while it is read at the latest.
 _BYTES_PER_PARAMETER = 4
-
-# What the hub takes for a name.
-_REPOSITORY = re.compile(
-    r"(?!.*(?:\.\.|--|\.git$))[a-z0-9](?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?",
-    re.ASCII | re.IGNORECASE,
-)
 
 # The folders in front of a file's name; addresses have none that begin like this.
 _FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s'\"/]+/)+")
@@ -220,7 +215,7 @@ class ModelShelf:
         if name in self._registry or name in self._drawless or name in self._typed:
             return True
         # A path on this machine would win over a repository, and is nobody's business.
-        typed = self.policy == "any" and _REPOSITORY.fullmatch(name) is not None
+        typed = self.policy == "any" and is_repository(name)
         return typed and not Path(name).exists()
 
     def get(self, name: str) -> ServedModel:

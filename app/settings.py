@@ -75,12 +75,7 @@ def parse_port(text: str) -> int:
     Raises:
         ConfigError: If it is not a whole number.
     """
-    try:
-        return int(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"port is {text!r}; it must be a whole number from 1 to 65535, such as 7860"
-        ) from error
+    return _whole_number("port", text, "from 1 to 65535, such as 7860")
 
 
 def parse_gigabytes(text: str) -> float:
@@ -101,12 +96,14 @@ def parse_pixels(text: str) -> int:
     Raises:
         ConfigError: If it is not a whole number.
     """
+    return _whole_number("max_image_size", text, f"up to {MAX_IMAGE_SIZE}")
+
+
+def _whole_number(name: str, text: str, allowed: str) -> int:
     try:
         return int(text)
     except ValueError as error:
-        raise ConfigError(
-            f"max_image_size is {text!r}; it must be a whole number up to {MAX_IMAGE_SIZE}"
-        ) from error
+        raise ConfigError(f"{name} is {text!r}; it must be a whole number {allowed}") from error
 
 
 def parse_weights(text: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ out.panels()["pasted"].save("pasted.png")
 
 from mae_core.checkpoint import Weights, load_weights
 from mae_core.config import PRESETS, ModelConfig, preset
+from mae_core.downloads import is_repository
 from mae_core.errors import (
     CheckpointError,
     ConfigError,
@@ -92,6 +93,7 @@ __all__ = [
     "draw_mask",
     "find_weights",
     "grid_mask",
+    "is_repository",
     "list_weights",
     "load_pretrained",
     "load_weights",
