@@ -8,7 +8,7 @@ out.panels()["pasted"].save("pasted.png")
 
 from mae_core.checkpoint import Weights, load_weights
 from mae_core.config import PRESETS, ModelConfig, preset
-from mae_core.downloads import is_repository
+from mae_core.downloads import choose_files, is_offline, is_repository
 from mae_core.errors import (
     CheckpointError,
     ConfigError,
@@ -43,7 +43,9 @@ from mae_core.reconstruction import (
     MAX_IMAGE_SIZE,
     MAX_PATCHES,
     NORM_PIX_VIEWS,
+    Rebuilt,
     Reconstruction,
+    ReconstructionRequest,
     Reconstructor,
 )
 from mae_core.weights import (
@@ -82,17 +84,21 @@ __all__ = [
     "ModelConfig",
     "PatchError",
     "PatchMask",
+    "Rebuilt",
     "Reconstruction",
+    "ReconstructionRequest",
     "Reconstructor",
     "TrainingError",
     "Weights",
     "WeightsEntry",
     "block_mask",
+    "choose_files",
     "custom_mask",
     "decode_image",
     "draw_mask",
     "find_weights",
     "grid_mask",
+    "is_offline",
     "is_repository",
     "list_weights",
     "load_pretrained",

@@ -83,13 +83,18 @@ _MAX_GIF_BLOCKS = 8192
 _MAX_TAG_VALUES = 2**17
 
 # TIFF tags (EXIF data is a TIFF without pixels).
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
+_BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 258, 259, 262, 274
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _SUB_DIRECTORIES = (34665, 34853, 40965)
 _TAG_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8,
                    13: 4, 16: 8}  # fmt: skip
+_NUMBER_TYPES = (3, 4)
 _TEXT_TYPES = (1, 2, 7)  # read as one string of bytes, not as a tuple of numbers
 _TIFF_START = re.compile(rb"(?:II|MM)(?:[*+]\0|\0[*+])")
+
+# TIFF compressions and colours: what Pillow reads by itself, and what it has libtiff read.
+_UNCOMPRESSED, _YCBCR = 1, 6
+_SOUND_COMPRESSIONS = (_UNCOMPRESSED, 5, 8, 32773, 32946)  # LZW, deflate, PackBits, deflate
 
 # A JPEG marker that starts a segment. 0xFF and 0x00 are a coded 0xFF; the others stand alone.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
@@ -209,6 +214,8 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         )
     with _parser_errors(data):
         _check_hidden_work(data, limits)
+        if _TIFF_START.match(data):
+            _check_tiff(data)
         image = _identify(data, limits)
         if image.format == "JPEG":
             _check_size(image.size, limits.max_pixels, limits)
@@ -398,6 +405,9 @@ def _tags_exceed(data: bytes, limits: ImageLimits) -> bool:
         pending: list[int | None] = [None]
         while pending:
             tile_pixels = 1
+            values += 1  # a directory without entries takes its time too
+            if values > _MAX_TAG_VALUES:
+                return True
             for entry in _directory(data, match.start(), pending.pop()):
                 claimed += min(entry.values * _TAG_TYPE_BYTES.get(entry.kind, 0), len(data))
                 values += 1 if entry.kind in _TEXT_TYPES else max(entry.values, 1)
@@ -409,6 +419,29 @@ def _tags_exceed(data: bytes, limits: ImageLimits) -> bool:
                 if excessive or tile_pixels > limits.max_whole_pixels:
                     return True
     return False
+
+
+def _check_tiff(data: bytes) -> None:
+    """Refuse a TIFF of which libtiff may show what lies in the process's memory.
+
+    Pillow before 13 reads past the ends of compressed tiles and YCbCr rows, and shows memory as it
+    finds it where a JPEG or fax strip ends early (GHSA-462x-pgg6-55fp, GHSA-c6hw-5grf-ff96,
+    GHSA-q45j-58j2-45rg). Every entry of a tag counts: Pillow takes the last, libtiff the first.
+
+    Raises:
+        ImageFormatError: If it is compressed, and not in strips of an ordinary compression.
+    """
+    deciding = [tag for tag in _directory(data, 0) if tag.tag in (_COMPRESSION, _PHOTOMETRIC)]
+    compressions = {tag.number for tag in deciding if tag.tag == _COMPRESSION}
+    colours = {tag.number for tag in deciding if tag.tag == _PHOTOMETRIC}
+    tiled = any(tag.tag in (_TILE_WIDTH, _TILE_LENGTH) for tag in _directory(data, 0))
+    plain = all(tag.values == 1 and tag.kind in _NUMBER_TYPES for tag in deciding)
+    strips = compressions.issubset(_SOUND_COMPRESSIONS) and not tiled and _YCBCR not in colours
+    if not plain or not (compressions <= {_UNCOMPRESSED} or strips):
+        raise ImageFormatError(
+            "TIFF files are taken uncompressed, or in strips of RGB or grey compressed by LZW or "
+            "deflate; save it as one of those, or as PNG"
+        )
 
 
 def _without_jpeg_tags(data: bytes) -> bytes:

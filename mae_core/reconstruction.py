@@ -7,12 +7,15 @@ out.panels()["pasted"].save("pasted.png")
 
 Any size goes through any model, for its positions are resampled: `image_size=` up to 1024, and
 at most `MAX_PATCHES` patches. A picture of 1024 x 1024 pixels in patches of 16 takes at most
-300 MiB beyond the weights, for models up to the size of `large`, in float32 on a CPU.
+300 MiB beyond the weights, for models up to the size of `large`, in float32 on a CPU. Pictures
+that share a forward pass (`Reconstructor.batch`) have no more than `MAX_PATCHES` patches together,
+so that a pass of many takes no more than a pass of one may.
 """
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from mae_core.checkpoint import Hints
+from mae_core.checkpoint import Hints, Weights
 from mae_core.config import ModelConfig
 from mae_core.devices import choose_device, choose_precision
-from mae_core.errors import ConfigError, ImageLimitError, MaskError
+from mae_core.errors import ConfigError, ImageLimitError, MAEError, MaskError
 from mae_core.images import (
     ImageSource,
     channels_to_tensor,
@@ -52,8 +55,8 @@ from mae_core.weights import load_pretrained, weights_name
 # How a model of per-patch normalised pixels can be shown (see `rebuild`), the default first.
 NORM_PIX_VIEWS = ("estimated", "answer", "normalized")
 
-# The largest `image_size` that can be asked for, in pixels, and the most patches of a picture:
-# 1024 x 1024 pixels in patches of 16.
+# The largest `image_size` that can be asked for, in pixels, and the most patches of a picture, or
+# of the pictures of one forward pass: 1024 x 1024 pixels in patches of 16.
 MAX_IMAGE_SIZE = 1024
 MAX_PATCHES = 4096
 
@@ -99,7 +102,8 @@ class Reconstruction:
         model: Name of the weights.
         device: Where the model ran.
         precision: Number format the model ran in.
-        seconds: From the decoded picture to the predicted pixels.
+        seconds: From the fitted picture to the predicted pixels, of all pictures that shared the
+            forward pass.
     """
 
     original: Tensor
@@ -181,6 +185,50 @@ class Reconstruction:
     def _removed_pixels(self) -> Tensor:
         mask = torch.from_numpy(self.removed.astype(np.float32))
         return pixel_mask(mask.reshape(1, -1), self.grid_size, self.patch_size)[0]
+
+
+@dataclass(frozen=True)
+class ReconstructionRequest:
+    """What is to be rebuilt: the arguments of one call of a `Reconstructor`, which says more.
+
+    Attributes:
+        image: A picture, or channels.
+        mask_ratio: Fraction removed, 0..1.
+        seed: Of the mask.
+        strategy: `random`, `block` or `grid`.
+        fit: `crop`, `squash` or `whole`.
+        mask: (h, w) booleans, True = removed, instead of ratio, seed and strategy.
+        image_size: Pixels that `fit` aims at; the model's own if not given.
+        view: One of `NORM_PIX_VIEWS`.
+    """
+
+    image: ImageSource | Tensor
+    mask_ratio: float = 0.75
+    seed: int = 0
+    strategy: str = "random"
+    fit: str = "crop"
+    mask: ArrayLike | None = None
+    image_size: int | None = None
+    view: str = "estimated"
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A request whose values are all allowed.
+
+    `ready` is a fitted picture, or channels as the model's input, and `request` says of the mask
+    what was done.
+    """
+
+    request: ReconstructionRequest
+    ready: Image.Image | Tensor
+    grid_size: tuple[int, int]
+    patch_mask: PatchMask
+
+    @property
+    def key(self) -> Hashable:
+        """What must be alike for a common forward pass."""
+        return self.grid_size, self.patch_mask.num_visible, self.request.view
 
 
 class Reconstructor:
@@ -275,32 +323,107 @@ class Reconstructor:
                 than pictures have.
             PatchError: If channels do not divide into patches.
         """
-        config = self.config
-        ready = self._prepare(image, fit, image_size)
-        begun = time.perf_counter()
-        if isinstance(ready, Tensor):
-            images, fit = ready, "none"
-        else:
-            images = to_tensor(ready, config.mean, config.std)
-        grid_size = self.model.grid_of(images)
-        if mask is None:
-            patch_mask = draw_mask(strategy, 1, grid_size, mask_ratio, seed=seed)
-        else:
-            patch_mask, strategy = _custom_mask(mask, grid_size), "custom"
-            mask_ratio = 1 - patch_mask.num_visible / patch_mask.num_patches
-        rebuilt = rebuild(self.model, images, patch_mask, view)
-        seconds = time.perf_counter() - begun
-        scores = score(rebuilt, patch_mask, grid_size, config.patch_size)
-        return Reconstruction(
-            original=rebuilt.original[0], reconstruction=rebuilt.pixels[0],
-            removed=(patch_mask.mask[0].numpy() > 0).reshape(grid_size),
-            patch_size=config.patch_size,
-            loss=scores.loss[0], psnr=scores.psnr[0], ssim=scores.ssim[0],
-            mask_ratio=mask_ratio, seed=seed, strategy=strategy, fit=fit, view=rebuilt.view,
-            model=self.name, device=str(self.device), precision=self.precision, seconds=seconds,
-        )  # fmt: skip
+        request = ReconstructionRequest(
+            image, mask_ratio, seed, strategy, fit, mask, image_size, view
+        )
+        (result,) = self.batch([request])
+        if isinstance(result, MAEError):
+            raise result
+        return result
 
-    def _prepare(
+    def batch(self, requests: Sequence[ReconstructionRequest]) -> list[Reconstruction | MAEError]:
+        """Rebuild several pictures, those that allow it in one forward pass.
+
+        Pictures share a pass where grid, number of visible patches and view are alike, and they
+        have at most `MAX_PATCHES` patches together. Each gets the mask that it gets alone, and in
+        float32 the same pixels but for rounding.
+
+        Args:
+            requests: Any number.
+
+        Returns:
+            For each request what it gets, or the error that a call with it alone would raise:
+            one that cannot be done does not spoil the others.
+        """
+        results: dict[int, Reconstruction | MAEError] = {}
+        prepared: dict[int, _Prepared] = {}
+        for i, request in enumerate(requests):
+            one = self._prepared_or_refused(request)
+            if isinstance(one, MAEError):
+                results[i] = one
+            else:
+                prepared[i] = one
+        for indices in _passes(prepared):
+            shared = self._reconstruct([prepared[i] for i in indices])
+            results.update(zip(indices, shared, strict=True))
+        return [results[i] for i in range(len(requests))]
+
+    def rebuild(self, images: Tensor, patch_mask: PatchMask, view: str) -> "Rebuilt":
+        """Run the model, as the function `rebuild` does.
+
+        Nothing else looks at the model's numbers, so that a sub-class can have it run elsewhere.
+        """
+        return rebuild(self.model, images, patch_mask, view)
+
+    def on_cpu(self) -> "Reconstructor":
+        """A copy that runs on the CPU; it takes nothing of the device's memory."""
+        state = {name: tensor.cpu().clone() for name, tensor in self.model.state_dict().items()}
+        model = Weights(self.config, state, record={}).build()
+        return Reconstructor(model, self.name, device="cpu")
+
+    def _reconstruct(self, prepared: Sequence[_Prepared]) -> list[Reconstruction]:
+        """One forward pass."""
+        config, first = self.config, prepared[0]
+        begun = time.perf_counter()
+        images = torch.cat([self._input(one.ready) for one in prepared])
+        patch_mask = _stacked([one.patch_mask for one in prepared])
+        rebuilt = self.rebuild(images, patch_mask, first.request.view)
+        seconds = time.perf_counter() - begun
+        scores = score(rebuilt, patch_mask, first.grid_size, config.patch_size)
+        return [
+            Reconstruction(
+                original=rebuilt.original[i], reconstruction=rebuilt.pixels[i],
+                removed=(patch_mask.mask[i].numpy() > 0).reshape(first.grid_size),
+                patch_size=config.patch_size,
+                loss=scores.loss[i], psnr=scores.psnr[i], ssim=scores.ssim[i],
+                mask_ratio=one.request.mask_ratio, seed=one.request.seed,
+                strategy=one.request.strategy, fit=one.request.fit, view=rebuilt.view,
+                model=self.name, device=str(self.device), precision=self.precision,
+                seconds=seconds,
+            )
+            for i, one in enumerate(prepared)
+        ]  # fmt: skip
+
+    def _input(self, ready: Image.Image | Tensor) -> Tensor:
+        """(1, C, H, W) as the model takes it."""
+        if isinstance(ready, Tensor):
+            return ready
+        return to_tensor(ready, self.config.mean, self.config.std)
+
+    def _prepared_or_refused(self, request: ReconstructionRequest) -> _Prepared | MAEError:
+        try:
+            return self._prepare(request)
+        except MAEError as error:
+            return error
+
+    def _prepare(self, request: ReconstructionRequest) -> _Prepared:
+        """Fit a picture to the model, and draw its mask."""
+        _check_view(request.view)
+        ready = self._fitted(request.image, request.fit, request.image_size)
+        if isinstance(ready, Tensor):
+            grid_size, request = self.model.grid_of(ready), replace(request, fit="none")
+        else:
+            patch = self.config.patch_size
+            grid_size = ready.height // patch, ready.width // patch
+        if request.mask is None:
+            drawn = draw_mask(request.strategy, 1, grid_size, request.mask_ratio, seed=request.seed)
+            return _Prepared(request, ready, grid_size, drawn)
+        given = _custom_mask(request.mask, grid_size)
+        ratio = 1 - given.num_visible / given.num_patches
+        request = replace(request, strategy="custom", mask_ratio=ratio)
+        return _Prepared(request, ready, grid_size, given)
+
+    def _fitted(
         self, image: ImageSource | Tensor, fit: str, image_size: int | None
     ) -> Image.Image | Tensor:
         """A picture fitted to the model, or channels as its input."""
@@ -315,6 +438,25 @@ class Reconstructor:
         # Before a picture is read that cannot be used.
         _check_takes_pictures(config)
         return fit_to_model(decode_image(image), config, fit, image_size)
+
+
+def _passes(prepared: Mapping[int, _Prepared]) -> Iterator[list[int]]:
+    """Which requests share a forward pass."""
+    alike: dict[Hashable, list[int]] = {}
+    for i, one in prepared.items():
+        alike.setdefault(one.key, []).append(i)
+    for indices in alike.values():
+        most = MAX_PATCHES // prepared[indices[0]].patch_mask.num_patches
+        yield from (indices[start : start + most] for start in range(0, len(indices), most))
+
+
+def _stacked(masks: Sequence[PatchMask]) -> PatchMask:
+    """Masks of one image each as one of as many."""
+    return PatchMask(
+        torch.cat([one.mask for one in masks]),
+        torch.cat([one.ids_keep for one in masks]),
+        torch.cat([one.ids_restore for one in masks]),
+    )
 
 
 def fit_to_model(
@@ -374,6 +516,11 @@ def _check_patches(h: int, w: int) -> None:
         )
 
 
+def _check_view(view: str) -> None:
+    if view not in NORM_PIX_VIEWS:
+        raise ConfigError(f"no view is called {view!r}; choose {', '.join(NORM_PIX_VIEWS)}")
+
+
 def _custom_mask(mask: ArrayLike, grid_size: tuple[int, int]) -> PatchMask:
     if np.shape(mask) != grid_size:
         raise MaskError(
@@ -426,8 +573,7 @@ def rebuild(
         PatchError: If images and mask do not fit each other or the model.
         ConfigError: If no view has that name.
     """
-    if view not in NORM_PIX_VIEWS:
-        raise ConfigError(f"no view is called {view!r}; choose {', '.join(NORM_PIX_VIEWS)}")
+    _check_view(view)
     device, grid_size = model.pos_embed.device, model.grid_of(images)
     latent = model.encode(images.to(device), patch_mask.to(device))
     pred = model.decode(latent, patch_mask.ids_restore.to(device), grid_size).float().cpu()
@@ -511,8 +657,9 @@ def fill_smoothly(values: Tensor, hidden: Tensor) -> Tensor:
         if bool((size <= goal).all()):
             break
         change = _laplacian(direction) * holes
-        # The tiny number is for images of the batch that have no error left.
-        step = size / (_total(direction * change) + _TINY)
+        # Images that are done stay as they are, so that none depends on the others of its batch;
+        # the tiny number is for those that have no error left.
+        step = torch.where(size > goal, size / (_total(direction * change) + _TINY), 0.0)
         filled = filled + step * direction
         residual = residual - step * change
         previous, size = size, _total(residual.square())

@@ -343,9 +343,48 @@ def test_cmyk(file_format: str, ink: tuple[int, ...], expected: Any) -> None:
     assert np.abs(seen - expected).max() <= 3
 
 
-def test_tiff_of_jpeg_tiles() -> None:
-    seen = decoded(encode(photo(), "TIFF", compression="jpeg", quality=95))
-    assert np.abs(seen - pixels(photo())).mean() < 4
+@pytest.mark.parametrize("compression", ["tiff_adobe_deflate", "tiff_lzw", "packbits"])
+def test_compressed_tiff(compression: str) -> None:
+    seen = decoded(encode(photo(), "TIFF", compression=compression))
+    assert np.array_equal(seen, pixels(photo()))
+
+
+def short_strip_tiff(*more: tuple[int, int]) -> bytes:
+    """A TIFF of 512 x 1024 whose one JPEG strip holds 8 rows, and further (tag, value)."""
+    strip = encode(Image.new("L", (512, 8), 128), "JPEG")
+    tags = [(256, 512), (257, 1024), (258, 8), (259, 7), (262, 1), (273, 8), (277, 1), (278, 1024),
+            (279, len(strip)), *more]  # fmt: skip
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4, 1, value)
+        for tag, value in sorted(tags, key=lambda tag: tag[0])
+    )
+    return (
+        b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip
+        + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        # Pillow 12 shows the process's memory in the other 1016 rows.
+        short_strip_tiff(),
+        # libtiff takes the first of two entries, Pillow 12 the last.
+        short_strip_tiff((259, 5)),
+        short_strip_tiff((259, 1)),
+        encode(photo(), "TIFF", compression="jpeg"),
+        encode(photo().convert("1"), "TIFF", compression="group4"),
+        grey_tiff(bytes(SIDE**2), 8, tags={259: (3, 1, 5), 322: (3, 1, 16), 323: (3, 1, 16)}),
+        grey_tiff(bytes(SIDE**2), 8, photometric=6, tags={259: (3, 1, 5)}),
+        grey_tiff(bytes(SIDE**2), 8, tags={259: (3, 2, 5)}),
+        grey_tiff(bytes(SIDE**2), 8, tags={259: (1, 1, 5)}),
+    ],
+    ids=["short strip", "two compressions", "second is none", "jpeg", "fax", "tiles", "ycbcr",
+         "two values", "bytes"],
+)  # fmt: skip
+def test_tiffs_that_may_show_memory_are_refused(data: bytes) -> None:
+    with pytest.raises(ImageFormatError, match="compressed by LZW or deflate"):
+        decode_image(data)
 
 
 def test_one_bit() -> None:

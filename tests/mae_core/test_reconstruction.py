@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from mae_core.errors import (
     DeviceError,
     ImageFormatError,
     ImageLimitError,
+    MAEError,
     MaskError,
     PatchError,
 )
@@ -28,6 +31,7 @@ from mae_core.patches import normalize_patches, patch_statistics, patchify, unpa
 from mae_core.reconstruction import (
     NORM_PIX_VIEWS,
     Rebuilt,
+    ReconstructionRequest,
     Reconstructor,
     compose,
     estimate_statistics,
@@ -391,6 +395,126 @@ def test_channels_that_do_not_fit_are_refused(
 def test_channels_are_not_resized(reconstructor: Reconstructor) -> None:
     with pytest.raises(ConfigError, match="resize the channels yourself"):
         reconstructor(torch.zeros(3, 48, 48), image_size=96)
+
+
+REQUESTS = st.builds(
+    ReconstructionRequest,
+    image=st.sampled_from([draw_picture(0), draw_picture(1, 120, 60), draw_picture(2, 50, 70)]),
+    mask_ratio=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]),
+    seed=st.integers(0, 3),
+    strategy=st.sampled_from(["random", "block", "grid"]),
+    fit=st.sampled_from(["crop", "squash", "whole"]),
+    image_size=st.sampled_from([None, 32, 48]),
+    view=st.sampled_from(NORM_PIX_VIEWS),
+)
+REFUSED = st.sampled_from(
+    [
+        ReconstructionRequest(b"no picture"),
+        ReconstructionRequest(draw_picture(0), mask_ratio=2.0),
+        ReconstructionRequest(draw_picture(0), view="raw"),
+        ReconstructionRequest(draw_picture(0), image_size=50),
+    ]
+)
+
+
+def alone(reconstructor: Reconstructor, request: ReconstructionRequest) -> Any:
+    try:
+        return reconstructor(**vars(request))
+    except MAEError as error:
+        return error
+
+
+@pytest.mark.parametrize("target", ["pixels", "norm_pix", "pca"])
+@hypothesis.settings(max_examples=15)
+@hypothesis.given(requests=st.lists(REQUESTS | REFUSED, max_size=8))
+def test_a_picture_is_rebuilt_in_a_batch_as_it_is_alone(
+    target: str, requests: list[ReconstructionRequest]
+) -> None:
+    config = ModelConfig(
+        image_size=48, patch_size=8, embed_dim=32, depth=2, num_heads=2,
+        decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2,
+    )  # fmt: skip
+    model = model_of(config, target)
+    reconstructor = Reconstructor(model, "m", device="cpu", precision="float32")
+    together = reconstructor.batch(requests)
+    assert len(together) == len(requests)
+    for request, got in zip(requests, together, strict=True):
+        expected = alone(reconstructor, request)
+        if isinstance(got, MAEError):
+            assert (type(got), str(got)) == (type(expected), str(expected))
+            continue
+        np.testing.assert_array_equal(got.removed, expected.removed)
+        assert torch.equal(got.original, expected.original)
+        torch.testing.assert_close(got.reconstruction, expected.reconstruction, rtol=0, atol=1e-5)
+        facts, others = got.facts(), expected.facts()
+        for name in ("loss", "psnr", "ssim"):
+            mine, other = facts.pop(name), others.pop(name)
+            assert mine == other or mine == pytest.approx(other, rel=1e-3, abs=1e-4)
+        del facts["seconds"], others["seconds"]
+        assert facts == others
+
+
+def test_a_filled_image_does_not_depend_on_the_others_of_its_batch() -> None:
+    rng = np.random.default_rng(1)
+    values = torch.from_numpy(rng.normal(size=(4, 1, 20, 24)))
+    hidden = torch.from_numpy(rng.random((4, 1, 20, 24)) < np.array([0.2, 0.9, 0, 0.6])[
+        :, None, None, None
+    ])  # fmt: skip
+    together = fill_smoothly(values, hidden)
+    for i in range(4):
+        single = fill_smoothly(values[i : i + 1], hidden[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], single, rtol=0, atol=1e-12)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch, reconstructor: Reconstructor) -> list[int]:
+    """The pictures of each forward pass, in order."""
+    sizes: list[int] = []
+    encode = reconstructor.model.encode
+
+    def counting(images: Tensor, patch_mask: PatchMask) -> Tensor:
+        sizes.append(len(images))
+        return encode(images, patch_mask)
+
+    monkeypatch.setattr(reconstructor.model, "encode", counting)
+    return sizes
+
+
+def test_pictures_share_a_pass_where_they_can(
+    reconstructor: Reconstructor, passes: list[int]
+) -> None:
+    request = ReconstructionRequest(draw_picture(0))
+    # 27 of 36 patches are removed by both ratios.
+    ratios = [0.75, 0.75, 0.5, 0.76]
+    requests = [replace(request, seed=i, mask_ratio=r) for i, r in enumerate(ratios)]
+    requests.append(replace(requests[0], strategy="block"))
+    requests.append(replace(requests[0], mask=np.arange(36).reshape(6, 6) >= 9))
+    results = reconstructor.batch([*requests, replace(request, image_size=64)])
+    assert [type(one).__name__ for one in results] == ["Reconstruction"] * 7
+    assert passes == [4, 1, 1, 1]
+
+
+def test_a_pass_has_no_more_patches_than_the_largest_picture(
+    reconstructor: Reconstructor, passes: list[int]
+) -> None:
+    # 32 x 32 patches each, a quarter of what is allowed, and 64 x 64.
+    small = ReconstructionRequest(draw_picture(0), image_size=256)
+    large = replace(small, image_size=512)
+    reconstructor.batch([small] * 6 + [large] * 2)
+    assert passes == [4, 2, 1, 1]
+
+
+def test_a_copy_on_the_cpu_gives_the_same_picture(
+    norm_pix_reconstructor: Reconstructor,
+) -> None:
+    copy = norm_pix_reconstructor.on_cpu()
+    for tensor in norm_pix_reconstructor.model.parameters():
+        assert tensor.data_ptr() not in {other.data_ptr() for other in copy.model.parameters()}
+    first, second = (r(draw_picture(0), seed=2) for r in (norm_pix_reconstructor, copy))
+    assert (second.device, second.model) == ("cpu", "norm_pix")
+    error = (first.reconstruction - second.reconstruction).square().mean().item()
+    # The copy may run in bfloat16.
+    assert error < 1e-4
 
 
 # What the peak of a process grows by while it rebuilds one picture, in MiB.
