@@ -1,33 +1,42 @@
 """Serve the page: `python -m app [--host H] [--port P] [--device D] [--weights W,...]`.
 
-`--fetch`, `--memory-gb` and `--max-image-size` bound what visitors may ask for. Each flag may also
-come from the environment, as MAE_HOST, MAE_PORT, MAE_DEVICE, MAE_WEIGHTS and so on.
+Every setting of `app.settings` is a flag, and a variable of the environment: `--max-batch` is
+MAE_MAX_BATCH. On SIGTERM the page takes no more requests, answers those it has, and ends.
 """
 
 import argparse
+import contextlib
+import ctypes
 import dataclasses
 import logging
 import os
+import signal
 import socket
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
 
+from app.components import GuardedBlocks
+from app.components.head import FirstScript
 from app.components.image import MAX_BYTES
 from app.guard import RequestGuard
+from app.health import Health, routes
+from app.logs import configure_logging
+from app.rates import RateLimiter
 from app.service import ReconstructionService
-from app.settings import (
-    AppSettings,
-    parse_gigabytes,
-    parse_pixels,
-    parse_port,
-    parse_weights,
-)
-from app.ui import EXAMPLES, I18N, STYLE, build_page
-from mae_core import MAX_IMAGE_SIZE, ConfigError, MAEError
+from app.sessions import SESSIONS, forgetting
+from app.settings import AppSettings, parser_of
+from app.ui import EXAMPLES, FIRST_SCRIPT, I18N, STYLE, build_page
+from mae_core import ConfigError, MAEError
+
+_logger = logging.getLogger(__name__)
 
 # Gradio as it comes reports to its makers; and after every event it sums up the last 10,000 of
 # them for a page of statistics that is switched off here.
@@ -40,9 +49,23 @@ GRADIO_SETTINGS = {
 # What a browser wraps around a file that it uploads.
 _UPLOAD_ENVELOPE_BYTES = 64 * 1024
 
+# A reconstruction is about seven HTTP requests; and what one visitor may upload, a minute and
+# at once.
+_CALLS_PER_REQUEST = 10
+_UPLOADED_BYTES, _UPLOADED_BURST = 256 * 2**20, 128 * 2**20
+
+# Events that Gradio has in hand at once: those that wait, and those answered from the cache.
+_MORE_EVENTS = 400
+
+# Of glibc's malloc.h.
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+
+# Between the last answer and the end, for browsers to fetch its pictures.
+_LAST_SECONDS = 1.0
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until interrupted.
+    """Serve until interrupted, or told to end.
 
     Args:
         argv: Command line without the program's name; the process's own if not given.
@@ -51,21 +74,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 2 after an error that the caller can mend, 130 if interrupted before
         the page is served.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # Gradio asks its own server whether it is up, and addresses of downloads are as good as a key.
-    for name in ("httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    configure_logging()
+    _return_memory()
     os.environ.update(GRADIO_SETTINGS)
+    # Not Gradio's own, which belongs to all programs of this machine.
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / _folder_name()))
     try:
-        settings = parse_settings(argv)
-        page = build_page(ReconstructionService.load(settings))
-        launch(page, settings)
+        with _exiting_on_sigterm():
+            settings = parse_settings(argv)
+            service = ReconstructionService.load(settings)
+            serve(build_page(service), service)
     except MAEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        # Gradio sees to it once the page is served; before that it is up to us.
         return 130
+    except SystemExit as told:
+        return int(told.code or 0)
     return 0
 
 
@@ -76,41 +101,56 @@ def parse_settings(argv: Sequence[str] | None) -> AppSettings:
         ConfigError: If one of them is not what it should be.
     """
     parser = argparse.ArgumentParser(prog="python -m app", description="Serve the demo's page.")
-    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--port", type=parse_port, help="port to listen on (default 7860)")
-    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (default auto)")
-    parser.add_argument(
-        "--weights",
-        type=parse_weights,
-        help="names, files or folders of training runs, by commas (default: all bundled)",
-    )
-    parser.add_argument(
-        "--fetch",
-        help="what visitors may have fetched: none, published (weights that have a name), or any "
-        "(also public Hugging Face repositories that they type) (default published)",
-    )
-    parser.add_argument(
-        "--memory-gb",
-        type=parse_gigabytes,
-        help="memory for models that visitors choose beside --weights (default 4)",
-    )
-    parser.add_argument(
-        "--max-image-size",
-        type=parse_pixels,
-        help=f"largest size of pictures in pixels (default {MAX_IMAGE_SIZE})",
-    )
+    for setting in dataclasses.fields(AppSettings):
+        default = f" (default {setting.default})" if setting.default != () else ""
+        parser.add_argument(
+            f"--{setting.name.replace('_', '-')}",
+            type=parser_of(setting),
+            help=setting.metadata["about"] + default,
+        )
     given = vars(parser.parse_args(argv))
     flags = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(AppSettings.from_env(), **flags)
 
 
-def launch(page: gr.Blocks, settings: AppSettings, *, wait: bool = True) -> str:
-    """Serve a page, and nothing but what is on this machine.
+def serve(page: GuardedBlocks, service: ReconstructionService) -> None:
+    """Serve a page until this thread is interrupted (Ctrl-C) or told to exit (SIGTERM).
+
+    Told to exit, it answers the requests that it has, as long as the settings allow.
+
+    Raises:
+        ConfigError: If the port is taken or the host is not this machine's.
+    """
+    service.metrics.watch(
+        "mae_upload_folder_bytes", "Uploads and panels on disk.", lambda: page.folder.bytes
+    )
+    launch(page, service)
+    page.folder.start()
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        answered = service.stop(0)
+    except SystemExit:
+        answered = _drain(page, service)
+    page.close(verbose=False)
+    page.folder.stop()
+    if not answered:
+        _logger.warning("some requests were given up")
+        logging.shutdown()
+        # A thread that is still in a model would take Python down with it, and the exit status.
+        os._exit(0)
+
+
+def launch(
+    page: GuardedBlocks, service: ReconstructionService, settings: AppSettings | None = None
+) -> str:
+    """Start to serve a page, and nothing but what is on this machine.
 
     Args:
         page: From `build_page`.
-        settings: Its host and port.
-        wait: Return only when interrupted.
+        service: What answers it.
+        settings: Its host and port, and so on; those of the service if not given.
 
     Returns:
         The page's address.
@@ -118,14 +158,58 @@ def launch(page: gr.Blocks, settings: AppSettings, *, wait: bool = True) -> str:
     Raises:
         ConfigError: If the port is taken or the host is not this machine's.
     """
+    settings = settings or service.settings
     _check_port(settings)
     _, url, _ = page.launch(
         server_name=settings.host,
         server_port=settings.port,
-        prevent_thread_lock=not wait,
-        **launch_options(),
+        prevent_thread_lock=True,
+        **launch_options(settings, service),
     )
     return url
+
+
+def _drain(page: GuardedBlocks, service: ReconstructionService) -> bool:
+    """Answer what is waiting, and let it be fetched; says whether all was answered."""
+    seconds = service.settings.drain_seconds
+    latest = time.monotonic() + seconds
+    _logger.info("about to end: answering what is waiting")
+    answered = service.stop(seconds)
+    while page.is_busy and time.monotonic() < latest:
+        time.sleep(0.05)
+    time.sleep(_LAST_SECONDS)
+    return answered
+
+
+def _return_memory() -> None:
+    """Have glibc give back what is freed.
+
+    By itself it keeps a heap for each of many threads, and the holes that pictures leave in it.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, 2)
+        mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
+
+
+@contextlib.contextmanager
+def _exiting_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises SystemExit in the main thread, the first time."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _folder_name() -> str:
+    # One for each user of the machine: who made a folder may write to it.
+    return f"mae-app-{os.getuid()}" if hasattr(os, "getuid") else "mae-app"
 
 
 def _check_port(settings: AppSettings) -> None:
@@ -142,17 +226,25 @@ def _check_port(settings: AppSettings) -> None:
             ) from error
 
 
-def launch_options() -> dict[str, Any]:
+def launch_options(settings: AppSettings, service: ReconstructionService) -> dict[str, Any]:
     """What the page is launched with, wherever it is launched."""
-    guard = Middleware(RequestGuard, max_upload_bytes=MAX_BYTES + _UPLOAD_ENVELOPE_BYTES)
+    health = Health(
+        service.alive, service.ready, service.metrics, os.environ.get("MAE_METRICS_TOKEN", "")
+    )
     return {
         "i18n": I18N,
         "theme": _theme(),
         "css_paths": STYLE,
-        "app_kwargs": {"middleware": [guard]},
+        "app_kwargs": {
+            "middleware": [_guard(settings), Middleware(FirstScript, script=FIRST_SCRIPT)],
+            "routes": routes(health),
+            "lifespan": forgetting,
+        },
         # Where examples are, wherever the program is started.
         "allowed_paths": [str(EXAMPLES)],
         "max_file_size": MAX_BYTES,
+        "max_threads": 2 * settings.queue + _MORE_EVENTS,
+        "state_session_capacity": SESSIONS,
         # Errors meant for the visitor are shown all the same; others carry paths.
         "show_error": False,
         "ssr_mode": False,
@@ -161,6 +253,17 @@ def launch_options() -> dict[str, Any]:
         "enable_monitoring": False,
         "footer_links": ["settings"],
     }
+
+
+def _guard(settings: AppSettings) -> Middleware:
+    calls = _CALLS_PER_REQUEST * settings.rate
+    return Middleware(
+        RequestGuard,
+        max_upload_bytes=MAX_BYTES + _UPLOAD_ENVELOPE_BYTES,
+        proxies=settings.proxies,
+        requests=RateLimiter(calls, max(1, calls / 6)) if settings.rate else None,
+        uploads=RateLimiter(_UPLOADED_BYTES, _UPLOADED_BURST),
+    )
 
 
 def _theme() -> gr.themes.Base:

@@ -10,7 +10,12 @@ Value = TypeVar("Value")
 
 
 class LRUCache(Generic[Key, Value]):
-    """Keeps the values used last, up to a total size. Safe to share between threads."""
+    """Keeps the values used last, up to a total size. Safe to share between threads.
+
+    Attributes:
+        hits: How often a value was asked for and kept.
+        misses: How often it was not.
+    """
 
     def __init__(self, max_size: int, size_of: Callable[[Value], int]) -> None:
         """Bound the cache.
@@ -19,6 +24,7 @@ class LRUCache(Generic[Key, Value]):
             max_size: Sum of the sizes of the values kept; a larger value is never kept.
             size_of: Size of a value, in the unit of `max_size`.
         """
+        self.hits = self.misses = 0
         self._max_size = max_size
         self._size_of = size_of
         self._size = 0
@@ -30,11 +36,17 @@ class LRUCache(Generic[Key, Value]):
         """Sum of the sizes of the values kept."""
         return self._size
 
+    def __len__(self) -> int:
+        """How many values are kept."""
+        return len(self._values)
+
     def get(self, key: Key) -> Value | None:
         """The value of a key, which becomes the one used last; None if it is not kept."""
         with self._lock:
             if key not in self._values:
+                self.misses += 1
                 return None
+            self.hits += 1
             self._values.move_to_end(key)
             return self._values[key]
 

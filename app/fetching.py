@@ -9,18 +9,20 @@ import re
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from app.models import ServedModel
+from app.repositories import VisitorRepositories
 from mae_core import (
     CheckpointError,
     DownloadError,
     MAEError,
     WeightsEntry,
     find_weights,
+    is_offline,
     is_repository,
     locate_weights,
 )
@@ -37,6 +39,12 @@ MAX_WAITING = 4
 # A download that nobody has asked after for so long ends. Browsers let hidden pages ask once a
 # minute.
 PATIENCE_SECONDS = 120.0
+
+# A download that brings fewer bytes than this in so many seconds ends if another one waits.
+SLOWEST_BYTES, PACE_SECONDS = 60 * 32 * 1024, 60.0
+
+# What failed of the models given at the start is not tried again for so long.
+RETRY_SECONDS = 30.0
 
 # Repositories that visitors have typed and failures that they have not seen yet.
 _MAX_REMEMBERED = 32
@@ -100,6 +108,32 @@ class _LeftError(Exception):
     """Nobody waits for a model any more."""
 
 
+class _Pace:
+    """Whether a download is too slow for others to wait for it."""
+
+    def __init__(self) -> None:
+        self._begun: tuple[float, int] | None = None
+
+    def is_slow(self, done: int) -> bool:
+        """Whether too little has come in the `PACE_SECONDS` that are over with this call."""
+        now = time.monotonic()
+        # What was here before the first call is no speed.
+        since, before = self._begun or (now, done)
+        if now - since < PACE_SECONDS:
+            self._begun = since, before
+            return False
+        self._begun = now, done
+        return done - before < SLOWEST_BYTES
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a model could not be had, and when that was."""
+
+    error: MAEError
+    time: float
+
+
 class _Line:
     """Does one job after the other in a thread that is there while there are any."""
 
@@ -137,8 +171,9 @@ class ModelShelf:
     """The models that are not read at the start. Safe to share between threads.
 
     One model is fetched and one is read at a time. A download that nobody asks after any more
-    ends, and what has come is kept for the next who wants it. Of those in memory the ones used
-    last are kept, up to a bound; while one is read it takes about twice its size.
+    ends, as does a slow one that others wait for, and what has come is kept for the next who
+    wants it. Of those in memory the ones used last are kept, up to a bound; while one is read it
+    takes about twice its size. What was given at the start is under no bound, and stays.
 
     Attributes:
         policy: What may be fetched, one of `FETCH_POLICIES`.
@@ -151,6 +186,9 @@ class ModelShelf:
         *,
         policy: str = "published",
         max_bytes: int = 4 * 10**9,
+        max_fetched_bytes: int = 10 * 10**9,
+        wanted: Mapping[str, str] | None = None,
+        offline: Callable[[], bool] = is_offline,
         find: Callable[[str], Path | None] = find_weights,
         locate: Callable[..., Path] = locate_weights,
     ) -> None:
@@ -158,14 +196,21 @@ class ModelShelf:
 
         Args:
             registry: Models by name; those that cannot draw are left out.
-            open_model: Reads a model that is on disk, by name.
+            open_model: Reads a model that is on disk, by name or, of those wanted, by source.
             policy: What may be fetched, one of `FETCH_POLICIES`.
             max_bytes: Of the models kept in memory, all together.
+            max_fetched_bytes: On the disk, of all repositories that visitors have typed.
+            wanted: Name -> source of models that were given at the start and could not be opened
+                then; see `start_wanted`.
+            offline: Says whether the network is forbidden.
             find: Says where a model is on disk, as `find_weights` does.
             locate: Fetches a model, as `locate_weights` does.
         """
+        self._wanted = dict(wanted or {})
         self._registry = {name: e for name, e in registry.items() if e.kind == "autoencoder"}
-        self._drawless = registry.keys() - self._registry.keys()
+        self._drawless = registry.keys() - self._registry.keys() - self._wanted.keys()
+        self._offline = offline
+        self._repositories = VisitorRepositories(max_fetched_bytes)
         self._open, self._find, self._locate = open_model, find, locate
         self.policy, self._max_bytes = policy, max_bytes
         self._lock = threading.Lock()
@@ -174,15 +219,24 @@ class ModelShelf:
         self._pending: dict[str, Offer] = {}
         # When somebody asked last for each model that is pending.
         self._asked: dict[str, float] = {}
-        self._failed: OrderedDict[str, MAEError] = OrderedDict()
+        self._failed: OrderedDict[str, _Failure] = OrderedDict()
         self._typed: OrderedDict[str, None] = OrderedDict()
 
+    def start_wanted(self) -> None:
+        """Fetch and read, behind everybody's back, the models that were given at the start.
+
+        A failure is kept; a request that comes `RETRY_SECONDS` later, or later still, has it tried
+        again.
+        """
+        for name in self._wanted:
+            self._begin(name)
+
     def offers(self) -> list[Offer]:
-        """What can be chosen: what is on this machine first, then what would be fetched."""
+        """What can be chosen: what was given, then what is here, then what would be fetched."""
         with self._lock:
-            names = [*self._registry, *self._typed]
+            names = dict.fromkeys([*self._wanted, *self._registry, *self._typed])
         offers = [offer for offer in map(self.offer, names) if self._is_offered(offer)]
-        return sorted(offers, key=lambda offer: offer.state not in ("ready", "here"))
+        return sorted(offers, key=self._rank)
 
     def offer(self, name: str) -> Offer:
         """Where a model is by now, whether it is offered or not."""
@@ -201,7 +255,7 @@ class ModelShelf:
             if name in self._pending:
                 return self._pending[name]
             if name in self._failed:
-                return replace(offer, state="failed", error=self._failed[name])
+                return replace(offer, state="failed", error=self._failed[name].error)
         return replace(offer, state="here") if self._is_here(name) else offer
 
     def ask_after(self, name: str) -> None:
@@ -212,7 +266,7 @@ class ModelShelf:
 
     def knows(self, name: str) -> bool:
         """Whether a name, which a visitor may have typed, is that of a model at all."""
-        if name in self._registry or name in self._drawless or name in self._typed:
+        if any(name in names for names in self._all_names()):
             return True
         # A path on this machine would win over a repository, and is nobody's business.
         typed = self.policy == "any" and is_repository(name)
@@ -226,40 +280,76 @@ class ModelShelf:
 
         Raises:
             NotReadyError: If it is on its way.
-            DownloadError: If it could not be fetched, after which the next call tries again; or
-                if too many others are waiting.
+            DownloadError: If it could not be fetched, after which the next call tries again, or
+                of a model given at the start one after `RETRY_SECONDS`; or if too many others are
+                waiting.
             CheckpointError: If it cannot be read, likewise; or if it has no decoder, is too
                 large, or may not be fetched.
         """
         with self._lock:
             if name in self._ready:
                 self._ready.move_to_end(name)
-                return self._ready[name]
-            failure = self._failed.pop(name, None)
-        if failure is not None:
-            raise failure
-        raise NotReadyError(self._begin(name))
+                ready = self._ready[name]
+            else:
+                ready = None
+                self._raise_failure(name)
+        if ready is None:
+            raise NotReadyError(self._begin(name))
+        return ready
 
     def forget_failure(self, name: str) -> None:
-        """Have the next call of `get` try again."""
+        """Have the next call of `get` try again what was not given at the start."""
         with self._lock:
-            self._failed.pop(name, None)
+            if name not in self._wanted:
+                self._failed.pop(name, None)
 
     def join(self) -> None:
         """Wait until nothing is fetched or read any more."""
         self._downloads.join()
         self._readings.join()
 
+    def _all_names(self) -> tuple[Collection[str], ...]:
+        return self._wanted, self._registry, self._drawless, self._typed
+
+    def _is_typed(self, name: str) -> bool:
+        return name not in self._registry and name not in self._wanted
+
+    @property
+    def _may_fetch(self) -> bool:
+        return self.policy != "none" and not self._offline()
+
     def _is_offered(self, offer: Offer) -> bool:
-        if offer.name not in self._registry and offer.state in ("absent", "failed"):
+        if offer.name in self._wanted:
+            return True
+        if self._is_typed(offer.name) and offer.state in ("absent", "failed"):
             return False
-        return self.policy != "none" or offer.state in ("ready", "here")
+        return self._may_fetch or offer.state in ("ready", "here")
+
+    def _rank(self, offer: Offer) -> int:
+        return 0 if offer.name in self._wanted else 1 if offer.state in ("ready", "here") else 2
 
     def _is_here(self, name: str) -> bool:
+        if self._is_typed(name) and not self._repositories.holds(name):
+            # What the host keeps for itself is none of the visitors' business.
+            return False
         try:
-            return self._find(name) is not None
+            return self._find(self._source(name)) is not None
         except CheckpointError:
             return False
+
+    def _source(self, name: str) -> str:
+        return self._wanted.get(name, name)
+
+    def _raise_failure(self, name: str) -> None:
+        """Tell why a model could not be had; of those given at the start, as long as that holds."""
+        failure = self._failed.get(name)
+        if failure is None:
+            return
+        holds = name in self._wanted and time.monotonic() - failure.time < RETRY_SECONDS
+        if not holds:
+            del self._failed[name]
+        if holds or name not in self._wanted:
+            raise failure.error
 
     def _begin(self, name: str) -> Offer:
         """Start what a model needs, if that is allowed and has not begun; says how far it is."""
@@ -270,8 +360,10 @@ class ModelShelf:
             self._check_size(name, _BYTES_PER_PARAMETER * entry.parameters)
         # What has just failed may not be here either.
         absent = offer.state not in ("ready", "here")
-        if absent:
+        if absent and name not in self._wanted:
             self._check_policy(name)
+        if self._is_typed(name):
+            self._repositories.begin(name)
         with self._lock:
             if name in self._pending:
                 self._note_asking(name)
@@ -279,7 +371,7 @@ class ModelShelf:
             if name in self._ready:
                 # Another request was faster; who asks again gets it.
                 return replace(offer, state="reading")
-            if len(self._pending) > MAX_WAITING:
+            if len(self._pending) > MAX_WAITING and name not in self._wanted:
                 raise DownloadError(
                     f"{len(self._pending)} models are being fetched or read already; choose one "
                     "that is here, or try again later"
@@ -287,7 +379,7 @@ class ModelShelf:
             waiting: State = "waiting" if absent else "reading"
             self._pending[name] = begun = replace(offer, state=waiting, error=None)
             self._note_asking(name)
-            if entry is None:
+            if self._is_typed(name):
                 _remember(self._typed, name, None)
         if absent:
             self._downloads.add(lambda: self._attempt(name, self._fetch))
@@ -319,16 +411,23 @@ class ModelShelf:
             failure = CheckpointError(f"{name} could not be read; the server's log says why")
         else:
             return
+        if self._is_typed(name):
+            self._repositories.drop_empty(name)
         with self._lock:
             self._end(name)
             if failure is not None:
-                _remember(self._failed, name, failure)
+                _remember(self._failed, name, _Failure(failure, time.monotonic()))
 
     def _fetch(self, name: str) -> None:
+        pace = _Pace()
+
         def progress(done: int, total: int | None) -> None:
             self._check_size(name, total or done)
+            if self._pending[name].state == "waiting":
+                self._make_room_on_disk(name, total or done)
             with self._lock:
                 self._check_waited_for(name)
+                self._check_pace(name, pace.is_slow(done))
                 known = self._pending[name]
                 self._pending[name] = replace(
                     known, state="fetching", done=done, total=total or known.total,
@@ -337,8 +436,12 @@ class ModelShelf:
 
         with self._lock:
             self._check_waited_for(name)
-        # What only the host may read is not for visitors.
-        self._locate(name, fetch=True, progress=progress, account=False)
+        # What only the host may read is not for visitors; what was given at the start, the host
+        # has given.
+        self._locate(
+            self._source(name), fetch=self._may_fetch, progress=progress,
+            account=name in self._wanted,
+        )  # fmt: skip
         with self._lock:
             self._pending[name] = replace(self._pending[name], state="reading")
         self._readings.add(lambda: self._attempt(name, self._read))
@@ -347,7 +450,7 @@ class ModelShelf:
         entry = self._registry.get(name)
         with self._lock:
             self._make_room(_BYTES_PER_PARAMETER * entry.parameters if entry else 0)
-        model = self._open(name)
+        model = self._open(self._source(name))
         self._check_size(name, model.bytes)
         with self._lock:
             self._make_room(model.bytes)
@@ -356,13 +459,29 @@ class ModelShelf:
 
     def _make_room(self, wanted: int) -> None:
         """Let models go that were not used for longest; one that answers a request ends that."""
-        while self._ready and wanted + sum(m.bytes for m in self._ready.values()) > self._max_bytes:
-            name, _ = self._ready.popitem(last=False)
+        free = {name: m.bytes for name, m in self._ready.items() if name not in self._wanted}
+        while free and wanted + sum(free.values()) > self._max_bytes:
+            name = next(iter(free))
+            del free[name], self._ready[name]
             _logger.info("%s leaves the memory", name)
 
+    def _make_room_on_disk(self, name: str, size: int) -> None:
+        if self._is_typed(name):
+            with self._lock:
+                kept = {*self._pending, *self._ready}
+            self._repositories.make_room(name, size, kept)
+
     def _check_waited_for(self, name: str) -> None:
-        if time.monotonic() - self._asked[name] > PATIENCE_SECONDS:
+        left = time.monotonic() - self._asked[name] > PATIENCE_SECONDS
+        if left and name not in self._wanted:
             raise _LeftError
+
+    def _check_pace(self, name: str, slow: bool) -> None:
+        if slow and any(offer.state == "waiting" for offer in self._pending.values()):
+            raise DownloadError(
+                f"{name} comes too slowly, and others are waiting; what has come is kept, so try "
+                "again later"
+            )
 
     def _check_drawing(self, name: str) -> None:
         if name in self._drawless:
@@ -372,14 +491,14 @@ class ModelShelf:
             )
 
     def _check_policy(self, name: str) -> None:
-        if self.policy == "none":
+        if not self._may_fetch:
             raise CheckpointError(
                 f"{name} is not on this machine, and this page fetches nothing; whoever runs it "
                 f"can fetch it by `python -m mae_core.fetch {name}`"
             )
 
     def _check_size(self, name: str, size: int) -> None:
-        if size > self._max_bytes:
+        if size > self._max_bytes and name not in self._wanted:
             raise CheckpointError(
                 f"{name} takes {size / 10**9:.2g} GB, and this page keeps models of at most "
                 f"{self._max_bytes / 10**9:.2g} GB in memory; choose a smaller one, or start the "

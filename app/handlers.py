@@ -1,23 +1,27 @@
 """Between widgets and the service: values in, pictures and facts out, errors as sentences."""
 
+import asyncio
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from app.components import as_gradio_error, language_of, sentence_for
+from app.components import as_gradio_error, language_of, sentence_for, visitor_of
 from app.fetching import PATIENCE_SECONDS, NotReadyError, Offer
-from app.i18n import progress_sentence, size_of, text
+from app.i18n import line_sentence, progress_sentence, size_of, text
 from app.models import Progress
-from app.service import Answer, ReconstructionService
+from app.requests import Values
+from app.service import Answer, ReconstructionService, Waiting
 from mae_core import NORM_PIX_VIEWS, ImageFormatError, MAEError
 
 PANELS = ("original", "masked", "reconstruction", "pasted")
 
 Panel = Image.Image | None
-Outputs = tuple[Panel, Panel, Panel, Panel, dict[str, Any] | None]
+Outputs = tuple[Panel, Panel, Panel, Panel, dict[str, Any]]
 
 _EMPTY: tuple[None, None, None, None] = (None, None, None, None)
 
@@ -41,7 +45,7 @@ class Handlers:
         self._service = service
         self._examples = examples
 
-    def reconstruct(
+    async def reconstruct(
         self,
         image: Any,
         mask_ratio: Any,
@@ -70,15 +74,17 @@ class Handlers:
         Returns:
             The pictures original, masked, reconstruction and pasted, and the facts.
         """
+        values = Values(image, mask_ratio, seed, strategy, fit, model, image_size, view)
         try:
-            answer = self._service.reconstruct(
-                image, mask_ratio, seed, strategy, fit, model, image_size, view
-            )
+            async with aclosing(self._service.answer(values, visitor_of(request))) as steps:
+                async for step in steps:
+                    if isinstance(step, Answer):
+                        return outputs_of(step)
         except Exception as error:
             raise as_gradio_error(error, request) from error
-        return outputs_of(answer)
+        raise AssertionError("there is an answer or an error")
 
-    def update(
+    async def update(
         self,
         image: Any,
         mask_ratio: Any,
@@ -89,29 +95,36 @@ class Handlers:
         size: Any,
         view: Any,
         request: gr.Request | None = None,
-    ) -> tuple[Any, ...]:
+    ) -> AsyncGenerator[tuple[Any, ...], None]:
         """As `reconstruct`, for the page: what cannot be shown leaves the panels empty.
 
         So the panels never show another picture than the one chosen. An error's sentence, or how
-        far the model is on its way, takes the place of the facts. The last output is the timer,
-        which asks again while the model is on its way.
+        far the model is on its way, takes the place of the facts; and so does, while the panels
+        stay as they are, the place in the line. The last output is the timer, which asks again
+        while the model is on its way.
         """
         if image is None:
-            return *_EMPTY, None, gr.Timer(active=False)
+            yield *_EMPTY, None, gr.Timer(active=False)
+            return
+        try:
+            # In a thread, as files are looked at.
+            size = await asyncio.to_thread(self._size_for, model, size)
+            values = Values(image, mask_ratio, seed, strategy, fit, model, size, view)
+            async with aclosing(self._service.answer(values, visitor_of(request))) as steps:
+                async for step in steps:
+                    yield _step_outputs(step, request)
+        except NotReadyError as error:
+            yield *_EMPTY, _waiting(error.offer, request), gr.Timer(active=True)
+        except Exception as error:
+            yield *_EMPTY, {"error": sentence_for(error, request)}, gr.Timer(active=False)
+
+    def _size_for(self, model: Any, size: Any) -> Any:
+        """The size that a model takes, by the page's choice of sizes."""
         # Whoever changes a control wants it to be tried again.
         self._service.forget_failure(model)
-        try:
-            if isinstance(size, int) and size > OWN_SIZE:
-                size = self._service.nearest_size(model, size)
-            answer = self._service.reconstruct(
-                image, mask_ratio, seed, strategy, fit, model, size or None, view
-            )
-        except NotReadyError as error:
-            return *_EMPTY, _waiting(error.offer, request), gr.Timer(active=True)
-        except Exception as error:
-            return *_EMPTY, {"error": sentence_for(error, request)}, gr.Timer(active=False)
-        *panels, facts = outputs_of(answer)
-        return *panels, _noted(facts, request), gr.Timer(active=False)
+        if isinstance(size, int) and size > OWN_SIZE:
+            return self._service.nearest_size(model, size)
+        return size or None
 
     def look(self, model: Any, request: gr.Request | None = None) -> tuple[Any, ...]:
         """How far a model is that was on its way.
@@ -140,9 +153,12 @@ class Handlers:
         """
         language, progress = language_of(request), self._service.progress
         return [
-            (_label(offer, progress.get(offer.name), offer.name in progress, language), offer.name)
+            (_label(offer, progress.get(offer.name), self._is_given(offer), language), offer.name)
             for offer in self._service.offers()
         ]
+
+    def _is_given(self, offer: Offer) -> bool:
+        return offer.name in self._service.names
 
     def update_models(self, request: gr.Request | None = None) -> dict[str, Any]:
         """The drop-down list of models as it is by now."""
@@ -186,15 +202,26 @@ def outputs_of(answer: Answer) -> Outputs:
     return original, masked, reconstruction, pasted, answer.facts
 
 
-def _label(offer: Offer, training: Progress | None, loaded: bool, language: str) -> str:
-    """What the list calls a model."""
+def _step_outputs(step: Waiting | Answer, request: object) -> tuple[Any, ...]:
+    """The page's outputs on the way to an answer, and then the answer's."""
+    if isinstance(step, Waiting):
+        line = line_sentence(step.place, step.seconds, language_of(request))
+        return *(gr.skip(),) * 4, {"waiting": line, "fraction": None, "hint": None}, gr.skip()
+    *panels, facts = outputs_of(step)
+    return *panels, _noted(facts, request), gr.Timer(active=False)
+
+
+def _label(offer: Offer, training: Progress | None, given: bool, language: str) -> str:
+    """What the list calls a model; one given at the start is expected to be ready."""
     label = offer.name
     if training is not None:
         values = {"step": str(training.step), "steps": str(training.steps)}
         label = text("model_running", language, {"model": label, **values})
-    elif not loaded:
+    elif not (given and offer.state == "ready"):
         key = {"ready": "model_here", "here": "model_here", "absent": "model_absent",
-               "failed": "model_absent"}.get(offer.state, "model_pending")  # fmt: skip
+               "failed": "model_failed" if given else "model_absent"}.get(
+            offer.state, "model_pending"
+        )  # fmt: skip
         label = text(key, language, {"model": label, "size": size_of(offer, language)})
     return f"{label} · {offer.licence}" if offer.licence else label
 
@@ -206,9 +233,10 @@ def _waiting(offer: Offer, request: object) -> dict[str, Any]:
     return {"waiting": progress_sentence(offer, language), "fraction": fraction, "hint": hint}
 
 
-def _noted(facts: dict[str, Any] | None, request: object) -> dict[str, Any] | None:
-    """Facts that say in words what a picture is that is not the model's own guess."""
-    view = (facts or {}).get("view")
-    if facts is None or view in (None, NORM_PIX_VIEWS[0]):
-        return facts
-    return facts | {"note": text(f"note_{view}", language_of(request))}
+def _noted(facts: dict[str, Any], request: object) -> dict[str, Any]:
+    """Facts that say in words what a picture is that is not what one would expect."""
+    view, notice = facts.get("view"), facts.get("notice")
+    keys = [f"note_{view}"] if view not in (None, NORM_PIX_VIEWS[0]) else []
+    keys += [f"note_{notice}"] if notice else []
+    notes = [text(key, language_of(request)) for key in keys]
+    return facts | ({"note": " · ".join(notes)} if notes else {})

@@ -4,9 +4,13 @@ The browser shows labels in its own language; errors are made on the server, in 
 that the request asks for. Both come from `STRINGS`, whose languages have the same keys.
 """
 
+import math
 from collections.abc import Mapping
 
 from app.fetching import NotReadyError, Offer
+from app.scheduler import BusyError, TookTooLongError
+from app.storage import StorageError
+from app.zerogpu import NoGPUError
 from mae_core import (
     CheckpointError,
     DeviceError,
@@ -44,6 +48,7 @@ STRINGS: dict[str, dict[str, str]] = {
         "model_running": "{model} (step {step} of {steps})",
         "model_here": "{model} · on disk",
         "model_absent": "{model} · fetch {size}",
+        "model_failed": "{model} · cannot be used now",
         "model_pending": "{model} · on its way",
         "model_waiting": "{model} is waiting to be fetched ({size})",
         "model_fetching": "Fetching {model}: {done} of {size}",
@@ -53,6 +58,20 @@ STRINGS: dict[str, dict[str, str]] = {
             "{minutes} minutes ends. What has come is kept."
         ),
         "ask_again": "Please ask again in a few seconds",
+        "line_computing": "Your picture is being computed",
+        "line_next": "You are next",
+        "line_one": "1 is before you",
+        "line_many": "{count} are before you",
+        "line_seconds": "{line} · about {seconds} s",
+        "busy_full": "Too many are waiting ({waiting}). Please try again {when}.",
+        "busy_visitor": "You have several requests waiting. Please try again {when}.",
+        "busy_rate": "You ask faster than this page allows. Please try again {when}.",
+        "busy_stopping": "This page is about to be restarted. Please try again in a minute.",
+        "when_seconds": "in about {seconds} s",
+        "when_later": "in a minute",
+        "too_long": "This took longer than {seconds} s and was given up. Please choose a smaller "
+        "size, or try again later.",
+        "note_cpu": "computed on the CPU: the GPU was out of memory",
         "size_unknown": "unknown size",
         "repository": "From the Hugging Face Hub",
         "repository_hint": "USER/NAME",
@@ -109,6 +128,7 @@ STRINGS: dict[str, dict[str, str]] = {
         "model_running": "{model}（第 {step} 步，共 {steps} 步）",
         "model_here": "{model} · 已在磁盘",
         "model_absent": "{model} · 需下载 {size}",
+        "model_failed": "{model} · 暂时无法使用",
         "model_pending": "{model} · 正在准备",
         "model_waiting": "{model} 正在等待下载（{size}）",
         "model_fetching": "正在下载 {model}：{done} / {size}",
@@ -117,6 +137,19 @@ STRINGS: dict[str, dict[str, str]] = {
             "若要停止，请选择其他模型：{minutes} 分钟内无人等待，下载即结束；已下载的部分会保留。"
         ),
         "ask_again": "请几秒后再试",
+        "line_computing": "正在计算您的图片",
+        "line_next": "下一个就是您",
+        "line_one": "您前面还有 1 个请求",
+        "line_many": "您前面还有 {count} 个请求",
+        "line_seconds": "{line} · 约 {seconds} 秒",
+        "busy_full": "排队的请求太多（{waiting} 个），请{when}再试。",
+        "busy_visitor": "您已有多个请求在排队，请{when}再试。",
+        "busy_rate": "您的请求太频繁，请{when}再试。",
+        "busy_stopping": "本页面即将重启，请一分钟后再试。",
+        "when_seconds": "约 {seconds} 秒后",
+        "when_later": "一分钟后",
+        "too_long": "计算超过 {seconds} 秒，已被放弃。请选择较小的尺寸，或稍后再试。",
+        "note_cpu": "在 CPU 上计算：GPU 内存不足",
         "size_unknown": "大小未知",
         "repository": "来自 Hugging Face Hub 的模型",
         "repository_hint": "用户名/仓库名",
@@ -166,6 +199,11 @@ _CHINESE_ERRORS: tuple[tuple[type[MAEError], str], ...] = (
     (DownloadError, "模型下载失败：请检查网络或磁盘空间，或选择其他模型；再次选择该模型即可重试。"),
     (CheckpointError, "这个模型无法使用：它不在本机上、已损坏、过大或不含解码器。请选择其他模型。"),
     (DeviceError, "所选设备不可用，请联系本页面的提供者。"),
+    (
+        NoGPUError,
+        "暂时没有可用的 GPU，或您在本 Space 的 GPU 时间已用完；请稍后再试，或登录后再试。",
+    ),
+    (StorageError, "服务器的磁盘空间不足，暂时无法接收图片，请几分钟后再试。"),
 )
 _CHINESE_OTHER = "所选的值不可用，请从页面提供的选项中选择。"
 
@@ -199,6 +237,10 @@ def error_sentence(error: MAEError, language: str) -> str:
         stop = "。" if language == "zh" else ". "
         words = (progress_sentence(error.offer, language), text("ask_again", language), "")
         return stop.join(words).strip()
+    if isinstance(error, BusyError):
+        return _busy_sentence(error, language)
+    if isinstance(error, TookTooLongError):
+        return text("too_long", language, {"seconds": f"{error.seconds:g}"})
     if language == "zh":
         for kind, sentence in _CHINESE_ERRORS:
             if isinstance(error, kind):
@@ -209,6 +251,33 @@ def error_sentence(error: MAEError, language: str) -> str:
     if message.partition(" ")[0].isalpha():
         message = message[0].upper() + message[1:]
     return f"{message}."
+
+
+def _busy_sentence(error: BusyError, language: str) -> str:
+    when = text("when_later", language)
+    if error.retry_seconds is not None:
+        when = text("when_seconds", language, {"seconds": _seconds(error.retry_seconds)})
+    values = {"waiting": str(error.waiting), "when": when}
+    return text(f"busy_{error.reason}", language, values)
+
+
+def line_sentence(place: int, seconds: float | None, language: str) -> str:
+    """Where in the line a request is; without a full stop.
+
+    Args:
+        place: 0 = being computed; n = its turn is the n-th from now.
+        seconds: How long that takes, where it is known.
+        language: One of `LANGUAGES`.
+    """
+    key = ("line_computing", "line_next", "line_one")[place] if place < 3 else "line_many"
+    line = text(key, language, {"count": str(place - 1)})
+    if seconds is None:
+        return line
+    return text("line_seconds", language, {"line": line, "seconds": _seconds(seconds)})
+
+
+def _seconds(seconds: float) -> str:
+    return str(max(1, math.ceil(seconds)))
 
 
 def progress_sentence(offer: Offer, language: str) -> str:

@@ -2,17 +2,23 @@
 
 import logging
 import threading
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from PIL import Image
 
+from app import zerogpu
 from mae_core import (
+    MAX_PATCHES,
     CheckpointError,
+    MAEError,
+    MaskedAutoencoder,
     ModelConfig,
     Reconstruction,
+    ReconstructionRequest,
     Reconstructor,
     find_weights,
     load_pretrained,
@@ -21,6 +27,10 @@ from mae_core import (
 )
 
 _logger = logging.getLogger(__name__)
+
+# How many pictures are worth to be run together, by device: on a CPU, eight take less time together
+# than each alone (`python -m benchmarks.bench_batch`); on others nobody has measured yet.
+_MAX_BATCH = {"cuda": 16, "cpu": 8}
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,46 @@ class Progress:
 
     step: int
     steps: int
+
+
+class Shape(Protocol):
+    """What is known of a job before its picture is decoded."""
+
+    @property
+    def mask_ratio(self) -> float:
+        """Fraction removed, 0..1."""
+
+    @property
+    def fit(self) -> str:
+        """How the picture is brought to size."""
+
+    @property
+    def image_size(self) -> int | None:
+        """Pixels that the fit aims at; None for the model's own."""
+
+    @property
+    def view(self) -> str:
+        """How normalised pixels are shown."""
+
+
+@dataclass(frozen=True)
+class ModelJob:
+    """A picture to rebuild, with values that `Reconstructor` explains."""
+
+    picture: Image.Image
+    mask_ratio: float
+    seed: int
+    strategy: str
+    fit: str
+    image_size: int | None
+    view: str
+
+    def request(self) -> ReconstructionRequest:
+        """The same for a `Reconstructor`."""
+        return ReconstructionRequest(
+            self.picture, self.mask_ratio, self.seed, self.strategy, self.fit,
+            image_size=self.image_size, view=self.view,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,9 +100,19 @@ class ModelState:
     version: Hashable
     progress: Progress | None
 
+    def facts(self, result: Reconstruction) -> dict[str, Any]:
+        """What was done, how well it went and how far the model's training was, for JSON.
+
+        `notice` is there only where there is something to say: `cpu` if the picture was computed
+        on the CPU, as the memory of the model's device was full.
+        """
+        facts = result.facts() | (asdict(self.progress) if self.progress else {})
+        elsewhere = result.device != str(self.reconstructor.device)
+        return facts | ({"notice": "cpu"} if elsewhere else {})
+
 
 class ServedModel:
-    """A model that answers one request at a time, as its file has it by then.
+    """A model that answers as its file has it by then. Safe to share between threads.
 
     The file of a running training run is replaced again and again. The request that finds a
     newer one reads it; where that fails the model stays as it is, and the log says why.
@@ -104,13 +164,13 @@ class ServedModel:
 
         def read() -> tuple[Reconstructor, Progress | None]:
             weights = load_pretrained(source, fetch=False)
-            reconstructor = Reconstructor(weights.build(), weights_name(source), device=device)
-            return reconstructor, _progress(weights.record)
+            return _made_ready(weights.build(), source, device), _progress(weights.record)
 
-        model = cls(read, lambda: _file_version(find_weights(source)))
-        # The first run of a model takes many times as long as the next; nobody waits for it.
-        model._state.reconstructor(Image.new("RGB", (64, 64)))
-        return model
+        served = cls(read, lambda: _file_version(find_weights(source)))
+        if not zerogpu.ACTIVE:
+            # The first run of a model takes many times as long as the next; nobody waits for it.
+            served._state.reconstructor(Image.new("RGB", (64, 64)))
+        return served
 
     @property
     def config(self) -> ModelConfig:
@@ -140,11 +200,45 @@ class ServedModel:
             self._refresh()
             return self._state.progress
 
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Reconstruction, ModelState]:
-        """Rebuild a picture as `Reconstructor` does; also says with which state of the model."""
+    @property
+    def max_batch(self) -> int:
+        """How many jobs are worth to be run together."""
+        reconstructor = self._state.reconstructor
+        if isinstance(reconstructor, zerogpu.ZeroGPUReconstructor):
+            # Each visitor spends the GPU time that is theirs.
+            return 1
+        return _MAX_BATCH.get(reconstructor.device.type, 1)
+
+    def batch_key(self, job: Shape) -> Hashable:
+        """Equal for jobs that may share a forward pass; of a large picture equal to no other."""
+        side = (job.image_size or self.config.image_size) // self.config.patch_size
+        if 2 * side**2 > MAX_PATCHES:
+            return object()
+        return self.name, self.version, side, job.fit == "whole", job.mask_ratio, job.view
+
+    def run(self, jobs: Sequence[ModelJob]) -> tuple[list[Reconstruction | Exception], ModelState]:
+        """Rebuild pictures, several in one forward pass where that is possible.
+
+        Where the device's memory does not do, it is tried with fewer at a time, and with a single
+        one on the CPU.
+
+        Returns:
+            For each job its result or why there is none, an `MAEError` unless it is unexpected;
+            and the state of the model that they are of.
+        """
         with self._lock:
             self._refresh()
-            return self._state.reconstructor(*args, **kwargs), self._state
+            state = self._state
+        return _reconstruct(state.reconstructor, [job.request() for job in jobs]), state
+
+    def __call__(
+        self, picture: Image.Image, mask_ratio: float, seed: int, **options: Any
+    ) -> tuple[Reconstruction, ModelState]:
+        """Rebuild one picture; also says with which state of the model."""
+        (result,), state = self.run([ModelJob(picture, mask_ratio, seed, **options)])
+        if isinstance(result, Exception):
+            raise result
+        return result, state
 
     def _refresh(self) -> None:
         version = self.version
@@ -162,6 +256,59 @@ class ServedModel:
         version = self._version()
         reconstructor, progress = self._read()
         return ModelState(reconstructor, version, progress)
+
+
+def _reconstruct(
+    reconstructor: Reconstructor, requests: Sequence[ReconstructionRequest]
+) -> list[Reconstruction | Exception]:
+    """Rebuild pictures, fewer at a time where all together fail."""
+    try:
+        return [*reconstructor.batch(requests)]
+    except Exception as error:  # of one picture, or of all for want of memory
+        failure = error
+    if len(requests) == 1:
+        return [_alone(reconstructor, requests[0], failure)]
+    # The traceback holds what is to make room.
+    del failure
+    torch.cuda.empty_cache()
+    half = len(requests) // 2
+    return [
+        *_reconstruct(reconstructor, requests[:half]),
+        *_reconstruct(reconstructor, requests[half:]),
+    ]
+
+
+def _alone(
+    reconstructor: Reconstructor, request: ReconstructionRequest, failure: Exception
+) -> Reconstruction | Exception:
+    """What becomes of a picture that could not even be rebuilt alone."""
+    if not isinstance(failure, torch.OutOfMemoryError):
+        return _in_words(failure)
+    _logger.warning("the memory of %s is full: one picture on the CPU", reconstructor.device)
+    try:
+        (result,) = reconstructor.on_cpu().batch([request])
+    except Exception as error:  # the caller has nobody else to blame
+        return _in_words(error)
+    return result
+
+
+def _in_words(failure: Exception) -> Exception:
+    # torch has no class of its own for it.
+    full = isinstance(failure, MemoryError) or "DefaultCPUAllocator" in str(failure)
+    if not full:
+        return failure
+    _logger.error("there is not enough memory for a picture", exc_info=failure)
+    return MAEError(
+        "there is not enough memory for this picture at the moment; try a smaller image_size, or "
+        "try again later"
+    )
+
+
+def _made_ready(model: MaskedAutoencoder, source: str, device: str) -> Reconstructor:
+    name = weights_name(source)
+    if zerogpu.ACTIVE and device != "cpu":
+        return zerogpu.ZeroGPUReconstructor(model, name, source)
+    return Reconstructor(model, name, device=device)
 
 
 def _progress(record: dict[str, Any]) -> Progress | None:

@@ -1,47 +1,71 @@
-"""The demo without a page: models, limits and a cache behind one call.
+"""The demo without a page: models, limits, a line and a cache behind one call.
 
-`ReconstructionService` takes bytes and plain values that nobody has checked yet, and gives
+`ReconstructionService` takes picture files and plain values that nobody has checked yet, and gives
 pictures and facts or a `MAEError`. It never imports Gradio.
+
+A request's way: its values are checked; equal ones are answered from the cache; the visitor's rate
+is counted; it waits for its turn in the scheduler's line; a worker reads and decodes its picture
+and runs the model, together with others that can share the run. So what is cached or refused
+never waits.
 """
 
-import hashlib
+import asyncio
+import logging
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import AsyncGenerator, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
 
 from app.cache import LRUCache
-from app.fetching import ModelShelf, Offer, licence_of
-from app.models import Progress, ServedModel
+from app.fetching import ModelShelf, NotReadyError, Offer, licence_of
+from app.logs import log_request
+from app.metrics import Metrics, Outcome
+from app.models import ModelJob, ModelState, Progress, ServedModel
+from app.pictures import Pictures, PictureSource, bytes_of
+from app.rates import RateLimiter
+from app.requests import Request, Values, check_choice, check_request, check_source
+from app.scheduler import BusyError, Scheduler, Ticket, TookTooLongError
 from app.settings import AppSettings
+from app.zerogpu import NoGPUError
 from mae_core import (
     DEFAULT_WEIGHTS,
-    FITS,
-    MAX_IMAGE_SIZE,
     MAX_PATCHES,
-    MAX_SEED,
     NORM_PIX_VIEWS,
-    STRATEGIES,
+    CheckpointError,
     ConfigError,
-    ImageFormatError,
+    DeviceError,
+    DownloadError,
+    ImageError,
+    MAEError,
     MaskError,
+    Reconstruction,
     Reconstructor,
-    decode_image,
     list_weights,
+    weights_name,
 )
 
-# The page's slider: outside of it there is next to nothing to guess, or to guess from.
-MASK_RATIO_MIN, MASK_RATIO_MAX = 0.05, 0.95
+_logger = logging.getLogger(__name__)
 
-# Names that an error lists; the page has them all.
-_MOST_SHOWN = 5
-
-# A decoded picture takes at most 12 MiB; four panels of 224 x 224 pixels 0.6 MiB, and of
-# 1024 x 1024 pixels 12 MiB.
-_PICTURES_BYTES = 96 * 2**20
+# Four panels of 224 x 224 pixels take 0.6 MiB, and of 1024 x 1024 pixels 12 MiB.
 _ANSWERS_BYTES = 64 * 2**20
+
+# Between looks at the place in the line; and between signs of life while it stays the same, by
+# which the page learns that nobody waits any more.
+_LOOK_SECONDS, _SIGN_SECONDS = 0.5, 3.0
+
+# Pictures of one batch that are decoded at once; each may take some ten MiB meanwhile.
+_DECODERS = 4
+
+# Workers that hang until the process had better be started anew.
+_MOST_ABANDONED = 3
+
+# The weight of the latest run in what the next ones are expected to take.
+_LATEST_WEIGHT = 0.2
 
 
 @dataclass(frozen=True)
@@ -58,28 +82,69 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class _Request:
-    """A request whose values are all allowed; the cache's key.
+class Waiting:
+    """Where a request is by now that has no answer yet.
 
-    `version` is that of the model, so that no answer of an older state is given.
+    Attributes:
+        place: 0 = being computed; n = its run is the n-th from now.
+        seconds: What that takes by the latest runs; None while nothing has been run.
     """
 
-    picture: str
-    mask_ratio: float
-    seed: int
-    strategy: str
-    fit: str
-    model: str
-    image_size: int | None
-    view: str
-    version: Hashable
+    place: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request in the line: with its model, and the picture as a file, not as bytes."""
+
+    request: Request
+    served: ServedModel
+    source: PictureSource
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """What a job gives: the answer, and how many were computed together with it."""
+
+    answer: Answer
+    batch: int
+
+
+class _Pace:
+    """How fast requests are computed, by the latest runs."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._seconds: float | None = None
+        self._size = 1.0
+
+    def learn(self, seconds: float, size: int) -> None:
+        """A run of so many requests took so long."""
+        if self._seconds is None:
+            self._seconds, self._size = seconds, size
+        self._seconds += _LATEST_WEIGHT * (seconds - self._seconds)
+        self._size += _LATEST_WEIGHT * (size - self._size)
+
+    def of_runs(self, runs: int) -> float | None:
+        """What so many runs take in seconds; None while there was none."""
+        return None if self._seconds is None else runs * self._seconds / self._workers
+
+    def of_requests(self, requests: int) -> float | None:
+        """Likewise, of requests."""
+        return self.of_runs(math.ceil(requests / self._size))
 
 
 class ReconstructionService:
-    """Answers reconstruct requests, from a cache where it can.
+    """Answers reconstruct requests: from a cache where it can, and in turn where it cannot.
 
-    A model runs one request at a time; different models may run side by side. A model that is
-    being trained answers by its newest checkpoint.
+    Models that are being trained answer by their newest checkpoint. Models that could not be
+    opened at the start keep their place, and the shelf goes on trying.
+
+    Attributes:
+        names: Of the models given at the start, the default first.
+        settings: What visitors may ask for, and how much of it.
+        metrics: The numbers about what was answered.
     """
 
     def __init__(
@@ -87,59 +152,88 @@ class ReconstructionService:
         models: Mapping[str, Reconstructor | ServedModel],
         shelf: ModelShelf | None = None,
         *,
-        max_image_size: int = MAX_IMAGE_SIZE,
+        names: Sequence[str] | None = None,
+        settings: AppSettings | None = None,
     ) -> None:
         """Serve some models.
 
         Args:
-            models: Name -> model; the first is the default.
+            models: Name -> model.
             shelf: Further models, read when they are asked for.
-            max_image_size: Largest size that can be asked for, in pixels.
+            names: The models to offer first, the default before all; those in `models` if not
+                given.
+            settings: How many may wait, how often one may ask, and so on.
 
         Raises:
             ConfigError: If there is none.
         """
-        if not models:
+        self.names = tuple(models if names is None else names)
+        if not self.names:
             raise ConfigError("there is no model to serve; give weights by name or path")
         self._models = {
             name: ServedModel.fixed(model) if isinstance(model, Reconstructor) else model
             for name, model in models.items()
         }
         self._shelf = shelf
-        self.max_image_size = max_image_size
-        self._pictures: LRUCache[str, Image.Image] = LRUCache(_PICTURES_BYTES, _picture_bytes)
-        self._answers: LRUCache[_Request, Answer] = LRUCache(_ANSWERS_BYTES, _answer_bytes)
+        self.settings = settings = settings or AppSettings()
+        self._pictures = Pictures()
+        self._answers: LRUCache[Request, Answer] = LRUCache(_ANSWERS_BYTES, _answer_bytes)
+        self._rate = (
+            RateLimiter(settings.rate, max(1, settings.rate / 6)) if settings.rate else None
+        )
+        self._scheduler: Scheduler[_Job, _Computed] = Scheduler(
+            self._run,
+            workers=settings.workers,
+            max_batch=self._max_batch,
+            max_waiting=settings.queue,
+            max_per_visitor=settings.per_visitor,
+            request_seconds=settings.request_seconds,
+        )
+        self._pace = _Pace(settings.workers)
+        self.metrics = Metrics()
+        self._watch()
 
     @classmethod
     def load(cls, settings: AppSettings) -> "ReconstructionService":
         """Load models and serve them; those that visitors choose are loaded then.
+
+        Weights that cannot be opened, whatever the reason, are fetched and read in the
+        background, and the log says why.
 
         Args:
             settings: Their names or paths, the first the default, and what visitors may choose
                 beside them.
 
         Raises:
-            CheckpointError: If weights are missing or damaged.
             ConfigError: If two weights have the same name.
             DeviceError: If the device is not there.
-            DownloadError: If weights cannot be fetched.
         """
         models: dict[str, Reconstructor | ServedModel] = {}
+        wanted: dict[str, str] = {}
         for source in settings.weights or _bundled_weights():
-            fetch = settings.fetch != "none"
-            model = ServedModel.open(source, device=settings.device, fetch=fetch)
-            if model.name in models:
-                raise ConfigError(
-                    f"two weights are called {model.name!r}; give each a name of its own"
+            name = weights_name(source)
+            if name in models or name in wanted:
+                raise ConfigError(f"two weights are called {name!r}; give each a name of its own")
+            try:
+                models[name] = ServedModel.open(source, device=settings.device)
+            except DeviceError:
+                raise
+            except Exception as error:
+                unforeseen = not isinstance(error, MAEError)
+                _logger.warning(
+                    "%s could not be opened at the start: %s", name, error, exc_info=unforeseen
                 )
-            models[model.name] = model
+                wanted[name] = source
         shelf = ModelShelf(
             {name: entry for name, entry in list_weights().items() if name not in models},
-            lambda name: ServedModel.open(name, device=settings.device),
+            lambda source: ServedModel.open(source, device=settings.device),
             policy=settings.fetch,
             max_bytes=int(settings.memory_gb * 10**9),
+            wanted=wanted,
         )
-        return cls(models, shelf, max_image_size=settings.max_image_size)
+        shelf.start_wanted()
+        names = [weights_name(source) for source in settings.weights or _bundled_weights()]
+        return cls(models, shelf, names=names, settings=settings)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -156,9 +250,38 @@ class ReconstructionService:
         """How far the training of each model loaded is now; None where it is finished."""
         return {name: model.progress for name, model in self._models.items()}
 
+    def alive(self) -> str | None:
+        """None, or why the process should be started anew."""
+        abandoned = self._scheduler.abandoned
+        return f"{abandoned} workers hang" if abandoned >= _MOST_ABANDONED else None
+
+    def ready(self) -> str | None:
+        """None, or why no visitors should be sent here; a default model that failed is tried."""
+        if self._scheduler.stopping:
+            return "the server is about to end"
+        default = self.names[0]
+        try:
+            self._model(default)
+        except MAEError:
+            return f"the model {default} is not there: {self.ask_after(default).state}"
+        return None
+
+    def stop(self, seconds: float) -> bool:
+        """Take no more requests, and wait for those that are there.
+
+        Args:
+            seconds: How long at most.
+
+        Returns:
+            Whether all were answered, and no worker hangs.
+        """
+        return self._scheduler.stop(seconds) and not self._scheduler.abandoned
+
     def offers(self) -> list[Offer]:
         """The models that can be chosen, the default first."""
-        return [*map(self.offer, self._models), *(self._shelf.offers() if self._shelf else [])]
+        others = self._shelf.offers() if self._shelf else []
+        first = map(self.offer, self.names)
+        return [*first, *(offer for offer in others if offer.name not in self.names)]
 
     def offer(self, name: object) -> Offer:
         """Where a model is by now.
@@ -169,7 +292,10 @@ class ReconstructionService:
         known = self._check_model(name)
         if known not in self._models:
             assert self._shelf is not None
-            return self._shelf.offer(known)
+            offer = self._shelf.offer(known)
+            if known in self.names and offer.error is not None:
+                offer = replace(offer, error=_for_visitors(known, offer.error))
+            return offer
         licence = licence_of(list_weights().get(known))
         return Offer(known, "ready", licence=licence, norm_pix=self._models[known].config.norm_pix)
 
@@ -196,7 +322,7 @@ class ReconstructionService:
             MAEError: If the model is not in memory.
         """
         patch = self._model(self._check_model(name)).config.patch_size
-        most = min(self.max_image_size // patch, math.isqrt(MAX_PATCHES))
+        most = min(self.settings.max_image_size // patch, math.isqrt(MAX_PATCHES))
         return min(max(round(image_size / patch), 1), most) * patch
 
     def reconstruct(
@@ -210,96 +336,219 @@ class ReconstructionService:
         image_size: object = None,
         view: object = NORM_PIX_VIEWS[0],
     ) -> Answer:
+        """As `answer`, for the host itself: without a rate, and waiting in this thread."""
+        begun = self._begin(
+            Values(image, mask_ratio, seed, strategy, fit, model, image_size, view), None
+        )
+        return begun if isinstance(begun, Answer) else begun.result().answer
+
+    async def answer(self, values: Values, visitor: str) -> AsyncGenerator[Waiting | Answer, None]:
         """Remove patches of a picture and rebuild it.
 
-        The arguments may be anything: they are checked here.
+        Closing the generator gives up the place in the line.
 
         Args:
-            image: Bytes of a picture file.
-            mask_ratio: Fraction removed, 0.05..0.95.
-            seed: Of the mask, 0..`MAX_SEED`.
-            strategy: `random`, `block` or `grid`.
-            fit: `crop`, `squash` or `whole`.
-            model: One of `models`; None is the default.
-            image_size: Pixels that the fit aims at, a multiple of the model's patch side up to
-                `max_image_size`; None is the model's own.
-            view: One of `NORM_PIX_VIEWS`, of models that predict normalised pixels.
+            values: Anything; they are checked here.
+            visitor: Who asks, by whatever tells visitors apart.
+
+        Yields:
+            The place in the line whenever it has changed, and every few seconds; then the answer.
 
         Raises:
             ImageError: If the picture is missing or cannot be used.
+            FileNotFoundError: If its file is no longer there.
             MaskError: If the ratio, the seed or the strategy is not allowed.
             ConfigError: If the fit, the model, the size or the view is not one of those offered.
             NotReadyError: If the model is on its way.
             CheckpointError: If the model cannot be used.
             DownloadError: If the model cannot be fetched.
+            BusyError: If too many wait, or the visitor asks too often.
+            TookTooLongError: If it was given up.
         """
-        if not isinstance(image, bytes):
-            raise ImageFormatError("there is no picture; choose one first")
-        name = next(iter(self._models)) if model is None else self._check_model(model)
-        request = _Request(
-            picture=hashlib.sha256(image).hexdigest(),
-            mask_ratio=_check_mask_ratio(mask_ratio),
-            seed=_check_seed(seed),
-            strategy=_check_strategy(strategy),
-            fit=_check_choice("fit", fit, FITS),
-            model=name,
-            image_size=self._check_image_size(image_size),
-            view=_check_choice("view", view, NORM_PIX_VIEWS),
-            version=None,
+        with self._recorded(values.model) as fields:
+            # In a thread, as files are looked at.
+            begun = await asyncio.to_thread(self._begin, values, visitor)
+            if isinstance(begun, Answer):
+                fields["outcome"], answer = "cached", begun
+            else:
+                fields["place"] = begun.place
+                try:
+                    told, when = None, 0.0
+                    while not await begun.wait(_LOOK_SECONDS):
+                        place, now = begun.place, time.monotonic()
+                        if place != told or now - when >= _SIGN_SECONDS:
+                            told, when = place, now
+                            yield Waiting(place, self._pace.of_runs(place + 1))
+                    computed = begun.result()
+                finally:
+                    begun.cancel()
+                fields["batch"], answer = computed.batch, computed.answer
+        yield answer
+
+    def _begin(self, values: Values, visitor: str | None) -> Answer | Ticket[_Computed]:
+        """The answer, if it is in the cache; otherwise a ticket for it."""
+        source = check_source(values.image)
+        name = self.names[0] if values.model is None else self._check_model(values.model)
+        request = check_request(
+            values, name, self.settings.max_image_size, lambda: self._pictures.digest(source)
         )
         # Only for a request that is right in all else is a model fetched.
         served = self._model(name)
         request = replace(request, version=served.version)
         answer = self._answers.get(request)
-        return self._compute(request, served, image) if answer is None else answer
+        if answer is not None:
+            return answer
+        return self._submit(_Job(request, served, source), visitor)
 
-    def _compute(self, request: _Request, served: ServedModel, image: bytes) -> Answer:
-        picture = self._pictures.get(request.picture)
-        if picture is None:
-            picture = decode_image(image)
-            self._pictures.put(request.picture, picture)
-        result, state = served(
-            picture,
-            request.mask_ratio,
-            request.seed,
-            strategy=request.strategy,
-            fit=request.fit,
-            image_size=request.image_size,
-            view=request.view,
-        )
+    def _submit(self, job: _Job, visitor: str | None) -> Ticket[_Computed]:
+        wait = self._rate.take(visitor) if self._rate and visitor is not None else 0.0
+        if wait:
+            raise BusyError(self._scheduler.waiting, "rate", wait)
+        try:
+            return self._scheduler.submit(
+                job,
+                key=job.request,
+                batch_key=(job.served, job.served.batch_key(job.request)),
+                visitor=visitor or "",
+            )
+        except BusyError as error:
+            if error.reason in ("full", "visitor"):
+                seconds = self._pace.of_requests(error.waiting)
+                raise BusyError(error.waiting, error.reason, seconds) from None
+            raise
+
+    def _run(self, batch_key: Hashable, jobs: Sequence[_Job]) -> list[_Computed | Exception]:
+        """What a worker does with a batch; each job fails for itself."""
+        began = time.monotonic()
+        pictures: dict[int, Image.Image] = {}
+        outcomes: dict[int, _Computed | Exception] = {}
+        for i, decoded in enumerate(self._decoded(jobs)):
+            if isinstance(decoded, Exception):
+                outcomes[i] = decoded
+            else:
+                pictures[i] = decoded
+        if pictures:
+            results, state = jobs[0].served.run(
+                [_model_job(jobs[i].request, picture) for i, picture in pictures.items()]
+            )
+            for i, result in zip(pictures, results, strict=True):
+                outcomes[i] = (
+                    result
+                    if isinstance(result, Exception)
+                    else _Computed(self._keep(jobs[i].request, result, state), len(pictures))
+                )
+            self.metrics.observe_batch(len(pictures))
+            self._pace.learn(time.monotonic() - began, len(pictures))
+        return [outcomes[i] for i in range(len(jobs))]
+
+    def _decoded(self, jobs: Sequence[_Job]) -> list[Image.Image | Exception]:
+        """The picture of each job, those of several jobs decoded once."""
+
+        def decode(job: _Job) -> Image.Image | Exception:
+            try:
+                return self._pictures.decoded(job.source, job.request.picture)
+            except Exception as error:  # whatever it is, it is this job's alone
+                return error
+
+        distinct = {job.request.picture: job for job in jobs}
+        if len(distinct) == 1:
+            return [decode(jobs[0])] * len(jobs)
+        with ThreadPoolExecutor(_DECODERS) as pool:
+            decoded = dict(zip(distinct, pool.map(decode, distinct.values()), strict=True))
+        return [decoded[job.request.picture] for job in jobs]
+
+    def _keep(self, request: Request, result: Reconstruction, state: ModelState) -> Answer:
         licence = self.offer(request.model).licence
-        facts = result.facts() | (asdict(state.progress) if state.progress else {})
-        facts |= {"licence": licence} if licence else {}
+        facts = state.facts(result) | ({"licence": licence} if licence else {})
         answer = Answer(result.panels(), facts)
-        self._answers.put(replace(request, version=state.version), answer)
+        # What only want of memory has put on the CPU is tried again.
+        if "notice" not in facts:
+            self._answers.put(replace(request, version=state.version), answer)
         return answer
+
+    def _max_batch(self, batch_key: Hashable) -> int:
+        served: ServedModel = batch_key[0]  # type: ignore[index]
+        return self.settings.max_batch or served.max_batch
+
+    @contextmanager
+    def _recorded(self, model: object) -> Iterator[dict[str, Any]]:
+        """Count and log a request when it ends, unless whoever asked has left."""
+        began = time.monotonic()
+        name = self.names[0] if model is None else model
+        # What visitors type is nobody's business.
+        fields: dict[str, Any]
+        fields = {"outcome": "computed", "model": name if name in self.names else "other"}
+        try:
+            yield fields
+        except Exception as error:
+            fields["outcome"] = _outcome_of(error)
+            raise
+        except BaseException:
+            fields["outcome"] = None
+            raise
+        finally:
+            outcome, seconds = fields.pop("outcome"), time.monotonic() - began
+            if outcome is not None:
+                self.metrics.count(outcome, seconds)
+                log_request(outcome, seconds, **fields)
+
+    def _watch(self) -> None:
+        watch, scheduler = self.metrics.watch, self._scheduler
+        watch("mae_queue_waiting", "Requests in line.", lambda: scheduler.waiting)
+        watch("mae_queue_running", "Requests being computed.", lambda: scheduler.running)
+        watch("mae_workers_abandoned", "Workers given up.", lambda: scheduler.abandoned)
+        watch("mae_answers_bytes", "Answers kept in memory.", lambda: self._answers.size)
+        watch("mae_pictures_bytes", "Pictures kept in memory.", lambda: self._pictures.bytes)
 
     def _model(self, name: str) -> ServedModel:
         if name in self._models:
             return self._models[name]
         assert self._shelf is not None
-        return self._shelf.get(name)
+        try:
+            return self._shelf.get(name)
+        except (CheckpointError, DownloadError) as error:
+            if name not in self.names:
+                raise
+            raise _for_visitors(name, error) from error
 
     def _check_model(self, value: object) -> str:
         known = isinstance(value, str) and (
-            value in self._models or (self._shelf is not None and self._shelf.knows(value))
+            value in self.names or (self._shelf is not None and self._shelf.knows(value))
         )
         other = ", or give the USER/NAME of a Hugging Face repository"
         more = other if self.takes_repositories else ""
-        return str(value) if known else _check_choice("model", value, self.models, more)
+        return str(value) if known else check_choice("model", value, self.models, more)
 
-    def _check_image_size(self, value: object) -> int | None:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if value is None:
-            return None
-        # What is a multiple of the patch side, the model says.
-        if isinstance(value, bool) or not isinstance(value, int) or value > self.max_image_size:
-            raise ConfigError(
-                f"image_size is {_shown(value)}; it must be a whole number of pixels up to "
-                f"{self.max_image_size}, or none for the model's own"
-            )
-        return value
+
+def _model_job(request: Request, picture: Image.Image) -> ModelJob:
+    return ModelJob(
+        picture, request.mask_ratio, request.seed, request.strategy, request.fit,
+        request.image_size, request.view,
+    )  # fmt: skip
+
+
+def _for_visitors(name: str, error: MAEError) -> MAEError:
+    """Why a model given at the start cannot be had; what the host has to mend is in the log."""
+    why = "could not be fetched" if isinstance(error, DownloadError) else "are missing or damaged"
+    return type(error)(
+        f"{name} cannot be used now, as its weights {why}; choose another model, or try again in "
+        "a minute"
+    )
+
+
+def _outcome_of(error: Exception) -> Outcome:
+    outcomes: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Outcome], ...] = (
+        ((BusyError, NoGPUError), "busy"),
+        (TookTooLongError, "timeout"),
+        (NotReadyError, "waiting"),
+        ((CheckpointError, DownloadError), "failed"),
+        ((ImageError, MaskError, ConfigError, FileNotFoundError), "refused"),
+    )
+    return next((outcome for kind, outcome in outcomes if isinstance(error, kind)), "failed")
+
+
+def _rate_limiter(per_minute: float) -> RateLimiter | None:
+    return RateLimiter(per_minute, max(1, per_minute / 6)) if per_minute else None
 
 
 def _bundled_weights() -> list[str]:
@@ -307,48 +556,5 @@ def _bundled_weights() -> list[str]:
     return [DEFAULT_WEIGHTS, *(name for name in names if name != DEFAULT_WEIGHTS)]
 
 
-def _picture_bytes(picture: Image.Image) -> int:
-    return picture.width * picture.height * len(picture.getbands())
-
-
 def _answer_bytes(answer: Answer) -> int:
-    return sum(_picture_bytes(panel) for panel in answer.panels.values())
-
-
-def _check_mask_ratio(value: object) -> float:
-    """A float in range; rounded finer than any slider, so that 0.75 is one key of the cache."""
-    allowed = f"it must be a number from {MASK_RATIO_MIN} to {MASK_RATIO_MAX}, such as 0.75"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise MaskError(f"mask_ratio is {_shown(value)}; {allowed}")
-    if not MASK_RATIO_MIN <= value <= MASK_RATIO_MAX or math.isnan(value):
-        raise MaskError(f"mask_ratio is {_shown(value)}; {allowed}")
-    return round(float(value), 6)
-
-
-def _check_seed(value: object) -> int:
-    # JSON has one kind of number: a browser may send 2 as 2.0.
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
-        raise MaskError(f"seed is {_shown(value)}; it must be a whole number from 0 to {MAX_SEED}")
-    return value
-
-
-def _check_strategy(value: object) -> str:
-    if value not in STRATEGIES:
-        raise MaskError(f"strategy is {_shown(value)}; choose {', '.join(STRATEGIES)}")
-    return str(value)
-
-
-def _check_choice(name: str, value: object, allowed: Sequence[str], more: str = "") -> str:
-    if value not in allowed:
-        some = ", ".join(allowed[:_MOST_SHOWN])
-        such = "one of those offered, such as " if len(allowed) > _MOST_SHOWN else ""
-        raise ConfigError(f"{name} is {_shown(value)}; choose {such}{some}{more}")
-    return str(value)
-
-
-def _shown(value: object) -> str:
-    """A value as an error may show it: short, whatever it is."""
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return sum(map(bytes_of, answer.panels.values()))

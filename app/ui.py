@@ -1,5 +1,6 @@
 """The page: layout and wiring only."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,29 +22,34 @@ from app.components import (
 )
 from app.handlers import OWN_SIZE, PANELS, SIZES, Handlers, outputs_of
 from app.i18n import LANGUAGES, STRINGS
-from app.service import MASK_RATIO_MAX, MASK_RATIO_MIN, ReconstructionService
-from mae_core import FITS, NORM_PIX_VIEWS, STRATEGIES
+from app.requests import MASK_RATIO_MAX, MASK_RATIO_MIN
+from app.service import ReconstructionService
+from mae_core import FITS, NORM_PIX_VIEWS, STRATEGIES, MAEError
+
+_logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parent / "assets"
 EXAMPLES = ASSETS / "examples"
 STYLE = ASSETS / "style.css"
 
-# Browsers name the Chinese of mainland China and of Taiwan apart; both read ours.
+# Browsers name the Chinese of each place apart; Gradio knows two of them, which both read ours.
 I18N = gr.I18n(en=STRINGS["en"], **{"zh-CN": STRINGS["zh"], "zh-TW": STRINGS["zh"]})
+
+# The others (Hong Kong, Macao, Singapore, or none) it would give English.
+FIRST_SCRIPT = """
+if (/^zh(?!-(CN|TW)$)/i.test(navigator.language))
+  Object.defineProperty(navigator, 'language',
+    {value: /hk|mo|hant/i.test(navigator.language) ? 'zh-TW' : 'zh-CN'});
+"""
 
 _FIRST_EXAMPLE, _FIRST_RATIO, _FIRST_SEED, _LAST_SEED = "cat", 0.75, 2, 9999
 
-# Files that the page writes are deleted an hour after their last use.
-_CACHE_CHECK_SECONDS, _CACHE_AGE_SECONDS = 600, 3600
-
-# Enough for every visitor of a busy hour to have one request waiting; further ones are told.
-_QUEUE_SIZE = 200
+# Who has to wait, waits in the service's line, where there are words for it; Gradio's holds what
+# not even floods bring.
+_QUEUE_SIZE = 10_000
 
 # Between looks at how far a model is that is fetched.
 _LOOK_SECONDS = 1
-
-# One at a time: a model uses every core there is.
-_MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 
 
 @dataclass(frozen=True)
@@ -64,21 +70,19 @@ class _Inputs:
         return [getattr(self, field.name) for field in fields(self)]
 
 
-def build_page(service: ReconstructionService) -> gr.Blocks:
+def build_page(service: ReconstructionService) -> GuardedBlocks:
     """Lay out the page and wire it, its first example already reconstructed.
 
     Args:
-        service: What answers the page; it reconstructs the first example here.
+        service: What answers the page; it reconstructs the first example here, if it can.
     """
     examples = {path.stem: path for path in sorted(EXAMPLES.glob("*.jpg"))}
     handlers = Handlers(service, examples)
-    first = outputs_of(
-        service.reconstruct(examples[_FIRST_EXAMPLE].read_bytes(), _FIRST_RATIO, _FIRST_SEED)
-    )
+    first = _first_outputs(service, examples[_FIRST_EXAMPLE])
     page = GuardedBlocks(
         analytics_enabled=False,
         title=" · ".join(STRINGS[language]["title"] for language in LANGUAGES),
-        delete_cache=(_CACHE_CHECK_SECONDS, _CACHE_AGE_SECONDS),
+        disk_bytes=int(service.settings.disk_gb * 10**9),
     )
     with page:
         with gr.Row(elem_id="header"):
@@ -95,8 +99,8 @@ def build_page(service: ReconstructionService) -> gr.Blocks:
             with gr.Column(elem_id="outputs", scale=3, min_width=300):
                 outputs = _outputs(first)
         inputs = _Inputs(image, mask_ratio, seed, *choices[:2], model, choices[2], view)
-        # What the page is built with grows old while a model is trained.
-        opening = [page.load] if any(service.progress.values()) else []
+        # What the page is built with grows old while a model is trained, or on its way.
+        opening = [page.load] if any(service.progress.values()) or first[-1] is None else []
         _wire(handlers, inputs, outputs, opening)
         gr.on(
             [page.load], handlers.update_models, None, model, queue=False,
@@ -112,8 +116,17 @@ def build_page(service: ReconstructionService) -> gr.Blocks:
             None, None, seed, js=f"() => Math.floor(Math.random() * {_LAST_SEED + 1})",
         )  # fmt: skip
         _add_api(handlers, service.models)
-    page.queue(max_size=_QUEUE_SIZE, default_concurrency_limit=1)
+    page.queue(max_size=_QUEUE_SIZE, default_concurrency_limit=None)
     return page
+
+
+def _first_outputs(service: ReconstructionService, example: Path) -> tuple[Any, ...]:
+    """The outputs to open with, empty where the default model is not there yet."""
+    try:
+        return outputs_of(service.reconstruct(example.read_bytes(), _FIRST_RATIO, _FIRST_SEED))
+    except MAEError as error:
+        _logger.warning("the page opens without its first example: %s", error)
+        return (None,) * 5
 
 
 def _picture(examples: dict[str, Path]) -> tuple[gr.Image, ExampleGrid]:
@@ -156,7 +169,7 @@ def _choices(service: ReconstructionService) -> tuple[gr.Radio, gr.Radio, gr.Rad
         [(I18N(f"fit_{name}"), name) for name in FITS],
         value=FITS[0], label=I18N("fit"), elem_id="fit",
     )  # fmt: skip
-    sizes = [(str(size), size) for size in SIZES if size <= service.max_image_size]
+    sizes = [(str(size), size) for size in SIZES if size <= service.settings.max_image_size]
     size = UncheckedRadio(
         [(I18N("size_own"), OWN_SIZE), *sizes],
         value=OWN_SIZE, label=I18N("size"), elem_id="size",
@@ -224,7 +237,6 @@ def _wire(
         show_progress="minimal",
         show_progress_on=outputs[-1],
         api_visibility="private",
-        **_MODEL_QUEUE,
     )
     # Not in the queue: how far a model is, is known at once.
     timer.tick(
@@ -254,6 +266,4 @@ def _add_api(handlers: Handlers, models: tuple[str, ...]) -> None:
             PanelImage(label=name, elem_id=f"api-{name}", format="png") for name in PANELS
         ]
         outputs.append(gr.JSON(label="facts"))
-        gr.Button().click(
-            handlers.reconstruct, inputs, outputs, api_name="reconstruct", **_MODEL_QUEUE
-        )
+        gr.Button().click(handlers.reconstruct, inputs, outputs, api_name="reconstruct")

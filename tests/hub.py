@@ -7,9 +7,12 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
+
+import yaml
 
 from tests.file_server import Files, send_file
 
@@ -18,6 +21,37 @@ USER = "me"
 
 # The hub decides which files are large; it goes by their names.
 LARGE = (".safetensors", ".png")
+
+
+@dataclass
+class Space:
+    """A Space: its files, its settings, and the stages that it goes through, one for each look."""
+
+    sdk: str
+    private: bool
+    hardware: str | None
+    files: dict[str, bytes]
+    commits: int = 1
+    # That of the commit which runs.
+    running: int = 0
+    sleep_seconds: int | None = None
+    variables: dict[str, str] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict)
+    stages: list[str] = field(default_factory=lambda: ["NO_APP_FILE"])
+
+    def look(self) -> str:
+        """The stage it is in, "old:" if of a commit before; the next look finds the next."""
+        stage = self.stages.pop(0) if len(self.stages) > 1 else self.stages[0]
+        if stage in ("RUNNING", "SLEEPING"):
+            self.running = self.commits
+        return stage.removeprefix("old:")
+
+
+# What the hub puts into a new Space.
+NEW_FILES = {".gitattributes": b"*.safetensors filter=lfs\n", "README.md": b"---\nsdk: x\n---\n"}
+
+# The hardware for which a free account needs no money, and the kind of Space that it may have.
+FREE = ("gradio", "zero-a10g")
 
 
 class Hub(ThreadingHTTPServer, Files):
@@ -34,6 +68,13 @@ class Hub(ThreadingHTTPServer, Files):
         self.commits: dict[str, list[dict[str, bytes]]] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[str] = []
+        # What was asked to change, as method and path.
+        self.changes: list[str] = []
+        self.spaces: dict[str, Space] = {}
+        # What Spaces go through after a commit, and the end of their logs.
+        self.course = ["BUILDING", "APP_STARTING", "RUNNING"]
+        self.log = ""
+        self.pays = True
         # Repositories whose files only those with the token get.
         self.gated: set[str] = set()
         # Repository -> changes of the values that its listing has.
@@ -71,12 +112,17 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._route(json.loads if not self.path.endswith("/commit/main") else _lines)
 
+    def do_DELETE(self) -> None:
+        self._route(json.loads)
+
     def do_GET(self) -> None:
         hub, path = self.server, unquote(self.path.split("?")[0])
         hub.requests.append(path)
         refused = next((part for part in hub.refuse_once if part in path), None)
         if refused:
             return self._answer(hub.refuse_once.pop(refused), {"error": "not today"})
+        if path.startswith("/api/spaces/"):
+            return self._space(None)
         found = re.fullmatch(r"(?:/api/models)?/([^/]+/[^/]+)(?:/resolve/([^/]+)/(.+))?", path)
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if not found or found[1] not in hub.commits or (hub.private[found[1]] and not known):
@@ -98,6 +144,11 @@ class _Handler(BaseHTTPRequestHandler):
         return send_file(self, self.server, data, _blob_name(name, data), commit)
 
     def do_PUT(self) -> None:
+        if self.path.startswith("/api/spaces/"):
+            return self._route(json.loads)
+        return self._keep_large()
+
+    def _keep_large(self) -> None:
         oid, data = self.path.rsplit("/", 1)[-1], self._body()
         ours = hashlib.sha256(data).hexdigest() == oid
         if ours:
@@ -114,9 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(chunks)
 
-    def _answer(
-        self, status: int, content: dict[str, Any], headers: dict[str, str] | None = None
-    ) -> None:
+    def _answer(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
         data = json.dumps(content).encode()
         self.send_response(status)
         for name, value in (headers or {}).items():
@@ -135,10 +184,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(hub.refuse_once.pop(refused), {"error": "not today"})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._answer(401, {"error": "Invalid username or password."})
+        hub.changes.append(f"{self.command} {path}")
         if path == "/api/repos/create":
-            return self._create(content)
+            return self._create_space(content) if "sdk" in content else self._create(content)
         if path == "/api/validate-yaml":
-            return self._answer(200, {"errors": [], "warnings": []})
+            errors = _mistakes(content["content"]) if content["repoType"] == "space" else []
+            return self._answer(400 if errors else 200, {"errors": errors, "warnings": []})
+        if path.startswith("/api/spaces/"):
+            return self._space(content)
         found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path)
         if found and found[1] in hub.commits:
             return getattr(self, f"_{found[2]}")(found[1], content)  # type: ignore[no-any-return]
@@ -161,6 +214,60 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.commits[repo_id] = []
         return self._answer(200, {"url": f"{self.server.url}/{repo_id}"})
 
+    def _create_space(self, content: dict[str, Any]) -> None:
+        hub, repo_id = self.server, f"{content['organization']}/{content['name']}"
+        hardware = content.get("hardware")
+        if content["organization"] != USER:
+            return self._answer(403, {"error": f"You are not {content['organization']}"})
+        if not hub.pays and (content["sdk"], hardware) != FREE:
+            return self._answer(402, {"error": "Subscribe to PRO"})
+        private = content.get("visibility") == "private"
+        hub.spaces[repo_id] = Space(content["sdk"], private, hardware, dict(NEW_FILES))
+        return self._answer(200, {"url": f"{hub.url}/spaces/{repo_id}"})
+
+    def _space(self, content: Any) -> None:
+        """Everything about a Space: its name, and then what of it."""
+        hub = self.server
+        parts = unquote(self.path.split("?")[0]).removeprefix("/api/spaces/").split("/", 2)
+        repo_id, what = "/".join(parts[:2]), "".join(parts[2:]).removesuffix("/main")
+        space = hub.spaces.get(repo_id)
+        known = self.headers.get("Authorization")
+        if known not in (None, f"Bearer {TOKEN}"):
+            wrong = "Invalid credentials in Authorization header"
+            return self._answer(401, {"error": wrong}, {"X-Error-Message": wrong})
+        if space is None or (space.private and known is None):
+            return self._answer(404, {"error": "no"}, {"X-Error-Code": "RepoNotFound"})
+        if content is not None and not repo_id.startswith(f"{USER}/"):
+            return self._answer(403, {"error": "You cannot write there"})
+        if what.startswith("logs/"):
+            return self._send_log()
+        if what in ("preupload", "commit"):
+            answer = self._preupload if what == "preupload" else self._commit_space
+            return answer(repo_id, content)
+        return self._answer(*_asked(hub, repo_id, space, self.command, what, content))
+
+    def _send_log(self) -> None:
+        lines = [{"data": line, "timestamp": ""} for line in self.server.log.splitlines(True)]
+        data = "".join(f"data: {json.dumps(line)}\n\n" for line in lines).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _commit_space(self, repo_id: str, lines: list[dict[str, Any]]) -> None:
+        space = self.server.spaces[repo_id]
+        space.files.update(self._files_of(lines))
+        for line in lines:
+            if line["key"] == "deletedFile":
+                del space.files[line["value"]["path"]]
+        front = yaml.safe_load(space.files["README.md"].decode().split("---")[1])
+        space.sdk, space.stages = front["sdk"], list(self.server.course)
+        space.commits += 1
+        address = f"{self.server.url}/spaces/{repo_id}/commit/{space.commits:040d}"
+        answer = {"success": True, "commitOid": f"{space.commits:040d}", "commitUrl": address}
+        self._answer(200, answer)
+
     def _preupload(self, _: str, content: dict[str, Any]) -> None:
         files = [
             {
@@ -173,6 +280,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {"files": files})
 
     def _commit(self, repo_id: str, lines: list[dict[str, Any]]) -> None:
+        self.server.commits[repo_id].append(self._files_of(lines))
+        oid = f"{len(self.server.commits[repo_id]):040d}"
+        address = f"{self.server.url}/{repo_id}/commit/{oid}"
+        self._answer(200, {"success": True, "commitOid": oid, "commitUrl": address})
+
+    def _files_of(self, lines: list[dict[str, Any]]) -> dict[str, bytes]:
         files = {}
         for line in lines:
             value = line["value"]
@@ -180,10 +293,62 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.server.large[value["oid"]]
-        self.server.commits[repo_id].append(files)
-        oid = f"{len(self.server.commits[repo_id]):040d}"
-        address = f"{self.server.url}/{repo_id}/commit/{oid}"
-        self._answer(200, {"success": True, "commitOid": oid, "commitUrl": address})
+        return files
+
+
+def _asked(
+    hub: Hub, repo_id: str, space: Space, method: str, what: str, content: Any
+) -> tuple[int, Any]:
+    """The status and the body for what is asked or changed of a Space."""
+    if what in ("variables", "secrets"):
+        kept: dict[str, str] = getattr(space, what)
+        if method == "POST":
+            kept[content["key"]] = content["value"]
+        elif method == "DELETE":
+            del kept[content["key"]]
+        shown = {k: {"key": k} | ({"value": v} if what == "variables" else {}) for k, v in
+                 kept.items()}  # fmt: skip
+        return 200, shown
+    if what == "hardware":
+        if not hub.pays and content["flavor"] != FREE[1]:
+            return 402, {"error": "Add a payment method"}
+        space.hardware = content["flavor"]
+    elif what == "sleeptime":
+        space.sleep_seconds = content["seconds"]
+    elif what == "settings":
+        space.private = content["visibility"] == "private"
+    elif what == "tree":
+        return 200, [_tree_file(name, data) for name, data in space.files.items()]
+    runtime = {
+        "stage": space.look() if what == "runtime" else space.stages[0].removeprefix("old:"),
+        "hardware": {"current": space.hardware, "requested": space.hardware},
+        "gcTimeout": space.sleep_seconds,
+        "sha": f"{space.running:040d}",
+    }
+    if what:
+        return 200, runtime
+    facts = {"id": repo_id, "private": space.private, "sdk": space.sdk, "runtime": runtime}
+    return 200, facts | {"sha": f"{space.commits:040d}"}
+
+
+def _tree_file(name: str, data: bytes) -> dict[str, Any]:
+    blob = _blob_name(name, data)
+    large = {"oid": blob, "size": len(data), "pointerSize": 134} if len(blob) == 64 else None
+    listed = {"type": "file", "path": name, "size": len(data), "oid": blob[:40]}
+    return listed | ({"lfs": large} if large else {})
+
+
+def _mistakes(readme: str) -> list[dict[str, str]]:
+    """What the hub has against the top of a Space's README.md."""
+    front = yaml.safe_load(readme.split("---")[1])
+    colours = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
+    checks = {
+        "short_description": len(front.get("short_description", "")) <= 60,
+        "colorFrom": front.get("colorFrom") in colours,
+        "colorTo": front.get("colorTo") in colours,
+        "sdk": front.get("sdk") in ("gradio", "docker", "static"),
+    }
+    return [{"message": f"{name} is wrong"} for name, right in checks.items() if not right]
 
 
 def _blob_name(name: str, data: bytes) -> str:

@@ -43,7 +43,8 @@ LAYERS = {
 }
 ENTRY_POINTS = {name for name, layer in LAYERS.items() if layer == 7}
 
-APP_WITH_GRADIO = {"app.__main__", "app.ui", "app.handlers", "app.components", "app.deploy"}
+APP_WITH_GRADIO = {"app.__main__", "app.ui", "app.handlers", "app.components", "app.deploy",
+                    "app.space"}  # fmt: skip
 APP_WITHOUT_GRADIO = {
     "app",
     "app.settings",
@@ -51,8 +52,20 @@ APP_WITHOUT_GRADIO = {
     "app.cache",
     "app.fetching",
     "app.guard",
+    "app.health",
     "app.i18n",
+    "app.logs",
+    "app.metrics",
     "app.models",
+    "app.pictures",
+    "app.rates",
+    "app.repositories",
+    "app.requests",
+    "app.scheduler",
+    "app.sessions",
+    "app.storage",
+    "app.visitors",
+    "app.zerogpu",
 }
 
 # What would let a network read or write files.

@@ -6,7 +6,13 @@ bytes or plain data, and the service checks it.
 
 from app.components.examples import ExampleGrid
 from app.components.facts import FactsLine
-from app.components.guarded import GuardedBlocks, as_gradio_error, language_of, sentence_for
+from app.components.guarded import (
+    GuardedBlocks,
+    as_gradio_error,
+    language_of,
+    sentence_for,
+    visitor_of,
+)
 from app.components.image import PanelImage, SafeImage
 from app.components.unchecked import (
     UncheckedDropdown,
@@ -30,4 +36,5 @@ __all__ = [
     "as_gradio_error",
     "language_of",
     "sentence_for",
+    "visitor_of",
 ]

@@ -1,20 +1,28 @@
-"""Blocks in which every error reaches the visitor as a short sentence."""
+"""Blocks in which every error reaches the visitor as a short sentence, and nothing piles up."""
 
 import html
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import gradio as gr
+from anyio import CapacityLimiter
 from gradio.block_function import BlockFunction
 from gradio.exceptions import ComponentProcessingError
 
-from app.components.image import SafeImage
+from app.components.image import PanelImage, SafeImage
 from app.i18n import error_sentence, preferred_language, text
+from app.storage import CacheFolder
 from mae_core import ConfigError, MAEError
 
 _logger = logging.getLogger(__name__)
+
+# In which values are read and panels are written; a panel takes a few milliseconds.
+_THREADS = 8
+
+# With messages that nobody has read yet.
+_MOST_SESSIONS = 20_000
 
 
 def sentence_for(error: Exception, request: object) -> str:
@@ -49,6 +57,11 @@ def as_gradio_error(error: Exception, request: object) -> gr.Error:
     )
 
 
+def visitor_of(request: object) -> str:
+    """Who sends a Gradio request, by the address that the guard has found."""
+    return str(getattr(getattr(request, "client", None), "host", None) or "unknown")
+
+
 def language_of(request: object) -> str:
     """The language that a Gradio request asks for; English if it is anything else."""
     headers = getattr(request, "headers", None)
@@ -60,7 +73,47 @@ class GuardedBlocks(gr.Blocks):
 
     Gradio keeps to itself what it finds wrong with a value before a handler runs (a wrong
     type, a file that is gone), and a web address given as a picture it fetches.
+
+    Attributes:
+        folder: The uploads and panels on disk.
     """
+
+    def __init__(self, *, disk_bytes: int, **options: Any) -> None:
+        """Begin an empty page.
+
+        Args:
+            disk_bytes: Bound on uploads and panels on disk.
+            **options: Those of Gradio's Blocks.
+        """
+        super().__init__(**options)
+        self.folder = CacheFolder(
+            self.GRADIO_CACHE,
+            disk_bytes,
+            kept=lambda: {p for block in [*self.blocks.values()] for p in block.keep_in_cache},
+            forget=self._forget,
+        )
+
+    def queue(self, *args: Any, **options: Any) -> "GuardedBlocks":
+        """As Gradio's own, but that nobody who waits is forgotten."""
+        super().queue(*args, **options)
+        # By itself it forgets the sessions that came first, whether they wait or not. Those that
+        # rest are forgotten by `app.sessions`.
+        self._queue.pending_messages_per_session.max_size = _MOST_SESSIONS
+        return self
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an event is on its way."""
+        return bool(len(self._queue) or self._queue.get_active_worker_count())
+
+    def create_limiter(self) -> None:
+        """Threads for values and panels; Gradio would take as many as events."""
+        self.limiter = CapacityLimiter(_THREADS)  # type: ignore[assignment]
+
+    def _forget(self, paths: Collection[str]) -> None:
+        """Gradio remembers every file that it ever wrote."""
+        for known in self.temp_file_sets:
+            known.difference_update(paths)
 
     async def process_api(
         self,
@@ -79,6 +132,8 @@ class GuardedBlocks(gr.Blocks):
         try:
             function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
             _check_inputs(function.inputs, inputs)
+            if any(isinstance(block, PanelImage) for block in function.outputs):
+                self.folder.check_space()
             return await super().process_api(block_fn, inputs, state, request, *args, **kwargs)
         except gr.Error:
             raise

@@ -1,7 +1,9 @@
-"""Pictures in, as bytes that nobody has decoded yet, and panels out, as lossless files."""
+"""Pictures in, as files that nobody has looked into yet, and panels out, as lossless files."""
 
+import contextlib
 import hashlib
 import io
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -12,17 +14,21 @@ from gradio.data_classes import ImageData
 from PIL import Image
 
 from app.components.quiet import QuietMeta
+from app.pictures import PictureFile
+from app.storage import StorageError
 from mae_core import ImageFormatError, ImageLimitError, ImageLimits
+
+_logger = logging.getLogger(__name__)
 
 MAX_BYTES = ImageLimits().max_bytes
 
 
 class SafeImage(gr.Image, metaclass=QuietMeta):
-    """A picture input that gives the uploaded file's bytes.
+    """A picture input that gives the uploaded file, unread.
 
     Gradio's own decodes the file itself: without limits, and `data:` addresses by another way
     than files. Here nothing is decoded, nothing but an uploaded file is taken, and the service
-    has the bytes judged.
+    has its bytes judged when their turn comes.
     """
 
     is_template = True
@@ -54,8 +60,8 @@ class SafeImage(gr.Image, metaclass=QuietMeta):
             )
         self._uploaded(path)
 
-    def preprocess(self, payload: ImageData | None) -> bytes | None:  # type: ignore[override]
-        """The file's bytes; None if there is no picture.
+    def preprocess(self, payload: ImageData | None) -> PictureFile | None:  # type: ignore[override]
+        """The file; None if there is no picture.
 
         Raises:
             ImageFormatError: If the payload is no uploaded file.
@@ -68,7 +74,7 @@ class SafeImage(gr.Image, metaclass=QuietMeta):
             raise ImageLimitError(
                 f"the file has more than {MAX_BYTES / 2**20:.3g} MiB; make it smaller"
             )
-        return path.read_bytes()
+        return PictureFile(path)
 
     def _uploaded(self, path: str) -> Path:
         """The file at a path, which must be one that Gradio has put there."""
@@ -98,14 +104,24 @@ class PanelImage(gr.Image, metaclass=QuietMeta):
     is_template = True
 
     def postprocess(self, value: Image.Image | None) -> ImageData | None:  # type: ignore[override]
-        """Write the picture to Gradio's cache, once."""
+        """Write the picture to Gradio's cache, once.
+
+        Raises:
+            StorageError: If that fails.
+        """
         if value is None:
             return None
         name = f"{str(self.elem_id).rpartition('-')[2]}.png"
         buffer = io.BytesIO()
         # Three times as fast as the default, for 3 % more bytes of a photograph.
         value.save(buffer, "PNG", compress_level=1)
-        path = _keep(buffer.getvalue(), name, self.GRADIO_CACHE)
+        try:
+            path = _keep(buffer.getvalue(), name, self.GRADIO_CACHE)
+        except OSError as error:
+            _logger.error("cannot write a panel", exc_info=error)
+            raise StorageError(
+                "this server cannot keep pictures at the moment; try again in a few minutes"
+            ) from error
         return ImageData(path=str(path), orig_name=name)
 
 
@@ -115,7 +131,7 @@ def _keep(data: bytes, name: str, cache: str) -> Path:
     Writing over it, as Gradio would, cuts it short for whoever is being sent it.
     """
     path = Path(cache).resolve() / hashlib.sha256(data).hexdigest() / name
-    if path.exists():
+    with contextlib.suppress(FileNotFoundError):
         # Old files are deleted; this one is in use.
         os.utime(path)
         return path

@@ -4,24 +4,27 @@ import asyncio
 import io
 import os
 import socket
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import gradio as gr
 import torch
 from PIL import Image
 
 from app.__main__ import GRADIO_SETTINGS, launch
+from app.components import GuardedBlocks
+from app.handlers import Handlers
 from app.service import ReconstructionService
 from app.settings import AppSettings
 from app.ui import EXAMPLES, build_page
-from mae_core import MaskedAutoencoder, ModelConfig, Reconstructor
+from mae_core import MAEError, MaskedAutoencoder, ModelConfig, Reconstruction, Reconstructor
 from mae_core.checkpoint import CHECKPOINT_FILE, save_checkpoint
 from mae_core.config import to_dict
+from mae_core.reconstruction import ReconstructionRequest
 
 Result = TypeVar("Result")
 
@@ -40,6 +43,39 @@ def small_reconstructor(
     return Reconstructor(model, name, device="cpu", precision="float32")
 
 
+class HeldReconstructor(Reconstructor):
+    """The small model, which stands still while its gate is closed.
+
+    Attributes:
+        gate: Open when set.
+        begun: Is set when a batch has reached the gate.
+        sizes: Of the batches, in order.
+    """
+
+    def __init__(self, name: str = "small-random") -> None:
+        plain = small_reconstructor(name)
+        super().__init__(plain.model, name, device="cpu", precision="float32")
+        self.gate, self.begun = threading.Event(), threading.Event()
+        self.gate.set()
+        self.sizes: list[int] = []
+
+    def batch(self, requests: Sequence[ReconstructionRequest]) -> list[Reconstruction | MAEError]:
+        self.sizes.append(len(requests))
+        self.begun.set()
+        assert self.gate.wait(60)
+        return super().batch(requests)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Stand still for as long as this lasts."""
+        self.begun.clear()
+        self.gate.clear()
+        try:
+            yield
+        finally:
+            self.gate.set()
+
+
 def save_step(run: Path, step: int, steps: int = 1000) -> None:
     """Save what a training run saves; the model is `small_reconstructor(seed=step)`'s."""
     values = {
@@ -49,8 +85,24 @@ def save_step(run: Path, step: int, steps: int = 1000) -> None:
     save_checkpoint(run / CHECKPOINT_FILE, values)
 
 
-def small_service() -> ReconstructionService:
-    return ReconstructionService({"small-random": small_reconstructor()})
+def small_service(settings: AppSettings | None = None) -> ReconstructionService:
+    """A service of one small model, in which tests may ask as fast as they can."""
+    settings = settings or AppSettings(rate=0)
+    return ReconstructionService({"small-random": small_reconstructor()}, settings=settings)
+
+
+def asked(handlers: Handlers, image: object, *controls: Any, request: Any = None) -> Any:
+    """What the API gives."""
+    return asyncio.run(handlers.reconstruct(image, *controls, request=request))
+
+
+def shown(handlers: Handlers, image: object, *controls: Any) -> Any:
+    """What the page shows in the end."""
+
+    async def last() -> Any:
+        return [outputs async for outputs in handlers.update(image, *controls)][-1]
+
+    return asyncio.run(last())
 
 
 def example(name: str) -> bytes:
@@ -82,17 +134,24 @@ def inside_a_loop(work: Callable[[], Result]) -> Result:
         return pool.submit(lambda: asyncio.run(do())).result()
 
 
-def built(service: ReconstructionService) -> gr.Blocks:
+def built(service: ReconstructionService) -> GuardedBlocks:
     os.environ.update(GRADIO_SETTINGS)
     return inside_a_loop(lambda: build_page(service))
 
 
 @contextmanager
-def served(service: ReconstructionService) -> Iterator[str]:
-    """The page's address while it is served as `python -m app` serves it."""
+def launched(service: ReconstructionService) -> Iterator[tuple[GuardedBlocks, str]]:
+    """A page while it is served as `python -m app` serves it, and its address."""
     page = built(service)
-    settings = AppSettings(port=free_port())
+    settings = replace(service.settings, port=free_port())
     try:
-        yield inside_a_loop(lambda: launch(page, settings, wait=False)).rstrip("/")
+        yield page, inside_a_loop(lambda: launch(page, service, settings)).rstrip("/")
     finally:
         page.close()
+
+
+@contextmanager
+def served(service: ReconstructionService) -> Iterator[str]:
+    """The page's address while it is served as `python -m app` serves it."""
+    with launched(service) as (_, url):
+        yield url

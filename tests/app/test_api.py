@@ -7,6 +7,9 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,9 @@ from PIL import Image
 from app.components.image import MAX_BYTES
 from app.handlers import PANELS
 from app.service import ReconstructionService
+from app.settings import AppSettings
 from app.ui import EXAMPLES
-from tests.app.serving import encoded, example
+from tests.app.serving import HeldReconstructor, encoded, example, launched, served
 
 CAT = EXAMPLES / "cat.jpg"
 
@@ -172,13 +176,13 @@ class Api:
         path = self.http.post("/upload", files=files).json()[0]
         self.cat = {"path": path, "meta": {"_type": "gradio.FileData"}}
 
-    def post(self, body: str) -> httpx.Response:
-        headers = {"content-type": "application/json"}
+    def post(self, body: str, headers: dict[str, str] | None = None) -> httpx.Response:
+        headers = {"content-type": "application/json", **(headers or {})}
         return self.http.post("/call/reconstruct", content=body, headers=headers)
 
-    def call(self, data: list[Any]) -> tuple[str, Any]:
+    def call(self, data: list[Any], headers: dict[str, str] | None = None) -> tuple[str, Any]:
         """The kind of answer, `complete` or `error`, and its data."""
-        event = self.post(json.dumps({"data": data})).json()["event_id"]
+        event = self.post(json.dumps({"data": data}), headers).json()["event_id"]
         lines = self.http.get(f"/call/reconstruct/{event}").text.splitlines()
         answer = json.loads(lines[1].removeprefix("data: "))
         return lines[0].removeprefix("event: "), answer
@@ -196,9 +200,10 @@ CONTROLS = [0.75, 2, "random", "crop", "small-random", None, "estimated"]
 
 def test_not_a_number_is_no_mask_ratio(api: Api) -> None:
     for value in (float("nan"), float("inf")):
-        kind, answer = api.call([api.cat, value, *CONTROLS[1:]])
-        assert kind == "error"
-        assert_is_a_sentence(answer["error"], "from 0.05 to 0.95")
+        refused = api.post(json.dumps({"data": [api.cat, value, *CONTROLS[1:]]}))
+        assert refused.status_code == 400
+        assert_is_a_sentence(refused.json()["detail"], "are not JSON")
+        assert api.call([api.cat, *CONTROLS])[0] == "complete"
 
 
 @pytest.mark.parametrize(
@@ -277,3 +282,91 @@ def test_one_hundred_calls(client: Client) -> None:
         assert facts["visible"] == max(1, int(round(49 * (1 - mask_ratio), 9)))
     p50, p95 = statistics.median(seconds), statistics.quantiles(seconds, n=20)[18]
     print(f"100 calls: p50 {p50 * 1000:.0f} ms, p95 {p95 * 1000:.0f} ms")
+
+
+@pytest.fixture
+def held() -> HeldReconstructor:
+    return HeldReconstructor()
+
+
+@contextmanager
+def busy_page(model: HeldReconstructor, **settings: Any) -> Iterator[Api]:
+    """A page whose limits are small, and its API."""
+    given = AppSettings(**{"rate": 0, "max_batch": 1, **settings})
+    service = ReconstructionService({"small-random": model}, settings=given)
+    with served(service) as url:
+        api = Api(url)
+        yield api
+        api.http.close()
+
+
+def test_a_busy_server_says_so_and_answers_the_others(held: HeldReconstructor) -> None:
+    def ask(seed: int) -> tuple[str, Any]:
+        return api.call([api.cat, 0.75, seed, *CONTROLS[2:]])
+
+    with busy_page(held, queue=2) as api, ThreadPoolExecutor(8) as pool:
+        with held.held():
+            first = pool.submit(ask, 10)
+            assert held.begun.wait(60)
+            others = [pool.submit(ask, seed) for seed in range(11, 16)]
+            # Three of them find the line full, and are told at once.
+            refused = [answer.result() for answer in islice(as_completed(others), 3)]
+        answers = [answer.result() for answer in (first, *others)]
+    assert [kind for kind, _ in refused] == ["error"] * 3
+    for _, answer in refused:
+        assert answer["error"].startswith("Too many are waiting (2). Please try again in")
+    seeds = [answer[4]["seed"] for kind, answer in answers if kind == "complete"]
+    assert len(seeds) == 3
+    assert 10 in seeds
+
+
+def test_one_visitor_cannot_fill_the_line(held: HeldReconstructor) -> None:
+    def ask(seed: int, visitor: str) -> tuple[str, Any]:
+        return api.call([api.cat, 0.75, seed, *CONTROLS[2:]], {"x-forwarded-for": visitor})
+
+    with busy_page(held, per_visitor=1, proxies=1) as api, ThreadPoolExecutor(8) as pool:
+        with held.held():
+            first = pool.submit(ask, 10, "192.0.2.1")
+            assert held.begun.wait(60)
+            greedy = [pool.submit(ask, seed, "192.0.2.1") for seed in (11, 12)]
+            kind, answer = next(as_completed(greedy)).result()
+            assert (kind, answer["error"].partition(".")[0]) == (
+                "error", "You have several requests waiting",
+            )  # fmt: skip
+            other = pool.submit(ask, 13, "192.0.2.2")
+        assert [answer.result()[0] for answer in (first, other)] == ["complete"] * 2
+
+
+def test_who_asks_too_often_is_told_so(held: HeldReconstructor) -> None:
+    with busy_page(held, rate=6, proxies=1) as api:
+        answers = [
+            api.call([api.cat, 0.75, seed, *CONTROLS[2:]], {"x-forwarded-for": "192.0.2.1"})
+            for seed in (10, 11)
+        ]
+        other = api.call([api.cat, 0.75, 12, *CONTROLS[2:]], {"x-forwarded-for": "192.0.2.2"})
+    assert [kind for kind, _ in (*answers, other)] == ["complete", "error", "complete"]
+    assert answers[1][1]["error"].startswith("You ask faster than this page allows.")
+
+
+def test_what_takes_too_long_is_given_up_in_words(held: HeldReconstructor) -> None:
+    with busy_page(held, request_seconds=0.5) as api:
+        with held.held():
+            kind, answer = api.call([api.cat, *CONTROLS[:1], 10, *CONTROLS[2:]])
+        assert kind == "error"
+        assert answer["error"].startswith("This took longer than 0.5 s and was given up.")
+        assert api.call([api.cat, *CONTROLS])[0] == "complete"
+
+
+def test_nothing_piles_up_in_gradio(held: HeldReconstructor) -> None:
+    service = ReconstructionService({"small-random": held}, settings=AppSettings(rate=0))
+    with launched(service) as (page, url):
+        api = Api(url)
+        for seed in range(30):
+            assert api.call([api.cat, 0.75, seed % 3, *CONTROLS[2:]])[0] == "complete"
+        queue = page._queue
+        assert not page.is_busy
+        assert not queue.event_ids_to_events
+        assert not page.app.iterators
+        assert len(queue.event_analytics) <= 1
+        assert all(messages.empty() for messages in queue.pending_messages_per_session.values())
+        api.http.close()

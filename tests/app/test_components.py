@@ -11,6 +11,7 @@ from PIL import Image
 import app
 from app.components import ExampleGrid, PanelImage, SafeImage, UncheckedSlider
 from app.components.image import MAX_BYTES
+from app.pictures import PictureFile
 from app.ui import EXAMPLES
 from mae_core import ImageFormatError, ImageLimitError
 
@@ -37,9 +38,11 @@ def uploaded(folder: Path, data: bytes) -> ImageData:
     return ImageData(path=str(path))
 
 
-def test_an_upload_is_handed_on_as_its_bytes(safe_image: SafeImage, uploads: Path) -> None:
+def test_an_upload_is_handed_on_as_a_file(safe_image: SafeImage, uploads: Path) -> None:
     data = bytes(range(256))
-    assert safe_image.preprocess(uploaded(uploads, data)) == data
+    picture = safe_image.preprocess(uploaded(uploads, data))
+    assert isinstance(picture, PictureFile)
+    assert picture.read() == data
 
 
 def test_no_picture_is_none(safe_image: SafeImage) -> None:

@@ -1,5 +1,6 @@
 """Models that are read and fetched when they are chosen, with downloads made up."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +10,25 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from huggingface_hub import constants
 
-from app.fetching import MAX_WAITING, PATIENCE_SECONDS, ModelShelf, NotReadyError, Offer
+from app.fetching import (
+    MAX_WAITING,
+    PACE_SECONDS,
+    PATIENCE_SECONDS,
+    RETRY_SECONDS,
+    SLOWEST_BYTES,
+    ModelShelf,
+    NotReadyError,
+    Offer,
+    _Pace,
+)
 from app.handlers import OWN_SIZE, Handlers
 from app.models import ServedModel
 from app.service import ReconstructionService
 from mae_core import CheckpointError, ConfigError, DownloadError, WeightsEntry
 from tests.app.serving import example, small_reconstructor
+from tests.downloading import isolate
 
 CHINESE: Any = SimpleNamespace(headers={"accept-language": "zh-CN"})
 BYTES = 1_300_000_000
@@ -35,6 +48,7 @@ class World:
 
     def __init__(self) -> None:
         self.here: set[str] = {"bundled"}
+        self.of_the_host: set[str] = set()
         self.fetched: list[str] = []
         self.read: list[str] = []
         self.under_way = self.most_under_way = 0
@@ -42,6 +56,9 @@ class World:
         self.read_on = threading.Event()
         self.read_on.set()
         self.failure: Exception | None = None
+        self.first_bytes = 492_000_000
+        # Files of repositories, as huggingface_hub's cache has them.
+        self.lands_in: dict[str, Path] = {}
         self._counter = threading.Lock()
 
     def find(self, name: str) -> Path | None:
@@ -54,19 +71,22 @@ class World:
         account: bool,
     ) -> Path:  # fmt: skip
         assert fetch
-        assert not account, "visitors do not read what only the host may"
+        # Visitors do not read what only the host may.
+        assert account == (name in self.of_the_host)
         with self._counter:
             self.under_way += 1
             self.most_under_way = max(self.most_under_way, self.under_way)
         try:
             self.fetched.append(name)
-            progress(492_000_000, BYTES)
+            progress(self.first_bytes, BYTES)
             self.begun.set()
             assert self.go_on.wait(60)
             progress(492_000_000, BYTES)
             if self.failure:
                 raise self.failure
             self.here.add(name)
+            if name in self.lands_in:
+                self.lands_in[name].write_bytes(b"x" * 1000)
             return Path("x")
         finally:
             with self._counter:
@@ -80,11 +100,13 @@ class World:
 
     def shelf(self, *entries: WeightsEntry, **options: Any) -> ModelShelf:
         registry = {e.name: e for e in entries or (entry("bundled"), entry("large"), entry("norm"))}
-        return ModelShelf(registry, self.open, find=self.find, locate=self.locate, **options)
+        known: dict[str, Any] = {"find": self.find, "locate": self.locate}
+        return ModelShelf(registry, self.open, **known, **{"offline": lambda: False, **options})
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[World]:
+    isolate(monkeypatch, tmp_path)
     world = World()
     yield world
     world.go_on.set()
@@ -357,6 +379,191 @@ def test_a_repository_that_is_too_large_is_left_as_soon_as_that_is_known(world: 
 
 def test_bundled_weights_that_are_gone_are_no_reason_to_stop(world: World) -> None:
     assert [offer.state for offer in world.shelf(entry("broken")).offers()] == ["absent"]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A time that only the test moves."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("app.fetching.time", clock)
+    return clock
+
+
+def test_what_was_given_at_the_start_is_fetched_and_read_without_being_asked_for(
+    world: World,
+) -> None:
+    world.of_the_host = {"host/own", "gone/away"}
+    shelf = world.shelf(wanted={"own": "host/own", "away": "gone/away"}, max_bytes=1)
+    assert [(o.name, o.state) for o in shelf.offers()][:2] == [
+        ("own", "absent"),
+        ("away", "absent"),
+    ]
+    shelf.start_wanted()
+    assert world.begun.wait(60)
+    assert [(o.name, o.state) for o in shelf.offers()] == [
+        ("own", "fetching"), ("away", "waiting"),
+        ("bundled", "here"), ("large", "absent"), ("norm", "absent"),
+    ]  # fmt: skip
+    assert not_ready(lambda: shelf.get("own")).state == "fetching"
+    world.go_on.set()
+    shelf.join()
+    # Under no bound, as whoever runs the page has asked for them.
+    assert [offer.state for offer in shelf.offers()][:2] == ["ready", "ready"]
+    assert shelf.get("own").name == "host/own"
+    assert world.read == ["host/own", "gone/away"]
+
+
+def test_what_was_given_at_the_start_is_tried_again_but_not_by_every_request(
+    world: World, clock: SimpleNamespace
+) -> None:
+    world.of_the_host = {"host/own"}
+    world.failure = DownloadError("nothing at '/home/host/own' (no network)")
+    world.go_on.set()
+    shelf = world.shelf(wanted={"own": "host/own"})
+    shelf.start_wanted()
+    shelf.join()
+    offer = shelf.offers()[0]
+    assert (offer.name, offer.state, str(offer.error)) == (
+        "own", "failed", "nothing at 'own' (no network)",
+    )  # fmt: skip
+    for _ in range(3):
+        clock.now += RETRY_SECONDS / 4
+        shelf.forget_failure("own")
+        with pytest.raises(DownloadError, match="no network"):
+            shelf.get("own")
+    assert len(world.fetched) == 1
+    clock.now += RETRY_SECONDS / 4
+    world.failure = None
+    assert arrived(shelf, "own").name == "host/own"
+    assert len(world.fetched) == 2
+
+
+def test_visitors_models_never_push_out_what_was_given_at_the_start(world: World) -> None:
+    world.here |= {"a", "b", "host/own"}
+    size = ServedModel.fixed(small_reconstructor()).bytes
+    shelf = world.shelf(*map(entry, "ab"), wanted={"own": "host/own"}, max_bytes=size)
+    shelf.start_wanted()
+    shelf.join()
+    for name in "ab":
+        arrived(shelf, name)
+    assert [shelf.offer(name).state for name in ("own", "a", "b")] == ["ready", "here", "ready"]
+
+
+def test_where_the_network_is_forbidden_nothing_is_offered_that_is_not_here(world: World) -> None:
+    shelf = world.shelf(policy="any", offline=lambda: True)
+    assert [offer.name for offer in shelf.offers()] == ["bundled"]
+    for name in ("large", "me/mine"):
+        with pytest.raises(CheckpointError, match="this page fetches nothing"):
+            shelf.get(name)
+    assert not world.fetched
+
+
+def test_a_slow_download_ends_where_others_wait(world: World, clock: SimpleNamespace) -> None:
+    world.first_bytes = 492_000_000 - SLOWEST_BYTES + 1
+    shelf = world.shelf(*map(entry, ("slow", "next")))
+    not_ready(lambda: shelf.get("slow"))
+    assert world.begun.wait(60)
+    not_ready(lambda: shelf.get("next"))
+    clock.now += PACE_SECONDS
+    world.go_on.set()
+    shelf.join()
+    # The one behind it was as slow, but nobody waited for its end.
+    assert [shelf.offer(name).state for name in ("slow", "next")] == ["failed", "ready"]
+    with pytest.raises(DownloadError, match="comes too slowly, and others are waiting"):
+        shelf.get("slow")
+
+
+def test_pace_is_what_came_since_the_last_look(clock: SimpleNamespace) -> None:
+    pace = _Pace()
+    assert not pace.is_slow(0)
+    clock.now += PACE_SECONDS
+    assert not pace.is_slow(SLOWEST_BYTES)
+    clock.now += PACE_SECONDS / 2
+    assert not pace.is_slow(SLOWEST_BYTES)
+    clock.now += PACE_SECONDS / 2
+    assert pace.is_slow(2 * SLOWEST_BYTES - 1)
+
+
+def blob(world: World, name: str) -> Path:
+    """Where a repository's file lies once it is here."""
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"
+    folder.mkdir(parents=True, exist_ok=True)
+    world.lands_in[name] = folder / "0123"
+    return world.lands_in[name]
+
+
+def test_what_the_host_keeps_is_not_opened_for_visitors(world: World) -> None:
+    blob(world, "host/private").write_bytes(b"secret")
+    world.here.add("host/private")
+    world.go_on.set()
+    service = served(shelf := world.shelf(policy="any"))
+    assert shelf.offer("host/private").state == "absent"
+    with pytest.raises(DownloadError, match="not fetched for visitors"):
+        ask(service, "host/private")
+    assert "host/private" not in service.models
+    assert not world.read
+    assert world.lands_in["host/private"].read_bytes() == b"secret"
+
+
+def test_what_visitors_had_fetched_is_theirs_after_a_restart_too(world: World) -> None:
+    world.go_on.set()
+    world.lands_in["me/mine"] = Path(constants.HF_HUB_CACHE) / "models--me--mine" / "x"
+    arrived(world.shelf(policy="any"), "me/mine")
+    again = world.shelf(policy="any")
+    assert again.offer("me/mine").state == "here"
+    assert arrived(again, "me/mine").name == "me/mine"
+    assert world.fetched == ["me/mine"]
+
+
+def test_the_disk_that_visitors_take_is_bounded(world: World) -> None:
+    hub = Path(constants.HF_HUB_CACHE)
+    blob(world, "host/own").write_bytes(b"x" * 5000)
+    world.go_on.set()
+    size = ServedModel.fixed(small_reconstructor()).bytes
+    options = {"policy": "any", "max_bytes": BYTES + size, "max_fetched_bytes": BYTES + 1500}
+    for name in ("me/a", "me/b", "me/c"):
+        # Each in a page of its own, so that none is in use; two of them and a third do not fit.
+        world.lands_in[name] = hub / f"models--{name.replace('/', '--')}" / "x"
+        arrived(world.shelf(**options), name)
+        world.here.discard(name)
+        os.utime(
+            hub / f"models--{name.replace('/', '--')}" / ".fetched-for-visitors", (1, ord(name[-1]))
+        )
+    assert sorted(path.name for path in hub.iterdir()) == [
+        "models--host--own", "models--me--b", "models--me--c",
+    ]  # fmt: skip
+
+
+def test_what_can_never_fit_is_refused_before_it_is_fetched(world: World) -> None:
+    world.go_on.set()
+    shelf = world.shelf(policy="any", max_fetched_bytes=10**9)
+    not_ready(lambda: shelf.get("me/mine"))
+    shelf.join()
+    with pytest.raises(DownloadError, match="takes 1.3 GB, and this page keeps at most 1 GB"):
+        shelf.get("me/mine")
+    # Nothing of it stays.
+    assert not [*Path(constants.HF_HUB_CACHE).iterdir()]
+
+
+def test_what_is_in_use_is_not_removed_for_another(world: World) -> None:
+    world.go_on.set()
+    shelf = world.shelf(policy="any", max_fetched_bytes=BYTES + 500)
+    world.lands_in["me/a"] = Path(constants.HF_HUB_CACHE) / "models--me--a" / "x"
+    arrived(shelf, "me/a")
+    not_ready(lambda: shelf.get("me/b"))
+    shelf.join()
+    with pytest.raises(DownloadError, match="no room for me/b beside the repositories"):
+        shelf.get("me/b")
+    assert shelf.get("me/a").name == "me/a"
+
+
+def test_a_repository_that_is_not_there_leaves_nothing_behind(world: World) -> None:
+    world.failure = DownloadError("it has no such repository")
+    world.go_on.set()
+    shelf = world.shelf(policy="any")
+    not_ready(lambda: shelf.get("me/mine"))
+    shelf.join()
+    assert not [*Path(constants.HF_HUB_CACHE).iterdir()]
 
 
 CONTROLS = (0.75, 2, "random", "crop")

@@ -1,12 +1,23 @@
 import asyncio
+import json
+import logging
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.exceptions import HTTPException
 
+from app import guard
 from app.guard import MAX_BODY_BYTES, Message, Receive, RequestGuard, Scope, Send
+from app.health import PEER
+from app.rates import RateLimiter
 
 UPLOAD_LIMIT = 4 * MAX_BODY_BYTES
+JOIN = "/gradio_api/queue/join"
+HASH = "0" * 64
+FUNCTIONS = {number: SimpleNamespace(api_name=name) for number, name in enumerate(["look", "go"])}
+GRADIO = SimpleNamespace(get_blocks=lambda: SimpleNamespace(fns=FUNCTIONS))
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -22,27 +33,71 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": str(length).encode()})
 
 
+Pairs = Iterable[tuple[bytes, bytes]]
+
+
+class Client:
+    """Asks a guarded application, one request after the other."""
+
+    def __init__(self, app: Any = application, **options: Any) -> None:
+        self.guard = RequestGuard(app, UPLOAD_LIMIT, **options)
+        self.headers: dict[bytes, bytes] = {}
+
+    def ask(
+        self,
+        path: str,
+        parts: Iterable[bytes] | None = None,
+        headers: Pairs = (),
+        method: str | None = None,
+        **scope: Any,
+    ) -> tuple[int, bytes]:
+        """Status and body of the answer to one request."""
+        bodies = [b""] if parts is None else parts
+        waiting = [{"type": "http.request", "body": part, "more_body": True} for part in bodies]
+        waiting[-1]["more_body"] = False
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            return waiting.pop(0)
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        method = method or ("GET" if parts is None else "POST")
+        asked = {
+            "type": "http", "path": path, "method": method, "headers": list(headers),
+            "client": ("127.0.0.1", 5), "query_string": b"", "app": GRADIO, **scope,
+        }  # fmt: skip
+        asyncio.run(self.guard(asked, receive, send))
+        assert [message["type"] for message in sent] == [
+            "http.response.start", "http.response.body",
+        ]  # fmt: skip
+        self.headers = dict(sent[0]["headers"])
+        return sent[0]["status"], sent[1]["body"]
+
+
 def ask(
-    path: str,
-    parts: Iterable[bytes] = (b"",),
-    headers: Iterable[tuple[bytes, bytes]] = (),
-    app: Any = application,
+    path: str, parts: Iterable[bytes] | None = None, headers: Pairs = (), app: Any = application
 ) -> tuple[int, bytes]:
-    """Status and body of the answer to one request."""
-    waiting = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
-    waiting[-1]["more_body"] = False
-    sent: list[Message] = []
+    return Client(app).ask(path, parts, headers)
 
-    async def receive() -> Message:
-        return waiting.pop(0)
 
-    async def send(message: Message) -> None:
-        sent.append(message)
+async def never(scope: Scope, receive: Receive, send: Send) -> None:
+    raise AssertionError("passed on")
 
-    scope = {"type": "http", "path": path, "headers": list(headers)}
-    asyncio.run(RequestGuard(app, UPLOAD_LIMIT)(scope, receive, send))
-    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-    return sent[0]["status"], sent[1]["body"]
+
+def answering(headers: Pairs) -> Any:
+    """An application that answers with these headers."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+        await send({"type": "http.response.body", "body": b""})
+
+    return answer
+
+
+def call(**values: Any) -> list[bytes]:
+    return [json.dumps(values).encode()]
 
 
 @pytest.mark.parametrize(
@@ -62,36 +117,125 @@ def test_nothing_is_fetched(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/gradio_api/file=/cache/ab12/http.png", "/gradio_api/info", "/assets/proxy.js"]
-)
-def test_other_requests_pass(path: str) -> None:
+    "path",
+    [
+        "/", "/config", "/assets/proxy.js", "/static/img/logo.svg", "/theme.css", "/healthz",
+        "/gradio_api/file=/cache/ab12/http.png", "/gradio_api/info", "/gradio_api/startup-events",
+        "/gradio_api/heartbeat/ab-12", "/gradio_api/queue/data", "/gradio_api/call/look/ab12",
+    ],
+)  # fmt: skip
+def test_what_the_page_reads_passes(path: str) -> None:
     assert ask(path) == (200, b"0")
 
 
+@pytest.mark.parametrize("name", ["queue/join", "cancel", "reset", "run/look", "call/v2/go"])
+def test_what_the_page_calls_passes(name: str) -> None:
+    (body,) = call(data=[1, {"a": None}], session_hash="ab12", event_id=None)
+    assert ask(f"/gradio_api/{name}", [body]) == (200, str(len(body)).encode())
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/monitoring"), ("GET", "/login"),
+        ("POST", "/login"), ("GET", "/gradio_api/deep_link"), ("GET", "/gradio_api/dev/reload"),
+        ("POST", "/gradio_api/component_server"), ("POST", "/gradio_api/vibe-edit"),
+        ("GET", "/gradio_api/vibe-code"), ("POST", "/gradio_api/stream/ab12"),
+        ("POST", "/gradio_api/process_recording"), ("GET", "/gradio_api/token"),
+        ("GET", "/gradio_api/custom_component/a/client/b/c"), ("GET", "/gradio_api/runs"),
+        ("GET", "/gradio_api/mcp/sse"), ("GET", "/assets/../app.py"), ("GET", "//"),
+        ("GET", f"/gradio_api/heartbeat/{'a' * 65}"), ("GET", "/gradio_api/heartbeat/a/b"),
+        ("PUT", "/"), ("DELETE", JOIN), ("GET", JOIN), ("POST", "/gradio_api/upload_progress"),
+        ("TRACE", "/"), ("GET", "/gradio_api/call/look/ab12\n"),
+    ],
+)  # fmt: skip
+def test_nothing_else_does(method: str, path: str) -> None:
+    assert Client(never).ask(path, method=method)[0] == 404
+
+
+def test_a_page_below_a_path_is_the_same_page() -> None:
+    assert Client().ask("/demo/gradio_api/info", root_path="/demo")[0] == 200
+    assert Client().ask("/demo/docs", root_path="/demo")[0] == 404
+
+
+def test_a_web_socket_is_closed() -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(RequestGuard(never, UPLOAD_LIMIT)({"type": "websocket"}, None, send))  # type: ignore[arg-type]
+    assert [message["type"] for message in sent] == ["websocket.close"]
+
+
 def test_a_body_up_to_the_limit_passes() -> None:
-    parts = [b"x" * (MAX_BODY_BYTES // 2)] * 2
-    assert ask("/gradio_api/queue/join", parts) == (200, str(MAX_BODY_BYTES).encode())
+    (body,) = call(data=["x"])
+    body += b" " * (MAX_BODY_BYTES - len(body))
+    parts = [body[: MAX_BODY_BYTES // 2], body[MAX_BODY_BYTES // 2 :]]
+    assert ask(JOIN, parts) == (200, str(MAX_BODY_BYTES).encode())
 
 
-def test_a_body_that_says_it_is_too_long_is_refused_unread() -> None:
-    async def never(scope: Scope, receive: Receive, send: Send) -> None:
-        raise AssertionError("passed on")
-
-    length = [(b"content-length", str(MAX_BODY_BYTES + 1).encode())]
-    assert ask("/gradio_api/queue/join", headers=length, app=never)[0] == 413
+@pytest.mark.parametrize("path", [JOIN, "/gradio_api/upload"])
+def test_a_body_that_says_it_is_too_long_is_refused_unread(path: str) -> None:
+    length = [(b"content-length", str(UPLOAD_LIMIT + 1).encode())]
+    assert ask(path, [b""], length, never)[0] == 413
 
 
 def test_a_body_that_turns_out_too_long_is_refused() -> None:
-    assert ask("/gradio_api/queue/join", [b"x" * 1000] * 1000)[0] == 413
+    assert ask(JOIN, [b"x" * 1000] * 1000, app=never)[0] == 413
 
 
-def test_an_answer_to_part_of_a_body_is_not_sent() -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"null", b"[1]", b"{", b'{"data": NaNa}', b"\xff\xfe", b"[" * 200_000,
+        b'{"data": ' + b"[" * 16 + b"]" * 16 + b"}", b'{"data":' * 30_000,
+        b'{"data": 1' + b"0" * 5000 + b"}", b'{"data": [NaN]}', b'{"data": [-Infinity]}',
+        b'{"data": [1e999]}', b'{"data": ["\\ud800"]}',
+    ],
+    ids=lambda body: body[:12],
+)  # fmt: skip
+def test_a_body_that_is_not_as_it_should_be_is_refused(body: bytes) -> None:
+    assert ask(JOIN, [body], app=never)[0] == 400
+
+
+@pytest.mark.parametrize("key", ["", "a" * 65, "a b", "ä", "../x", "a\n", 5, ["a"], {"a": 1}])
+def test_the_name_of_a_session_is_short_and_plain(key: Any) -> None:
+    for name in ("session_hash", "event_id"):
+        assert ask(JOIN, call(data=[], **{name: key}), app=never)[0] == 400
+
+
+@pytest.mark.parametrize("query", [b"session_hash=" + b"a" * 65, b"session_hash=a%2Fb"])
+def test_the_name_of_a_session_is_plain_where_it_is_read(query: bytes) -> None:
+    client = Client(never)
+    assert client.ask("/gradio_api/queue/data", query_string=query)[0] == 400
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def forever() -> Message:
+        await asyncio.sleep(3600)
+        return {}
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.01)
+    for path in (JOIN, "/gradio_api/upload"):
+        scope = {"type": "http", "path": path, "method": "POST", "headers": [], "client": None}
+        asyncio.run(RequestGuard(application, UPLOAD_LIMIT)(scope, forever, send))
+    assert [message["status"] for message in sent if "status" in message] == [408, 408]
+
+
+def test_an_answer_to_part_of_an_upload_is_not_sent() -> None:
     async def hasty(scope: Scope, receive: Receive, send: Send) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    assert ask("/gradio_api/queue/join", [b"x" * 1000] * 1000, app=hasty)[0] == 413
+    parts = [b"x" * MAX_BODY_BYTES] * 5
+    assert ask("/gradio_api/upload", parts, app=hasty)[0] == 413
 
 
 def test_an_upload_may_be_longer() -> None:
@@ -100,12 +244,88 @@ def test_an_upload_may_be_longer() -> None:
     assert ask("/gradio_api/upload", [*parts, b"x"])[0] == 413
 
 
-def test_an_applications_own_error_is_its_own() -> None:
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        ("queue/join", {"fn_index": 2}), ("queue/join", {"fn_index": -1}),
+        ("queue/join", {"fn_index": "0"}), ("queue/join", {"fn_index": [0]}),
+        ("run/look", {"fn_index": 10**30}), ("run/nothing", {}), ("run/nothing", {"fn_index": 2}),
+        ("call/nothing", {}), ("call/nothing", {"fn_index": 0}), ("call/v2/nothing", {}),
+        ("call/v2/nothing/", {"fn_index": 0}),
+    ],
+)  # fmt: skip
+def test_only_functions_of_the_page_are_called(path: str, values: dict[str, Any]) -> None:
+    status, body = ask(f"/gradio_api/{path}", call(data=[], **values), app=never)
+    assert (status, json.loads(body)) == (404, {"detail": "This page has no such function."})
+
+
+def test_a_function_has_a_number_or_a_name() -> None:
+    for path, values in (("run/nothing", {"fn_index": 1}), ("call/go", {}), ("queue/join", {})):
+        assert ask(f"/gradio_api/{path}", call(data=[], **values))[0] == 200
+
+
+@pytest.mark.parametrize(("route", "status"), [("call/v2/look", 400), ("call/look", 500)])
+def test_values_that_gradio_does_not_know_by_name(route: str, status: int) -> None:
+    async def confused(scope: Scope, receive: Receive, send: Send) -> None:
+        raise TypeError("Parameter `size` is not a valid key-word argument")
+
+    assert ask(f"/gradio_api/{route}", call(size=1), app=confused)[0] == status
+
+
+def test_what_gradio_says_of_wrong_values_is_not_repeated() -> None:
+    async def parrot(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 422, "headers": []})
+        await send({"type": "http.response.body", "body": (await receive())["body"]})
+
+    status, body = ask(JOIN, call(data="parrot"), app=parrot)
+    assert status == 422
+    assert b"parrot" not in body
+
+
+def test_two_lengths_end_the_connection() -> None:
+    both = [(b"content-length", b"4"), (b"transfer-encoding", b"chunked")]
+    for path, parts in ((JOIN, call(data=[])), ("/", None), ("/assets/a.js", None)):
+        client = Client(never)
+        assert client.ask(path, parts, both)[0] == 400
+        assert client.headers[b"connection"] == b"close"
+
+
+def test_an_error_is_an_id(caplog: pytest.LogCaptureFixture) -> None:
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
         raise ValueError("mine")
 
-    with pytest.raises(ValueError, match="mine"):
-        ask("/", app=broken)
+    status, body = ask("/", app=broken)
+    assert status == 500
+    assert b"mine" not in body
+    (record,) = caplog.records
+    assert record.getMessage().removeprefix("request failed, id ").encode() in body
+
+
+def test_an_answer_in_pieces_is_the_servers_to_end() -> None:
+    def broken_by(error: Exception) -> Any:
+        async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            raise RuntimeError("response already started") from error
+
+        return broken
+
+    with pytest.raises(RuntimeError):
+        ask("/", app=broken_by(ValueError("mine")))
+    # As Gradio ends the stream of a session that it does not know.
+    assert ask("/gradio_api/queue/data", app=broken_by(HTTPException(404))) == (200, b"")
+
+
+@pytest.mark.parametrize("path", [JOIN, "/gradio_api/upload"])
+def test_who_hangs_up_is_not_logged(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def gone() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None: ...
+
+    scope = {"type": "http", "path": path, "method": "POST", "headers": [], "client": None}
+    caplog.set_level(logging.DEBUG, "app")
+    asyncio.run(RequestGuard(application, UPLOAD_LIMIT)(scope, gone, send))
+    assert not caplog.records
 
 
 def test_what_is_not_http_passes() -> None:
@@ -116,3 +336,119 @@ def test_what_is_not_http_passes() -> None:
 
     asyncio.run(RequestGuard(lifespan, UPLOAD_LIMIT)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
     assert seen == ["lifespan"]
+
+
+def test_the_visitor_is_who_the_proxies_say() -> None:
+    seen: list[Any] = []
+
+    async def look(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append((scope["client"], scope[PEER]))
+        await application(scope, receive, send)
+
+    told = [(b"x-forwarded-for", b"6.6.6.6, 1.2.3.4")]
+    Client(look).ask("/", headers=told)
+    Client(look, proxies=1).ask("/", headers=told)
+    two = [(b"x-forwarded-for", b"6.6.6.6"), (b"x-forwarded-for", b"1.2.3.4")]
+    Client(look, proxies=1).ask("/", headers=two)
+    peer = ("127.0.0.1", 5)
+    assert seen == [(("127.0.0.1", 0), peer), (("1.2.3.4", 0), peer), (("1.2.3.4", 0), peer)]
+
+
+def test_a_flood_is_told_when_to_come_back() -> None:
+    client = Client(proxies=1, requests=RateLimiter(60, 3, clock=lambda: 0.0))
+    one, other = ([(b"x-forwarded-for", address)] for address in (b"1.1.1.1", b"2.2.2.2"))
+    statuses = [client.ask("/", headers=one)[0] for _ in range(4)]
+    assert statuses == [200, 200, 200, 429]
+    assert client.headers[b"retry-after"] == b"1"
+    assert client.ask("/assets/a.js", headers=one)[0] == 200
+    assert client.ask("/", headers=other)[0] == 200
+    # In the form in which the page and gradio_client look for it.
+    status, body = client.ask(JOIN, call(data=[]), one)
+    assert status == 429
+    assert json.loads(body)["detail"] == (
+        "Too many requests come from your address; try again in 1 second."
+    )
+
+
+def test_uploads_are_bounded_by_their_real_length() -> None:
+    client = Client(uploads=RateLimiter(60, 1000, clock=lambda: 0.0))
+    lying = [(b"content-length", b"1")]
+    assert client.ask("/gradio_api/upload", [b"x" * 400] * 2, lying) == (200, b"800")
+    assert client.ask("/gradio_api/upload", [b"x" * 150] * 2, lying)[0] == 429
+    assert client.headers[b"retry-after"] == b"100"
+    # More than may ever be taken at once.
+    assert client.ask("/gradio_api/upload", [b"x" * 2000], lying)[0] == 429
+    assert client.headers[b"retry-after"] == b"3600"
+
+
+def test_connections_that_stay_open_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MAX_STREAMS_PER_VISITOR", 1)
+    path, inner = "/gradio_api/heartbeat/ab", []
+
+    async def ask_again(scope: Scope, receive: Receive, send: Send) -> None:
+        async def keep(message: Message) -> None:
+            inner.append(message)
+
+        scope["headers"] = []
+        await client.guard(scope | {"client": scope[PEER]}, receive, keep)
+        await application(scope, receive, send)
+
+    client = Client(ask_again)
+    for _ in range(2):
+        assert client.ask(path)[0] == 200
+    assert [message["status"] for message in inner if "status" in message] == [429, 429]
+
+
+def test_scripts_of_other_sites_are_not_answered() -> None:
+    script = [(b"sec-fetch-site", b"cross-site"), (b"sec-fetch-mode", b"cors")]
+    link = [(b"sec-fetch-site", b"cross-site"), (b"sec-fetch-mode", b"navigate")]
+    own = [(b"sec-fetch-site", b"same-origin"), (b"sec-fetch-mode", b"cors")]
+    assert ask(JOIN, call(data=[]), script, never)[0] == 403
+    assert ask("/config", headers=script, app=never)[0] == 403
+    assert ask("/", headers=link)[0] == 200
+    assert ask(JOIN, call(data=[]), own)[0] == 200
+
+
+def test_gradio_is_told_neither_parts_of_files_nor_names_of_uploads() -> None:
+    seen: list[Any] = []
+
+    async def look(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append((scope["headers"], scope["query_string"]))
+        await application(scope, receive, send)
+
+    client = Client(look)
+    client.ask(f"/gradio_api/file=/c/{HASH}/a.png", headers=[(b"range", b"bytes=0-1")])
+    client.ask("/gradio_api/upload", [b"x"], query_string=b"upload_id=ab")
+    assert seen == [([], b""), ([], b"")]
+    assert Client(never).ask("/gradio_api/upload_progress") == (200, b'data: {"msg": "done"}\n\n')
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/assets/a.js", "/gradio_api/info"])
+def test_every_answer_tells_browsers_what_not_to_do(path: str) -> None:
+    client = Client()
+    client.ask(path)
+    assert client.headers[b"x-content-type-options"] == b"nosniff"
+    assert (
+        b"frame-ancestors 'self' https://huggingface.co"
+        in (client.headers[b"content-security-policy"])
+    )
+    assert b"x-frame-options" not in client.headers
+
+
+@pytest.mark.parametrize(
+    "kind", [b"text/html", b"image/svg+xml", b"text/html; charset=utf-8", b"application/pdf"]
+)
+def test_a_file_that_is_no_picture_is_only_ever_saved(kind: bytes) -> None:
+    given = [(b"content-type", kind), (b"content-disposition", b"inline")]
+    client = Client(answering(given))
+    client.ask(f"/gradio_api/file=/cache/{HASH}/a.html")
+    assert client.headers[b"content-type"] == b"application/octet-stream"
+    assert client.headers[b"content-disposition"] == b"attachment"
+    assert b"sandbox" in client.headers[b"content-security-policy"]
+
+
+def test_a_picture_is_shown() -> None:
+    client = Client(answering([(b"content-type", b"image/png")]))
+    client.ask(f"/gradio_api/file=/cache/{HASH}/a.png")
+    assert client.headers[b"content-type"] == b"image/png"
+    assert b"content-disposition" not in client.headers

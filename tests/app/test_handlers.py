@@ -1,4 +1,5 @@
 import logging
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,11 @@ from gradio.exceptions import ComponentProcessingError
 
 from app.components import as_gradio_error
 from app.handlers import OWN_SIZE, PANELS, Handlers
-from app.service import Answer, ReconstructionService
+from app.requests import Values
+from app.service import Answer, ReconstructionService, Waiting
 from app.ui import EXAMPLES
 from mae_core import MaskError
-from tests.app.serving import example, small_reconstructor
+from tests.app.serving import asked, example, shown, small_reconstructor
 
 CHINESE: Any = SimpleNamespace(headers={"accept-language": "zh-CN,zh;q=0.9"})
 CONTROLS = (0.75, 2, "random", "crop", "small-random")
@@ -26,8 +28,9 @@ class BrokenService(ReconstructionService):
     def __init__(self) -> None:
         pass
 
-    def reconstruct(self, *args: object, **kwargs: object) -> Answer:
+    async def answer(self, values: Values, visitor: str) -> AsyncGenerator[Waiting | Answer, None]:
         raise RuntimeError("secret at /home/somebody/weights")
+        yield  # what makes it a generator
 
     def forget_failure(self, name: object) -> None:
         pass
@@ -41,7 +44,7 @@ def handlers(service: ReconstructionService) -> Handlers:
 def test_outputs_are_the_panels_in_order_and_the_facts(
     handlers: Handlers, service: ReconstructionService
 ) -> None:
-    *panels, facts = handlers.reconstruct(example("cat"), *CONTROLS)
+    *panels, facts = asked(handlers, example("cat"), *CONTROLS)
     answer = service.reconstruct(example("cat"), 0.75, 2)
     for name, panel in zip(PANELS, panels, strict=True):
         assert np.array_equal(np.asarray(panel), np.asarray(answer.panels[name]))
@@ -50,19 +53,17 @@ def test_outputs_are_the_panels_in_order_and_the_facts(
 
 def test_the_page_shows_what_the_api_gives(handlers: Handlers) -> None:
     picture = example("cat")
-    assert (
-        handlers.update(picture, *PAGE_CONTROLS)[4] == handlers.reconstruct(picture, *CONTROLS)[4]
-    )
+    assert shown(handlers, picture, *PAGE_CONTROLS)[4] == asked(handlers, picture, *CONTROLS)[4]
 
 
 @pytest.mark.parametrize(("size", "pixels"), [(336, 336), (450, 448), (1024, 1024), (9, 16)])
 def test_the_pages_sizes_are_brought_to_patches(handlers: Handlers, size: int, pixels: int) -> None:
-    facts = handlers.update(example("cat"), *CONTROLS, size, "estimated")[4]
+    facts = shown(handlers, example("cat"), *CONTROLS, size, "estimated")[4]
     assert (facts["height"], facts["width"]) == (pixels, pixels)
 
 
 def test_a_size_that_is_none_gets_a_sentence(handlers: Handlers) -> None:
-    facts = handlers.update(example("cat"), *CONTROLS, "huge", "estimated")[4]
+    facts = shown(handlers, example("cat"), *CONTROLS, "huge", "estimated")[4]
     assert "whole number of pixels up to 1024" in facts["error"]
 
 
@@ -74,7 +75,7 @@ def norm_pix() -> Handlers:
 def test_the_view_that_uses_the_answer_is_said_to(norm_pix: Handlers) -> None:
     def facts(view: str, request: Any = None) -> Any:
         controls = (0.75, 2, "random", "crop", "norm", OWN_SIZE, view)
-        return norm_pix.update(example("cat"), *controls, request)[4]
+        return shown(norm_pix, example("cat"), *controls, request)[4]
 
     assert "note" not in facts("estimated")
     assert facts("answer")["note"].startswith("uses the answer")
@@ -90,13 +91,13 @@ def test_views_are_shown_for_normalised_pixels_only(handlers: Handlers, norm_pix
 
 
 def test_no_picture_empties_the_page(handlers: Handlers) -> None:
-    *outputs, timer = handlers.update(None, *PAGE_CONTROLS)
+    *outputs, timer = shown(handlers, None, *PAGE_CONTROLS)
     assert outputs == [None] * 5
     assert not timer.active
 
 
 def test_a_bad_picture_empties_the_panels_and_says_why(handlers: Handlers) -> None:
-    *panels, facts, timer = handlers.update(b"no picture", *PAGE_CONTROLS)
+    *panels, facts, timer = shown(handlers, b"no picture", *PAGE_CONTROLS)
     assert not timer.active
     assert panels == [None] * 4
     assert facts is not None
@@ -106,17 +107,17 @@ def test_a_bad_picture_empties_the_panels_and_says_why(handlers: Handlers) -> No
 
 
 def test_errors_speak_the_language_of_the_request(handlers: Handlers) -> None:
-    facts = handlers.update(b"no picture", *PAGE_CONTROLS, CHINESE)[4]
+    facts = shown(handlers, b"no picture", *PAGE_CONTROLS, CHINESE)[4]
     assert facts is not None
     assert "图片" in facts["error"]
     with pytest.raises(gr.Error, match="图片") as caught:
-        handlers.reconstruct(b"no picture", *CONTROLS, request=CHINESE)
+        asked(handlers, b"no picture", *CONTROLS, request=CHINESE)
     assert caught.value.title == "操作未成功"
 
 
 def test_a_mae_error_becomes_one_sentence(handlers: Handlers) -> None:
     with pytest.raises(gr.Error) as caught:
-        handlers.reconstruct(example("cat"), 2, 2, "random", "crop", "small-random")
+        asked(handlers, example("cat"), 2, 2, "random", "crop", "small-random")
     error = caught.value
     assert error.message == (
         "mask_ratio is 2; it must be a number from 0.05 to 0.95, such as 0.75."
@@ -126,7 +127,7 @@ def test_a_mae_error_becomes_one_sentence(handlers: Handlers) -> None:
 
 def test_a_clients_words_are_no_markup(handlers: Handlers) -> None:
     with pytest.raises(gr.Error) as caught:
-        handlers.reconstruct(example("cat"), 0.5, 2, "<img src=x>", "crop", "small-random")
+        asked(handlers, example("cat"), 0.5, 2, "<img src=x>", "crop", "small-random")
     assert "<" not in caught.value.message
     assert "&lt;img" in caught.value.message
 
@@ -136,7 +137,7 @@ def test_an_unknown_error_shows_an_id_and_logs_the_rest(
 ) -> None:
     broken = Handlers(BrokenService(), {})
     with caplog.at_level(logging.ERROR), pytest.raises(gr.Error) as caught:
-        broken.reconstruct(example("cat"), *CONTROLS)
+        asked(broken, example("cat"), *CONTROLS)
     message = caught.value.message
     assert "secret" not in message
     assert caught.value.print_exception is False
@@ -148,7 +149,7 @@ def test_an_unknown_error_shows_an_id_and_logs_the_rest(
 
 
 def test_an_unknown_error_on_the_page_shows_an_id(caplog: pytest.LogCaptureFixture) -> None:
-    facts = Handlers(BrokenService(), {}).update(example("cat"), *PAGE_CONTROLS)[4]
+    facts = shown(Handlers(BrokenService(), {}), example("cat"), *PAGE_CONTROLS)[4]
     assert facts is not None
     assert "Something went wrong (id " in facts["error"]
     assert "secret" not in facts["error"]

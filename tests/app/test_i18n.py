@@ -8,8 +8,16 @@ from gradio.i18n import I18nData
 
 import mae_core
 from app.fetching import ModelShelf, NotReadyError, Offer
-from app.i18n import LANGUAGES, STRINGS, error_sentence, preferred_language, text
+from app.i18n import (
+    LANGUAGES,
+    STRINGS,
+    error_sentence,
+    line_sentence,
+    preferred_language,
+    text,
+)
 from app.models import ServedModel
+from app.scheduler import BusyError, TookTooLongError
 from app.service import ReconstructionService
 from app.ui import I18N
 from mae_core import CheckpointError, DownloadError, ImageFormatError, MAEError, MaskError
@@ -173,9 +181,11 @@ def test_nothing_on_the_page_is_left_in_one_language() -> None:
     assert set(keys) <= STRINGS["en"].keys()
     made_on_the_server = {
         "error", "error_expired", "error_unknown", "ask_again", "size_unknown",
-        "model_running", "model_here", "model_absent", "model_pending",
+        "model_running", "model_here", "model_absent", "model_failed", "model_pending",
         "model_waiting", "model_fetching", "model_reading", "stop_hint", "note_answer",
-        "note_normalized",
+        "note_normalized", "note_cpu", "line_computing", "line_next", "line_one", "line_many",
+        "line_seconds", "busy_full", "busy_visitor", "busy_rate", "busy_stopping", "when_seconds",
+        "when_later", "too_long",
     }  # fmt: skip
     unused = STRINGS["en"].keys() - set(keys) - made_on_the_server
     assert not unused, "texts that the page never shows"
@@ -183,5 +193,67 @@ def test_nothing_on_the_page_is_left_in_one_language() -> None:
 
 def test_browsers_of_either_china_get_chinese() -> None:
     translations = I18N.translations_dict
-    assert translations["zh-CN"] == translations["zh-TW"] == STRINGS["zh"]
+    for locale in ("zh-CN", "zh-TW"):
+        assert translations[locale] == STRINGS["zh"]
     assert translations["en"] == STRINGS["en"]
+
+
+@pytest.mark.parametrize(
+    ("error", "english", "chinese"),
+    [
+        (
+            BusyError(41, "full", 20.4),
+            "Too many are waiting (41). Please try again in about 21 s.",
+            "排队的请求太多（41 个），请约 21 秒后再试。",
+        ),
+        (
+            BusyError(41, "full"),
+            "Too many are waiting (41). Please try again in a minute.",
+            "排队的请求太多（41 个），请一分钟后再试。",
+        ),
+        (
+            BusyError(8, "visitor", 3),
+            "You have several requests waiting. Please try again in about 3 s.",
+            "您已有多个请求在排队，请约 3 秒后再试。",
+        ),
+        (
+            BusyError(0, "rate", 0.1),
+            "You ask faster than this page allows. Please try again in about 1 s.",
+            "您的请求太频繁，请约 1 秒后再试。",
+        ),
+        (
+            BusyError(0, "stopping"),
+            "This page is about to be restarted. Please try again in a minute.",
+            "本页面即将重启，请一分钟后再试。",
+        ),
+        (
+            TookTooLongError(60),
+            "This took longer than 60 s and was given up. Please choose a smaller size, or try "
+            "again later.",
+            "计算超过 60 秒，已被放弃。请选择较小的尺寸，或稍后再试。",
+        ),
+    ],
+    ids=str,
+)
+def test_a_busy_server_says_so_in_both_languages(
+    error: MAEError, english: str, chinese: str
+) -> None:
+    assert error_sentence(error, "en") == english
+    assert error_sentence(error, "zh") == chinese
+
+
+@pytest.mark.parametrize(
+    ("place", "seconds", "english", "chinese"),
+    [
+        (0, None, "Your picture is being computed", "正在计算您的图片"),
+        (0, 0.2, "Your picture is being computed · about 1 s", "正在计算您的图片 · 约 1 秒"),
+        (1, None, "You are next", "下一个就是您"),
+        (2, None, "1 is before you", "您前面还有 1 个请求"),
+        (4, 7.1, "3 are before you · about 8 s", "您前面还有 3 个请求 · 约 8 秒"),
+    ],
+)
+def test_the_place_in_the_line_is_told_in_both_languages(
+    place: int, seconds: float | None, english: str, chinese: str
+) -> None:
+    assert line_sentence(place, seconds, "en") == english
+    assert line_sentence(place, seconds, "zh") == chinese

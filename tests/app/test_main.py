@@ -1,10 +1,15 @@
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -15,14 +20,26 @@ from app.service import ReconstructionService
 from app.settings import AppSettings
 from mae_core import ConfigError
 from mae_core.checkpoint import save_weights
-from tests.app.serving import built, free_port, inside_a_loop, small_reconstructor
+from tests.app.serving import built, example, free_port, inside_a_loop, small_reconstructor
 from tests.sources import ROOT
 
 
-def test_weights_that_are_not_there_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--weights", "no-such-weights"]) == 2
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """`main` sets up logging for the whole process."""
+    root, hook = logging.getLogger(), threading.excepthook
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], threading.excepthook = handlers, hook
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+def test_an_unknown_device_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--device", "abacus"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: 'no-such-weights'")
+    assert error.startswith("error: ")
+    assert "abacus" in error
 
 
 def test_a_bad_port_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,35 +62,124 @@ def test_a_port_that_is_taken_is_said_to_be(service: ReconstructionService) -> N
         listener.listen()
         settings = AppSettings(port=listener.getsockname()[1])
         with pytest.raises(ConfigError, match="give others with --host and --port"):
-            inside_a_loop(lambda: launch(page, settings, wait=False))
+            inside_a_loop(lambda: launch(page, service, settings))
 
 
 def test_a_host_that_is_not_here_is_said_to_be(service: ReconstructionService) -> None:
     with pytest.raises(ConfigError, match="cannot listen on 192.0.2.1, port"):
-        launch(built(service), AppSettings(host="192.0.2.1", port=free_port()), wait=False)
+        launch(built(service), service, AppSettings(host="192.0.2.1", port=free_port()))
 
 
-def test_nothing_is_shared_reported_or_kept() -> None:
-    options = launch_options()
+def test_nothing_is_shared_reported_or_kept(service: ReconstructionService) -> None:
+    options = launch_options(service.settings, service)
     for name in ("share", "ssr_mode", "show_error", "run_history", "enable_monitoring"):
         assert options[name] is False, name
 
 
-def test_the_command_serves_the_page_until_it_is_stopped(tmp_path: Path) -> None:
-    weights = tmp_path / "mine.safetensors"
-    save_weights(weights, small_reconstructor().model, record={})
+def test_a_page_that_is_up_says_so(page_url: str) -> None:
+    for path in ("healthz", "readyz"):
+        assert httpx.get(f"{page_url}/{path}").text == "ok\n"
+    assert 'mae_requests_total{outcome="computed"}' in httpx.get(f"{page_url}/metrics").text
+
+
+@contextmanager
+def running(*flags: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The page's address and its process, which has ended afterwards; its output is kept."""
     port = free_port()
-    environ = {**os.environ, "MAE_PORT": str(port), "MAE_DEVICE": "cpu"}
-    command = [sys.executable, "-m", "app", "--weights", str(weights)]
+    environ = {**os.environ, "MAE_PORT": str(port), "MAE_DEVICE": "cpu", "MAE_FETCH": "none"}
     with subprocess.Popen(
-        command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+        [sys.executable, "-m", "app", *flags],
+        cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
         try:
-            assert "Masked Autoencoder" in first_answer(f"http://127.0.0.1:{port}/", process)
+            yield f"http://127.0.0.1:{port}", process
         finally:
-            process.send_signal(signal.SIGINT)
-            output, _ = process.communicate(timeout=60)
+            if process.poll() is None:
+                process.kill()
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.safetensors"
+    save_weights(path, small_reconstructor().model, record={})
+    return path
+
+
+def test_the_command_serves_the_page_until_it_is_stopped(weights: Path) -> None:
+    with running("--weights", str(weights)) as (url, process):
+        assert "Masked Autoencoder" in first_answer(f"{url}/", process)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
     assert "Traceback" not in output
+    # As from a shell, if it came before the page was told to be up.
+    assert process.returncode in (0, 130)
+
+
+def test_told_to_end_it_answers_what_it_has(weights: Path) -> None:
+    with running("--weights", str(weights), "--drain-seconds", "60") as (url, process):
+        first_answer(f"{url}/", process)
+        with httpx.Client(base_url=f"{url}/gradio_api", timeout=60) as http:
+            files = {"files": ("cat.jpg", example("cat"))}
+            path = http.post("/upload", files=files).json()[0]
+            picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            # Large ones, which take a while.
+            events = [
+                http.post(
+                    "/call/reconstruct",
+                    json={"data": [picture, 0.1, seed, "random", "crop", "mine", 672, "estimated"]},
+                ).json()["event_id"]
+                for seed in range(8)
+            ]
+            with ThreadPoolExecutor(8) as pool:
+                reading = [
+                    pool.submit(lambda event=event: http.get(f"/call/reconstruct/{event}").text)
+                    for event in events
+                ]
+                wait_until(lambda: arrived(httpx.get(f"{url}/metrics").text) == 8)
+                process.send_signal(signal.SIGTERM)
+                wait_until(
+                    lambda: httpx.get(f"{url}/readyz").text == "the server is about to end\n"
+                )
+                answers = [answer.result() for answer in reading]
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+    assert [answer.partition("\n")[0] for answer in answers] == ["event: complete"] * 8, answers
+
+
+def test_what_is_left_when_it_ends_is_told_so(weights: Path) -> None:
+    with running("--weights", str(weights), "--drain-seconds", "0") as (url, process):
+        first_answer(f"{url}/", process)
+        with httpx.Client(base_url=f"{url}/gradio_api", timeout=60) as http:
+            path = http.post("/upload", files={"files": ("cat.jpg", example("cat"))}).json()[0]
+            picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            controls = ["random", "crop", "mine", 1024, "estimated"]
+            for seed in range(4):
+                http.post("/call/reconstruct", json={"data": [picture, 0.1, seed, *controls]})
+            wait_until(lambda: arrived(httpx.get(f"{url}/metrics").text) == 4)
+            process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "some requests were given up" in output
+
+
+def test_weights_that_cannot_be_used_do_not_keep_the_page_away(
+    weights: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(weights.read_bytes()[:3000])
+    with running("--weights", f"{broken},no-such-weights,{weights}") as (url, process):
+        page = first_answer(f"{url}/", process)
+        for name in ("broken", "no-such-weights", "mine"):
+            assert name in page
+        assert str(tmp_path) not in page
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        ready = httpx.get(f"{url}/readyz")
+        assert (ready.status_code, "broken is not there" in ready.text) == (503, True)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "no-such-weights could not be opened at the start" in output
 
 
 def test_an_interrupt_before_the_page_is_served_is_no_error(
@@ -85,6 +191,19 @@ def test_an_interrupt_before_the_page_is_served_is_no_error(
     monkeypatch.setattr("app.__main__.ReconstructionService.load", interrupted)
     assert main([]) == 130
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def arrived(metrics: str) -> float:
+    """Requests that have come so far as to the line."""
+    names = r'mae_queue_(?:waiting|running)|mae_requests_total{outcome="computed"}'
+    return sum(map(float, re.findall(rf"^(?:{names}) (.*)$", metrics, re.MULTILINE)))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def first_answer(url: str, process: subprocess.Popen[str]) -> str:

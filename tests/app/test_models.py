@@ -1,23 +1,39 @@
 """A training run that goes on while it is served."""
 
 import logging
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
 
 import app.models
 from app.handlers import Handlers
-from app.models import Progress, ServedModel
+from app.models import ModelJob, Progress, ServedModel
 from app.service import ReconstructionService
 from app.settings import AppSettings
-from mae_core import ConfigError, load_pretrained, locate_weights
+from mae_core import (
+    ConfigError,
+    ImageFormatError,
+    MAEError,
+    MaskError,
+    PatchMask,
+    Reconstruction,
+    Reconstructor,
+    load_pretrained,
+    locate_weights,
+)
 from mae_core.checkpoint import CHECKPOINT_FILE, save_weights
 from tests.app.serving import example, save_step, small_reconstructor
 from tests.downloading import isolate
+from tests.pictures import draw_picture
 
 
 @pytest.fixture
@@ -178,3 +194,176 @@ def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_a_fixed_model_has_one_version() -> None:
     model = ServedModel.fixed(small_reconstructor("mine"))
     assert (model.name, model.version, model.progress) == ("mine", model.version, None)
+
+
+def job(seed: int = 0, **changes: Any) -> ModelJob:
+    values: dict[str, Any] = {
+        "picture": draw_picture(seed), "mask_ratio": 0.75, "seed": seed, "strategy": "random",
+        "fit": "crop", "image_size": None, "view": "estimated",
+    }  # fmt: skip
+    return ModelJob(**(values | changes))
+
+
+def test_jobs_are_answered_in_order_and_a_wrong_one_alone_is_refused() -> None:
+    model = ServedModel.fixed(small_reconstructor())
+    jobs = [job(0), job(1, mask_ratio=7), job(2, image_size=32), job(3)]
+    results, state = model.run(jobs)
+    assert isinstance(results[1], MaskError)
+    for i in (0, 2, 3):
+        result, expected = results[i], small_reconstructor()(**vars(jobs[i].request()))
+        assert isinstance(result, Reconstruction)
+        torch.testing.assert_close(
+            result.reconstruction, expected.reconstruction, rtol=0, atol=1e-5
+        )
+        assert "notice" not in state.facts(result)
+    assert model.run([]) == ([], state)
+
+
+class FullDevice(Reconstructor):
+    """Stands in for a GPU whose memory takes so many pictures at a time."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(small_reconstructor().model, "m", device="cpu", precision="float32")
+        self.device = torch.device("cuda")
+        self.most = most
+        self.tried: list[int] = []
+
+    def rebuild(self, images: Tensor, patch_mask: PatchMask, view: str) -> Any:
+        self.tried.append(len(images))
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().rebuild(images, patch_mask, view)
+
+
+@pytest.mark.parametrize(("most", "tried"), [(8, [8]), (4, [8, 4, 4]), (3, [8, 4, 2, 2, 4, 2, 2])])
+def test_what_does_not_fit_the_gpu_together_is_done_in_parts(most: int, tried: list[int]) -> None:
+    device = FullDevice(most)
+    results, state = ServedModel.fixed(device).run([job(i) for i in range(8)])
+    assert device.tried == tried
+    assert [result.seed for result in results if isinstance(result, Reconstruction)] == [*range(8)]
+    assert not any("notice" in state.facts(one) for one in results)  # type: ignore[arg-type]
+
+
+def test_what_does_not_fit_the_gpu_alone_is_computed_on_the_cpu(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    device = FullDevice(0)
+    results, state = ServedModel.fixed(device).run([job(0), job(1, mask_ratio=7), job(2)])
+    assert device.tried == [2, 1, 1, 1]
+    assert isinstance(results[1], MaskError)
+    for i in (0, 2):
+        result = results[i]
+        assert isinstance(result, Reconstruction)
+        facts = state.facts(result)
+        assert (facts["device"], facts["notice"], facts["model"]) == ("cpu", "cpu", "m")
+        expected = small_reconstructor()(**vars(job(i).request()))
+        error = (result.reconstruction - expected.reconstruction).square().mean().item()
+        assert error < 1e-4
+    assert "the memory of cuda is full" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+)
+def test_where_the_host_has_no_memory_that_job_fails_in_words(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    reconstructor = small_reconstructor()
+    rebuild = reconstructor.rebuild
+
+    def failing(images: Tensor, patch_mask: PatchMask, view: str) -> Any:
+        if images.shape[-1] == 64:
+            raise fault
+        return rebuild(images, patch_mask, view)
+
+    monkeypatch.setattr(reconstructor, "rebuild", failing)
+    results, _ = ServedModel.fixed(reconstructor).run([job(0), job(1, image_size=64), job(2)])
+    assert [type(result) for result in results] == [Reconstruction, MAEError, Reconstruction]
+    assert "not enough memory" in str(results[1])
+
+
+def test_torch_says_so_when_the_host_has_no_memory() -> None:
+    # What the words are made from; torch has no class of its own for it.
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        torch.empty(10**15)
+
+
+def test_an_unexpected_error_is_that_of_its_job_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(image: Any) -> Any:
+        if image.size == (9, 9):
+            raise ZeroDivisionError("a bug")
+        return image
+
+    monkeypatch.setattr("mae_core.reconstruction.decode_image", decode)
+    odd = job(1, picture=Image.new("RGB", (9, 9)))
+    results, _ = ServedModel.fixed(small_reconstructor()).run([job(0), odd, job(2)])
+    assert [type(one) for one in results] == [Reconstruction, ZeroDivisionError, Reconstruction]
+
+
+def test_a_run_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    reconstructor = small_reconstructor()
+    begun, go_on = threading.Event(), threading.Event()
+    batch = reconstructor.batch
+
+    def hanging(requests: Any) -> Any:
+        if requests[0].seed == 1:
+            begun.set()
+            assert go_on.wait(60)
+        return batch(requests)
+
+    monkeypatch.setattr(reconstructor, "batch", hanging)
+    model = ServedModel.fixed(reconstructor)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(model.run, [job(1)])
+        assert begun.wait(60)
+        (second,), _ = model.run([job(2)])
+        assert isinstance(second, Reconstruction)
+        assert not first.done()
+        go_on.set()
+        assert isinstance(first.result()[0][0], Reconstruction)
+
+
+def test_keys_are_equal_where_a_pass_may_be_shared() -> None:
+    model = ServedModel.fixed(small_reconstructor())
+    key = model.batch_key(job(0))
+    assert key == model.batch_key(job(5, strategy="grid", fit="squash", image_size=112))
+    assert key != ServedModel.fixed(small_reconstructor("another")).batch_key(job(0))
+    for change in ({"mask_ratio": 0.5}, {"image_size": 96}, {"fit": "whole"}, {"view": "answer"}):
+        assert key != model.batch_key(job(0, **change))
+    # 64 x 64 patches: as many as a pass may have.
+    assert model.batch_key(job(0, image_size=1024)) != model.batch_key(job(0, image_size=1024))
+
+
+def mapped_files() -> str:
+    return Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+def test_a_model_that_is_served_is_nowhere_but_in_memory(tmp_path: Path, name: str) -> None:
+    """A file that is cut short while it is mapped would end the process."""
+    path, model = tmp_path / name, small_reconstructor().model
+    if path.suffix == ".pth":
+        torch.save({"model": model.state_dict()}, path)
+    else:
+        save_weights(path, model, record={})
+        with safe_open(path, framework="pt") as mapped:
+            tensor = mapped.get_tensor("pos_embed")
+        # So does it look where it is not read into memory.
+        assert str(path) in mapped_files()
+        del tensor
+    served_model = ServedModel.open(str(path), device="cpu")
+    assert str(path) not in mapped_files()
+    with path.open("r+b") as file:
+        file.truncate(100)
+    (result,), _ = served_model.run([job(0)])
+    assert isinstance(result, Reconstruction)
+
+
+def test_a_picture_that_is_none_is_refused() -> None:
+    (result,), _ = ServedModel.fixed(small_reconstructor()).run([job(0, picture=b"no")])
+    assert isinstance(result, ImageFormatError)

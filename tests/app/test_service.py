@@ -1,7 +1,12 @@
+import asyncio
 import math
+import re
 import threading
 import time
+import tracemalloc
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.service import ReconstructionService
+from app.metrics import OUTCOMES
+from app.pictures import PictureFile
+from app.requests import Values
+from app.scheduler import BusyError, TookTooLongError
+from app.service import Answer, ReconstructionService, Waiting
 from app.settings import AppSettings
 from mae_core import (
     MAX_SEED,
@@ -25,7 +34,14 @@ from mae_core import (
     decode_image,
 )
 from mae_core.checkpoint import save_weights
-from tests.app.serving import encoded, example, small_reconstructor, small_service
+from mae_core.reconstruction import ReconstructionRequest
+from tests.app.serving import (
+    HeldReconstructor,
+    encoded,
+    example,
+    small_reconstructor,
+    small_service,
+)
 
 
 def same(left: Image.Image, right: Image.Image) -> bool:
@@ -42,14 +58,14 @@ class CountingReconstructor(Reconstructor):
         self._seconds = seconds
         self._counter = threading.Lock()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def batch(self, requests: Sequence[ReconstructionRequest]) -> Any:
         with self._counter:
             self.runs += 1
             self.under_way += 1
             self.most_under_way = max(self.most_under_way, self.under_way)
         time.sleep(self._seconds)
         try:
-            return super().__call__(*args, **kwargs)
+            return super().batch(requests)
         finally:
             with self._counter:
                 self.under_way -= 1
@@ -112,7 +128,7 @@ def test_a_picture_is_decoded_once_while_sliders_move(monkeypatch: pytest.Monkey
         decoded.append(len(data))
         return decode_image(data)
 
-    monkeypatch.setattr("app.service.decode_image", counting)
+    monkeypatch.setattr("app.pictures.decode_image", counting)
     service = small_service()
     for seed in range(5):
         service.reconstruct(example("cat"), 0.75, seed)
@@ -121,7 +137,7 @@ def test_a_picture_is_decoded_once_while_sliders_move(monkeypatch: pytest.Monkey
 
 def test_a_model_runs_one_request_at_a_time() -> None:
     model = CountingReconstructor(seconds=0.02)
-    service = ReconstructionService({"m": model})
+    service = ReconstructionService({"m": model}, settings=AppSettings(max_batch=1))
     picture = example("cat")
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda seed: service.reconstruct(picture, 0.75, seed), range(8)))
@@ -194,13 +210,17 @@ def test_a_larger_size_gives_larger_panels(service: ReconstructionService) -> No
 
 
 def test_the_hosts_bound_on_sizes_holds() -> None:
-    service = ReconstructionService({"m": small_reconstructor("m")}, max_image_size=128)
+    service = ReconstructionService(
+        {"m": small_reconstructor("m")}, settings=AppSettings(max_image_size=128)
+    )
     assert service.reconstruct(example("cat"), 0.75, 2, image_size=128).facts["height"] == 128
     with pytest.raises(ConfigError, match="up to 128"):
         service.reconstruct(example("cat"), 0.75, 2, image_size=144)
     # The model's own size is never too large.
     assert (
-        ReconstructionService({"m": small_reconstructor("m")}, max_image_size=16)
+        ReconstructionService(
+            {"m": small_reconstructor("m")}, settings=AppSettings(max_image_size=16)
+        )
         .reconstruct(example("cat"), 0.75, 2)
         .facts["height"]
         == 112
@@ -240,6 +260,12 @@ def load(*weights: str, device: str = "cpu") -> ReconstructionService:
     return ReconstructionService.load(AppSettings(device=device, weights=weights, fetch="none"))
 
 
+def joined(service: ReconstructionService) -> None:
+    """Wait until nothing is opened in the background any more."""
+    assert service._shelf is not None
+    service._shelf.join()
+
+
 def test_models_are_loaded_by_path_in_order(tmp_path: Path) -> None:
     for name in ("second", "first"):
         save_weights(tmp_path / f"{name}.safetensors", small_reconstructor().model, record={})
@@ -257,9 +283,40 @@ def test_two_weights_of_one_name_are_refused(tmp_path: Path) -> None:
         load(str(path), str(path))
 
 
-def test_weights_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError):
-        load(str(tmp_path / "none.safetensors"))
+def test_weights_that_cannot_be_opened_keep_their_place(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
+    save_weights(good, small_reconstructor().model, record={})
+    bad.write_bytes(good.read_bytes()[:5000])
+    service = load(str(bad), "no-such-weights", str(good))
+    joined(service)
+    assert service.models[:3] == ("bad", "no-such-weights", "good")
+    assert service.reconstruct(example("cat"), 0.75, 2, model="good").facts["model"] == "good"
+    # No other model is given in place of the one asked for.
+    with pytest.raises(CheckpointError, match=r"^bad cannot be used now, as its weights are"):
+        service.reconstruct(example("cat"), 0.75, 2)
+    assert "cannot be used now" in str(service.offer("no-such-weights").error)
+    assert [service.offer(name).state for name in service.models[:3]] == [
+        "failed", "failed", "ready",
+    ]  # fmt: skip
+    assert service.ready() == "the model bad is not there: failed"
+    assert load(str(good)).ready() is None
+
+
+def test_weights_that_arrive_later_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.fetching.RETRY_SECONDS", 0)
+    late = tmp_path / "late.safetensors"
+    service = load(str(late))
+    joined(service)
+    assert service.ready() == "the model late is not there: waiting"
+    joined(service)
+    save_weights(late, small_reconstructor().model, record={})
+    # What asks whether it is ready has it tried again.
+    assert service.ready() is not None
+    joined(service)
+    assert service.ready() is None
+    assert service.reconstruct(example("cat"), 0.75, 2).facts["model"] == "late"
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -272,3 +329,309 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_no_model_at_all_is_refused() -> None:
     with pytest.raises(ConfigError, match="no model"):
         ReconstructionService({})
+
+
+def load_of(service: ReconstructionService) -> tuple[int, int]:
+    """How many are computed, and how many wait."""
+    return service._scheduler.running, service._scheduler.waiting
+
+
+Steps = list[Waiting | Answer]
+
+
+async def steps_of(service: ReconstructionService, visitor: str = "v", **changes: Any) -> Steps:
+    """All that a request is told."""
+    values = Values(**{"image": example("cat"), "mask_ratio": 0.75, "seed": 2, **changes})
+    return [step async for step in service.answer(values, visitor)]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError
+
+
+async def in_line(service: ReconstructionService, *seeds: int) -> "list[asyncio.Task[Steps]]":
+    """Requests of which the first is being computed and the others wait."""
+    asked = []
+    for waiting, seed in enumerate(seeds):
+        asked.append(asyncio.create_task(steps_of(service, seed=seed)))
+        await until(lambda waiting=waiting: load_of(service) == (1, waiting))
+    return asked
+
+
+def numbers(service: ReconstructionService) -> str:
+    return service.metrics.exposition()[0].decode()
+
+
+def counted(service: ReconstructionService, outcome: str) -> float:
+    (line,) = re.findall(
+        rf'^mae_requests_total{{outcome="{outcome}"}} (.*)$', numbers(service), re.M
+    )
+    return float(line)
+
+
+def held_service(**settings: Any) -> tuple[HeldReconstructor, ReconstructionService]:
+    model = HeldReconstructor()
+    given = AppSettings(**{"rate": 0, "max_batch": 1, **settings})
+    return model, ReconstructionService({"small-random": model}, settings=given)
+
+
+def test_who_waits_is_told_the_place() -> None:
+    model, service = held_service()
+
+    async def three() -> list[Steps]:
+        asked = await in_line(service, 0, 1, 2)
+        await asyncio.sleep(0.7)
+        model.gate.set()
+        return await asyncio.gather(*asked)
+
+    with model.held():
+        told = asyncio.run(three())
+    assert [steps[0].place for steps in told] == [0, 1, 2]  # type: ignore[union-attr]
+    for seed, steps in enumerate(told):
+        assert isinstance(steps[-1], Answer)
+        assert steps[-1].facts["seed"] == seed
+    assert counted(service, "computed") == 3
+
+
+def test_how_long_it_takes_is_said_once_it_is_known() -> None:
+    model, service = held_service()
+
+    async def first_step(seed: int) -> Waiting:
+        async with aclosing(service.answer(Values(example("cat"), 0.75, seed), "v")) as steps:
+            async for step in steps:
+                assert isinstance(step, Waiting)
+                return step
+        raise AssertionError
+
+    with model.held():
+        assert asyncio.run(first_step(0)).seconds is None
+    service.reconstruct(example("cat"), 0.75, 1)
+    with model.held():
+        seconds = asyncio.run(first_step(2)).seconds
+    assert seconds is not None
+    assert 0 < seconds < 60
+
+
+def test_the_same_request_of_several_visitors_is_computed_once() -> None:
+    model, service = held_service()
+
+    async def together() -> list[Steps]:
+        asked = [asyncio.create_task(steps_of(service, f"v{i}")) for i in range(5)]
+        await asyncio.to_thread(model.begun.wait, 60)
+        await asyncio.sleep(0.2)
+        model.gate.set()
+        return await asyncio.gather(*asked)
+
+    with model.held():
+        told = asyncio.run(together())
+    assert model.sizes == [1]
+    assert len({id(steps[-1]) for steps in told}) == 1
+
+
+def test_what_is_cached_never_waits() -> None:
+    model, service = held_service(queue=1)
+    known = service.reconstruct(example("cat"), 0.75, 2)
+
+    async def beside_a_full_line() -> Steps:
+        others = await in_line(service, 3, 4)
+        told = await steps_of(service)
+        model.gate.set()
+        await asyncio.gather(*others)
+        return told
+
+    with model.held():
+        assert asyncio.run(beside_a_full_line()) == [known]
+    assert counted(service, "cached") == 1
+
+
+def test_a_full_line_refuses_at_once_and_in_words() -> None:
+    model, service = held_service(queue=1)
+    service.reconstruct(example("cat"), 0.75, 2)
+
+    async def one_too_many() -> None:
+        others = await in_line(service, 3, 4)
+        with pytest.raises(BusyError) as caught:
+            await steps_of(service, "w", seed=5)
+        assert (caught.value.reason, caught.value.waiting) == ("full", 1)
+        # From what the first one took.
+        assert caught.value.retry_seconds is not None
+        model.gate.set()
+        await asyncio.gather(*others)
+
+    with model.held():
+        asyncio.run(one_too_many())
+    assert counted(service, "busy") == 1
+
+
+def test_the_rate_counts_what_is_computed_only() -> None:
+    service = small_service(AppSettings(rate=6))
+
+    async def three() -> None:
+        for _ in range(3):
+            await steps_of(service)
+        with pytest.raises(BusyError) as caught:
+            await steps_of(service, seed=3)
+        assert caught.value.reason == "rate"
+        assert 0 < (caught.value.retry_seconds or 0) <= 10
+        # Another visitor has a rate of their own, and what is refused counts for nothing.
+        await steps_of(service, "w", seed=3)
+        with pytest.raises(MaskError):
+            await steps_of(service, "w", seed=-3)
+
+    asyncio.run(three())
+    assert (counted(service, "cached"), counted(service, "refused")) == (2, 1)
+
+
+def test_whoever_leaves_gives_up_the_place() -> None:
+    model, service = held_service()
+
+    async def leave() -> None:
+        (first,) = await in_line(service, 0)
+        steps = service.answer(Values(example("cat"), 0.75, 1), "w")
+        assert await anext(steps) == Waiting(1, None)
+        await steps.aclose()
+        assert load_of(service) == (1, 0)
+        second = asyncio.create_task(steps_of(service, seed=2))
+        await until(lambda: load_of(service) == (1, 1))
+        second.cancel()
+        await until(lambda: load_of(service) == (1, 0))
+        model.gate.set()
+        await first
+
+    with model.held():
+        asyncio.run(leave())
+    assert model.sizes == [1]
+    assert sum(counted(service, outcome) for outcome in OUTCOMES) == 1
+
+
+def test_one_bad_picture_does_not_spoil_its_batch() -> None:
+    model, service = held_service(max_batch=8)
+    broken = example("cat")[:8000]
+
+    async def ask_all() -> list[Any]:
+        (first,) = await in_line(service, 0)
+        images = [example("dogs"), broken, example("cat"), example("coffee")]
+        asked = [
+            asyncio.create_task(steps_of(service, f"v{i}", image=image, seed=i))
+            for i, image in enumerate(images)
+        ]
+        await until(lambda: load_of(service) == (1, 4))
+        model.gate.set()
+        await first
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    with model.held():
+        dogs, bad, cat, coffee = asyncio.run(ask_all())
+    assert model.sizes == [1, 3]
+    assert isinstance(bad, ImageFormatError)
+    for i, name, steps in ((0, "dogs", dogs), (2, "cat", cat), (3, "coffee", coffee)):
+        direct = small_reconstructor()(example(name), 0.75, i)
+        pasted = np.asarray(steps[-1].panels["pasted"]).astype(int)
+        assert np.abs(pasted - np.asarray(direct.panels()["pasted"])).max() <= 1
+        assert same(steps[-1].panels["masked"], direct.panels()["masked"])
+    assert 'mae_batch_size_bucket{le="4.0"} 2.0' in numbers(service)
+
+
+def test_a_waiting_request_holds_no_bytes(tmp_path: Path) -> None:
+    model, service = held_service()
+    path = tmp_path / "large.bmp"
+    Image.new("RGB", (2000, 1500)).save(path)
+    files = [tmp_path / f"{i}.bmp" for i in range(20)]
+    for i, file in enumerate(files):
+        file.write_bytes(path.read_bytes() + bytes([i]))
+
+    async def let_them_wait() -> int:
+        (first,) = await in_line(service, 2)
+        tracemalloc.start()
+        asked = [
+            asyncio.create_task(steps_of(service, str(file), image=PictureFile(file)))
+            for file in files
+        ]
+        await until(lambda: load_of(service) == (1, 20))
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        for task in asked:
+            task.cancel()
+        await until(lambda: load_of(service) == (1, 0))
+        model.gate.set()
+        await first
+        return held
+
+    with model.held():
+        # One of the files alone is 9 MB.
+        assert asyncio.run(let_them_wait()) < 2_000_000
+
+
+def test_a_file_that_is_replaced_while_it_waits_is_not_shown(tmp_path: Path) -> None:
+    model, service = held_service()
+    path = tmp_path / "mine.jpg"
+    path.write_bytes(example("cat"))
+
+    async def replace_it() -> None:
+        (first,) = await in_line(service, 2)
+        second = asyncio.create_task(steps_of(service, image=PictureFile(path), seed=1))
+        await until(lambda: load_of(service) == (1, 1))
+        path.write_bytes(example("dogs"))
+        service._pictures._decoded._values.clear()
+        model.gate.set()
+        await first
+        with pytest.raises(FileNotFoundError):
+            await second
+
+    with model.held():
+        asyncio.run(replace_it())
+
+
+def test_a_request_that_hangs_is_given_up_and_others_go_on() -> None:
+    model, service = held_service(request_seconds=0.3)
+
+    async def hang(seed: int) -> None:
+        with pytest.raises(TookTooLongError):
+            await steps_of(service, seed=seed)
+
+    with model.held():
+        for seed in range(3):
+            assert service.alive() is None
+            asyncio.run(hang(seed))
+    assert service.alive() == "3 workers hang"
+    assert service.reconstruct(example("cat"), 0.75, 9).facts["seed"] == 9
+    assert counted(service, "timeout") == 3
+
+
+def test_a_service_that_ends_answers_what_it_has() -> None:
+    model, service = held_service()
+
+    async def end() -> bool:
+        asked = await in_line(service, 0, 1, 2)
+        stopped = asyncio.create_task(asyncio.to_thread(service.stop, 60))
+        await until(lambda: service.ready() == "the server is about to end")
+        with pytest.raises(BusyError) as caught:
+            await steps_of(service, seed=9)
+        assert caught.value.reason == "stopping"
+        model.gate.set()
+        for steps in await asyncio.gather(*asked):
+            assert isinstance(steps[-1], Answer)
+        return await stopped
+
+    with model.held():
+        assert asyncio.run(end())
+
+
+def test_a_log_line_tells_nothing_of_the_visitor(caplog: pytest.LogCaptureFixture) -> None:
+    service = small_service()
+    with caplog.at_level("INFO"):
+        asyncio.run(steps_of(service, "192.0.2.7"))
+        asyncio.run(steps_of(service, "192.0.2.7"))
+        with pytest.raises(ConfigError):
+            asyncio.run(steps_of(service, model="<b>mine</b>"))
+    fields: list[Any] = [record.fields for record in caplog.records]  # type: ignore[attr-defined]
+    told = [{key: given[key] for key in given if key != "seconds"} for given in fields]
+    assert told == [
+        {"outcome": "computed", "model": "small-random", "place": 0, "batch": 1},
+        {"outcome": "cached", "model": "small-random"},
+        {"outcome": "refused", "model": "other"},
+    ]

@@ -31,9 +31,47 @@ def test_environment() -> None:
 
 
 def test_empty_variables_count_as_not_set() -> None:
-    names = ("HOST", "PORT", "DEVICE", "WEIGHTS", "FETCH", "MEMORY_GB", "MAX_IMAGE_SIZE")
-    empty = {f"MAE_{name}": "" for name in names}
+    names = [f"MAE_{setting.name.upper()}" for setting in dataclasses.fields(AppSettings)]
+    empty = dict.fromkeys([*names, "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "SPACE_ID"], "")
     assert AppSettings.from_env(empty) == AppSettings()
+
+
+def test_how_many_may_ask_comes_from_the_environment() -> None:
+    given = {
+        "MAE_WORKERS": "2", "MAE_MAX_BATCH": "4", "MAE_QUEUE": "50", "MAE_PER_VISITOR": "3",
+        "MAE_RATE": "30", "MAE_REQUEST_SECONDS": "12.5", "MAE_PROXIES": "2", "MAE_DISK_GB": "0.5",
+        "MAE_DRAIN_SECONDS": "5",
+    }  # fmt: skip
+    assert AppSettings.from_env(given) == AppSettings(
+        workers=2, max_batch=4, queue=50, per_visitor=3, rate=30, request_seconds=12.5, proxies=2,
+        disk_gb=0.5, drain_seconds=5,
+    )  # fmt: skip
+
+
+def test_gradios_host_and_port_are_second_choice() -> None:
+    gradios = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": "7861"}
+    settings = AppSettings.from_env(gradios)
+    assert (settings.host, settings.port) == ("0.0.0.0", 7861)
+    settings = AppSettings.from_env({**gradios, "MAE_HOST": "127.0.0.2", "MAE_PORT": "8000"})
+    assert (settings.host, settings.port) == ("127.0.0.2", 8000)
+
+
+def test_a_space_has_a_proxy_in_front() -> None:
+    assert AppSettings.from_env({"SPACE_ID": "me/mae"}).proxies == 1
+    assert AppSettings.from_env({"SPACE_ID": "me/mae", "MAE_PROXIES": "0"}).proxies == 0
+
+
+def test_every_setting_is_a_flag() -> None:
+    flags = ["--queue", "7", "--per-visitor", "2", "--rate", "0", "--drain-seconds", "1.5"]
+    assert parse_settings(flags) == AppSettings(queue=7, per_visitor=2, rate=0, drain_seconds=1.5)
+
+
+def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_settings(["--help"])
+    shown = capsys.readouterr().out
+    for setting in dataclasses.fields(AppSettings):
+        assert f"--{setting.name.replace('_', '-')}" in shown
 
 
 @pytest.mark.parametrize("port", ["http", "80.5", "0", "-1", "65536"])
@@ -50,9 +88,19 @@ def test_a_bad_port_is_refused_with_what_is_allowed(port: str) -> None:
         ("MEMORY_GB", "-1", "a number from 0"),
         ("MEMORY_GB", "nan", "a number from 0"),
         ("MEMORY_GB", "inf", "a number from 0"),
-        ("MAX_IMAGE_SIZE", "1e3", "a whole number up to 1024"),
+        ("MAX_IMAGE_SIZE", "1e3", "a whole number from 1 to 1024"),
         ("MAX_IMAGE_SIZE", "0", "from 1 to 1024"),
         ("MAX_IMAGE_SIZE", "2048", "from 1 to 1024"),
+        ("WORKERS", "0", "a whole number from 1 to 64"),
+        ("MAX_BATCH", "-1", "a whole number from 0 to 256"),
+        ("QUEUE", "0", "a whole number from 1 to 10000"),
+        ("PER_VISITOR", "many", "a whole number from 1 to 10000"),
+        ("RATE", "-1", "a number from 0, such as 600"),
+        ("REQUEST_SECONDS", "0", "a number from 0.1 to 3600"),
+        ("REQUEST_SECONDS", "inf", "a number from 0.1 to 3600"),
+        ("PROXIES", "-1", "a whole number from 0 to 10"),
+        ("DISK_GB", "0", "a number from 0.1"),
+        ("DRAIN_SECONDS", "nan", "a number from 0 to 3600"),
     ],
 )
 def test_a_bad_limit_is_refused_with_what_is_allowed(name: str, value: str, allowed: str) -> None:

@@ -11,7 +11,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from app.service import ReconstructionService
-from tests.app.serving import served, small_service
+from app.settings import AppSettings
+from tests.app.serving import HeldReconstructor, served
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = [
@@ -44,8 +45,15 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def service() -> ReconstructionService:
-    return small_service()
+def model() -> HeldReconstructor:
+    """What answers the page, as slowly as a test wants."""
+    return HeldReconstructor()
+
+
+@pytest.fixture(scope="module")
+def service(model: HeldReconstructor) -> ReconstructionService:
+    settings = AppSettings(rate=0, max_batch=1)
+    return ReconstructionService({"small-random": model}, settings=settings)
 
 
 @pytest.fixture(scope="module")

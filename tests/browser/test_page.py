@@ -14,7 +14,7 @@ from app.handlers import PANELS
 from app.i18n import STRINGS
 from app.service import ReconstructionService
 from app.ui import EXAMPLES
-from tests.app.serving import encoded, example
+from tests.app.serving import HeldReconstructor, encoded, example
 from tests.browser.conftest import DESKTOP, PHONE, gone
 
 pytestmark = pytest.mark.browser
@@ -143,11 +143,13 @@ def test_the_same_seed_gives_the_same_masked_panel(view: Page) -> None:
     assert np.array_equal(panel(view, "masked"), first)
 
 
-def test_rapid_moves_end_in_the_last_state(view: Page, service: ReconstructionService) -> None:
+def test_rapid_moves_end_in_the_last_state(
+    view: Page, service: ReconstructionService, model: HeldReconstructor
+) -> None:
     calls: list[str] = []
     view.on("request", lambda r: calls.append(r.url) if "/queue/join" in r.url else None)
     # However slow the browser is, the model is slower: it waits until all moves are made.
-    with service._models["small-random"]._lock:
+    with model.held():
         for step in range(30):
             slide(view, "mask-ratio", round(0.2 + 0.02 * step, 2))
             slide(view, "seed", 100 + step)
@@ -310,6 +312,17 @@ def test_a_chinese_browser_gets_chinese(view: Page) -> None:
             assert english not in body.split("\n"), english
     choose_file(view, "notes.png", b"not a picture")
     expect(view.locator("#facts [role=alert]")).to_contain_text("没有可用的图片")
+
+
+ELSEWHERE = ["zh-HK", "zh-MO", "zh-SG", "zh", "zh-Hant-HK"]
+
+
+@pytest.mark.parametrize(
+    "view", [{"locale": locale} for locale in ELSEWHERE], indirect=True, ids=ELSEWHERE
+)
+def test_chinese_of_other_places_is_chinese_too(view: Page) -> None:
+    expect(view.locator("#title")).to_have_text(STRINGS["zh"]["title"])
+    expect(view.locator("#seed")).to_contain_text(STRINGS["zh"]["seed"])
 
 
 @pytest.mark.parametrize("view", [{"locale": "fr-FR"}], indirect=True, ids=["fr-FR"])

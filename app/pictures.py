@@ -1,0 +1,132 @@
+"""The pictures that requests are about: known by what is in their files, read when it is time.
+
+A request that waits holds the place of a file, not its bytes, so a long line takes no memory. What
+was read and decoded last is kept for the next move of a slider.
+"""
+
+import hashlib
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from PIL import Image
+
+from app.cache import LRUCache
+from mae_core import decode_image
+
+# A decoded picture takes at most 12 MiB.
+_DECODED_BYTES = 96 * 2**20
+
+# Files whose digest is remembered.
+_MOST_FILES = 4096
+
+_READ_BYTES = 2**20
+
+
+class PictureSource(Protocol):
+    """Where a picture's bytes come from; nobody has looked into them."""
+
+    def identity(self) -> Hashable:
+        """What differs whenever the bytes may differ; None where only the bytes tell."""
+
+    def digest(self) -> str:
+        """The SHA-256 of the bytes, in hexadecimal digits."""
+
+    def read(self) -> bytes:
+        """The bytes."""
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture file on this machine's disk."""
+
+    path: Path
+
+    def identity(self) -> Hashable:
+        """The file's place, time, size and number."""
+        status = self.path.stat()
+        return self.path, status.st_mtime_ns, status.st_size, status.st_ino
+
+    def digest(self) -> str:
+        """The SHA-256 of the file, which is never in memory as a whole."""
+        with self.path.open("rb") as file:
+            return _digest_of(file)
+
+    def read(self) -> bytes:
+        """The file's bytes."""
+        return self.path.read_bytes()
+
+
+@dataclass(frozen=True)
+class PictureBytes:
+    """A picture file that is in memory."""
+
+    data: bytes
+
+    def identity(self) -> None:
+        """Nothing but the bytes."""
+
+    def digest(self) -> str:
+        """The SHA-256 of the bytes."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def read(self) -> bytes:
+        """The bytes."""
+        return self.data
+
+
+class Pictures:
+    """Digests and decoded pictures, those used last. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._digests: LRUCache[Hashable, str] = LRUCache(_MOST_FILES, lambda digest: 1)
+        self._decoded: LRUCache[str, Image.Image] = LRUCache(_DECODED_BYTES, bytes_of)
+
+    @property
+    def bytes(self) -> int:
+        """What the decoded pictures take."""
+        return self._decoded.size
+
+    def digest(self, source: PictureSource) -> str:
+        """What a picture's file is known by.
+
+        Raises:
+            FileNotFoundError: If the file is gone.
+        """
+        identity = source.identity()
+        digest = None if identity is None else self._digests.get(identity)
+        if digest is None:
+            digest = source.digest()
+            if identity is not None:
+                self._digests.put(identity, digest)
+        return digest
+
+    def decoded(self, source: PictureSource, digest: str) -> Image.Image:
+        """A picture, of which `digest` was said before.
+
+        Raises:
+            FileNotFoundError: If the file is gone, or is another by now.
+            ImageError: If it cannot be used.
+        """
+        picture = self._decoded.get(digest)
+        if picture is None:
+            data = source.read()
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise FileNotFoundError("the picture was replaced")
+            picture = decode_image(data)
+            self._decoded.put(digest, picture)
+        return picture
+
+
+def bytes_of(picture: Image.Image) -> int:
+    """What a picture takes in memory."""
+    return picture.width * picture.height * len(picture.getbands())
+
+
+def _digest_of(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while part := file.read(_READ_BYTES):
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,499 @@
+"""Spaces, against a hub of our own; the real one has not been asked."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, SpaceCard, SpaceRuntime, constants
+
+import app.deploy.waiting
+from app.deploy.__main__ import main
+from app.deploy.card import front_matter, space_readme
+from app.deploy.files import CPU_TORCH_INDEX, ROOT, Content, content_bytes, space_files
+from app.deploy.weights import ChosenWeights, choose_weights
+from mae_core import ConfigError, MAEError
+from mae_core.checkpoint import save_weights
+from tests.app.serving import save_step, small_reconstructor
+from tests.hub import TOKEN, Hub, running_hub
+
+# The hub's client says this of itself as it sends a large file.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
+NAME = "me/mae"
+SECRET = "hf_" + "onlyreads"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that the client in this process asks, without the patience that real ones need."""
+    with running_hub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(app.deploy.waiting, "_POLL_SECONDS", 0.0)
+        yield hub
+
+
+@dataclass
+class Said:
+    """How the command ended, and what it printed."""
+
+    status: int
+    output: str
+    error: str
+
+
+Say = Callable[..., Said]
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Iterator[Say]:
+    """Runs the command in this process."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+
+    def run(*arguments: str, space: str = NAME) -> Said:
+        # Set up once, it would print to where standard output was then.
+        root.handlers[:] = []
+        capsys.readouterr()
+        said = Said(main([space, *arguments]), *capsys.readouterr())
+        for never in (TOKEN, SECRET, "Traceback"):
+            assert never not in said.output + said.error
+        return said
+
+    yield run
+    root.handlers[:], root.level = before
+
+
+def deployed(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app.deploy", NAME, *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_whole_command_and_again_changes_nothing(hub: Hub, tmp_path: Path) -> None:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    environment = inherited | {
+        "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path),
+        "HF_HUB_DISABLE_XET": "1", "READER": SECRET,
+    }  # fmt: skip
+    hub.course = ["RUNNING"]
+    arguments = ("--private", "--variable", "MAE_FETCH=none", "--secret", "READER")
+    done = deployed(*arguments, environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    space = hub.spaces[NAME]
+    assert done.stdout.splitlines()[-1] == f"up: {hub.url}/spaces/{NAME}"
+    assert (space.sdk, space.hardware, space.private) == ("gradio", "zero-a10g", True)
+    assert space.variables == {"MAE_FETCH": "none"}
+    assert space.secrets == {"READER": SECRET}
+    sent = data_of(space_files("gradio", "zero-a10g", choose_weights((), list)))
+    assert space.files == sent | {".gitattributes": space.files[".gitattributes"]}
+    changes = len(hub.changes)
+    again = deployed(*arguments, environment=environment)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "nothing to change" in again.stdout
+    assert len(hub.changes) == changes
+    for output in (done.stdout + done.stderr, again.stdout + again.stderr):
+        assert TOKEN not in output
+        assert SECRET not in output
+
+
+def test_a_dry_run_says_all_and_sends_nothing(hub: Hub, say: Say) -> None:
+    said = say("--dry-run", "--variable", "MAE_FETCH=none")
+    assert said.status == 0
+    assert not hub.requests
+    for name, content in space_files("gradio", "zero-a10g", choose_weights((), list)).items():
+        assert f"{len(content_bytes(content)):,}  {name}\n" in said.output
+    assert "sdk: gradio" in said.output
+    assert "variable MAE_FETCH: none" in said.output
+
+
+def test_only_what_differs_is_changed(hub: Hub, say: Say) -> None:
+    first = say("--hardware", "cpu-basic")
+    assert first.status == 0, first.error
+    space = hub.spaces[NAME]
+    right = dict(space.files)
+    space.files |= {"app/ui.py": b"changed", "old.py": b"of before"}
+    del space.files["weights/mae-tiny.safetensors"]
+    space.variables |= {"MAE_WEIGHTS": "of-before", "OTHERS": "kept"}
+    hub.changes.clear()
+    # What is not said stays as it is: the hardware is not the default.
+    said = say("--private", "--sleep-seconds", "600", "--hardware", "t4-small")
+    assert said.status == 0
+    assert space.private
+    assert (space.hardware, space.sleep_seconds) == ("t4-small", 600)
+    assert space.variables == {"OTHERS": "kept"}
+    assert space.files.keys() == right.keys()
+    assert space.files["app/ui.py"] == right["app/ui.py"]
+    commits = [change for change in hub.changes if change.endswith("/commit/main")]
+    assert len(commits) == 1
+    assert "deleted old.py" in said.output
+    hub.changes.clear()
+    said = say("--sleep-seconds", "600")
+    assert said.status == 0
+    assert "nothing to change" in said.output
+    assert (hub.changes, space.private, space.hardware) == ([], True, "t4-small")
+
+
+def test_secrets_are_sent_once_or_when_it_is_said(
+    hub: Hub, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("READER", SECRET)
+    assert say("--secret", "READER").status == 0
+    hub.spaces[NAME].secrets["READER"] = "somebody's"
+    assert say("--secret", "READER").status == 0
+    assert hub.spaces[NAME].secrets == {"READER": "somebody's"}
+    assert say("--secret", "READER", "--replace-secrets").status == 0
+    assert hub.spaces[NAME].secrets == {"READER": SECRET}
+    monkeypatch.delenv("READER")
+    assert "there is no variable READER here" in say("--secret", "READER").error
+    # Who deploys may write everywhere; the page of the public must not.
+    assert "HF_TOKEN is the token that deploys" in say("--secret", "HF_TOKEN").error
+
+
+@pytest.mark.parametrize(
+    ("stages", "status", "words"),
+    [
+        (["BUILDING", "APP_STARTING", "RUNNING"], 0, "up: "),
+        # What runs first is the commit before.
+        (["old:RUNNING", "BUILDING", "RUNNING"], 0, "RUNNING\nBUILDING\nRUNNING\nup: "),
+        (["RUNNING_BUILDING", "SLEEPING"], 0, "it sleeps until its next visitor"),
+        (["BUILDING", "BUILD_ERROR"], 2, "does not run: it could not be built"),
+        (["BUILDING", "RUNTIME_ERROR"], 2, "does not run: it was built and then failed"),
+        (["CONFIG_ERROR"], 2, "does not understand the top of its README.md"),
+        (["PAUSED"], 2, "somebody paused it"),
+        (["BUILDING"], 2, "is not up after 0.2 s (BUILDING); it goes on without this command"),
+        (["INVENTED"], 2, "is not up after 0.2 s (INVENTED); it goes on without this command"),
+    ],
+    ids=["up", "updated", "sleeps", "build", "run", "config", "paused", "late", "unknown"],
+)
+def test_it_waits_until_the_space_is_up_or_will_not_be(
+    hub: Hub, say: Say, monkeypatch: pytest.MonkeyPatch,
+    stages: list[str], status: int, words: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(app.deploy.waiting, "_SETTLING_SECONDS", -1.0)
+    hub.course, hub.log = stages, "first\n" + "more\n" * 30 + "no \x1b[31mmatching torch\n"
+    said = say("--timeout", "60" if status == 0 or "0.2" not in words else "0.2")
+    assert said.status == status
+    assert words in (said.error if status else said.output)
+    does_not_run = "does not run" in said.error
+    assert ("  | no [31mmatching torch\n" in said.output) == does_not_run
+    assert "first" not in said.output
+    assert ("  | more\n" in said.output) == does_not_run
+
+
+def test_a_failure_of_the_commit_before_is_none(
+    hub: Hub, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.course = ["old:BUILD_ERROR", "BUILDING", "RUNNING"]
+    assert say().status == 0
+
+
+def test_the_hub_may_fail_to_answer_while_it_builds(
+    hub: Hub, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, troubles = app.deploy.waiting._runtime, [False, True, False]
+
+    def troubled(api: HfApi, repo_id: str) -> SpaceRuntime | None:
+        if troubles.pop(0):
+            hub.refuse_once["/runtime"] = 503
+        return look(api, repo_id)
+
+    monkeypatch.setattr(app.deploy.waiting, "_runtime", troubled)
+    hub.course = ["BUILDING", "RUNNING"]
+    said = say()
+    assert said.status == 0
+    assert "BUILDING\nno answer from the hub\nRUNNING\nup: " in said.output
+
+
+def test_an_interrupt_says_that_the_hub_goes_on(
+    hub: Hub, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("app.deploy.waiting.time.sleep", interrupted)
+    said = say()
+    assert said.status == 130
+    assert said.output.endswith(
+        f"not waiting any longer; the hub goes on: {hub.url}/spaces/{NAME}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "words"),
+    [
+        ("/api/repos/create", 401, "does not know the token; make one that may write"),
+        ("/api/repos/create", 402, "a free one may have a Gradio Space on ZeroGPU"),
+        ("/api/repos/create", 403, "the token may not write there (not today)"),
+        ("/api/repos/create", 409, "in its way (not today)"),
+        ("/api/repos/create", 429, "too many requests from this account"),
+        ("/api/repos/create", 500, "the hub is in trouble (500)"),
+        ("/variables", 403, "the token may not write there (not today)"),
+        ("/tree/", 404, "check the name"),
+        ("/commit/", 400, "what was done before is kept, and the same command goes on"),
+        ("/commit/", 418, "the hub answered 418 (not today)"),
+    ],
+)
+def test_refusals_are_sentences_and_the_next_try_goes_on(
+    hub: Hub, say: Say, part: str, status: int, words: str
+) -> None:
+    hub.refuse_once[part] = status
+    said = say()
+    assert said.status == 2
+    assert said.error.splitlines()[-1].startswith("error: could not ")
+    assert words in said.error
+    assert not hub.refuse_once
+    assert say().status == 0
+
+
+def test_somebody_elses_name_a_wrong_token_and_none(
+    hub: Hub, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "You are not you" in say(space="you/mae").error
+    assert "give USER/NAME, such as me/mae" in say(space="mae").error
+    assert say().status == 0
+    hub.spaces["you/mae"] = hub.spaces[NAME]
+    assert "the token may not write there" in say("--variable", "A=b", space="you/mae").error
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert "the hub does not know the token" in say().error
+    monkeypatch.setenv("HF_TOKEN", "")
+    assert say().error == "error: there is no token; run `hf auth login`, or set HF_TOKEN to one\n"
+
+
+def test_no_way_to_the_hub_is_a_sentence(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert "HF_HUB_OFFLINE is set; unset it" in say().error
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    said = say()
+    assert said.status == 2
+    assert "check the network and HF_ENDPOINT" in said.error
+
+
+def test_a_space_of_something_else_is_left_alone(hub: Hub, say: Say) -> None:
+    assert say().status == 0
+    files = hub.spaces[NAME].files
+    files.clear()
+    files |= {"README.md": b"---\nsdk: gradio\n---\n", "app.py": b"years of work"}
+    said = say()
+    assert said.status == 2
+    assert "holds something else (app.py), which would be deleted" in said.error
+    assert files["app.py"] == b"years of work"
+    assert hub.spaces[NAME].commits == 2
+
+
+def test_a_free_account_has_zerogpu(hub: Hub, say: Say) -> None:
+    hub.pays = False
+    assert "--sdk gradio --hardware zero-a10g" in say("--sdk", "docker").error
+    assert say().status == 0
+    assert "--sdk gradio --hardware zero-a10g" in say("--hardware", "t4-small").error
+    assert hub.spaces[NAME].hardware == "zero-a10g"
+
+
+def test_a_docker_space_has_its_dockerfile(hub: Hub, say: Say) -> None:
+    assert say("--sdk", "docker").status == 0
+    space = hub.spaces[NAME]
+    assert (space.sdk, space.hardware) == ("docker", "cpu-basic")
+    assert {"Dockerfile", ".dockerignore"} <= space.files.keys()
+    card = SpaceCard(space.files["README.md"].decode()).data
+    assert (card.app_port, card.app_file) == (7860, None)
+    assert f"ARG TORCH_INDEX={CPU_TORCH_INDEX}\n".encode() in space.files["Dockerfile"]
+    # What it is need not be said again.
+    assert "nothing to change" in say().output
+    assert "runs Gradio Spaces only" in say("--hardware", "zero-a10g").error
+    assert say("--hardware", "t4-small").status == 0
+    assert b"ARG TORCH_INDEX=\n" in space.files["Dockerfile"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--variable", "A"], ["--variable", "1=2"], ["--variable", "MAE_WEIGHTS=x"],
+     ["--secret", "a b"], ["--hardware", "abacus"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_mistakes_are_said_before_anything_is_asked(
+    hub: Hub, say: Say, arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        say(*arguments)
+    assert not hub.requests
+
+
+def test_mistakes_of_the_free_hardware_and_the_index(hub: Hub, say: Say) -> None:
+    assert "the hub decides when" in say("--sleep-seconds", "60").error
+    assert "no address of packages" in say("--torch-index", "a b\n").error
+    assert not hub.spaces
+
+
+# Files.
+
+
+@pytest.fixture(scope="module")
+def chosen() -> ChosenWeights:
+    return choose_weights((), list)
+
+
+def data_of(files: Mapping[str, Content]) -> dict[str, bytes]:
+    return {name: content_bytes(content) for name, content in files.items()}
+
+
+def test_all_that_git_knows_of_the_page_is_sent_and_nothing_else(chosen: ChosenWeights) -> None:
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout, so nothing says which files are ours")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard",
+         "app", "mae_core", "weights"],
+        cwd=ROOT, capture_output=True, check=True,
+    ).stdout.decode().split("\0")  # fmt: skip
+    known = {name for name in listed if (ROOT / name).is_file()}
+    beside = {"LICENSE", "README.md", "requirements.txt", "docs/panels.png"}
+    ours = {name for name in known if not name.startswith("app/deploy/")} | beside
+    assert set(space_files("gradio", "cpu-basic", chosen)) == ours
+
+
+def test_what_lies_about_is_not_sent(chosen: ChosenWeights, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    for name, content in space_files("docker", "cpu-basic", chosen).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content_bytes(content))
+    shutil.copy(ROOT / "requirements-zerogpu.txt", root)
+    expected = space_files("docker", "zero-a10g", chosen, root=root)
+    lying = (
+        ".env", ".git/config", "app/.env", "app/.ui.py", "app/notes.txt", "app/ui.py~",
+        "app/__pycache__/ui.pyc", "app/.hidden/ui.py", "mae_core/.cache/x.py", "mae_core/mine.pt",
+        "runs/quick/weights.safetensors", "weights/mine.safetensors", "app/assets/mine.jpg",
+        "app/assets/examples/.mine.jpg", "docs/notes.md", "tests/test_x.py", "token",
+    )  # fmt: skip
+    for name in lying:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("secret")
+    assert data_of(space_files("docker", "zero-a10g", chosen, root=root)) == data_of(expected)
+    (root / "LICENSE").unlink()
+    with pytest.raises(ConfigError, match="LICENSE is missing; restore it"):
+        space_files("docker", "zero-a10g", chosen, root=root)
+
+
+def requirements_of(hardware: str, chosen: ChosenWeights, index: str | None = None) -> str:
+    return data_of(space_files("gradio", hardware, chosen, index))["requirements.txt"].decode()
+
+
+def test_each_hardware_gets_the_torch_that_it_takes(chosen: ChosenWeights) -> None:
+    plain = (ROOT / "requirements.txt").read_text()
+    assert requirements_of("t4-small", chosen) == plain
+    on_cpu = f"--extra-index-url {CPU_TORCH_INDEX}\n{plain}"
+    assert requirements_of("cpu-basic", chosen) == on_cpu
+    own = requirements_of("cpu-upgrade", chosen, "https://example.org/simple")
+    assert own == f"--extra-index-url https://example.org/simple\n{plain}"
+    zero = requirements_of("zero-a10g", chosen)
+    assert zero == (ROOT / "requirements-zerogpu.txt").read_text()
+
+
+def pins(name: str) -> set[str]:
+    lines = (ROOT / name).read_text().splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
+
+
+def test_zerogpu_differs_in_its_torch_only() -> None:
+    theirs, ours = pins("requirements-zerogpu.txt"), pins("requirements.txt")
+    assert {line.split("==")[0] for line in theirs - ours} == {"spaces", "torch", "torchvision"}
+    assert {line.split("==")[0] for line in ours - theirs} == {"torch", "torchvision"}
+
+
+@pytest.mark.parametrize("sdk", ["gradio", "docker"])
+def test_the_hub_reads_the_front_matter(sdk: str) -> None:
+    block = front_matter("gradio==1.2.3\n", sdk=sdk, preload=["a/b c,d"], models=["a/b"])
+    card = SpaceCard(block + "\n# Title\n").data.to_dict()
+    assert (card["sdk"], card["license"], card["models"]) == (sdk, "apache-2.0", ["a/b"])
+    assert len(card["short_description"]) <= 60
+    assert card["preload_from_hub"] == ["a/b c,d"]
+    assert card["disable_embedding"] is False
+    if sdk == "gradio":
+        # As text: 3.10 as a number would be 3.1.
+        started = (card["sdk_version"], card["python_version"], card["app_file"])
+        assert started == ("1.2.3", "3.12", "app/space.py")
+        assert (ROOT / card["app_file"]).is_file()
+    with pytest.raises(ConfigError, match="pins no gradio"):
+        front_matter("gradio>=6\n")
+
+
+def test_the_projects_own_readme_has_the_front_matter_of_a_space() -> None:
+    block = front_matter((ROOT / "requirements.txt").read_text())
+    readme = (ROOT / "README.md").read_text()
+    assert readme.startswith(block)
+    assert SpaceCard(readme).data.to_dict() == SpaceCard(block).data.to_dict()
+    sent = space_readme(readme, "---\nsdk: docker\n---\n")
+    assert sent == readme.replace(block, "---\nsdk: docker\n---\n")
+
+
+# Weights.
+
+
+def test_published_weights_are_preloaded_or_fetched_later(hub: Hub, say: Say) -> None:
+    there = ("config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5", "README.md")
+    hub.publish("facebook/vit-mae-base", dict.fromkeys(there, b""))
+    said = say("--weights", "vit-mae-base,mae-tiny,mae-base-visualize")
+    assert said.status == 0
+    space = hub.spaces[NAME]
+    assert space.variables == {"MAE_WEIGHTS": "vit-mae-base,mae-tiny,mae-base-visualize"}
+    card = SpaceCard(space.files["README.md"].decode()).data.to_dict()
+    # No other file of the repository.
+    preloaded = ["facebook/vit-mae-base config.json,model.safetensors"]
+    assert card["preload_from_hub"] == preloaded
+    assert card["models"] == ["facebook/vit-mae-base"]
+    assert (
+        "fetched once the page is up, which says so meanwhile: mae-base-visualize\n" in said.output
+    )
+    assert "weights/mae-tiny.safetensors" in space.files
+    # Without --weights they are gone again.
+    assert say().status == 0
+    assert space.variables == {}
+    assert "preload_from_hub" not in space.files["README.md"].decode()
+
+
+def test_ones_own_file_and_run_are_sent_as_one_file_each(
+    hub: Hub, say: Say, tmp_path: Path
+) -> None:
+    model = small_reconstructor().model
+    run = tmp_path / "roses, red"
+    run.mkdir()
+    save_weights(run / "weights.safetensors", model, record={})
+    save_weights(tmp_path / "mine.safetensors", model, record={})
+    (tmp_path / "linked").symlink_to(run)
+    assert say("--weights", f"{tmp_path / 'linked'},{tmp_path / 'mine.safetensors'}").status == 0
+    space = hub.spaces[NAME]
+    own = "weights/roses-red.safetensors"
+    assert space.variables == {"MAE_WEIGHTS": f"{own},weights/mine.safetensors"}
+    assert space.files[own] == (run / "weights.safetensors").read_bytes()
+    again = say("--weights", f"{tmp_path / 'linked'},{tmp_path / 'mine.safetensors'}")
+    assert "nothing to change" in again.output
+
+
+def test_weights_that_a_space_cannot_show_are_refused(hub: Hub, tmp_path: Path) -> None:
+    def refused(*sources: str) -> str:
+        with pytest.raises(MAEError) as caught:
+            choose_weights(sources, lambda _: ["README.md", "tf_model.h5"])
+        return str(caught.value)
+
+    (tmp_path / "run").mkdir()
+    save_step(tmp_path / "run", 3)
+    assert "is not finished; start the same training command" in refused(str(tmp_path / "run"))
+    assert "has no decoder (encoder)" in refused("mae-base-pretrain")
+    assert "has no weights that are read here" in refused("me/nothing")
+    assert "given twice" in refused("mae-tiny", "mae-tiny")
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"")
+    assert "is more than one file; make one of it first" in refused(str(folder))
+    (tmp_path / "mae-tiny.safetensors").write_bytes(b"damaged")
+    assert "safetensors" in refused(str(tmp_path / "mae-tiny.safetensors"))
+    save_weights(tmp_path / "mae-tiny.safetensors", small_reconstructor().model, record={})
+    assert "there already are weights called" in refused(str(tmp_path / "mae-tiny.safetensors"))

@@ -1,0 +1,194 @@
+"""A server with much to do, or without its weights, as the page shows it in a real Chromium."""
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from app.requests import Values
+from app.service import ReconstructionService
+from app.settings import AppSettings
+from mae_core.checkpoint import save_weights
+from tests.app.serving import HeldReconstructor, example, served, small_reconstructor
+from tests.browser.conftest import DESKTOP, PHONE, TIMEOUT, gone, watched
+from tests.browser.test_page import expected, seen, shows, slide, sources
+
+pytestmark = pytest.mark.browser
+
+ON_A_PHONE = {"viewport": PHONE, "is_mobile": True, "has_touch": True, "locale": "zh-CN"}
+
+
+@pytest.fixture(scope="module")
+def service(model: HeldReconstructor) -> ReconstructionService:
+    settings = AppSettings(rate=0, max_batch=1, queue=4)
+    return ReconstructionService({"small-random": model}, settings=settings)
+
+
+# What the others ask for is never in the cache.
+SEEDS = itertools.count(5000)
+
+
+class Crowd:
+    """Other visitors, whose requests are computed one after the other."""
+
+    def __init__(self, service: ReconstructionService) -> None:
+        self._service = service
+        self._threads: list[threading.Thread] = []
+
+    def joins(self, visitors: int) -> None:
+        """Put requests in the line, or at the model if nobody is there."""
+        for _ in range(visitors):
+            self._threads.append(threading.Thread(target=self._ask, args=(next(SEEDS),)))
+            self._threads[-1].start()
+
+    def leaves(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, seed: int) -> None:
+        async def ask() -> None:
+            values = Values(example("dogs"), 0.5, seed)
+            async for _ in self._service.answer(values, f"visitor {seed}"):
+                pass
+
+        asyncio.run(ask())
+
+
+@contextmanager
+def crowded(
+    model: HeldReconstructor, service: ReconstructionService, waiting: int
+) -> Iterator[None]:
+    """Have others wait for as long as this lasts."""
+    crowd = Crowd(service)
+    try:
+        with model.held():
+            crowd.joins(1)
+            assert model.begun.wait(TIMEOUT / 1000)
+            crowd.joins(waiting)
+            while service._scheduler.waiting < waiting:
+                threading.Event().wait(0.01)
+            yield
+    finally:
+        crowd.leaves()
+
+
+def test_who_waits_sees_the_place(
+    view: Page, service: ReconstructionService, model: HeldReconstructor
+) -> None:
+    before = sources(view)
+    with crowded(model, service, waiting=3):
+        slide(view, "seed", 7)
+        seen(view, "3 are before you")
+        expect(view.locator("#facts .waiting")).to_be_visible()
+        # What is there stays until there is something else.
+        assert sources(view) == before
+    shows(view, expected(service, example("cat"), 0.75, 7))
+    expect(view.locator("#facts .waiting")).to_have_count(0)
+
+
+@pytest.mark.parametrize("view", [ON_A_PHONE], indirect=True, ids=["phone"])
+def test_the_place_fits_a_chinese_phone(
+    view: Page, service: ReconstructionService, model: HeldReconstructor
+) -> None:
+    with crowded(model, service, waiting=3):
+        slide(view, "seed", 8)
+        seen(view, "您前面还有 3 个请求")
+        expect(view.locator("#facts .waiting")).to_be_in_viewport(ratio=1)
+        width = view.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+        assert width[0] <= width[1] == PHONE["width"]
+    shows(view, expected(service, example("cat"), 0.75, 8))
+
+
+def test_a_full_line_is_said_to_be(
+    view: Page, service: ReconstructionService, model: HeldReconstructor
+) -> None:
+    with crowded(model, service, waiting=4):
+        slide(view, "seed", 9)
+        alert = view.locator("#facts [role=alert]")
+        expect(alert).to_contain_text("Too many are waiting (4). Please try again in")
+        expect(view.locator("#panels img")).to_have_count(0)
+    slide(view, "seed", 10)
+    shows(view, expected(service, example("cat"), 0.75, 10))
+
+
+def test_a_slider_dragged_while_others_wait_ends_in_the_last_state(
+    view: Page, service: ReconstructionService, model: HeldReconstructor
+) -> None:
+    with crowded(model, service, waiting=2):
+        for step in range(20):
+            slide(view, "mask-ratio", round(0.3 + 0.02 * step, 2))
+            slide(view, "seed", 200 + step)
+        seen(view, "2 are before you")
+        slide(view, "mask-ratio", 0.9)
+    seen(view, "4 of 49 patches seen")
+    last = expected(service, example("cat"), 0.9, 219)
+    shows(view, last)
+    view.wait_for_timeout(500)
+    shows(view, last)
+
+
+def test_who_closes_the_page_leaves_the_line(
+    view: Page, service: ReconstructionService, model: HeldReconstructor
+) -> None:
+    with crowded(model, service, waiting=1):
+        other = view.context.new_page()
+        other.goto(view.url)
+        other.locator("#panel-pasted img").wait_for()
+        slide(other, "seed", 11)
+        seen(other, "1 is before you")
+        assert service._scheduler.waiting == 2
+        other.close()
+        gone(view, lambda: service._scheduler.waiting == 2 and "the place is kept")
+
+
+@contextmanager
+def page_without_weights(folder: Path) -> Iterator[tuple[str, ReconstructionService]]:
+    """A page whose default weights are missing, and second ones good."""
+    good = folder / "good.safetensors"
+    save_weights(good, small_reconstructor().model, record={})
+    names = (str(folder / "missing.safetensors"), str(good))
+    settings = AppSettings(device="cpu", weights=names, fetch="none", rate=0)
+    service = ReconstructionService.load(settings)
+    with served(service) as url:
+        yield url, service
+
+
+@pytest.mark.parametrize(
+    ("options", "failed", "words"),
+    [
+        ({"viewport": DESKTOP, "locale": "en-US"}, "missing · cannot be used now", "missing"),
+        (ON_A_PHONE, "missing · 暂时无法使用", "这个模型无法使用"),
+    ],
+    ids=["desktop", "chinese phone"],
+)
+def test_a_page_without_its_weights_says_so_and_offers_the_others(
+    browser_context: BrowserContext, tmp_path: Path, failed: str, words: str
+) -> None:
+    with page_without_weights(tmp_path) as (url, service), watched(browser_context, url):
+        page = browser_context.new_page()
+        page.set_default_timeout(TIMEOUT)
+        page.goto(url)
+        alert = page.locator("#facts [role=alert]")
+        expect(alert).to_contain_text(words)
+        assert str(tmp_path) not in page.content()
+        expect(page.locator("#panels img")).to_have_count(0)
+        expect(page.locator("#model input")).to_have_value(failed)
+        width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+        assert width[0] <= width[1]
+        page.locator("#model input").click()
+        page.locator("#model [role=option]", has_text="good").click()
+        shows(page, expected(service, example("cat"), 0.75, 2, "random", "crop", "good"))
+        expect(alert).to_have_count(0)
+
+
+@pytest.fixture
+def browser_context(browser: Browser, options: dict[str, Any]) -> Iterator[BrowserContext]:
+    context = browser.new_context(**options)
+    yield context
+    context.close()
