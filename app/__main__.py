@@ -60,6 +60,8 @@ _MORE_EVENTS = 400
 # Of glibc's malloc.h.
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 
+_KEEP_ALIVE_SECONDS = 75
+
 # Between the last answer and the end, for browsers to fetch its pictures.
 _LAST_SECONDS = 1.0
 
@@ -166,6 +168,9 @@ def launch(
         prevent_thread_lock=True,
         **launch_options(settings, service),
     )
+    # uvicorn's 5 s are shorter than what browsers and proxies count on; a request on a connection
+    # that is just being closed is lost. Gradio hands no such setting on.
+    page.server.config.timeout_keep_alive = _KEEP_ALIVE_SECONDS
     return url
 
 

@@ -105,8 +105,9 @@ class CacheFolder:
 
         Files younger than a minute stay, unless the folder has twice its bound.
         """
-        now = time.time()
         files = sorted(_files_of(self._path))
+        # After the last look: a file written meanwhile is none of the future.
+        now = time.time()
         total, kept, deleted = sum(file.size for file in files), self._kept(), []
         for file in files:
             # A file of the future is as old as a clock that jumped: of no known age.

@@ -27,7 +27,7 @@ from app.handlers import OWN_SIZE, Handlers
 from app.models import ServedModel
 from app.service import ReconstructionService
 from mae_core import CheckpointError, ConfigError, DownloadError, WeightsEntry
-from tests.app.serving import example, small_reconstructor
+from tests.app.serving import asked, example, shown, small_reconstructor
 from tests.downloading import isolate
 
 CHINESE: Any = SimpleNamespace(headers={"accept-language": "zh-CN"})
@@ -570,8 +570,8 @@ CONTROLS = (0.75, 2, "random", "crop")
 
 
 def update(handlers: Handlers, model: str, request: Any = None) -> tuple[Any, ...]:
-    return handlers.update(
-        example("cat"), *CONTROLS, model, OWN_SIZE, "estimated", request
+    return shown(
+        handlers, example("cat"), *CONTROLS, model, OWN_SIZE, "estimated", request
     )  # fmt: skip
 
 
@@ -646,10 +646,10 @@ def test_a_repository_that_failed_stays_the_model_chosen(world: World) -> None:
 def test_the_api_says_how_far_it_is(world: World) -> None:
     handlers = Handlers(served(world.shelf()), {})
     with pytest.raises(gr.Error):
-        handlers.reconstruct(example("cat"), *CONTROLS, "large")
+        asked(handlers, example("cat"), *CONTROLS, "large")
     assert world.begun.wait(60)
     with pytest.raises(gr.Error) as caught:
-        handlers.reconstruct(example("cat"), *CONTROLS, "large")
+        asked(handlers, example("cat"), *CONTROLS, "large")
     assert caught.value.message == (
         "Fetching large: 492 MB of 1.3 GB. Please ask again in a few seconds."
     )
