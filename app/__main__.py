@@ -8,10 +8,13 @@ import argparse
 import contextlib
 import ctypes
 import dataclasses
+import errno
+import gc
 import logging
 import os
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -46,6 +49,10 @@ GRADIO_SETTINGS = {
     "GRADIO_ANALYTICS_MAX_EVENTS": "1",
 }
 
+# Compiled kernels that oneDNN keeps, one for each number of visible patches; of its own accord
+# 1024, which take some 300 MiB more and are no faster.
+_KERNELS = "64"
+
 # What a browser wraps around a file that it uploads.
 _UPLOAD_ENVELOPE_BYTES = 64 * 1024
 
@@ -79,15 +86,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging()
     _return_memory()
     os.environ.update(GRADIO_SETTINGS)
-    # Not Gradio's own, which belongs to all programs of this machine.
-    os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / _folder_name()))
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS)
     try:
         with _exiting_on_sigterm():
             settings = parse_settings(argv)
+            os.environ["GRADIO_TEMP_DIR"] = os.environ.get("GRADIO_TEMP_DIR") or _folder(settings)
             service = ReconstructionService.load(settings)
             serve(build_page(service), service)
     except MAEError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        # Such as a disk that is full, or a machine so busy that Gradio does not wait for it.
+        print(f"error: the page cannot be started: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -128,12 +139,18 @@ def serve(page: GuardedBlocks, service: ReconstructionService) -> None:
     )
     launch(page, service)
     page.folder.start()
+    # What is there now stays. Left out of the search for garbage, it makes that search short and
+    # frequent; with it, pictures that requests leave behind lie about for minutes.
+    gc.collect()
+    gc.freeze()
     try:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
+        _ending_at_once_on_interrupt()
         answered = service.stop(0)
     except SystemExit:
+        _ending_at_once_on_interrupt()
         answered = _drain(page, service)
     page.close(verbose=False)
     page.folder.stop()
@@ -186,6 +203,11 @@ def _drain(page: GuardedBlocks, service: ReconstructionService) -> bool:
     return answered
 
 
+def _ending_at_once_on_interrupt() -> None:
+    """Another Ctrl-C waits for nothing: a thread that is in a model would make Python abort."""
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+
+
 def _return_memory() -> None:
     """Have glibc give back what is freed.
 
@@ -212,9 +234,28 @@ def _exiting_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _folder_name() -> str:
-    # One for each user of the machine: who made a folder may write to it.
-    return f"mae-app-{os.getuid()}" if hasattr(os, "getuid") else "mae-app"
+def _folder(settings: AppSettings) -> str:
+    """A folder for uploads that no other user sees and no other page of this user's deletes from.
+
+    It is the same after a restart, which so finds what was left.
+
+    Raises:
+        ConfigError: If it cannot be made, or somebody else was faster.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"mae-app-{user}-{settings.port}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != user:
+            raise FileExistsError(errno.EEXIST, "somebody else's")
+        folder.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot keep uploads in {folder}: {error.strerror}; set GRADIO_TEMP_DIR to a folder "
+            "of your own"
+        ) from error
+    return str(folder)
 
 
 def _check_port(settings: AppSettings) -> None:

@@ -10,12 +10,7 @@ Value = TypeVar("Value")
 
 
 class LRUCache(Generic[Key, Value]):
-    """Keeps the values used last, up to a total size. Safe to share between threads.
-
-    Attributes:
-        hits: How often a value was asked for and kept.
-        misses: How often it was not.
-    """
+    """Keeps the values used last, up to a total size. Safe to share between threads."""
 
     def __init__(self, max_size: int, size_of: Callable[[Value], int]) -> None:
         """Bound the cache.
@@ -24,7 +19,6 @@ class LRUCache(Generic[Key, Value]):
             max_size: Sum of the sizes of the values kept; a larger value is never kept.
             size_of: Size of a value, in the unit of `max_size`.
         """
-        self.hits = self.misses = 0
         self._max_size = max_size
         self._size_of = size_of
         self._size = 0
@@ -44,9 +38,7 @@ class LRUCache(Generic[Key, Value]):
         """The value of a key, which becomes the one used last; None if it is not kept."""
         with self._lock:
             if key not in self._values:
-                self.misses += 1
                 return None
-            self.hits += 1
             self._values.move_to_end(key)
             return self._values[key]
 

@@ -148,8 +148,10 @@ class _Line:
             self._jobs.append(job)
             if self._thread is None:
                 # A download that nobody waits for any more must not keep the program running.
-                self._thread = threading.Thread(target=self._work, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, daemon=True)
+                # Where it cannot be started, the next job tries again.
+                thread.start()
+                self._thread = thread
 
     def join(self) -> None:
         """Wait until there is nothing to do."""
@@ -289,13 +291,9 @@ class ModelShelf:
         with self._lock:
             if name in self._ready:
                 self._ready.move_to_end(name)
-                ready = self._ready[name]
-            else:
-                ready = None
-                self._raise_failure(name)
-        if ready is None:
-            raise NotReadyError(self._begin(name))
-        return ready
+                return self._ready[name]
+            self._raise_failure(name)
+        raise NotReadyError(self._begin(name))
 
     def forget_failure(self, name: str) -> None:
         """Have the next call of `get` try again what was not given at the start."""

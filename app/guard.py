@@ -16,6 +16,7 @@ Wiring (`launch` of the page; rates count HTTP requests, of which a reconstructi
 """
 
 import asyncio
+import errno
 import json
 import logging
 import math
@@ -54,6 +55,10 @@ MAX_STREAMS = 2048
 
 MAX_RETRY_SECONDS = 3600.0
 
+_FULL_DISK = (
+    "This server's disk is full, so it takes no pictures for now; try again in a few minutes."
+)
+
 # Names of sessions and events become keys of Gradio's dictionaries.
 _KEY = r"[\w-]{1,64}"
 _STATIC = re.compile(
@@ -61,7 +66,9 @@ _STATIC = re.compile(
     r"|/(gradio_api/)?theme\.css|/(favicon\.ico|robots\.txt|manifest\.json|healthz|readyz|metrics)",
     re.ASCII,
 )
-_FETCHES = re.compile(r"/(?:proxy=|file(?:=|/).*?(?:https?|ftps?):)", re.IGNORECASE | re.DOTALL)
+# Two patterns, as a single one would look for an address from each `/file=` of a long path.
+_FETCHES = re.compile(r"/(?:proxy=|file[=/])", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?:https?|ftps?):", re.IGNORECASE)
 _FILE = re.compile(r"/gradio_api/file=.+", re.DOTALL)
 _STREAM = re.compile(
     rf"/gradio_api/(queue/data|heartbeat/{_KEY}|call/(v2/)?{_KEY}/{_KEY})", re.ASCII
@@ -166,6 +173,7 @@ class RequestGuard:
         self._requests = requests
         self._uploads = uploads
         self._streams: Counter[str] = Counter()
+        self._warned = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass it on."""
@@ -193,7 +201,7 @@ class RequestGuard:
         if self._requests is not None:
             _take(self._requests, visitor, 1, "Too many requests come from your address")
         _check_origin(scope)
-        if _FETCHES.search(path):
+        if _names_address(path):
             raise Refusal(403, "This server does not fetch addresses.")
         if method in ("GET", "HEAD") and _STREAM.fullmatch(path):
             _check_key(
@@ -221,7 +229,19 @@ class RequestGuard:
             peer[0] if peer else None, forwarded.decode("latin-1") or None, self._proxies
         )
         scope[PEER], scope["client"] = peer, (visitor, 0)
+        if forwarded and not self._warned:
+            self._check_proxies(forwarded.count(b",") + 1)
         return visitor
+
+    def _check_proxies(self, entries: int) -> None:
+        """Warn, once, where all visitors may count as one; anybody can write the header, though."""
+        if self._proxies == 0 or entries < self._proxies:
+            self._warned = True
+            _logger.warning(
+                "a request has %d entries in X-Forwarded-For, and --proxies is %d: if that many "
+                "proxies are yours, say so, or all their visitors share the limits of one",
+                entries, self._proxies,
+            )  # fmt: skip
 
     @contextmanager
     def _stream(self, visitor: str) -> Iterator[None]:
@@ -274,7 +294,10 @@ class RequestGuard:
         try:
             # Without its name, whose progress is not told.
             await self._app({**scope, "query_string": b""}, body.receive, send)
-        except Exception:
+        except Exception as error:
+            if _is_of_full_disk(error):
+                _logger.error("the disk is full: an upload is refused")
+                raise Refusal(507, _FULL_DISK, 60) from error
             if body.refusal is None:
                 raise
         if body.refusal is not None and not answer.started:
@@ -412,6 +435,14 @@ def _path_of(scope: Scope) -> str:
     return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
+def _names_address(path: str) -> bool:
+    """Whether a path asks for a file elsewhere."""
+    route = _FETCHES.search(path)
+    if route is None:
+        return False
+    return "proxy" in route[0].lower() or _ADDRESS.search(path, route.end()) is not None
+
+
 def _take(limiter: RateLimiter, visitor: str, amount: float, complaint: str) -> None:
     seconds = limiter.take(visitor, amount)
     if seconds > 0:
@@ -421,14 +452,21 @@ def _take(limiter: RateLimiter, visitor: str, amount: float, complaint: str) -> 
         raise Refusal(429, f"{complaint}; try again in {wait} {unit}.", wait)
 
 
-def _check_origin(scope: Scope) -> None:
-    """Other sites may link to and embed the page, but their scripts may not use it.
+def _is_of_full_disk(error: Exception) -> bool:
+    # By name: not every system has quotas.
+    name = errno.errorcode.get(getattr(error, "errno", None) or 0)
+    return isinstance(error, OSError) and name in ("ENOSPC", "EDQUOT")
 
-    Gradio lets them, with the visitor's cookies; those of a private Space open it.
+
+def _check_origin(scope: Scope) -> None:
+    """Other sites may link to and embed the page, but their scripts and forms may not use it.
+
+    Gradio lets them, with the visitor's cookies: those open a private Space, and it is the
+    visitor's share that is used up, whether the other site may read the answer or not.
     """
     given = dict(scope["headers"])
     foreign = given.get(b"sec-fetch-site") in (b"cross-site", b"same-site")
-    if foreign and given.get(b"sec-fetch-mode") == b"cors":
+    if foreign and (given.get(b"sec-fetch-mode") == b"cors" or scope["method"] == "POST"):
         raise Refusal(403, "This server does not answer the scripts of other sites.")
 
 

@@ -14,8 +14,8 @@ from app.components import as_gradio_error, language_of, sentence_for, visitor_o
 from app.fetching import PATIENCE_SECONDS, NotReadyError, Offer
 from app.i18n import line_sentence, progress_sentence, size_of, text
 from app.models import Progress
-from app.requests import Values
 from app.service import Answer, ReconstructionService, Waiting
+from app.values import Values
 from mae_core import NORM_PIX_VIEWS, ImageFormatError, MAEError
 
 PANELS = ("original", "masked", "reconstruction", "pasted")

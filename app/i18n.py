@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 
 from app.fetching import NotReadyError, Offer
+from app.models import NoMemoryError
 from app.scheduler import BusyError, TookTooLongError
 from app.storage import StorageError
 from app.zerogpu import NoGPUError
@@ -203,6 +204,7 @@ _CHINESE_ERRORS: tuple[tuple[type[MAEError], str], ...] = (
         NoGPUError,
         "暂时没有可用的 GPU，或您在本 Space 的 GPU 时间已用完；请稍后再试，或登录后再试。",
     ),
+    (NoMemoryError, "目前内存不足，无法处理这张图片。请选择较小的尺寸，或稍后再试。"),
     (StorageError, "服务器的磁盘空间不足，暂时无法接收图片，请几分钟后再试。"),
 )
 _CHINESE_OTHER = "所选的值不可用，请从页面提供的选项中选择。"

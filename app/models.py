@@ -28,6 +28,11 @@ from mae_core import (
 
 _logger = logging.getLogger(__name__)
 
+
+class NoMemoryError(MAEError):
+    """This machine has not enough memory for a picture."""
+
+
 # How many pictures are worth to be run together, by device: on a CPU, eight take less time together
 # than each alone (`python -m benchmarks.bench_batch`); on others nobody has measured yet.
 _MAX_BATCH = {"cuda": 16, "cpu": 8}
@@ -231,15 +236,6 @@ class ServedModel:
             state = self._state
         return _reconstruct(state.reconstructor, [job.request() for job in jobs]), state
 
-    def __call__(
-        self, picture: Image.Image, mask_ratio: float, seed: int, **options: Any
-    ) -> tuple[Reconstruction, ModelState]:
-        """Rebuild one picture; also says with which state of the model."""
-        (result,), state = self.run([ModelJob(picture, mask_ratio, seed, **options)])
-        if isinstance(result, Exception):
-            raise result
-        return result, state
-
     def _refresh(self) -> None:
         version = self.version
         if version == self._state.version:
@@ -298,7 +294,7 @@ def _in_words(failure: Exception) -> Exception:
     if not full:
         return failure
     _logger.error("there is not enough memory for a picture", exc_info=failure)
-    return MAEError(
+    return NoMemoryError(
         "there is not enough memory for this picture at the moment; try a smaller image_size, or "
         "try again later"
     )

@@ -121,8 +121,9 @@ class Pictures:
 
 
 def bytes_of(picture: Image.Image) -> int:
-    """What a picture takes in memory."""
-    return picture.width * picture.height * len(picture.getbands())
+    """What a picture takes in memory, where three colours are kept in four bytes."""
+    bands = len(picture.getbands())
+    return picture.width * picture.height * (1 if bands == 1 else 4)
 
 
 def _digest_of(file: BinaryIO) -> str:

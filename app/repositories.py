@@ -55,11 +55,6 @@ class VisitorRepositories:
         except OSError as error:
             raise DownloadError(f"{name} cannot be stored ({error.strerror})") from error
 
-    def touch(self, name: str) -> None:
-        """Note that a repository was used, if it is one of the visitors'."""
-        if self.holds(name):
-            (_folder(name) / _MARK).touch()
-
     def make_room(self, name: str, size: int, kept: Collection[str]) -> None:
         """Remove repositories that were not used for longest until another one fits.
 

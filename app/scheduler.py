@@ -273,7 +273,6 @@ class Scheduler(Generic[Job, Value]):
     """Runs jobs in threads of its own, in turn. Safe to share between threads.
 
     Attributes:
-        abandoned: Runs that were given up; their threads may still be at it.
         stopping: Whether no more jobs are taken.
     """
 
@@ -310,7 +309,8 @@ class Scheduler(Generic[Job, Value]):
         self._workers: set[threading.Thread] = set()
         self._running: dict[threading.Thread, list[_Work[Job, Value]]] = {}
         self._watchdog: threading.Thread | None = None
-        self.abandoned = 0
+        # Given up, and still at it.
+        self._abandoned: set[threading.Thread] = set()
         self.stopping = False
 
     @property
@@ -323,6 +323,11 @@ class Scheduler(Generic[Job, Value]):
         """Jobs that are being run, less those given up."""
         with self._changed:
             return sum(map(len, self._running.values()))
+
+    @property
+    def abandoned(self) -> int:
+        """Runs that were given up and have not ended all the same."""
+        return len(self._abandoned)
 
     def submit(
         self, job: Job, *, key: Hashable, batch_key: Hashable, visitor: str
@@ -364,7 +369,7 @@ class Scheduler(Generic[Job, Value]):
                 self._end([work], [BusyError(waiting, "full")])
             for worker in [w for w, batch in self._running.items() if batch[0].since <= latest]:
                 self._give_up(worker, TookTooLongError(self._request_seconds))
-                self.abandoned += 1
+                self._abandoned.add(worker)
             self._start_threads()
 
     def stop(self, seconds: float) -> bool:
@@ -438,6 +443,7 @@ class Scheduler(Generic[Job, Value]):
         outcomes = self._outcomes(batch)
         with self._changed:
             if self._running.pop(threading.current_thread(), None) is None:
+                self._abandoned.discard(threading.current_thread())
                 return False
             self._end(batch, outcomes)
         return True

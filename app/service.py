@@ -28,9 +28,9 @@ from app.metrics import Metrics, Outcome
 from app.models import ModelJob, ModelState, Progress, ServedModel
 from app.pictures import Pictures, PictureSource, bytes_of
 from app.rates import RateLimiter
-from app.requests import Request, Values, check_choice, check_request, check_source
 from app.scheduler import BusyError, Scheduler, Ticket, TookTooLongError
 from app.settings import AppSettings
+from app.values import Request, Values, check_choice, check_request, check_source
 from app.zerogpu import NoGPUError
 from mae_core import (
     DEFAULT_WEIGHTS,
@@ -366,8 +366,7 @@ class ReconstructionService:
             TookTooLongError: If it was given up.
         """
         with self._recorded(values.model) as fields:
-            # In a thread, as files are looked at.
-            begun = await asyncio.to_thread(self._begin, values, visitor)
+            begun = await self._begun(values, visitor)
             if isinstance(begun, Answer):
                 fields["outcome"], answer = "cached", begun
             else:
@@ -384,6 +383,15 @@ class ReconstructionService:
                     begun.cancel()
                 fields["batch"], answer = computed.batch, computed.answer
         yield answer
+
+    async def _begun(self, values: Values, visitor: str) -> Answer | Ticket[_Computed]:
+        """As `_begin`, in a thread, as files are looked at; who leaves meanwhile keeps no place."""
+        begun = asyncio.ensure_future(asyncio.to_thread(self._begin, values, visitor))
+        try:
+            return await asyncio.shield(begun)
+        except asyncio.CancelledError:
+            begun.add_done_callback(_leave)
+            raise
 
     def _begin(self, values: Values, visitor: str | None) -> Answer | Ticket[_Computed]:
         """The answer, if it is in the cache; otherwise a ticket for it."""
@@ -496,7 +504,9 @@ class ReconstructionService:
         watch, scheduler = self.metrics.watch, self._scheduler
         watch("mae_queue_waiting", "Requests in line.", lambda: scheduler.waiting)
         watch("mae_queue_running", "Requests being computed.", lambda: scheduler.running)
-        watch("mae_workers_abandoned", "Workers given up.", lambda: scheduler.abandoned)
+        watch(
+            "mae_workers_abandoned", "Workers given up, still at it.", lambda: scheduler.abandoned
+        )
         watch("mae_answers_bytes", "Answers kept in memory.", lambda: self._answers.size)
         watch("mae_pictures_bytes", "Pictures kept in memory.", lambda: self._pictures.bytes)
 
@@ -518,6 +528,14 @@ class ReconstructionService:
         other = ", or give the USER/NAME of a Hugging Face repository"
         more = other if self.takes_repositories else ""
         return str(value) if known else check_choice("model", value, self.models, more)
+
+
+def _leave(begun: "asyncio.Future[Answer | Ticket[_Computed]]") -> None:
+    """Give up the place in the line, if there is one."""
+    if not begun.cancelled() and begun.exception() is None:
+        result = begun.result()
+        if isinstance(result, Ticket):
+            result.cancel()
 
 
 def _model_job(request: Request, picture: Image.Image) -> ModelJob:
@@ -545,10 +563,6 @@ def _outcome_of(error: Exception) -> Outcome:
         ((ImageError, MaskError, ConfigError, FileNotFoundError), "refused"),
     )
     return next((outcome for kind, outcome in outcomes if isinstance(error, kind)), "failed")
-
-
-def _rate_limiter(per_minute: float) -> RateLimiter | None:
-    return RateLimiter(per_minute, max(1, per_minute / 6)) if per_minute else None
 
 
 def _bundled_weights() -> list[str]:

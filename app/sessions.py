@@ -9,6 +9,7 @@ them as it comes; this page keeps nothing in it.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +23,8 @@ UNREAD_MESSAGES = 200
 
 _SWEEP_SECONDS = 10.0
 
+_logger = logging.getLogger(__name__)
+
 
 @asynccontextmanager
 async def forgetting(app: Any) -> AsyncIterator[None]:
@@ -31,7 +34,10 @@ async def forgetting(app: Any) -> AsyncIterator[None]:
     async def sweep_on() -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            sessions.sweep()
+            try:
+                sessions.sweep()
+            except Exception:  # whatever it is, the next sweep may do
+                _logger.exception("cannot forget sessions")
 
     task = asyncio.create_task(sweep_on())
     try:

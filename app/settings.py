@@ -55,7 +55,7 @@ class AppSettings:
         max_batch: Requests that share a forward pass, at most; 0 is as many as pay off on the
             device.
         queue: Requests that wait, at most.
-        per_visitor: Of them, those of one visitor.
+        per_visitor: Of them, those of one visitor, who may be a class behind one address.
         rate: Requests that are computed for one visitor in a minute; a sixth of them may come
             at once. 0 is no bound.
         request_seconds: How long a request may wait, and then how long it may run.
@@ -84,7 +84,7 @@ class AppSettings:
     workers: int = _setting(1, "batches that run at the same time", least=1, most=64)
     max_batch: int = _setting(0, "requests in a batch; 0 is by device", least=0, most=256)
     queue: int = _setting(100, "requests that may wait", least=1, most=10_000)
-    per_visitor: int = _setting(8, "requests of one visitor that may wait", least=1, most=10_000)
+    per_visitor: int = _setting(32, "requests of one visitor that may wait", least=1, most=10_000)
     rate: float = _setting(
         600.0, "requests computed for one visitor in a minute; 0 is no bound", least=0
     )

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> int:
     """Serve until stopped; returns the exit status."""
-    # Python looks for modules beside this file, where ours would hide others of the same name
-    # (`requests`), and not where our packages are.
+    # Python looks for modules beside this file, where ours would hide others of the same name,
+    # and not where our packages are.
     sys.path[0] = str(ROOT)
     # Where names of weights that came with the files begin.
     os.chdir(ROOT)

@@ -22,8 +22,8 @@ from app.components import (
 )
 from app.handlers import OWN_SIZE, PANELS, SIZES, Handlers, outputs_of
 from app.i18n import LANGUAGES, STRINGS
-from app.requests import MASK_RATIO_MAX, MASK_RATIO_MIN
 from app.service import ReconstructionService
+from app.values import MASK_RATIO_MAX, MASK_RATIO_MIN
 from mae_core import FITS, NORM_PIX_VIEWS, STRATEGIES, MAEError
 
 _logger = logging.getLogger(__name__)

@@ -22,13 +22,13 @@ def visitor_of(client_host: str | None, forwarded_for: str | None, proxies: int)
 
     Returns:
         An IPv4 address; the /64 network of an IPv6 address, which is what one customer gets;
-        or `unknown`, one for all, where neither is to be found.
+        or `unknown`, one for all, where neither is to be found. Of a request that came through
+        fewer proxies, who was at the other end of its connection.
     """
-    if proxies < 1:
-        return _network(client_host or "")
     # From the right, and no further than needed: the header may be long.
-    entries = (forwarded_for or "").rsplit(",", proxies)[-proxies:]
-    return _network(entries[0]) if len(entries) == proxies else UNKNOWN
+    entries = forwarded_for.rsplit(",", proxies)[-proxies:] if forwarded_for and proxies else []
+    through_all = 0 < proxies == len(entries)
+    return _network(entries[0] if through_all else client_host or "")
 
 
 def _network(text: str) -> str:

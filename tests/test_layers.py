@@ -60,10 +60,10 @@ APP_WITHOUT_GRADIO = {
     "app.pictures",
     "app.rates",
     "app.repositories",
-    "app.requests",
     "app.scheduler",
     "app.sessions",
     "app.storage",
+    "app.values",
     "app.visitors",
     "app.zerogpu",
 }

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,12 +16,16 @@ from PIL import Image
 
 from app.components.quiet import QuietMeta
 from app.pictures import PictureFile
-from app.storage import StorageError
+from app.storage import MAX_AGE_SECONDS, StorageError
 from mae_core import ImageFormatError, ImageLimitError, ImageLimits
 
 _logger = logging.getLogger(__name__)
 
 MAX_BYTES = ImageLimits().max_bytes
+
+# An upload in use is noted as such, so that it is not deleted as old; not at each use, as what is
+# known of a file goes by its time.
+_NOTE_SECONDS = MAX_AGE_SECONDS / 6
 
 
 class SafeImage(gr.Image, metaclass=QuietMeta):
@@ -70,10 +75,13 @@ class SafeImage(gr.Image, metaclass=QuietMeta):
         if payload is None:
             return None
         path = self._uploaded(str(payload.path))
-        if path.stat().st_size > MAX_BYTES:
+        status = path.stat()
+        if status.st_size > MAX_BYTES:
             raise ImageLimitError(
                 f"the file has more than {MAX_BYTES / 2**20:.3g} MiB; make it smaller"
             )
+        if time.time() - status.st_mtime > _NOTE_SECONDS:
+            os.utime(path)
         return PictureFile(path)
 
     def _uploaded(self, path: str) -> Path:

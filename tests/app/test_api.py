@@ -364,9 +364,11 @@ def test_nothing_piles_up_in_gradio(held: HeldReconstructor) -> None:
         for seed in range(30):
             assert api.call([api.cat, 0.75, seed % 3, *CONTROLS[2:]])[0] == "complete"
         queue = page._queue
-        assert not page.is_busy
-        assert not queue.event_ids_to_events
-        assert not page.app.iterators
+        deadline = time.monotonic() + 30
+        # Gradio forgets an event when its answer is on its way already.
+        while page.is_busy or queue.event_ids_to_events or page.app.iterators:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         assert len(queue.event_analytics) <= 1
         assert all(messages.empty() for messages in queue.pending_messages_per_session.values())
         api.http.close()

@@ -50,12 +50,3 @@ def test_threads_leave_the_size_right() -> None:
         list(pool.map(work, range(8)))
     kept = [cache.get(str(i)) for i in range(40)]
     assert cache.size == sum(len(value) for value in kept if value is not None) <= 100
-
-
-def test_it_counts_what_was_kept_and_what_was_not() -> None:
-    cache = cache_of(4)
-    cache.put("a", "11")
-    cache.put("b", "222")
-    for key in "abbc":
-        cache.get(key)
-    assert (cache.hits, cache.misses, len(cache), cache.size) == (2, 2, 1, 3)

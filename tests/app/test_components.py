@@ -1,5 +1,7 @@
 import base64
 import io
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import app
 from app.components import ExampleGrid, PanelImage, SafeImage, UncheckedSlider
 from app.components.image import MAX_BYTES
 from app.pictures import PictureFile
+from app.storage import MAX_AGE_SECONDS
 from app.ui import EXAMPLES
 from mae_core import ImageFormatError, ImageLimitError
 
@@ -43,6 +46,15 @@ def test_an_upload_is_handed_on_as_a_file(safe_image: SafeImage, uploads: Path) 
     picture = safe_image.preprocess(uploaded(uploads, data))
     assert isinstance(picture, PictureFile)
     assert picture.read() == data
+
+
+def test_an_upload_in_use_does_not_get_old(safe_image: SafeImage, uploads: Path) -> None:
+    payload, now = uploaded(uploads, b"picture"), time.time()
+    path = Path(str(payload.path))
+    for age, noted in ((MAX_AGE_SECONDS - 60, True), (60, False)):
+        os.utime(path, (now - age,) * 2)
+        safe_image.preprocess(payload)
+        assert (path.stat().st_mtime >= now - 30) == noted
 
 
 def test_no_picture_is_none(safe_image: SafeImage) -> None:

@@ -116,6 +116,11 @@ def test_nothing_is_fetched(path: str) -> None:
     assert ask(path)[0] == 403
 
 
+def test_a_long_path_has_an_end() -> None:
+    # Hours, were an address looked for from each of them.
+    assert ask("/gradio_api" + "/file=" * 400_000)[0] == 200
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -354,6 +359,26 @@ def test_the_visitor_is_who_the_proxies_say() -> None:
     assert seen == [(("127.0.0.1", 0), peer), (("1.2.3.4", 0), peer), (("1.2.3.4", 0), peer)]
 
 
+@pytest.mark.parametrize(
+    ("proxies", "told", "warned"),
+    [
+        (0, b"1.2.3.4", 1),
+        (2, b"1.2.3.4", 1),
+        (1, b"1.2.3.4", 0),
+        (1, b"a, 1.2.3.4", 0),
+        (1, b"", 0),
+    ],
+)
+def test_proxies_that_nobody_counted_are_told_once(
+    proxies: int, told: bytes, warned: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = Client(proxies=proxies)
+    for _ in range(3):
+        client.ask("/", headers=[(b"x-forwarded-for", told)] if told else [])
+    assert caplog.text.count(f"--proxies is {proxies}") == warned
+    assert "1.2.3.4" not in caplog.text
+
+
 def test_a_flood_is_told_when_to_come_back() -> None:
     client = Client(proxies=1, requests=RateLimiter(60, 3, clock=lambda: 0.0))
     one, other = ([(b"x-forwarded-for", address)] for address in (b"1.1.1.1", b"2.2.2.2"))
@@ -407,6 +432,9 @@ def test_scripts_of_other_sites_are_not_answered() -> None:
     assert ask("/config", headers=script, app=never)[0] == 403
     assert ask("/", headers=link)[0] == 200
     assert ask(JOIN, call(data=[]), own)[0] == 200
+    for mode in (b"no-cors", b"navigate"):
+        blind = [(b"sec-fetch-site", b"cross-site"), (b"sec-fetch-mode", mode)]
+        assert ask(JOIN, call(data=[]), blind, never)[0] == 403
 
 
 def test_gradio_is_told_neither_parts_of_files_nor_names_of_uploads() -> None:

@@ -11,9 +11,9 @@ from gradio.exceptions import ComponentProcessingError
 
 from app.components import as_gradio_error
 from app.handlers import OWN_SIZE, PANELS, Handlers
-from app.requests import Values
 from app.service import Answer, ReconstructionService, Waiting
 from app.ui import EXAMPLES
+from app.values import Values
 from mae_core import MaskError
 from tests.app.serving import asked, example, shown, small_reconstructor
 

@@ -16,7 +16,7 @@ from app.i18n import (
     preferred_language,
     text,
 )
-from app.models import ServedModel
+from app.models import NoMemoryError, ServedModel
 from app.scheduler import BusyError, TookTooLongError
 from app.service import ReconstructionService
 from app.ui import I18N
@@ -62,7 +62,7 @@ def test_a_parameters_name_keeps_its_case() -> None:
 
 
 def test_kinds_of_errors_are_told_apart_in_chinese() -> None:
-    kinds = (ImageFormatError, MaskError, CheckpointError, DownloadError, MAEError)
+    kinds = (ImageFormatError, MaskError, CheckpointError, DownloadError, NoMemoryError, MAEError)
     assert len({error_sentence(kind("x"), "zh") for kind in kinds}) == len(kinds)
 
 

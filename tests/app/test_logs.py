@@ -23,6 +23,9 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     handlers, level, settings = root.handlers[:], root.level, dict(uvicorn.config.LOGGING_CONFIG)
     loud = {name: logging.getLogger(name).level for name in ("httpx", "httpx2", "urllib3")}
     monkeypatch.setattr("sys.stderr", written)
+    # A server that an earlier test has started gave it handlers of its own.
+    for name, value in (("handlers", []), ("propagate", True)):
+        monkeypatch.setattr(logging.getLogger("uvicorn"), name, value)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setenv("SOME_API_KEY", "hunter2hunter2")
     with warnings.catch_warnings():

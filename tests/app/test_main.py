@@ -3,6 +3,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -11,11 +12,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import httpx
 import pytest
 
-from app.__main__ import launch, launch_options, main
+from app.__main__ import _folder, launch, launch_options, main
 from app.service import ReconstructionService
 from app.settings import AppSettings
 from mae_core import ConfigError
@@ -25,11 +27,12 @@ from tests.sources import ROOT
 
 
 @pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """`main` sets up logging for the whole process."""
+def process_as_before() -> Iterator[None]:
+    """`main` sets up logging and the environment of the whole process."""
     root, hook = logging.getLogger(), threading.excepthook
     handlers, level = root.handlers[:], root.level
-    yield
+    with patch.dict(os.environ):
+        yield
     root.handlers[:], threading.excepthook = handlers, hook
     root.setLevel(level)
     logging.captureWarnings(False)
@@ -45,6 +48,36 @@ def test_an_unknown_device_ends_in_one_line(capsys: pytest.CaptureFixture[str]) 
 def test_a_bad_port_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--port", "none"]) == 2
     assert "error: port is 'none'; it must be a whole number" in capsys.readouterr().err
+
+
+@pytest.fixture
+def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_uploads_are_in_a_folder_of_one_page_and_one_user(temp: Path) -> None:
+    one, other = (Path(_folder(AppSettings(port=port))) for port in (1, 2))
+    assert one.parent == other.parent == temp
+    assert one != other
+    one.chmod(0o777)
+    assert _folder(AppSettings(port=1)) == str(one)
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (one, other)] == [0o700, 0o700]
+
+
+def test_a_folder_that_somebody_else_has_put_there_is_not_used(
+    temp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(_folder(AppSettings(port=1)))
+    folder.rmdir()
+    (temp / "theirs").mkdir()
+    folder.symlink_to(temp / "theirs")
+    with pytest.raises(ConfigError, match="set GRADIO_TEMP_DIR"):
+        _folder(AppSettings(port=1))
+    monkeypatch.setattr("os.getuid", lambda: -1)
+    (temp / "mae-app--1-1").mkdir()
+    with pytest.raises(ConfigError, match="set GRADIO_TEMP_DIR"):
+        _folder(AppSettings(port=1))
 
 
 def test_addresses_of_downloads_are_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,14 +161,14 @@ def test_told_to_end_it_answers_what_it_has(weights: Path) -> None:
                     "/call/reconstruct",
                     json={"data": [picture, 0.1, seed, "random", "crop", "mine", 672, "estimated"]},
                 ).json()["event_id"]
-                for seed in range(8)
+                for seed in range(4)
             ]
-            with ThreadPoolExecutor(8) as pool:
+            with ThreadPoolExecutor(4) as pool:
                 reading = [
                     pool.submit(lambda event=event: http.get(f"/call/reconstruct/{event}").text)
                     for event in events
                 ]
-                wait_until(lambda: arrived(httpx.get(f"{url}/metrics").text) == 8)
+                wait_until(lambda: arrived(httpx.get(f"{url}/metrics").text) == 4)
                 process.send_signal(signal.SIGTERM)
                 wait_until(
                     lambda: httpx.get(f"{url}/readyz").text == "the server is about to end\n"
@@ -144,7 +177,8 @@ def test_told_to_end_it_answers_what_it_has(weights: Path) -> None:
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert "Traceback" not in output
-    assert [answer.partition("\n")[0] for answer in answers] == ["event: complete"] * 8, answers
+    # Before it there are signs of life, if it takes long.
+    assert all("event: complete\n" in answer for answer in answers), answers
 
 
 def test_what_is_left_when_it_ends_is_told_so(weights: Path) -> None:

@@ -16,13 +16,12 @@ from torch import Tensor
 
 import app.models
 from app.handlers import Handlers
-from app.models import ModelJob, Progress, ServedModel
+from app.models import ModelJob, NoMemoryError, Progress, ServedModel
 from app.service import ReconstructionService
 from app.settings import AppSettings
 from mae_core import (
     ConfigError,
     ImageFormatError,
-    MAEError,
     MaskError,
     PatchMask,
     Reconstruction,
@@ -282,7 +281,7 @@ def test_where_the_host_has_no_memory_that_job_fails_in_words(
 
     monkeypatch.setattr(reconstructor, "rebuild", failing)
     results, _ = ServedModel.fixed(reconstructor).run([job(0), job(1, image_size=64), job(2)])
-    assert [type(result) for result in results] == [Reconstruction, MAEError, Reconstruction]
+    assert [type(result) for result in results] == [Reconstruction, NoMemoryError, Reconstruction]
     assert "not enough memory" in str(results[1])
 
 

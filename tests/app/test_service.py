@@ -16,10 +16,10 @@ from PIL import Image
 
 from app.metrics import OUTCOMES
 from app.pictures import PictureFile
-from app.requests import Values
 from app.scheduler import BusyError, TookTooLongError
 from app.service import Answer, ReconstructionService, Waiting
 from app.settings import AppSettings
+from app.values import Values
 from mae_core import (
     MAX_SEED,
     NORM_PIX_VIEWS,
@@ -228,11 +228,11 @@ def test_the_hosts_bound_on_sizes_holds() -> None:
 
 
 def test_large_answers_push_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.service._ANSWERS_BYTES", 8 * 2**20)
+    monkeypatch.setattr("app.service._ANSWERS_BYTES", 11 * 2**20)
     service = small_service()
     answers = [service.reconstruct(example("cat"), 0.75, seed, image_size=448) for seed in range(5)]
-    # Four panels of 448 x 448 pixels are 2.3 MiB.
-    assert service._answers.size == 3 * 4 * 448 * 448 * 3
+    # Four panels of 448 x 448 pixels are 3.1 MiB.
+    assert service._answers.size == 3 * 4 * 448 * 448 * 4
     assert service.reconstruct(example("cat"), 0.75, 4, image_size=448) is answers[4]
     assert service.reconstruct(example("cat"), 0.75, 0, image_size=448) is not answers[0]
 
@@ -564,6 +564,45 @@ def test_a_waiting_request_holds_no_bytes(tmp_path: Path) -> None:
     with model.held():
         # One of the files alone is 9 MB.
         assert asyncio.run(let_them_wait()) < 2_000_000
+
+
+def test_who_leaves_while_the_picture_is_looked_at_keeps_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, service = held_service()
+    looking, look_on, submitted = (threading.Event() for _ in range(3))
+    path = tmp_path / "mine.jpg"
+    path.write_bytes(example("astronaut"))
+
+    class SlowFile(PictureFile):
+        def digest(self) -> str:
+            looking.set()
+            assert look_on.wait(30)
+            return super().digest()
+
+    submit = service._scheduler.submit
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        ticket = submit(*args, **kwargs)
+        submitted.set()
+        return ticket
+
+    async def leave() -> None:
+        (first,) = await in_line(service, 2)
+        monkeypatch.setattr(service._scheduler, "submit", noted)
+        leaving = asyncio.create_task(steps_of(service, image=SlowFile(path)))
+        await until(looking.is_set)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        look_on.set()
+        await until(submitted.is_set)
+        await until(lambda: load_of(service) == (1, 0))
+        model.gate.set()
+        await first
+
+    with model.held():
+        asyncio.run(leave())
 
 
 def test_a_file_that_is_replaced_while_it_waits_is_not_shown(tmp_path: Path) -> None:

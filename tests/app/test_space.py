@@ -39,9 +39,12 @@ def test_the_files_of_a_space_serve_the_page(tmp_path: Path) -> None:
             assert "Masked Autoencoder" in first_answer(f"{url}/", process)
             assert httpx.get(f"{url}/healthz").status_code == 200
             assert reconstructed(url, folder / "app/assets/examples/cat.jpg") == (224, 224)
-        finally:
-            process.send_signal(signal.SIGINT)
+            # As the platform does it; SIGINT is ignored by what a shell runs in the background.
+            process.send_signal(signal.SIGTERM)
             output, _ = process.communicate(timeout=60)
+        finally:
+            if process.poll() is None:
+                process.kill()
     assert "Traceback" not in output
 
 

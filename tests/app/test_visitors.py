@@ -41,12 +41,17 @@ def test_an_address_however_it_is_written(address: str, visitor: str) -> None:
 )  # fmt: skip
 def test_what_is_no_address(garbage: str) -> None:
     for visitor in (visitor_of(garbage, None, 0), visitor_of("10.0.0.1", garbage, 1)):
-        assert visitor in (UNKNOWN, "1.2.3.4", "::/64")
+        assert visitor in (UNKNOWN, "1.2.3.4", "::/64") or (visitor, garbage) == ("10.0.0.1", "")
 
 
 def test_nobody_at_all() -> None:
     assert visitor_of(None, None, 0) == UNKNOWN
     assert visitor_of(None, "", 1) == UNKNOWN
+
+
+def test_who_comes_past_the_proxies_is_not_everybody() -> None:
+    one, other = visitor_of("192.0.2.7", None, 1), visitor_of("192.0.2.8", None, 1)
+    assert (one, other) == ("192.0.2.7", "192.0.2.8")
 
 
 def test_without_proxies_the_header_means_nothing() -> None:
@@ -55,7 +60,13 @@ def test_without_proxies_the_header_means_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("proxies", "visitor"),
-    [(1, "203.0.113.3"), (2, "203.0.113.2"), (3, "203.0.113.1"), (4, UNKNOWN), (10**9, UNKNOWN)],
+    [
+        (1, "203.0.113.3"),
+        (2, "203.0.113.2"),
+        (3, "203.0.113.1"),
+        (4, "10.0.0.1"),
+        (10**9, "10.0.0.1"),
+    ],
 )
 def test_as_many_entries_are_true_as_there_are_proxies(proxies: int, visitor: str) -> None:
     header = "203.0.113.1, 203.0.113.2,203.0.113.3"

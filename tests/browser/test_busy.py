@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from app.requests import Values
 from app.service import ReconstructionService
 from app.settings import AppSettings
+from app.values import Values
 from mae_core.checkpoint import save_weights
 from tests.app.serving import HeldReconstructor, example, served, small_reconstructor
 from tests.browser.conftest import DESKTOP, PHONE, TIMEOUT, gone, watched
