@@ -669,8 +669,10 @@ def test_a_log_line_tells_nothing_of_the_visitor(caplog: pytest.LogCaptureFixtur
             asyncio.run(steps_of(service, model="<b>mine</b>"))
     fields: list[Any] = [record.fields for record in caplog.records]  # type: ignore[attr-defined]
     told = [{key: given[key] for key in given if key != "seconds"} for given in fields]
+    # The line is empty: it is next, unless the worker has it already.
+    assert told[0].pop("place") in (0, 1)
     assert told == [
-        {"outcome": "computed", "model": "small-random", "place": 0, "batch": 1},
+        {"outcome": "computed", "model": "small-random", "batch": 1},
         {"outcome": "cached", "model": "small-random"},
         {"outcome": "refused", "model": "other"},
     ]
