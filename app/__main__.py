@@ -49,8 +49,8 @@ GRADIO_SETTINGS = {
     "GRADIO_ANALYTICS_MAX_EVENTS": "1",
 }
 
-# Compiled kernels that oneDNN keeps, one for each number of visible patches; of its own accord
-# 1024, which take some 300 MiB more and are no faster.
+# Compiled kernels that oneDNN keeps. It compiles some for each number of visible patches, and of
+# its own accord keeps 1024, by which the page grows as visitors try one mask ratio after another.
 _KERNELS = "64"
 
 # What a browser wraps around a file that it uploads.
