@@ -31,7 +31,7 @@ from mae_core.config import to_dict, with_overrides
 from mae_core.entry import run_entry
 from mae_core.errors import CheckpointError, ConfigError, HubError
 from mae_core.model_card import GRID_FILE, NO_LICENSE, write_card
-from mae_core.training.logging import METRICS_FILE, read_metrics
+from mae_core.training.run_log import METRICS_FILE, read_metrics
 from mae_core.weights import WEIGHTS_FILE, locate_weights
 
 _log = logging.getLogger(__name__)

@@ -40,10 +40,10 @@ from mae_core.models.mae import MaskedAutoencoder
 from mae_core.recipes import RECIPES, recipe
 from mae_core.reconstruction import Reconstructor
 from mae_core.training.distributed import World, end_process, joined_world
-from mae_core.training.logging import Progress, RunLog
 from mae_core.training.loop import Output, Trainer, require_even_shares
 from mae_core.training.pca import fit_pca
 from mae_core.training.report import write_report
+from mae_core.training.run_log import Progress, RunLog
 from mae_core.training.schedule import image_size_at, with_steps
 from mae_core.training.state import RunState, start_run, with_shape_of_weights
 from mae_core.training.stop import StopRequest, stop_on_signals

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from mae_core.downloads import http, hub
+from mae_core.downloads import hub, transfer
 
 # Nobody listens there.
 CLOSED = "http://127.0.0.1:9"
@@ -19,9 +19,9 @@ def isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     use_hub(monkeypatch, CLOSED)
     monkeypatch.setenv("HF_TOKEN", "")
-    for module in (http, hub):
+    for module in (transfer, hub):
         monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(http, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(transfer, "READ_SECONDS", 0.2)
 
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:

@@ -37,7 +37,7 @@ LAYERS = {
     "mae_core.pack": 7,
     "mae_core.push": 7,
     "mae_core.convert": 7,
-    "mae_core.inspect": 7,
+    "mae_core.info": 7,
     "mae_core.fetch": 7,
     "mae_core": 8,
 }
@@ -218,3 +218,14 @@ def test_gradio_free_modules_import_without_gradio() -> None:
     modules = ", ".join(sorted(APP_WITHOUT_GRADIO & MODULES))
     done = run_python(f"import sys, {modules}; assert 'gradio' not in sys.modules")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_no_module_is_called_as_one_of_the_standard_library() -> None:
+    # A script that is run from the package's folder would import ours in its place.
+    assert [path for path in [*ROOT.glob("mae_core/**/*.py"), *ROOT.glob("app/**/*.py")]
+            if path.stem in sys.stdlib_module_names] == []  # fmt: skip
+
+
+def test_torch_can_be_imported_from_within_the_package() -> None:
+    for folder in (ROOT / "mae_core", ROOT / "mae_core" / "training", ROOT / "app"):
+        subprocess.run([sys.executable, "-c", "import torch"], cwd=folder, check=True)

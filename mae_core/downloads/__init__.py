@@ -1,6 +1,7 @@
 """Weights over the network, into the caches that other tools use too."""
 
-from mae_core.downloads.http import (
+from mae_core.downloads.hub import choose_files, fetch_repository, find_repository, is_repository
+from mae_core.downloads.transfer import (
     Progress,
     RemoteFile,
     checkpoints_folder,
@@ -9,7 +10,6 @@ from mae_core.downloads.http import (
     shown_bytes,
     terminal_bar,
 )
-from mae_core.downloads.hub import choose_files, fetch_repository, find_repository, is_repository
 
 __all__ = [
     "Progress",

@@ -19,7 +19,7 @@ import httpx2
 from huggingface_hub import HfApi, constants, get_token, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-from mae_core.downloads.http import (
+from mae_core.downloads.transfer import (
     ATTEMPTS,
     CONNECT_SECONDS,
     MAX_BYTES,

@@ -28,9 +28,9 @@ from mae_core.masking import PatchMask
 from mae_core.models.cost import forward_flops
 from mae_core.models.mae import MaskedAutoencoder
 from mae_core.training.distributed import World, gradients_kept_local
-from mae_core.training.logging import Progress, RunLog
 from mae_core.training.optim import set_lr
 from mae_core.training.precision import autocast
+from mae_core.training.run_log import Progress, RunLog
 from mae_core.training.schedule import image_size_at, lr_at, mask_at
 from mae_core.training.state import RunState, restore
 from mae_core.training.stop import StopRequest

@@ -22,7 +22,7 @@ from mae_core.checkpoint import CHECKPOINT_FILE, write_atomically
 from mae_core.config import TrainConfig, from_dict
 from mae_core.errors import ConfigError
 from mae_core.training.charts import Mark, chart, number_text, smoothed
-from mae_core.training.logging import (
+from mae_core.training.run_log import (
     METRICS_FILE,
     PICTURES_FOLDER,
     duration_text,

@@ -11,7 +11,7 @@ from app.fetching import ModelShelf
 from app.models import ServedModel
 from app.service import ReconstructionService
 from mae_core.checkpoint import save_weights
-from mae_core.downloads import Progress, http
+from mae_core.downloads import Progress, transfer
 from mae_core.weights import list_weights, locate_weights
 from tests.app.serving import example, small_reconstructor
 from tests.browser.conftest import PHONE, TIMEOUT, opened
@@ -38,7 +38,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         isolate(monkeypatch, tmp_path_factory.mktemp("caches"))
         use_hub(monkeypatch, hub.url)
         # A browser beside it makes for a slow machine, and no test here is of a slow server.
-        monkeypatch.setattr(http, "READ_SECONDS", 60)
+        monkeypatch.setattr(transfer, "READ_SECONDS", 60)
         yield hub
 
 

@@ -25,10 +25,10 @@ from mae_core.downloads import (
     fetch_file,
     fetch_repository,
     find_repository,
-    http,
     is_repository,
     shown_bytes,
     terminal_bar,
+    transfer,
 )
 from mae_core.errors import DownloadError
 from tests.downloading import CLOSED, Seen, isolate, use_hub
@@ -229,7 +229,7 @@ def test_a_file_of_another_size_is_refused_before_it_comes(server: FileServer) -
 def test_nothing_endless_is_fetched(
     server: FileServer, monkeypatch: pytest.MonkeyPatch, told_length: bool
 ) -> None:
-    monkeypatch.setattr(http, "MAX_BYTES", 150_000)
+    monkeypatch.setattr(transfer, "MAX_BYTES", 150_000)
     server.habits.told_length = told_length
     assert "is larger than 0.1 MiB, the most" in refusal(lambda: fetch(server))
 
@@ -252,13 +252,13 @@ def test_what_may_pass_is_tried_again_but_not_for_ever(server: FileServer) -> No
     (checkpoints_folder() / "model.pth").unlink()
     server.habits.statuses = [500] * 9
     assert "it answered 500, which may pass" in refusal(lambda: fetch(server))
-    assert len(server.downloads) == 3 + http.ATTEMPTS
+    assert len(server.downloads) == 3 + transfer.ATTEMPTS
 
 
 def test_a_silent_server_is_given_up(server: FileServer) -> None:
     server.habits.delays = [1.0] * 3
     assert "nothing came for 0.2 s" in refusal(lambda: fetch(server))
-    assert len(server.downloads) == http.ATTEMPTS
+    assert len(server.downloads) == transfer.ATTEMPTS
 
 
 def test_a_server_that_nobody_reaches_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,7 +333,7 @@ def test_offline_means_offline(
 def test_two_at_once_ask_once_and_both_see_it_come(
     server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(transfer, "_WAIT_SECONDS", 0.05)
     server.habits.pause = 0.005
     first, second = Seen(), Seen()
     thread = threading.Thread(target=lambda: fetch_file(remote(server), progress=first))

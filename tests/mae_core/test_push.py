@@ -20,7 +20,7 @@ from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model_card import write_card
 from mae_core.models.mae import MaskedAutoencoder
 from mae_core.push import PushConfig, collect, push
-from mae_core.training.logging import read_metrics
+from mae_core.training.run_log import read_metrics
 from tests.hub import TOKEN, Hub, running_hub
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mae_core.errors import ConfigError
-from mae_core.training import logging as run_logging
-from mae_core.training.logging import (
+from mae_core.training import run_log
+from mae_core.training.run_log import (
     Progress,
     RunLog,
     duration_text,
@@ -113,7 +113,7 @@ def test_damaged_lines_are_dropped_with_a_warning_and_half_a_line_without(
 KILLED = """
 import sys
 from pathlib import Path
-from mae_core.training.logging import RunLog
+from mae_core.training.run_log import RunLog
 log = RunLog(Path(sys.argv[1]), tensorboard=False, after_step=0)
 for step in range(1, 1_000_000):
     log.scalars(step, step / 10, {"loss": 1 / step})
@@ -306,7 +306,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(run_logging, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(run_log, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     return clock
 
 

@@ -1,4 +1,4 @@
-"""python -m mae_core.inspect: what it says of each format, and of what is not there."""
+"""python -m mae_core.info: what it says of each format, and of what is not there."""
 
 import json
 import shlex
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-import mae_core.inspect
+import mae_core.info
 from mae_core.checkpoint import save_weights
 from mae_core.checkpoint.names import official_from_huggingface
 from mae_core.config import PRESETS
@@ -35,8 +35,8 @@ def _empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(variable, str(tmp_path / "cache"))
 
 
-def inspect(weights: object, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    assert mae_core.inspect.main([str(weights), "--json"]) == 0
+def info(weights: object, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert mae_core.info.main([str(weights), "--json"]) == 0
     facts: dict[str, Any] = json.loads(capsys.readouterr().out)
     return facts
 
@@ -54,7 +54,7 @@ def test_every_format_is_described(
     written: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, path in written.items():
-        facts = inspect(path, capsys)
+        facts = info(path, capsys)
         has_decoder = facts["kind"] == "autoencoder"
         assert (facts["encoder"], facts["decoder"]) == (True, has_decoder), name
         assert facts["architecture"]["embed_dim"]["value"] == 192
@@ -82,7 +82,7 @@ def test_the_target_is_said_with_how_it_is_known(
     name: str, value: str, origin: str, written: dict[str, Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    target = inspect(written[name], capsys)["target"]
+    target = info(written[name], capsys)["target"]
     assert (target["value"], target["from"]) == (value, origin)
 
 
@@ -91,7 +91,7 @@ def test_a_published_file_is_known_by_its_name(
 ) -> None:
     path = tmp_path / "mae_visualize_vit_large.pth"
     shutil.copy(written["official full"], path)
-    facts = inspect(path, capsys)
+    facts = info(path, capsys)
     assert facts["licence"] == "CC-BY-NC-4.0"
     assert facts["target"] == {"value": "pixels", "from": "registry"}
 
@@ -106,7 +106,7 @@ def test_only_commands_that_work_are_offered(
     config = replace(SMALL, in_chans=channels, mean=statistics, std=statistics)
     path = tmp_path / "a name.safetensors"
     save_weights(path, MaskedAutoencoder(config), record={})
-    commands = [use for use in inspect(path, capsys)["uses"] if "python -m" in use]
+    commands = [use for use in info(path, capsys)["uses"] if "python -m" in use]
     assert [use.split()[0].rstrip(":") for use in commands] == [*offered, "convert"]
     # As a shell would take them apart.
     typed = [shlex.split(use) for use in commands]
@@ -120,7 +120,7 @@ def test_variants_are_not_offered_where_they_do_not_open(
     path = checkpoints.write_own(
         tmp_path / "x.safetensors", config, checkpoints.random_state(config)
     )
-    facts = inspect(path, capsys)
+    facts = info(path, capsys)
     assert facts["target"]["value"] == "8 principal components"
     convert = next(use for use in facts["uses"] if use.startswith("convert"))
     assert "mae_core" in convert
@@ -130,7 +130,7 @@ def test_variants_are_not_offered_where_they_do_not_open(
 def test_the_text_has_a_line_for_each_field(
     written: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert mae_core.inspect.main([str(written["official full"])]) == 0
+    assert mae_core.info.main([str(written["official full"])]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["embed_dim", "192", "(shapes)"] for line in lines)
     assert any(line.split() == ["num_heads", "3", "(known", "width)"] for line in lines)
@@ -146,7 +146,7 @@ def test_what_a_file_writes_cannot_steer_the_terminal(
     model.load_state_dict(checkpoints.random_state(SMALL), assign=True)
     record = {"recipe": "\x1b[2J" + "x" * 10_000, "\x1b]0;": 1}
     save_weights(tmp_path / "x.safetensors", model, record=record)
-    assert mae_core.inspect.main([str(tmp_path / "x.safetensors")]) == 0
+    assert mae_core.info.main([str(tmp_path / "x.safetensors")]) == 0
     text = capsys.readouterr().out
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) < 1000
@@ -158,12 +158,12 @@ def test_every_name_that_is_not_here_is_described_from_the_manifest(
     for name, entry in list_weights().items():
         if entry.bundled:
             continue
-        facts = inspect(name, capsys)
+        facts = info(name, capsys)
         assert facts["on_this_machine"] is False
         assert (facts["kind"], facts["licence"]) == (entry.kind, entry.licence)
         assert facts["parameters"] == {"total": entry.parameters}
         assert facts["fetch"] == f"python -m mae_core.fetch {name}"
-    facts = inspect("somebody/weights", capsys)
+    facts = info("somebody/weights", capsys)
     assert facts["fetch"].endswith("fetch somebody/weights")
     # A mistyped path may look like a repository.
     assert "if there is such a repository; nothing lies at that path" in facts["source"]
@@ -187,7 +187,7 @@ def test_writers_of_the_tests_and_the_names_of_the_program_agree() -> None:
 )
 def test_it_runs_as_a_command(weights: str, status: int, words: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mae_core.inspect", weights], cwd=ROOT, check=False,
+        [sys.executable, "-m", "mae_core.info", weights], cwd=ROOT, check=False,
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == status

@@ -1,8 +1,8 @@
-"""Say what weights are: python -m mae_core.inspect FILE_OR_NAME.
+"""Say what weights are: python -m mae_core.info FILE_OR_NAME.
 
-    python -m mae_core.inspect mae_pretrain_vit_base.pth
-    python -m mae_core.inspect mae-tiny
-    python -m mae_core.inspect runs/mine --json
+    python -m mae_core.info mae_pretrain_vit_base.pth
+    python -m mae_core.info mae-tiny
+    python -m mae_core.info runs/mine --json
 
 prints the format, whether encoder and decoder are there, each field of the architecture and where
 it comes from, what the model predicts, licence and source where they are known, and what the
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m mae_core.inspect",
+        prog="python -m mae_core.info",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
