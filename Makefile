@@ -6,7 +6,7 @@
 #   make check     lint, formatting, types
 #   make bench     side by side with peers; writes benchmarks/results/
 #
-# PYTHON=python3.12 picks the interpreter that .venv is made with (3.10 to 3.12).
+# PYTHON=python3.12 picks the interpreter that .venv is made with (3.11 to 3.12).
 
 PYTHON ?= python3
 ARGS ?=
@@ -44,8 +44,8 @@ bench: $(DEV)
 	$(BIN)/python -m benchmarks.parity
 
 $(VENV)/.created:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || { \
-		echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.10 to 3.12 is needed:" \
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
+		echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 to 3.12 is needed:" \
 			"make PYTHON=python3.12 ..." >&2; \
 		exit 1; \
 	}
@@ -57,7 +57,7 @@ $(RUNTIME): requirements.txt | $(VENV)/.created
 	$(PIP) install -r requirements.txt
 	@touch $@
 
-$(DEV): requirements-dev.txt requirements-data.txt requirements-onnx.txt requirements-train.txt \
-		$(RUNTIME)
+$(DEV): requirements-dev.txt requirements-data.txt requirements-onnx.txt requirements-science.txt \
+		requirements-train.txt $(RUNTIME)
 	$(PIP) install -r requirements-dev.txt
 	@touch $@

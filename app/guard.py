@@ -343,7 +343,7 @@ class _Body:
             raise self.refusal
         try:
             message = await asyncio.wait_for(self._receive(), BODY_SECONDS)
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise Refusal(408, "This request came too slowly.") from error
         if message["type"] == "http.disconnect":
             raise Refusal(400, "This request is not complete.")

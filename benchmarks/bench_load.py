@@ -279,7 +279,7 @@ class Visitor:
         except RefusedError as error:
             said = str(error)
             kind = "busy" if error.busy else "error" if wish.allowed else "refused"
-        except (httpx.HTTPError, LostError, asyncio.TimeoutError) as error:
+        except (TimeoutError, httpx.HTTPError, LostError) as error:
             said, kind = f"{type(error).__name__} {error}", "lost"
         except (KeyError, TypeError, ValueError, OSError) as error:
             said, kind = f"an answer that nobody understands: {error!r}", "error"

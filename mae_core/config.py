@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mae_core.errors import ConfigError
+from mae_core.value_range import as_value_range
 
 # What the official models were trained with, and ours: ImageNet's channel statistics.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -49,8 +50,12 @@ class ModelConfig:
         encoder_mask_tokens: Whether the encoder sees a mask token in place of each removed
             patch, instead of the visible patches only (He et al. 2022, table 1c).
         layer_norm_eps: Epsilon of every LayerNorm.
-        mean: Channel means that images are normalised with, in 0..1.
-        std: Channel deviations that images are normalised with, in 0..1.
+        mean: Channel means that images are normalised with, in 0..1. ImageNet's for three
+            channels; for others 0.5, and training measures them, unless they are given.
+        std: Channel deviations that images are normalised with, in 0..1; likewise.
+        bands: Which bands of a picture the channels are, numbered from 1; all if empty.
+        value_range: The values, of pictures of more than 8 bits, that become 0 and 1: one pair, or
+            one a channel. None for photographs.
     """
 
     image_size: int = 224
@@ -69,8 +74,13 @@ class ModelConfig:
     layer_norm_eps: float = 1e-6
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    bands: tuple[int, ...] = ()
+    value_range: tuple[tuple[float, float], ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.in_chans != 3 and (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD):
+            for name in ("mean", "std"):
+                object.__setattr__(self, name, (0.5,) * self.in_chans)
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -97,6 +107,9 @@ class ModelConfig:
                 )
         if not all(0 < value < math.inf for value in self.std):
             raise ConfigError(f"std is {self.std}; each value must be a number above 0")
+        _check_bands("bands", self.bands, self.in_chans)
+        if self.value_range is not None:
+            as_value_range(self.value_range)
 
     @property
     def grid_size(self) -> int:
@@ -112,6 +125,13 @@ class ModelConfig:
     def target_dim(self) -> int:
         """Values that the decoder predicts for a patch: P, or the principal components."""
         return self.pca_components or self.patch_dim
+
+
+def _check_bands(name: str, bands: tuple[int, ...], channels: int) -> None:
+    if bands and (len(bands) not in (1, channels) or min(bands) < 1):
+        raise ConfigError(
+            f"{name} is {list(bands)} and in_chans is {channels}; give that many numbers from 1"
+        )
 
 
 def _check_width(name: str, width: int, heads: int) -> None:
@@ -294,6 +314,11 @@ class DataConfig:
         cache: Folder for the packed pictures; inside the run's folder if empty.
         decode: A folder's pictures are decoded `once` into a pack, or in each `epoch`, which
             needs no space on the disk but more of the processor.
+        bands: Which bands of the pictures are the model's channels, numbered from 1; all if empty.
+        range: The values, of pictures of more than 8 bits, that become black and white: `auto` for
+            the percentiles of the data set, or the full range of its number format if more than
+            half of that is used (see `find_value_range`); `dtype` for the full range; or
+            `LOW,HIGH`.
         short_side: Pictures are kept with their shorter side at most this many pixels.
         max_unreadable: Largest share of unreadable files, 0..1; above it the run stops.
         crop: `random` is RandomResizedCrop; `fixed` a window of seven eighths of the picture's
@@ -316,6 +341,8 @@ class DataConfig:
     holdout: str = ""
     cache: str = ""
     decode: typing.Literal["once", "epoch"] = "once"
+    bands: tuple[int, ...] = ()
+    range: str = "auto"
     short_side: int = 256
     max_unreadable: float = 0.05
     crop: typing.Literal["random", "fixed", "centre"] = "random"
@@ -329,6 +356,7 @@ class DataConfig:
         named = [name for name in SOURCES if getattr(self, name)]
         if len(named) > 1:
             raise ConfigError(f"data.{' and data.'.join(named)} are given; give one source")
+        as_value_range(self.range)
         _check_range("data.crop_area", self.crop_area, 0.0, 1.0)
         _check_range("data.crop_aspect", self.crop_aspect, 0.0, float("inf"))
         if self.short_side < 16:

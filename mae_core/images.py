@@ -17,12 +17,14 @@ them here would change a global of every thread. A filter that raises them makes
 picture an `ImageError`.
 """
 
+import importlib
+import importlib.util
 import io
 import itertools
 import math
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from mae_core.errors import ConfigError, ImageError, ImageFormatError, ImageLimitError
+from mae_core.value_range import RangeSpec, find_value_range, to_levels
 
 FITS = ("crop", "squash", "whole")
 
@@ -43,10 +46,15 @@ FITS = ("crop", "squash", "whole")
 _FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 if features.check("avif"):  # not every build of Pillow has it
     _FORMATS.append("AVIF")
-_ACCEPTED = ", ".join(_FORMATS[:-1]).replace("WEBP", "WebP") + f" or {_FORMATS[-1]}"
+if importlib.util.find_spec("pillow_heif"):
+    _FORMATS.append("HEIF")
+_NAMES = [{"WEBP": "WebP", "HEIF": "HEIC"}.get(name, name) for name in _FORMATS]
+_ACCEPTED = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
 
-# How files of the accepted formats begin (AVIF apart: see `_other_kind`).
+# How files of the accepted formats begin (AVIF and HEIC apart: see `_other_kind`), and what is
+# said of brands of the last two, from the ninth byte.
 _ACCEPTED_STARTS = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II", b"MM")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # What people hand over by mistake, by how it begins, so that the error can name it.
 _OTHER_KINDS = (
     (b"%pdf", "a PDF document"),
@@ -84,6 +92,7 @@ _MAX_TAG_VALUES = 2**17
 
 # TIFF tags (EXIF data is a TIFF without pixels).
 _BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 258, 259, 262, 274
+_SAMPLES_PER_PIXEL, _PLANAR, _SAMPLE_FORMAT, _EXTRA_SAMPLES = 277, 284, 339, 338
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _SUB_DIRECTORIES = (34665, 34853, 40965)
 _TAG_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8,
@@ -94,7 +103,13 @@ _TIFF_START = re.compile(rb"(?:II|MM)(?:[*+]\0|\0[*+])")
 
 # TIFF compressions and colours: what Pillow reads by itself, and what it has libtiff read.
 _UNCOMPRESSED, _YCBCR = 1, 6
-_SOUND_COMPRESSIONS = (_UNCOMPRESSED, 5, 8, 32773, 32946)  # LZW, deflate, PackBits, deflate
+SOUND_COMPRESSIONS = (_UNCOMPRESSED, 5, 8, 32773, 32946)  # LZW, deflate, PackBits, deflate
+
+# Transparency is mostly all or nothing; a band of measurements hardly ever is.
+_LEAST_EXTREME = 0.5
+
+# Of 16-bit colours Pillow keeps the upper 8 bits: values of 12 bits and fewer are below this then.
+_LOST_IN_16_BITS = 16
 
 # A JPEG marker that starts a segment. 0xFF and 0x00 are a coded 0xFF; the others stand alone.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
@@ -111,8 +126,8 @@ class ImageLimits:
     Attributes:
         max_bytes: Bytes of a file.
         max_pixels: Width times height.
-        max_whole_pixels: The same for files other than JPEG, the one format that can be
-            decoded smaller; decoding a WebP of so many pixels takes 16 bytes a pixel.
+        max_whole_pixels: The same for files other than JPEG, which can be decoded smaller, and
+            HEIC, which takes 8 bytes a pixel; decoding a WebP of so many pixels takes 16.
         keep_pixels: A picture of more pixels comes back scaled down by a whole factor, to
             bound the memory that it takes.
         min_side: Pixels of the shorter side.
@@ -146,19 +161,28 @@ DEFAULT_LIMITS = ImageLimits()
 # What `decode_image` takes.
 ImageSource: TypeAlias = bytes | str | Path | Image.Image | npt.NDArray[Any]
 
+# A picture of a model's channels: PIL for one or three, else (H, W, C) uint8.
+Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8]
 
-def decode_image(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+
+def decode_image(
+    source: ImageSource,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    *,
+    value_range: RangeSpec = "auto",
+) -> Image.Image:
     """The RGB picture a person sees in a file, a PIL picture or an array.
 
     EXIF orientation is applied, transparency laid on white, an ICC profile converted to sRGB
-    (a broken one is ignored), 16-bit values rescaled, and of an animation the first frame
-    taken. Metadata is left behind.
+    (a broken one is ignored), values of more than 8 bits rescaled, and of an animation the first
+    frame taken. Metadata is left behind.
 
     Args:
         source: A file's bytes; the path of a local file; a PIL picture; or an array (H, W),
-            (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, uint16 or floats in 0..1 or 0..255
-            (in 0..1 if none is above 1).
+            (H, W, 1), (H, W, 3) or (H, W, 4), the fourth being transparency, of uint8, uint16 or
+            floats.
         limits: What the picture may measure. `max_bytes` applies to bytes and files.
+        value_range: Of grey of more than 8 bits and of arrays; see `find_value_range`.
 
     Returns:
         A new RGB picture of at most `limits.keep_pixels` pixels.
@@ -168,22 +192,48 @@ def decode_image(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> I
         ImageLimitError: If it is too large, too small or too narrow.
     """
     if isinstance(source, Image.Image):
-        _check_size(source.size, limits.max_pixels, limits)
-        return _see(source, limits)
+        check_size(source.size, limits.max_pixels, limits)
+        return _see(source, limits, value_range)
     if isinstance(source, np.ndarray):
-        return _see(_from_array(source, limits), limits)
-    if isinstance(source, bytes):
-        return _see(_open(source, limits), limits)
-    if isinstance(source, str | Path):
-        return _see(_open(_read(source, limits), limits), limits)
+        return _see(_from_array(source, limits, value_range), limits, value_range)
+    if isinstance(source, bytes | str | Path):
+        return _see(_open(_bytes_of(source, limits), limits), limits, value_range)
     raise ImageFormatError(
         f"a {type(source).__name__} is not a picture; give a file's bytes, a path, a PIL picture "
         "or an array"
     )
 
 
-def _read(source: str | Path, limits: ImageLimits) -> bytes:
-    """A local file's bytes, but not more than one above the limit."""
+def _bytes_of(source: bytes | str | Path, limits: ImageLimits) -> bytes:
+    return source if isinstance(source, bytes) else read_file(source, limits.max_bytes + 1)
+
+
+def stored_numbers(
+    source: bytes | str | Path | Image.Image, limits: ImageLimits = DEFAULT_LIMITS
+) -> npt.NDArray[Any] | None:
+    """The values of a grey picture of more than 8 bits, (H, W); None for other pictures.
+
+    Raises:
+        ImageFormatError: If it is not a picture, is damaged, or is not of an accepted format.
+        ImageLimitError: If it is too large, too small or too narrow.
+    """
+    if isinstance(source, Image.Image):
+        check_size(source.size, limits.max_pixels, limits)
+        image = source
+    else:
+        image = _open(_bytes_of(source, limits), limits)
+    if not image.mode.startswith("I") and image.mode != "F":
+        return None
+    with parser_errors():
+        return _numbers(image)
+
+
+def read_file(source: str | Path, most: int) -> bytes:
+    """The first bytes of a local file.
+
+    Raises:
+        ImageFormatError: If it is an address, no file, or cannot be read.
+    """
     if isinstance(source, str) and (source[:5].lower() == "data:" or "://" in source):
         raise ImageFormatError(
             "addresses (http:, data: and the like) are not fetched; give a file's bytes or the "
@@ -195,7 +245,7 @@ def _read(source: str | Path, limits: ImageLimits) -> bytes:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ImageFormatError("that path is not a file; give the path of one picture")
         with path.open("rb") as file:
-            return file.read(limits.max_bytes + 1)
+            return file.read(most)
     except FileNotFoundError as error:
         raise ImageFormatError("there is no file at that path; check it") from error
     except (OSError, ValueError) as error:
@@ -212,21 +262,22 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         raise ImageLimitError(
             f"the file has more than {limits.max_bytes / 2**20:.3g} MiB; make it smaller"
         )
-    with _parser_errors(data):
+    with parser_errors(data):
         _check_hidden_work(data, limits)
         if _TIFF_START.match(data):
             _check_tiff(data)
         image = _identify(data, limits)
+        in_full = image.format not in ("JPEG", "HEIF")
+        check_size(image.size, limits.max_whole_pixels if in_full else limits.max_pixels, limits)
         if image.format == "JPEG":
-            _check_size(image.size, limits.max_pixels, limits)
             _prepare_jpeg(image, data, limits)
-        else:
-            _check_size(image.size, limits.max_whole_pixels, limits)
-            _scale_transparency(image)
+        _scale_transparency(image)
     return image
 
 
 def _identify(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
+    if "HEIF" in _FORMATS and data[4:8] == b"ftyp":
+        importlib.import_module("pillow_heif").register_heif_opener()
     try:
         return Image.open(io.BytesIO(_without_jpeg_tags(data)), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -238,12 +289,12 @@ def _identify(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
 def _prepare_jpeg(image: ImageFile.ImageFile, data: bytes, limits: ImageLimits) -> None:
     """Give a JPEG back the EXIF data that its parser did not see, and have it decoded small."""
     image.info["exif"] = _jpeg_exif(data)
-    factor = _shrink_factor(image.size, limits)
+    factor = shrink_factor(image.size, limits)
     image.draft(None, (image.width // factor, image.height // factor))
 
 
 @contextmanager
-def _parser_errors(data: bytes | None = None) -> Iterator[None]:
+def parser_errors(data: bytes | None = None) -> Iterator[None]:
     """Turn whatever a parser raises inside into an `ImageError`; `data` may be another kind."""
     try:
         yield
@@ -269,7 +320,11 @@ def _other_kind(data: bytes) -> str | None:
     if data.startswith(_ACCEPTED_STARTS):
         return None
     if data[4:8] == b"ftyp":
-        return None if b"avif" in data[8:64] else "an HEIC photo or a video"
+        if b"avif" in data[8:64]:
+            return None
+        if data[8:12] in _HEIC_BRANDS:
+            return None if "HEIF" in _FORMATS else "an HEIC photo, which needs pillow-heif"
+        return "a video"
     head = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for prefix, kind in _OTHER_KINDS:
         if head.startswith(prefix):
@@ -277,7 +332,12 @@ def _other_kind(data: bytes) -> str | None:
     return "not a picture of an accepted format"
 
 
-def _check_size(size: tuple[int, int], max_pixels: int, limits: ImageLimits) -> None:
+def check_size(size: tuple[int, int], max_pixels: int, limits: ImageLimits) -> None:
+    """Refuse a picture of a size, (width, height), that the limits do not allow.
+
+    Raises:
+        ImageLimitError: If it is too large, too small or too narrow.
+    """
     width, height = size
     given = f"the picture is {width} x {height} pixels"
     if width * height > max_pixels:
@@ -422,26 +482,64 @@ def _tags_exceed(data: bytes, limits: ImageLimits) -> bool:
 
 
 def _check_tiff(data: bytes) -> None:
-    """Refuse a TIFF of which libtiff may show what lies in the process's memory.
+    """Refuse a TIFF that Pillow cannot read, or reads wrongly.
 
     Pillow before 13 reads past the ends of compressed tiles and YCbCr rows, and shows memory as it
     finds it where a JPEG or fax strip ends early (GHSA-462x-pgg6-55fp, GHSA-c6hw-5grf-ff96,
     GHSA-q45j-58j2-45rg). Every entry of a tag counts: Pillow takes the last, libtiff the first.
+    Colours of 16 bits in planes come out as noise.
 
     Raises:
-        ImageFormatError: If it is compressed, and not in strips of an ordinary compression.
+        ImageFormatError: If it is compressed, and not in strips of an ordinary compression; or its
+            bands, bits or planes are others than those of photographs.
     """
-    deciding = [tag for tag in _directory(data, 0) if tag.tag in (_COMPRESSION, _PHOTOMETRIC)]
+    tags = list(_directory(data, 0))
+    deciding = [tag for tag in tags if tag.tag in (_COMPRESSION, _PHOTOMETRIC)]
     compressions = {tag.number for tag in deciding if tag.tag == _COMPRESSION}
     colours = {tag.number for tag in deciding if tag.tag == _PHOTOMETRIC}
-    tiled = any(tag.tag in (_TILE_WIDTH, _TILE_LENGTH) for tag in _directory(data, 0))
+    tiled = any(tag.tag in (_TILE_WIDTH, _TILE_LENGTH) for tag in tags)
     plain = all(tag.values == 1 and tag.kind in _NUMBER_TYPES for tag in deciding)
-    strips = compressions.issubset(_SOUND_COMPRESSIONS) and not tiled and _YCBCR not in colours
+    strips = compressions.issubset(SOUND_COMPRESSIONS) and not tiled and _YCBCR not in colours
     if not plain or not (compressions <= {_UNCOMPRESSED} or strips):
         raise ImageFormatError(
             "TIFF files are taken uncompressed, or in strips of RGB or grey compressed by LZW or "
             "deflate; save it as one of those, or as PNG"
         )
+    samples, bits, planar, kind, extra = (
+        _first_value(data, tags, tag, default)
+        for tag, default in (
+            (_SAMPLES_PER_PIXEL, 1), (_BITS_PER_SAMPLE, 1), (_PLANAR, 1), (_SAMPLE_FORMAT, 1),
+            (_EXTRA_SAMPLES, 0),
+        )
+    )  # fmt: skip
+    is_grey = not colours.isdisjoint((0, 1))
+    if samples == 1:
+        known = bits <= 32
+    elif is_grey:
+        known = samples == 2 and bits == 8 and extra != 0
+    else:
+        known = kind == 1 and bits <= 16 and samples <= 4 and (planar == 1 or bits == 8)
+    if not known:
+        numbers = {2: "signed ", 3: "floating-point "}.get(kind, "")
+        planes = " in planes" if planar != 1 else ""
+        raise ImageFormatError(
+            f"the TIFF has {samples} {'bands' if samples != 1 else 'band'} of {bits}-bit {numbers}"
+            f"values{planes}; save it as RGB or grey of 8 bits"
+        )
+
+
+def _first_value(data: bytes, tags: Sequence[_Tag], number: int, default: int) -> int:
+    """The first value of a tag of a TIFF."""
+    order: Literal["little", "big"] = "little" if data[:1] == b"I" else "big"
+    word = 8 if data[2:3] == b"+" else 4
+    for tag in tags:
+        width = _TAG_TYPE_BYTES.get(tag.kind, word)
+        if tag.tag != number or tag.values == 1:
+            continue
+        inline = tag.number.to_bytes(word, order)
+        stored = inline if tag.values * width <= word else data[tag.number :]
+        return int.from_bytes(stored[:width], order)
+    return next((tag.number for tag in tags if tag.tag == number), default)
 
 
 def _without_jpeg_tags(data: bytes) -> bytes:
@@ -477,7 +575,7 @@ def _scale_transparency(image: ImageFile.ImageFile) -> None:
         image.info["transparency"] = tuple(channel >> 8 for channel in value)
 
 
-def _shrink_factor(size: tuple[int, int], limits: ImageLimits) -> int:
+def shrink_factor(size: tuple[int, int], limits: ImageLimits) -> int:
     """The smallest whole factor that brings a picture to at most `keep_pixels`."""
     factor = 1
     while math.ceil(size[0] / factor) * math.ceil(size[1] / factor) > limits.keep_pixels:
@@ -489,15 +587,19 @@ def _shrink(image: Image.Image, factor: int) -> Image.Image:
     return image if factor == 1 else image.reduce(factor)
 
 
-def _see(image: Image.Image, limits: ImageLimits) -> Image.Image:
+def _see(image: Image.Image, limits: ImageLimits, value_range: RangeSpec) -> Image.Image:
     """An opened picture of an allowed size, decoded to what a person sees."""
-    with _parser_errors():
+    with parser_errors():
+        tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+        of_16_bits = any(";16" in str(tile[3]) for tile in tiles)
         image.load()
-        factor = _shrink_factor(image.size, limits)
+        if of_16_bits and image.mode in ("RGB", "RGBA", "LA"):
+            _check_not_lost(image)
+        factor = shrink_factor(image.size, limits)
         if image.mode in ("I", "F"):  # can be averaged as they are, and take much to convert
-            plain = _to_plain_mode(_shrink(image, factor))
+            plain = _to_plain_mode(_shrink(image, factor), value_range)
         else:
-            plain = _shrink(_to_plain_mode(image), factor)
+            plain = _shrink(_to_plain_mode(image, value_range), factor)
         rgb = _on_white(plain, image.info.get("icc_profile"))
         turn = _UPRIGHT.get(_orientation(image.info.get("exif", b"")))
         seen = rgb if turn is None else rgb.transpose(turn)
@@ -505,10 +607,25 @@ def _see(image: Image.Image, limits: ImageLimits) -> Image.Image:
     return seen
 
 
-def _to_plain_mode(image: Image.Image) -> Image.Image:
+def _check_not_lost(image: Image.Image) -> None:
+    """Refuse what would come out black, for Pillow has dropped the lower 8 of 16 bits."""
+    bands = [band for band in image.getbands() if band != "A"]
+    if max(np.asarray(image.getchannel(band)).max() for band in bands) < _LOST_IN_16_BITS:
+        raise ImageFormatError(
+            "the picture has 16 bits a value and uses the lower 12 or fewer; save it as 8 bits, or "
+            "scale its values to 0 to 65535"
+        )
+
+
+def _to_plain_mode(image: Image.Image, value_range: RangeSpec) -> Image.Image:
     """A loaded picture as L, RGB, CMYK or RGBA."""
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_numbers(image)
+        return _from_numbers(image, value_range)
+    # A TIFF's fourth band may be called transparency and be near infrared.
+    if isinstance(image, TiffImageFile) and image.mode in ("LA", "RGBA"):
+        extreme = sum(image.getchannel("A").histogram()[level] for level in (0, 255))
+        if extreme < _LEAST_EXTREME * image.width * image.height:
+            return image.convert(image.mode.removesuffix("A"))
     if image.mode == "RGBA" or (image.mode in _COLOUR_MODES and not image.has_transparency_data):
         return image
     if image.has_transparency_data:
@@ -516,16 +633,10 @@ def _to_plain_mode(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _from_numbers(image: Image.Image) -> Image.Image:
+def _from_numbers(image: Image.Image, value_range: RangeSpec) -> Image.Image:
     """A picture of 16-bit, 32-bit or floating-point grey as L or, with transparency, RGBA."""
-    numbers = np.asarray(image)
-    if isinstance(image, TiffImageFile) and image.mode == "I;16":
-        # Pillow hands these on as they are stored.
-        if image.tag_v2.get(_BITS_PER_SAMPLE) == (12,):
-            numbers = numbers << 4 | numbers >> 8
-        if image.tag_v2.get(_PHOTOMETRIC) == 0:  # white is zero
-            numbers = 65535 - numbers
-    grey = Image.fromarray(_to_bytes(numbers))
+    numbers = _numbers(image)
+    grey = Image.fromarray(_to_bytes(numbers, value_range))
     transparent = image.info.get("transparency")
     if transparent is None:
         return grey
@@ -534,42 +645,39 @@ def _from_numbers(image: Image.Image) -> Image.Image:
     return rgba
 
 
-def _to_bytes(numbers: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Numbers of any accepted type as 0..255, rounded to nearest.
+def _numbers(image: Image.Image) -> npt.NDArray[Any]:
+    """What a picture of grey of more than 8 bits stores."""
+    numbers = np.asarray(image)
+    if isinstance(image, TiffImageFile) and image.mode == "I;16":
+        # Pillow hands these on as they are stored.
+        if image.tag_v2.get(_BITS_PER_SAMPLE) == (12,):
+            numbers = numbers << 4 | numbers >> 8
+        if image.tag_v2.get(_PHOTOMETRIC) == 0:  # white is zero
+            numbers = 65535 - numbers
+    # Pillow's 32 bits hold what a file has in 16.
+    is_wide = numbers.dtype.kind != "i" or numbers.min() < 0 or numbers.max() > 65535
+    return numbers if is_wide else numbers.astype(np.uint16)
 
-    Raises:
-        ImageFormatError: If floats are outside 0..1 and 0..255, or integers outside 0..65535.
-    """
+
+def _to_bytes(numbers: npt.NDArray[Any], value_range: RangeSpec) -> npt.NDArray[np.uint8]:
+    """(H, W) or (H, W, B) numbers as 0..255, all bands by one range."""
     if numbers.dtype == np.uint8:
         return numbers
-    low, high = float(numbers.min()), float(numbers.max())
-    floating = numbers.dtype.kind == "f"
-    # "not" first: a NaN compares false.
-    if not (low >= 0 and high <= (255 if floating else 65535)):
-        allowed = "0 to 1 or 0 to 255" if floating else "0 to 65535"
-        raise ImageFormatError(
-            f"the picture's numbers go from {low:g} to {high:g}; scale them to {allowed}"
-        )
-    levels: npt.NDArray[Any]
-    if floating:
-        levels = np.rint(numbers * (255 if high <= 1 else 1))
-    else:
-        # Adding half of 257 rounds; above 65407 it would leave 16 bits, and they give 255 anyway.
-        levels = (np.minimum(numbers.astype(np.uint16), 65407) + np.uint16(128)) // np.uint16(257)
-    in_bytes: npt.NDArray[np.uint8] = levels.astype(np.uint8)
-    return in_bytes
+    column = numbers.reshape(len(numbers), -1, 1)
+    levels = to_levels(column, find_value_range([column], value_range))
+    return levels.reshape(numbers.shape)
 
 
 def _on_white(plain: Image.Image, profile: bytes | None) -> Image.Image:
     """A picture of a plain mode as RGB; transparency shows white."""
     if plain.mode != "RGBA":
-        return _to_srgb(plain, profile)
+        return to_srgb(plain, profile)
     white = Image.new("RGB", plain.size, "white")
-    white.paste(_to_srgb(plain.convert("RGB"), profile), mask=plain.getchannel("A"))
+    white.paste(to_srgb(plain.convert("RGB"), profile), mask=plain.getchannel("A"))
     return white
 
 
-def _to_srgb(colour: Image.Image, profile: bytes | None) -> Image.Image:
+def to_srgb(colour: Image.Image, profile: bytes | None) -> Image.Image:
     """An L, RGB or CMYK picture as RGB, through its ICC profile where that makes sense."""
     if profile and len(profile) <= _MAX_PROFILE_BYTES:
         try:
@@ -585,21 +693,45 @@ def _to_srgb(colour: Image.Image, profile: bytes | None) -> Image.Image:
     return colour.convert("RGB")
 
 
-def _from_array(array: npt.NDArray[Any], limits: ImageLimits) -> Image.Image:
+def _from_array(
+    array: npt.NDArray[Any], limits: ImageLimits, value_range: RangeSpec
+) -> Image.Image:
     """An array as a PIL picture of mode L, RGB or RGBA."""
     shape_ok = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if not shape_ok or not (array.dtype in (np.uint8, np.uint16) or array.dtype.kind == "f"):
         raise ImageFormatError(
             f"this array is {array.dtype} of shape {array.shape}; give (H, W), (H, W, 3) or "
-            "(H, W, 4) of uint8, uint16 or floats in 0..1 or 0..255"
+            "(H, W, 4) of uint8, uint16 or floats"
         )
-    _check_size((array.shape[1], array.shape[0]), limits.max_pixels, limits)
+    check_size((array.shape[1], array.shape[0]), limits.max_pixels, limits)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    return Image.fromarray(np.ascontiguousarray(_to_bytes(array)))
+    return Image.fromarray(np.ascontiguousarray(_to_bytes(array, value_range)))
 
 
-def fit_image(image: Image.Image, fit: str, *, image_size: int, patch_size: int) -> Image.Image:
+def size_of(picture: Picture) -> tuple[int, int]:
+    """(width, height) of a picture."""
+    if isinstance(picture, np.ndarray):
+        return picture.shape[1], picture.shape[0]
+    return picture.size
+
+
+def of_each_band(picture: Picture, change: Callable[[Image.Image], Image.Image]) -> Picture:
+    """What `change` makes of a PIL picture, or of each band of other pictures."""
+    if isinstance(picture, np.ndarray):
+        planes = [
+            Image.fromarray(np.ascontiguousarray(band)) for band in picture.transpose(2, 0, 1)
+        ]
+        return np.dstack([np.asarray(change(plane)) for plane in planes])
+    return change(picture)
+
+
+def resized(picture: Picture, size: tuple[int, int]) -> Picture:
+    """A picture of another (width, height), bicubic with antialiasing."""
+    return of_each_band(picture, lambda band: band.resize(size, Image.Resampling.BICUBIC))
+
+
+def fit_image(image: Picture, fit: str, *, image_size: int, patch_size: int) -> Picture:
     """Bring a picture to whole patches, bicubic with antialiasing.
 
     Args:
@@ -616,10 +748,10 @@ def fit_image(image: Image.Image, fit: str, *, image_size: int, patch_size: int)
     Raises:
         ConfigError: If no fit has that name or `image_size` is not a multiple of `patch_size`.
     """
-    size = fitted_size(image.size, fit, image_size=image_size, patch_size=patch_size)
+    size = fitted_size(size_of(image), fit, image_size=image_size, patch_size=patch_size)
     if fit == "crop":
-        return _fit_crop(image, image_size)
-    return image.resize(size, Image.Resampling.BICUBIC)
+        return of_each_band(image, lambda band: _fit_crop(band, image_size))
+    return resized(image, size)
 
 
 def fitted_size(
@@ -656,11 +788,11 @@ def _whole_size(size: tuple[int, int], image_size: int, patch_size: int) -> tupl
     return width, height
 
 
-def to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def to_tensor(image: Picture, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """A picture as the model's input.
 
     Args:
-        image: A picture; converted to RGB for three channels, to grey for one.
+        image: A picture; PIL's is converted to RGB for three channels, to grey for one.
         mean: Channel means in 0..1, one a channel.
         std: Channel deviations, one a channel.
 
@@ -668,14 +800,17 @@ def to_tensor(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -
         (1, C, H, W) float32, normalised.
 
     Raises:
-        ConfigError: If there are not one or three means, with as many deviations.
+        ConfigError: If there are other numbers of means and deviations than channels.
     """
-    if len(mean) not in (1, 3) or len(mean) != len(std):
+    if isinstance(image, np.ndarray):
+        pixels = image
+    else:
+        pixels = np.atleast_3d(np.array(image.convert("L" if len(mean) == 1 else "RGB")))
+    if not len(mean) == len(std) == pixels.shape[2]:
         raise ConfigError(
-            f"{len(mean)} means and {len(std)} deviations; a picture has three channels, or one: "
-            "give others as floats in 0..1 of shape (C, H, W)"
+            f"{len(mean)} means and {len(std)} deviations are given for {pixels.shape[2]} "
+            "channels; give one of each a channel"
         )
-    pixels = np.atleast_3d(np.array(image.convert("RGB" if len(mean) == 3 else "L")))
     scaled = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32) / 255  # (C, H, W)
     normalised = (scaled - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     return normalised[None].contiguous()
@@ -724,14 +859,27 @@ def channels_to_tensor(
     return ((channels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])[None]
 
 
-def viewable(pixels: Tensor) -> Tensor:
+def viewable(pixels: Tensor, show: Sequence[int] = ()) -> Tensor:
     """The channels of a (C, H, W) tensor that a picture shows.
 
+    Args:
+        pixels: Of any number of channels.
+        show: Numbers of channels from 1: three, seen as red, green and blue, or one, in grey.
+            Without any, the first three; the first of fewer.
+
     Returns:
-        (3, H, W) the first three, as red, green and blue; (1, H, W) the first one where there
-        are fewer than three.
+        (3, H, W) or (1, H, W).
+
+    Raises:
+        ConfigError: If there are no such channels.
     """
-    return pixels[:3] if len(pixels) >= 3 else pixels[:1]
+    count = len(pixels)
+    chosen = tuple(show) or ((1, 2, 3) if count >= 3 else (1,))
+    if len(chosen) not in (1, 3) or not all(1 <= channel <= count for channel in chosen):
+        raise ConfigError(
+            f"channels {list(show)} are to be shown; give three or one, numbered from 1 to {count}"
+        )
+    return pixels[[channel - 1 for channel in chosen]]
 
 
 def to_pil(pixels: Tensor) -> Image.Image:

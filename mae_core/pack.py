@@ -9,17 +9,20 @@ it with `data.pack=OUT`, also where the pictures themselves are not. Packing aga
 unless a file came, went or changed.
 
 Fields: `short_side=256`, the most pixels that a picture keeps on its shorter side;
-`max_unreadable=0.05`, the largest share of files that may be unreadable.
+`max_unreadable=0.05`, the largest share of files that may be unreadable; and for measurements
+`channels=3`, `bands=3,2,1` and `range=auto`, which `DataConfig` explains.
 """
 
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mae_core.config import DataConfig, with_overrides
+from mae_core.config import DataConfig, ModelConfig, with_overrides
+from mae_core.data.folders import find_images
 from mae_core.data.packed import pack_folder
+from mae_core.data.reading import PictureReader
 from mae_core.entry import run_entry
 from mae_core.errors import ConfigError
 
@@ -30,9 +33,13 @@ class PackConfig:
 
     short_side: int = DataConfig.short_side
     max_unreadable: float = DataConfig.max_unreadable
+    channels: int = ModelConfig.in_chans
+    bands: tuple[int, ...] = DataConfig.bands
+    range: str = DataConfig.range
 
     def __post_init__(self) -> None:
-        DataConfig(short_side=self.short_side, max_unreadable=self.max_unreadable)
+        DataConfig(short_side=self.short_side, max_unreadable=self.max_unreadable, range=self.range)
+        ModelConfig(in_chans=self.channels, bands=self.bands)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,9 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("give a folder of pictures and a folder for the pack")
     folder, out, *overrides = arguments
     config = with_overrides(PackConfig(), overrides)
-    pack = pack_folder(
-        folder, Path(out), short_side=config.short_side, max_unreadable=config.max_unreadable
-    )
+    reader = PictureReader(config.channels, config.bands, config.range, config.short_side)
+    found = reader.find_range(find_images(folder))
+    if found is not None:
+        reader = replace(reader, value_range=found)
+    pack = pack_folder(folder, Path(out), reader=reader, max_unreadable=config.max_unreadable)
     print(
         f"{len(pack)} pictures, {pack.pixels.nbytes / 1e6:.0f} MB in {out}; "
         f"train on them with data.pack={out}"

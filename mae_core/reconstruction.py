@@ -32,11 +32,12 @@ from mae_core.devices import choose_device, choose_precision
 from mae_core.errors import ConfigError, ImageLimitError, MAEError, MaskError
 from mae_core.images import (
     ImageSource,
+    Picture,
     channels_to_tensor,
-    decode_image,
     fit_image,
     fitted_size,
     is_channels,
+    size_of,
     to_pil,
     to_tensor,
     viewable,
@@ -50,6 +51,8 @@ from mae_core.patches import (
     patchify,
     unpatchify,
 )
+from mae_core.rasters import open_picture
+from mae_core.value_range import RangeSpec
 from mae_core.weights import load_pretrained, weights_name
 
 # How a model of per-patch normalised pixels can be shown (see `rebuild`), the default first.
@@ -149,14 +152,18 @@ class Reconstruction:
         """K: patches the model saw."""
         return int((~self.removed).sum())
 
-    def panels(self) -> dict[str, Image.Image]:
+    def panels(self, show: Sequence[int] = ()) -> dict[str, Image.Image]:
         """The pictures `original`, `masked`, `reconstruction` and `pasted`, of one size.
 
-        Of more than three channels the first three are shown, as red, green and blue; of two
-        the first, in grey.
+        Args:
+            show: Channels of the model, numbered from 1: three, to be seen as red, green and blue,
+                or one, in grey. Without any, the first three; the first of fewer.
+
+        Raises:
+            ConfigError: If there are no such channels.
         """
         removed = self._removed_pixels()
-        original, rebuilt = viewable(self.original), viewable(self.reconstruction)
+        original, rebuilt = viewable(self.original, show), viewable(self.reconstruction, show)
         grey = torch.full_like(original, REMOVED_COLOUR)
         return {
             "original": to_pil(original),
@@ -165,9 +172,9 @@ class Reconstruction:
             "pasted": to_pil(compose(original, rebuilt, removed)),
         }
 
-    def strip(self, gap: int = 8) -> Image.Image:
-        """The four panels in one row on white, `gap` pixels apart."""
-        panels = list(self.panels().values())
+    def strip(self, gap: int = 8, show: Sequence[int] = ()) -> Image.Image:
+        """The four `panels` in one row on white, `gap` pixels apart."""
+        panels = list(self.panels(show).values())
         width, height = panels[0].size
         row = Image.new("RGB", (4 * width + 3 * gap, height), "white")
         for i, panel in enumerate(panels):
@@ -200,6 +207,9 @@ class ReconstructionRequest:
         mask: (h, w) booleans, True = removed, instead of ratio, seed and strategy.
         image_size: Pixels that `fit` aims at; the model's own if not given.
         view: One of `NORM_PIX_VIEWS`.
+        bands: Which bands of the picture are the model's channels, numbered from 1; what the model
+            was trained on if empty.
+        value_range: Of values of more than 8 bits; what the model was trained on if None.
     """
 
     image: ImageSource | Tensor
@@ -210,6 +220,8 @@ class ReconstructionRequest:
     mask: ArrayLike | None = None
     image_size: int | None = None
     view: str = "estimated"
+    bands: Sequence[int] = ()
+    value_range: RangeSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -221,7 +233,7 @@ class _Prepared:
     """
 
     request: ReconstructionRequest
-    ready: Image.Image | Tensor
+    ready: Picture | Tensor
     grid_size: tuple[int, int]
     patch_mask: PatchMask
 
@@ -296,11 +308,13 @@ class Reconstructor:
         mask: ArrayLike | None = None,
         image_size: int | None = None,
         view: str = "estimated",
+        bands: Sequence[int] = (),
+        value_range: RangeSpec | None = None,
     ) -> Reconstruction:
         """Remove patches of a picture and rebuild it.
 
         Args:
-            image: Bytes of a picture file, a path, a PIL image or an array (see `decode_image`),
+            image: Bytes of a picture file, a path, a PIL image or an array (see `open_picture`),
                 which are made grey for a model of one channel; or, for a model of any number of
                 channels, a tensor or an array (C, H, W) of floats in 0..1, whose sides are
                 multiples of the patch side. Such channels are not resized.
@@ -314,17 +328,20 @@ class Reconstructor:
                 `fit_image`). The model's own if not given.
             view: How a model of per-patch normalised pixels is shown, one of `NORM_PIX_VIEWS`
                 (see `rebuild`). Other models have one view, and it means nothing to them.
+            bands: Which bands of the picture are the model's channels, numbered from 1; those it
+                was trained on if empty.
+            value_range: `auto`, `dtype` or pairs, for values of more than 8 bits (see
+                `open_picture`); what the model was trained on, else `auto`, if not given.
 
         Raises:
             ImageError: If the picture cannot be used.
             ImageLimitError: If it would have more than `MAX_PATCHES` patches.
             MaskError: If ratio, seed, strategy or mask are not allowed.
-            ConfigError: If fit, size or view are not allowed, or the model takes other channels
-                than pictures have.
+            ConfigError: If fit, size, view or range are not allowed.
             PatchError: If channels do not divide into patches.
         """
         request = ReconstructionRequest(
-            image, mask_ratio, seed, strategy, fit, mask, image_size, view
+            image, mask_ratio, seed, strategy, fit, mask, image_size, view, bands, value_range
         )
         (result,) = self.batch([request])
         if isinstance(result, MAEError):
@@ -394,7 +411,7 @@ class Reconstructor:
             for i, one in enumerate(prepared)
         ]  # fmt: skip
 
-    def _input(self, ready: Image.Image | Tensor) -> Tensor:
+    def _input(self, ready: Picture | Tensor) -> Tensor:
         """(1, C, H, W) as the model takes it."""
         if isinstance(ready, Tensor):
             return ready
@@ -409,12 +426,13 @@ class Reconstructor:
     def _prepare(self, request: ReconstructionRequest) -> _Prepared:
         """Fit a picture to the model, and draw its mask."""
         _check_view(request.view)
-        ready = self._fitted(request.image, request.fit, request.image_size)
+        ready = self._fitted(request)
         if isinstance(ready, Tensor):
             grid_size, request = self.model.grid_of(ready), replace(request, fit="none")
         else:
             patch = self.config.patch_size
-            grid_size = ready.height // patch, ready.width // patch
+            width, height = size_of(ready)
+            grid_size = height // patch, width // patch
         if request.mask is None:
             drawn = draw_mask(request.strategy, 1, grid_size, request.mask_ratio, seed=request.seed)
             return _Prepared(request, ready, grid_size, drawn)
@@ -423,11 +441,9 @@ class Reconstructor:
         request = replace(request, strategy="custom", mask_ratio=ratio)
         return _Prepared(request, ready, grid_size, given)
 
-    def _fitted(
-        self, image: ImageSource | Tensor, fit: str, image_size: int | None
-    ) -> Image.Image | Tensor:
+    def _fitted(self, request: ReconstructionRequest) -> Picture | Tensor:
         """A picture fitted to the model, or channels as its input."""
-        config = self.config
+        config, image, image_size = self.config, request.image, request.image_size
         if is_channels(image, config.in_chans):
             if image_size is not None:
                 raise ConfigError("image_size resizes pictures only; resize the channels yourself")
@@ -435,9 +451,11 @@ class Reconstructor:
             _check_patches(*self.model.grid_of(images))
             return images
         assert not isinstance(image, Tensor)  # all of them are channels
-        # Before a picture is read that cannot be used.
-        _check_takes_pictures(config)
-        return fit_to_model(decode_image(image), config, fit, image_size)
+        picture = open_picture(
+            image, config.in_chans, bands=request.bands or config.bands,
+            value_range=request.value_range or config.value_range or "auto",
+        )  # fmt: skip
+        return fit_to_model(picture, config, request.fit, image_size)
 
 
 def _passes(prepared: Mapping[int, _Prepared]) -> Iterator[list[int]]:
@@ -460,8 +478,8 @@ def _stacked(masks: Sequence[PatchMask]) -> PatchMask:
 
 
 def fit_to_model(
-    picture: Image.Image, config: ModelConfig, fit: str = "crop", image_size: int | None = None
-) -> Image.Image:
+    picture: Picture, config: ModelConfig, fit: str = "crop", image_size: int | None = None
+) -> Picture:
     """Bring a picture to a size that a model takes.
 
     Args:
@@ -472,28 +490,17 @@ def fit_to_model(
             given.
 
     Raises:
-        ConfigError: If the fit or the size is not allowed, or the model takes other channels
-            than pictures have.
+        ConfigError: If the fit or the size is not allowed.
         ImageLimitError: If the picture would have more than `MAX_PATCHES` patches.
     """
-    _check_takes_pictures(config)
     patch = config.patch_size
     if image_size is None:
         image_size = config.image_size
     else:
         _check_image_size(image_size, patch)
-    width, height = fitted_size(picture.size, fit, image_size=image_size, patch_size=patch)
+    width, height = fitted_size(size_of(picture), fit, image_size=image_size, patch_size=patch)
     _check_patches(height // patch, width // patch)
     return fit_image(picture, fit, image_size=image_size, patch_size=patch)
-
-
-def _check_takes_pictures(config: ModelConfig) -> None:
-    if config.in_chans not in (1, 3):
-        raise ConfigError(
-            f"this model takes {config.in_chans} channels, and a picture has three or one; give "
-            f"a tensor or array of floats in 0..1 of shape ({config.in_chans}, H, W), H and W "
-            f"multiples of {config.patch_size}"
-        )
 
 
 def _check_image_size(image_size: int, patch_size: int) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor
 from mae_core.checkpoint import save_weights, write_atomically
 from mae_core.config import TrainConfig, to_dict, with_overrides, without_places
 from mae_core.data.loader import BatchLoader, Pictures
-from mae_core.data.sources import open_pictures
+from mae_core.data.sources import open_pictures, with_picture_facts
 from mae_core.data.streams import PictureStream
 from mae_core.entry import run_entry
 from mae_core.errors import CheckpointError
@@ -105,7 +105,9 @@ def run(config: TrainConfig, recipe_name: str, model_changes: Sequence[str] = ()
             torch.set_float32_matmul_precision("high")
         # Before pictures are packed, which takes its time.
         require_even_shares(config, world.size)
-        finished = _run_in(world, stop, _shaped(config, model_changes, world), recipe_name)
+        config = _shaped(config, model_changes, world)
+        config = with_picture_facts(config, _cache(config))
+        finished = _run_in(world, stop, config, recipe_name)
         return 0 if finished else 128 + stop.signal
 
 
@@ -141,11 +143,14 @@ def _shaped(config: TrainConfig, model_changes: Sequence[str], world: World) -> 
 
 def _open_pictures(config: TrainConfig, world: World) -> Source:
     """The pictures; the first process packs them, and the others find them packed."""
-    cache = Path(config.data.cache or Path(config.out) / "cache")
     if world.is_first:
-        pictures = open_pictures(config.data, cache)
+        pictures = open_pictures(config.data, _cache(config), config.model)
     world.wait()
-    return pictures if world.is_first else open_pictures(config.data, cache)
+    return pictures if world.is_first else open_pictures(config.data, _cache(config), config.model)
+
+
+def _cache(config: TrainConfig) -> Path:
+    return Path(config.data.cache or Path(config.out) / "cache")
 
 
 def _loader(config: TrainConfig, pictures: Source, world: World) -> BatchLoader:

@@ -2,7 +2,7 @@
 
 Each cropper splits the work in three: `cut` takes what is needed of one picture, in any thread;
 `join` makes a batch of that, in a background thread; and what `join` returns is called by the
-thread that trains, for it alone gives work to the device. It returns levels (N, 3, side, side)
+thread that trains, for it alone gives work to the device. It returns levels (N, C, side, side)
 and colour factors (N, 3) or none, both on the device.
 """
 
@@ -34,7 +34,7 @@ class HostCrops:
     """Each picture is cropped by the thread that loads it, for models that run on the CPU."""
 
     def cut(self, picture: Pixels, crop: Crop, side: int) -> Pixels:
-        """The whole crop, (side, side, 3)."""
+        """The whole crop, (side, side, C)."""
         return crop_one(picture, crop, side)
 
     def join(self, cuts: Sequence[Pixels], crops: Sequence[Crop], side: int) -> Joined:
@@ -66,7 +66,9 @@ class RegionCrops:
         flat = pixels.numpy()
         for start, end, cut in zip(starts, ends, cuts, strict=True):
             flat[start:end] = cut.reshape(-1)
-        regions = regions_of(starts, [cut.shape[1] * 3 for cut in cuts], crops)
+        channels = cuts[0].shape[2]
+        row_bytes = [cut.shape[1] * channels for cut in cuts]
+        regions = regions_of(starts, row_bytes, crops, channels)
         return partial(self._finish, pixels, _pinned(regions, self._device), side)
 
     def _finish(self, pixels: Tensor, regions: Regions, side: int) -> tuple[Tensor, Tensor | None]:
@@ -95,9 +97,10 @@ class ResidentCrops:
         """A batch of crops of pictures given by number."""
         places = np.array(indices)
         lefts, tops = np.array([crop.box[:2] for crop in crops]).T
-        row_bytes = self._pack.sizes[places, 1] * 3
-        starts = self._pack.offsets[places] + tops * row_bytes + lefts * 3
-        regions = regions_of(starts.tolist(), row_bytes.tolist(), crops)
+        channels = self._pack.channels
+        row_bytes = self._pack.sizes[places, 1] * channels
+        starts = self._pack.offsets[places] + tops * row_bytes + lefts * channels
+        regions = regions_of(starts.tolist(), row_bytes.tolist(), crops, channels)
         return partial(self._finish, _pinned(regions, self._device), side)
 
     def _finish(self, regions: Regions, side: int) -> tuple[Tensor, Tensor | None]:

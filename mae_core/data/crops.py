@@ -39,13 +39,13 @@ class Regions:
     Attributes:
         where: (N, 5) int64: first byte, bytes from row to row, height, width, and 1 for a flip.
         factors: (N, 3) float32 of brightness, contrast and saturation, or none.
-        padded: Height and width that every region fits in. A number of the CPU, so that no
-            shape has to be read from a device.
+        padded: Height and width that every region fits in, and channels. Numbers of the CPU, so
+            that no shape has to be read from a device.
     """
 
     where: Tensor
     factors: Tensor | None
-    padded: tuple[int, int]
+    padded: tuple[int, int, int]
 
     def to(self, device: torch.device) -> "Regions":
         """The same on a device; from pinned memory nobody waits."""
@@ -61,19 +61,22 @@ class Regions:
         return Regions(self.where.pin_memory(), factors, self.padded)
 
 
-def regions_of(starts: Sequence[int], row_bytes: Sequence[int], crops: Sequence[Crop]) -> Regions:
+def regions_of(
+    starts: Sequence[int], row_bytes: Sequence[int], crops: Sequence[Crop], channels: int = 3
+) -> Regions:
     """The regions of crops whose first bytes are known.
 
     Args:
         starts: For each crop, where the first pixel of its box lies.
         row_bytes: For each crop, the bytes from a row to the next.
         crops: One or more.
+        channels: C of the pictures.
     """
     heights = [crop.box[3] - crop.box[1] for crop in crops]
     widths = [crop.box[2] - crop.box[0] for crop in crops]
     flips = [int(crop.flip) for crop in crops]
     where = torch.tensor([starts, row_bytes, heights, widths, flips]).T.contiguous()
-    padded = _round_up(max(heights)), _round_up(max(widths))
+    padded = _round_up(max(heights)), _round_up(max(widths)), channels
     return Regions(where, factors_of(crops), padded)
 
 
@@ -91,31 +94,31 @@ def crop_batch(pixels: Tensor, regions: Regions, side: int) -> Tensor:
     """All crops of a batch, where the pixels are.
 
     Args:
-        pixels: (bytes,) uint8, pictures of (H, W, 3) one after another.
+        pixels: (bytes,) uint8, pictures of (H, W, C) one after another.
         regions: Where the crops lie, on the same device.
         side: Of the result, in pixels.
 
     Returns:
-        (N, 3, side, side) float32, whole levels of 0..255.
+        (N, C, side, side) float32, whole levels of 0..255.
     """
-    height, width = regions.padded
-    chunk = max(_CHUNK_VALUES // (height * width * 3), 1)
+    height, width, channels = regions.padded
+    chunk = max(_CHUNK_VALUES // (height * width * channels), 1)
     return torch.cat(
         [_crop_chunk(pixels, where, regions.padded, side) for where in regions.where.split(chunk)]
     )
 
 
-def _crop_chunk(pixels: Tensor, where: Tensor, padded: tuple[int, int], side: int) -> Tensor:
+def _crop_chunk(pixels: Tensor, where: Tensor, padded: tuple[int, int, int], side: int) -> Tensor:
     first, row_bytes, height, width, flip = where.unbind(dim=1)
-    n = len(where)
-    region = _gather(pixels, first, row_bytes, height, width, padded)  # (n, H, 3, W)
+    n, channels = len(where), padded[2]
+    region = _gather(pixels, first, row_bytes, height, width, padded)  # (n, H, C, W)
     across = _resize_weights(width, padded[1], side, flip)
     down = _resize_weights(height, padded[0], side, torch.zeros_like(flip))
     # Rounded in between as well, for so do Pillow and torch: clipped overshoot must not return.
-    rows = region.view(n, -1, padded[1]) @ across.transpose(1, 2)  # (n, H * 3, side)
-    rows = rows.round_().clamp_(0, 255).view(n, padded[0], 3 * side)
-    levels = (down @ rows).round_().clamp_(0, 255)  # (n, side, 3 * side)
-    return levels.view(n, side, 3, side).transpose(1, 2)
+    rows = region.view(n, -1, padded[1]) @ across.transpose(1, 2)  # (n, H * C, side)
+    rows = rows.round_().clamp_(0, 255).view(n, padded[0], channels * side)
+    levels = (down @ rows).round_().clamp_(0, 255)  # (n, side, C * side)
+    return levels.view(n, side, channels, side).transpose(1, 2)
 
 
 def _gather(
@@ -124,15 +127,15 @@ def _gather(
     row_bytes: Tensor,
     height: Tensor,
     width: Tensor,
-    padded: tuple[int, int],
+    padded: tuple[int, int, int],
 ) -> Tensor:
-    """(n, H, 3, W) float32 regions; padding repeats the last row and column, to stay inside."""
-    rows, columns = (torch.arange(length, device=pixels.device) for length in padded)
+    """(n, H, C, W) float32 regions; padding repeats the last row and column, to stay inside."""
+    rows, columns, channels = (torch.arange(length, device=pixels.device) for length in padded)
     y = torch.minimum(rows, height[:, None] - 1)  # (n, H)
     x = torch.minimum(columns, width[:, None] - 1)  # (n, W)
     row_starts = first[:, None] + y * row_bytes[:, None]
-    channels = torch.arange(3, device=pixels.device)
-    index = row_starts[:, :, None, None] + channels[:, None] + 3 * x[:, None, None, :]
+    places = channels[:, None] + padded[2] * x[:, None, None, :]
+    index = row_starts[:, :, None, None] + places
     return pixels[index].to(torch.float32)
 
 
@@ -163,7 +166,7 @@ def _cubic(distance: Tensor) -> Tensor:
 
 
 def crop_one(picture: NDArray[np.uint8], crop: Crop, side: int) -> NDArray[np.uint8]:
-    """One crop of an (H, W, 3) picture on the CPU, as (side, side, 3)."""
+    """One crop of an (H, W, C) picture on the CPU, as (side, side, C)."""
     left, top, right, bottom = crop.box
     # A copy: pictures may be read-only, which torch warns of.
     region = torch.from_numpy(np.array(picture[top:bottom, left:right]))
@@ -177,13 +180,14 @@ def finish(levels: Tensor, factors: Tensor | None, mean: Tensor, std: Tensor) ->
     """Levels as the model's input: colour jitter, then normalised.
 
     Args:
-        levels: (N, 3, H, W) float32 in 0..255; changed in place.
-        factors: (N, 3) of brightness, contrast and saturation, on the same device, or none.
-        mean: (3, 1, 1) in 0..1, there too.
-        std: (3, 1, 1), there too.
+        levels: (N, C, H, W) float32 in 0..255; changed in place.
+        factors: (N, 3) of brightness, contrast and saturation, on the same device, or none; they
+            need three channels.
+        mean: (C, 1, 1) in 0..1, there too.
+        std: (C, 1, 1), there too.
 
     Returns:
-        (N, 3, H, W) float32.
+        (N, C, H, W) float32.
     """
     if factors is not None:
         levels = _jitter(levels, factors)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from mae_core.data.reading import PictureReader
 from mae_core.errors import DataError, ImageError
-from mae_core.images import decode_image
 
 _log = logging.getLogger(__name__)
 
@@ -36,20 +35,6 @@ def _suffix_list() -> str:
     return ", ".join(sorted(_SUFFIXES))
 
 
-def decode_reduced(source: Path | bytes, short_side: int) -> Image.Image:
-    """A picture, its shorter side reduced to at most `short_side` pixels.
-
-    Raises:
-        ImageError: If it cannot be used.
-    """
-    picture = decode_image(source)
-    scale = short_side / min(picture.size)
-    if scale >= 1:
-        return picture
-    size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
-    return picture.resize(size, Image.Resampling.BICUBIC)
-
-
 def check_unreadable(unreadable: Sequence[str], total: int, max_unreadable: float) -> None:
     """Stop where too many of a folder's files are unreadable.
 
@@ -72,12 +57,12 @@ def check_unreadable(unreadable: Sequence[str], total: int, max_unreadable: floa
 class FolderImages:
     """Pictures of a folder, each decoded whenever it is asked for; several threads may ask."""
 
-    def __init__(self, folder: str | Path, *, short_side: int, max_unreadable: float) -> None:
+    def __init__(self, folder: str | Path, *, reader: PictureReader, max_unreadable: float) -> None:
         """Find the pictures of a folder and its subfolders.
 
         Args:
             folder: Searched through all its subfolders.
-            short_side: Larger pictures are reduced to this shorter side, in pixels.
+            reader: Reads the pictures.
             max_unreadable: Largest share of unreadable files, 0..1.
 
         Raises:
@@ -85,7 +70,7 @@ class FolderImages:
         """
         self._paths = find_images(folder)
         self._root = Path(folder).expanduser()
-        self._short_side = short_side
+        self._reader = reader
         self._max_unreadable = max_unreadable
         self._unreadable: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -94,7 +79,7 @@ class FolderImages:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """Picture `index` as (H, W, 3) uint8; the next readable one in place of an unreadable.
+        """Picture `index` as (H, W, C) uint8; the next readable one in place of an unreadable.
 
         Raises:
             DataError: If more files have turned out to be unreadable than may be.
@@ -102,7 +87,7 @@ class FolderImages:
         while True:
             if index not in self._unreadable:
                 try:
-                    return np.asarray(decode_reduced(self._paths[index], self._short_side))
+                    return self._reader(self._paths[index])
                 except ImageError as error:
                     self._note(index, error)
             index = (index + 1) % len(self)

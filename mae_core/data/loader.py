@@ -53,7 +53,7 @@ _Load = Callable[[], Pixels]
 
 
 class Pictures(Protocol):
-    """Anything that holds (H, W, 3) uint8 pictures by number; several threads may ask."""
+    """Anything that holds (H, W, C) uint8 pictures by number; several threads may ask."""
 
     def __len__(self) -> int: ...
 
@@ -83,20 +83,15 @@ class BatchLoader:
             config: How they are cropped, and by how many threads.
             batch_size: Pictures in a step, over all processes; a multiple of `world_size`.
             seed: Fixes order and crops.
-            mean: Three channel means in 0..1.
-            std: Three channel deviations.
+            mean: Channel means in 0..1, C of them.
+            std: Channel deviations, likewise.
             device: Where the batches are wanted.
             rank: Of this process.
             world_size: Processes in all.
 
         Raises:
-            ConfigError: If the batch does not divide over the processes, or there are not three
-                channels.
+            ConfigError: If the batch does not divide over the processes.
         """
-        if len(mean) != 3 or len(std) != 3:
-            raise ConfigError(
-                f"in_chans is {len(mean)}; training pictures have three channels: set in_chans=3"
-            )
         if batch_size % world_size:
             raise ConfigError(
                 f"batch_size {batch_size} does not divide over {world_size} processes; make it a "
@@ -109,7 +104,7 @@ class BatchLoader:
         self._rank, self._world_size = rank, world_size
         self._device = _numbered(device)
         self._mean, self._std = (
-            torch.tensor(values, dtype=torch.float32).view(3, 1, 1).to(self._device)
+            torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).to(self._device)
             for values in (mean, std)
         )
         self._cropper: Cropper | None = None
@@ -127,7 +122,7 @@ class BatchLoader:
             side_at: The side of the crops in pixels, by step.
 
         Yields:
-            (batch_size / world_size, 3, side, side) float32, normalised, on the device.
+            (batch_size / world_size, C, side, side) float32, normalised, on the device.
 
         Raises:
             DataError: If the source breaks off, or too many pictures are unreadable.

@@ -21,11 +21,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
-from mae_core.data.folders import check_unreadable, decode_reduced, find_images
+from mae_core.data.folders import check_unreadable, find_images
+from mae_core.data.reading import PictureReader
 from mae_core.errors import DataError, ImageError
+from mae_core.value_range import ValueRange
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ _CHECKED_FILE = "pictures.checked"
 
 # Bytes hashed at once.
 _BLOCK = 2**24
+
+Pixels = NDArray[np.uint8]
 
 # Ends the name of a file that is being written.
 _PARTIAL = ".partial"
@@ -50,6 +53,9 @@ class PackedImages:
         sizes: (M, 2) height and width of each picture.
         names: The files the pictures came from, relative to their folder.
         unreadable: The files that were skipped.
+        channels: C of the pictures.
+        bands: Which bands of the files they are; all if empty.
+        value_range: What became 0 and 255 of values of more than 8 bits; None for photographs.
     """
 
     pixels: NDArray[np.uint8]
@@ -57,15 +63,19 @@ class PackedImages:
     sizes: NDArray[np.int64]
     names: list[str]
     unreadable: list[str]
+    channels: int = 3
+    bands: tuple[int, ...] = ()
+    value_range: ValueRange | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """Picture `index` as (H, W, 3) uint8."""
+        """Picture `index` as (H, W, C) uint8."""
         height, width = (int(side) for side in self.sizes[index])
         start = int(self.offsets[index])
-        return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
+        pixels = self.pixels[start : start + height * width * self.channels]
+        return pixels.reshape(height, width, self.channels)
 
 
 def open_pack(folder: str | Path, memory: Path | None = None) -> PackedImages:
@@ -83,7 +93,9 @@ def open_pack(folder: str | Path, memory: Path | None = None) -> PackedImages:
     folder = Path(folder).expanduser()
     index = _read_index(folder)
     sizes = np.array(index["sizes"], dtype=np.int64).reshape(-1, 2)
-    lengths = sizes.prod(axis=1) * 3
+    # Older packs have three channels and do not say so.
+    channels = index.get("channels", 3)
+    lengths = sizes.prod(axis=1) * channels
     path = folder / _PIXELS_FILE
     size = path.stat().st_size if path.is_file() else 0
     if size != lengths.sum():
@@ -97,9 +109,12 @@ def open_pack(folder: str | Path, memory: Path | None = None) -> PackedImages:
     pixels = np.zeros(0, dtype=np.uint8)
     if size:
         pixels = np.memmap(path, dtype=np.uint8, mode="r")
+    value_range = index.get("value_range")
     return PackedImages(
-        pixels, np.cumsum(lengths) - lengths, sizes, index["names"], index["unreadable"]
-    )
+        pixels, np.cumsum(lengths) - lengths, sizes, index["names"], index["unreadable"],
+        channels, tuple(index.get("bands", ())),
+        None if value_range is None else tuple((low, high) for low, high in value_range),
+    )  # fmt: skip
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -173,14 +188,14 @@ def _hash_of(path: Path) -> str:
 
 
 def pack_folder(
-    folder: str | Path, cache: str | Path, *, short_side: int, max_unreadable: float
+    folder: str | Path, cache: str | Path, *, reader: PictureReader, max_unreadable: float
 ) -> PackedImages:
     """Open the pack of a folder, making it first where it is missing, damaged or out of date.
 
     Args:
         folder: Searched through all its subfolders.
         cache: Folder of the pack.
-        short_side: Larger pictures are reduced to this shorter side, in pixels.
+        reader: Reads the pictures.
         max_unreadable: Largest share of unreadable files, 0..1.
 
     Raises:
@@ -189,19 +204,21 @@ def pack_folder(
     """
     paths = find_images(folder)
     cache = Path(cache).expanduser()
-    fingerprint = _fingerprint(paths, short_side)
+    fingerprint = _fingerprint(paths, reader)
     pack = _current_pack(cache, fingerprint)
     if pack is None:
-        _make_pack(paths, Path(folder).expanduser(), cache, short_side, fingerprint)
+        _make_pack(paths, Path(folder).expanduser(), cache, reader, fingerprint)
         pack = open_pack(cache)
     # The pack is kept: mending the folder or raising the limit are both quick to try.
     check_unreadable(pack.unreadable, len(paths), max_unreadable)
     return pack
 
 
-def _fingerprint(paths: list[Path], short_side: int) -> str:
-    """Changes whenever a file comes, goes, or is written again."""
-    digest = hashlib.sha256(str(short_side).encode())
+def _fingerprint(paths: list[Path], reader: PictureReader) -> str:
+    """Changes whenever a file comes, goes, is written again, or is read in another way."""
+    # Packs of photographs from before there were other readers stay what they are.
+    plain = reader == PictureReader(short_side=reader.short_side)
+    digest = hashlib.sha256(str(reader.short_side if plain else reader).encode())
     for path in paths:
         try:
             status = path.stat()
@@ -226,11 +243,11 @@ def _current_pack(cache: Path, fingerprint: str) -> PackedImages | None:
 
 
 def _make_pack(
-    paths: list[Path], root: Path, cache: Path, short_side: int, fingerprint: str
+    paths: list[Path], root: Path, cache: Path, reader: PictureReader, fingerprint: str
 ) -> None:
     partial = cache / (_PIXELS_FILE + _PARTIAL)
     try:
-        _write_pack(paths, root, cache, short_side, fingerprint, partial)
+        _write_pack(paths, root, cache, reader, fingerprint, partial)
     except OSError as error:
         # Half a pack is of no use, and a full disk is in everybody's way.
         with contextlib.suppress(OSError):
@@ -246,14 +263,14 @@ def _write_pack(
     paths: list[Path],
     root: Path,
     cache: Path,
-    short_side: int,
+    reader: PictureReader,
     fingerprint: str,
     partial: Path,
 ) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     (cache / _INDEX_FILE).unlink(missing_ok=True)
     with partial.open("wb") as file:
-        index = _write_pixels(file, paths, root, short_side)
+        index = _write_pixels(file, paths, root, reader)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(cache / _PIXELS_FILE)
@@ -263,13 +280,15 @@ def _write_pack(
     partial_index.replace(cache / _INDEX_FILE)
 
 
-def _write_pixels(file: BinaryIO, paths: list[Path], root: Path, short_side: int) -> dict[str, Any]:
+def _write_pixels(
+    file: BinaryIO, paths: list[Path], root: Path, reader: PictureReader
+) -> dict[str, Any]:
     """Write all readable pictures; returns their part of the index."""
     names: list[str] = []
     sizes: list[tuple[int, int]] = []
     unreadable: list[str] = []
     digest = hashlib.sha256()
-    pictures = tqdm(_decoded(paths, short_side), total=len(paths), desc="packing", unit="img")
+    pictures = tqdm(_decoded(paths, reader), total=len(paths), desc="packing", unit="img")
     for path, picture in zip(paths, pictures, strict=True):
         name = path.relative_to(root).as_posix()
         if isinstance(picture, ImageError):
@@ -280,18 +299,20 @@ def _write_pixels(file: BinaryIO, paths: list[Path], root: Path, short_side: int
         digest.update(pixels)
         file.write(pixels)
         names.append(name)
-        sizes.append((picture.height, picture.width))
+        sizes.append(picture.shape[:2])
     return {
         "names": names, "sizes": sizes, "unreadable": unreadable, "sha256": digest.hexdigest(),
+        "channels": reader.channels, "bands": reader.bands,
+        "value_range": None if isinstance(reader.value_range, str) else reader.value_range,
     }  # fmt: skip
 
 
-def _decoded(paths: list[Path], short_side: int) -> Iterator[Image.Image | ImageError]:
+def _decoded(paths: list[Path], reader: PictureReader) -> Iterator[Pixels | ImageError]:
     """Each picture or its error, in order, decoded by several threads (Pillow frees the GIL)."""
 
-    def decode(path: Path) -> Image.Image | ImageError:
+    def decode(path: Path) -> Pixels | ImageError:
         try:
-            return decode_reduced(path, short_side)
+            return reader(path)
         except ImageError as error:
             return error
 

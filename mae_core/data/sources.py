@@ -1,17 +1,32 @@
 """Where training pictures come from: a folder, a pack, a hub data set or tar shards."""
 
+import itertools
+import logging
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mae_core.config import DataConfig
-from mae_core.data.folders import FolderImages
+from mae_core.config import DataConfig, ModelConfig, TrainConfig
+from mae_core.data.folders import FolderImages, find_images
 from mae_core.data.loader import Pictures
 from mae_core.data.packed import open_pack, pack_folder
+from mae_core.data.reading import PictureReader
 from mae_core.data.streams import PictureStream, import_datasets
 from mae_core.errors import DataError
+from mae_core.value_range import ValueRange
 
-__all__ = ["PictureStream", "Source", "expand_braces", "open_pictures"]
+__all__ = [
+    "PictureStream", "Source", "expand_braces", "open_pictures", "with_picture_facts",
+]  # fmt: skip
+
+_log = logging.getLogger(__name__)
+
+# Pictures of a stream that are looked at to find its range.
+_FIRST_OF_STREAM = 64
+
+_PHOTOGRAPHS = ModelConfig()
 
 # What a `BatchLoader` makes batches of.
 Source: TypeAlias = Pictures | PictureStream
@@ -19,7 +34,60 @@ Source: TypeAlias = Pictures | PictureStream
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
-def open_pictures(config: DataConfig, cache: Path) -> Source:
+def with_picture_facts(config: TrainConfig, cache: Path) -> TrainConfig:
+    """The run with what its pictures say of its model: bands, value range, channel statistics.
+
+    The range is found in some of the pictures (see `data.range`); the statistics are measured there
+    for models of other than three channels, unless they are given.
+
+    Raises:
+        DataError: If the source is missing, has no pictures, or none of those that are tried can be
+            read with the channels of the model.
+    """
+    data, model = config.data, config.model
+    if data.pack:
+        pack = open_pack(data.pack, memory=cache)
+        if pack.channels != model.in_chans:
+            raise DataError(
+                f"the pack in {data.pack!r} has {pack.channels} channels and model.in_chans is "
+                f"{model.in_chans}; give model.in_chans={pack.channels}, or pack the pictures again"
+            )
+        return replace(config, model=replace(model, bands=pack.bands, value_range=pack.value_range))
+    model = replace(model, bands=data.bands or model.bands)
+    samples = _samples(data, model, cache)
+    reader = _reader(data, model)
+    if model.value_range is None:
+        model = replace(model, value_range=reader.find_range(samples))
+        if model.value_range is not None:
+            _log.info("values from %s become black to white", _listed(model.value_range))
+    unmeasured = (0.5,) * model.in_chans
+    if model.in_chans != 3 and (model.mean, model.std) == (unmeasured, unmeasured):
+        mean, std = _reader(data, model).statistics(samples)
+        model = replace(model, mean=tuple(mean), std=tuple(std))
+        _log.info("channel means %s, deviations %s", mean, std)
+    return replace(config, model=model)
+
+
+def _listed(value_range: ValueRange) -> str:
+    return ", ".join(f"{low:g} to {high:g}" for low, high in value_range)
+
+
+def _reader(data: DataConfig, model: ModelConfig) -> PictureReader:
+    """What reads the pictures of a run for its model."""
+    return PictureReader(
+        model.in_chans, model.bands, model.value_range or data.range, data.short_side
+    )
+
+
+def _samples(data: DataConfig, model: ModelConfig, cache: Path) -> Sequence[Path | bytes]:
+    """The pictures' files; of a stream the first."""
+    if data.hub or data.shards:
+        stream = _open_stream(data, _reader(data, model), cache)
+        return list(itertools.islice(stream.files(), _FIRST_OF_STREAM))
+    return find_images(data.folder)
+
+
+def open_pictures(config: DataConfig, cache: Path, model: ModelConfig = _PHOTOGRAPHS) -> Source:
     """The pictures that a config names, ready for a `BatchLoader`.
 
     Where several processes share a cache, one opens them first, and then the others: it packs
@@ -29,6 +97,7 @@ def open_pictures(config: DataConfig, cache: Path) -> Source:
         config: Names one source, or none, which is an error.
         cache: Folder for what is kept between starts: a folder's pack, a pack's passed check, a
             stream's lengths.
+        model: Says how they are read: channels, bands, value range.
 
     Raises:
         DataError: If the source is missing, cannot be read, or has too few readable pictures.
@@ -38,20 +107,26 @@ def open_pictures(config: DataConfig, cache: Path) -> Source:
         if not len(pack):
             raise DataError(f"the pack in {config.pack!r} is empty; make one of more pictures")
         return pack
-    if config.hub:
-        return _open_hub(config, cache)
-    if config.shards:
-        return _open_shards(config, cache)
+    reader = _reader(config, model)
+    if config.hub or config.shards:
+        return _open_stream(config, reader, cache)
     if config.decode == "epoch":
-        return FolderImages(
-            config.folder, short_side=config.short_side, max_unreadable=config.max_unreadable
-        )
-    return pack_folder(
-        config.folder, cache, short_side=config.short_side, max_unreadable=config.max_unreadable
-    )
+        return FolderImages(config.folder, reader=reader, max_unreadable=config.max_unreadable)
+    return pack_folder(config.folder, cache, reader=reader, max_unreadable=config.max_unreadable)
 
 
-def _open_hub(config: DataConfig, cache: Path) -> PictureStream:
+def _open_stream(config: DataConfig, reader: PictureReader, cache: Path) -> PictureStream:
+    examples, column, name = _open_hub(config) if config.hub else _open_shards(config)
+    # Pictures are decoded by us, for the package knows no limits.
+    examples = examples.decode(False) if examples.features else examples
+    return PictureStream(
+        examples, column, name=name, cache=cache, reader=reader,
+        max_unreadable=config.max_unreadable,
+    )  # fmt: skip
+
+
+def _open_hub(config: DataConfig) -> tuple[Any, str, str]:
+    """The examples, where in them the pictures are, and what the data set is called."""
     name = f"the data set {config.hub!r} ({config.split})"
     examples = _load(name, config.hub, split=config.split)
     columns = list(examples.features or {})
@@ -60,10 +135,11 @@ def _open_hub(config: DataConfig, cache: Path) -> PictureStream:
             f"{name} has no column {config.column!r}; it has {', '.join(columns)}: give "
             "data.column="
         )
-    return _stream(examples, config.column, name, config, cache)
+    return examples, config.column, name
 
 
-def _open_shards(config: DataConfig, cache: Path) -> PictureStream:
+def _open_shards(config: DataConfig) -> tuple[Any, str, str]:
+    """As `_open_hub`."""
     name = f"the shards {config.shards!r}"
     paths = expand_braces(config.shards)
     missing = [path for path in paths if "://" not in path and not Path(path).is_file()]
@@ -76,7 +152,7 @@ def _open_shards(config: DataConfig, cache: Path) -> PictureStream:
             f"{name} hold {', '.join(columns) or 'no'} pictures for each example; each needs one, "
             "of the same suffix in all of them"
         )
-    return _stream(examples, columns[0], name, config, cache)
+    return examples, columns[0], name
 
 
 def _is_image(feature: Any) -> bool:
@@ -90,17 +166,6 @@ def _load(name: str, path: str, **options: Any) -> Any:
     # The package has no common base for what it raises; its sentences say what is missing.
     except Exception as error:
         raise DataError(f"{name} cannot be opened: {error}") from error
-
-
-def _stream(
-    examples: Any, column: str, name: str, config: DataConfig, cache: Path
-) -> PictureStream:
-    # Pictures are decoded by us, for the package knows no limits.
-    examples = examples.decode(False) if examples.features else examples
-    return PictureStream(
-        examples, column, name=name, cache=cache,
-        short_side=config.short_side, max_unreadable=config.max_unreadable,
-    )  # fmt: skip
 
 
 def expand_braces(pattern: str) -> list[str]:

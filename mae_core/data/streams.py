@@ -6,10 +6,11 @@ shuffled shard by shard and then within a buffer. Threads decode, so their numbe
 nothing. A resumed run skips what was used: nothing is decoded then, but everything up to
 there in the epoch is read again.
 
-Files come from strangers, and go through `decode_image` only. A picture that cannot be read or
-fetched is counted, and the next one takes its place as well as its own.
+A picture that cannot be read or fetched is counted, and the next one takes its place as well as its
+own.
 """
 
+import contextlib
 import importlib
 import json
 import logging
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mae_core.data.folders import decode_reduced
+from mae_core.data.reading import PictureReader
 from mae_core.errors import DataError, ImageError
 
 _log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class PictureStream:
         *,
         name: str,
         cache: Path,
-        short_side: int,
+        reader: PictureReader,
         max_unreadable: float,
     ) -> None:
         """Stream one column of a data set.
@@ -78,14 +79,14 @@ class PictureStream:
             name: What the data set is called in messages.
             cache: Folder that remembers how long the epochs were, which spares a resumed run
                 reading all of them again.
-            short_side: Larger pictures are reduced to this shorter side, in pixels.
+            reader: Reads the pictures.
             max_unreadable: Largest share of unreadable pictures, 0..1.
         """
         self._examples = examples
         self._column = column
         self._name = name
         self._cache = cache
-        self._short_side = short_side
+        self._reader = reader
         self._max_unreadable = max_unreadable
         self._seen = self._unreadable = 0
 
@@ -110,7 +111,7 @@ class PictureStream:
             workers: How many they are.
 
         Yields:
-            (H, W, 3) uint8.
+            (H, W, C) uint8.
 
         Raises:
             DataError: If the stream breaks off, is empty for this process, or too many of its
@@ -128,6 +129,12 @@ class PictureStream:
             for _ in range(missing + 1):
                 yield picture
             missing = 0
+
+    def files(self) -> Iterator[Path | bytes]:
+        """The files of the first epoch, unshuffled; those that cannot be fetched are left out."""
+        for example in self._reported(self._examples):
+            with contextlib.suppress(ImageError):
+                yield _file_of(example.get(self._column))
 
     def _encoded(self, first: int, seed: int, rank: int, world_size: int) -> Iterator[Any]:
         """The column's values from number `first` on."""
@@ -167,7 +174,7 @@ class PictureStream:
 
     def _decode(self, value: Any) -> Pixels | ImageError:
         try:
-            return np.asarray(decode_reduced(_file_of(value), self._short_side))
+            return self._reader(_file_of(value))
         except ImageError as error:
             return error
 

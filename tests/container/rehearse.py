@@ -3,7 +3,7 @@
     apt-get install buildah debootstrap runc
     python tests/container/rehearse.py --python PREFIX
 
-PREFIX is where a Python 3.10 to 3.12 is installed (`sys.base_prefix`) that was built on Debian 12.
+PREFIX is where a Python 3.11 to 3.12 is installed (`sys.base_prefix`) that was built on Debian 12.
 Copied onto a Debian 12 of debootstrap's it stands in for the base image that the Dockerfile names,
 which is Debian 12 with a Python in /usr/local as well. buildah builds; runc, which is under Docker
 too, runs the image with a read-only root, no capabilities, a network that is its loopback alone,

@@ -18,6 +18,7 @@ import mae_core.pack
 from mae_core.config import DataConfig
 from mae_core.data.folders import FolderImages, find_images
 from mae_core.data.packed import PackedImages, open_pack, pack_folder
+from mae_core.data.reading import PictureReader
 from mae_core.data.sources import open_pictures
 from mae_core.errors import ConfigError, DataError
 
@@ -27,7 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def make_pack(
     folder: Path, cache: Path, max_unreadable: float = 0.2, short_side: int = 56
 ) -> PackedImages:
-    return pack_folder(folder, cache, short_side=short_side, max_unreadable=max_unreadable)
+    return pack_folder(
+        folder, cache, reader=PictureReader(short_side=short_side), max_unreadable=max_unreadable
+    )
 
 
 @pytest.fixture
@@ -109,7 +112,9 @@ def test_a_pack_killed_at_the_last_moment_is_made_again(
     code = (
         "import os, signal, sys; os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from mae_core.data.packed import pack_folder\n"
-        "pack_folder(sys.argv[1], sys.argv[2], short_side=56, max_unreadable=0)"
+        "from mae_core.data.reading import PictureReader\n"
+        "reader = PictureReader(short_side=56)\n"
+        "pack_folder(sys.argv[1], sys.argv[2], reader=reader, max_unreadable=0)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(picture_folder), str(cache)], cwd=ROOT, check=False,
@@ -178,7 +183,7 @@ def test_nothing_readable_is_never_enough(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 of 1 files are unreadable"):
         make_pack(folder, tmp_path / "cache", max_unreadable=1.0)
     with pytest.raises(DataError, match="1 of 1 files are unreadable"):
-        FolderImages(folder, short_side=56, max_unreadable=1.0)[0]
+        FolderImages(folder, reader=PictureReader(short_side=56), max_unreadable=1.0)[0]
 
 
 def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
@@ -195,7 +200,7 @@ def test_pictures_decoded_each_time_are_those_of_a_pack(
     picture_folder: Path, tmp_path: Path
 ) -> None:
     pack = make_pack(picture_folder, tmp_path / "cache")
-    folder = FolderImages(picture_folder, short_side=56, max_unreadable=0)
+    folder = FolderImages(picture_folder, reader=PictureReader(short_side=56), max_unreadable=0)
     assert len(folder) == len(pack)
     for i in range(len(pack)):
         np.testing.assert_array_equal(folder[i], pack[i])
@@ -208,7 +213,9 @@ def test_the_next_picture_takes_the_place_of_one_found_unreadable(
     for i in (4, 5, 11):
         (picture_folder / names[i]).write_bytes(b"not a picture")
     for order in (range(12), reversed(range(12))):
-        folder = FolderImages(picture_folder, short_side=56, max_unreadable=0.25)
+        folder = FolderImages(
+            picture_folder, reader=PictureReader(short_side=56), max_unreadable=0.25
+        )
         caplog.clear()
         pictures = {i: folder[i] for i in order}
         np.testing.assert_array_equal(pictures[4], pictures[6])
@@ -216,7 +223,7 @@ def test_the_next_picture_takes_the_place_of_one_found_unreadable(
         np.testing.assert_array_equal(pictures[11], pictures[0])
         assert folder.unreadable == [names[i] for i in (4, 5, 11)]
         assert caplog.text.count("skipped") == 3
-    strict = FolderImages(picture_folder, short_side=56, max_unreadable=0.2)
+    strict = FolderImages(picture_folder, reader=PictureReader(short_side=56), max_unreadable=0.2)
     assert strict[4].shape == strict[6].shape
     with pytest.raises(DataError, match="3 of 12 files are unreadable"):
         strict[11]

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
+import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile, features
 from PIL.GifImagePlugin import GifImageFile
 
+from mae_core import images
 from mae_core._compat import ensure_torchvision_imports
 from mae_core.errors import ConfigError, ImageError, ImageFormatError, ImageLimitError
 from mae_core.images import (
@@ -36,6 +39,7 @@ from mae_core.images import (
 )
 
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+pillow_heif.register_heif_opener()
 SIDE = 16  # the smallest side taken by default
 
 
@@ -189,6 +193,8 @@ def test_metadata_is_left_behind() -> None:
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
 def test_alpha_is_laid_on_white(file_format: str) -> None:
     alpha, value = np.mgrid[0:256, 0:256].astype(np.uint8)
+    # Half of it opaque, as of most pictures: else a TIFF's fourth band counts as a measurement.
+    alpha, value = np.vstack([alpha, np.full_like(alpha, 255)]), np.vstack([value, value])
     rgba = Image.fromarray(np.stack([value, value, value, alpha], axis=-1))
     options = {"lossless": True, "exact": True} if file_format == "WEBP" else {}
     seen = decoded(encode(rgba, file_format, **options))
@@ -254,9 +260,9 @@ def test_transparent_grey_of_few_bits(
 
 
 def test_transparent_grey_of_16_bits() -> None:
-    row = struct.pack(">2H", 1000, 1001) * (SIDE // 2)
-    seen = decoded(png(SIDE, SIDE, 16, 0, row, png_chunk(b"tRNS", struct.pack(">H", 1000))))
-    assert seen[0, :2, 0].tolist() == [255, 4]
+    row = struct.pack(">3H", 1000, 1001, 65535) * (SIDE // 2)
+    seen = decoded(png(24, SIDE, 16, 0, row, png_chunk(b"tRNS", struct.pack(">H", 1000))))
+    assert seen[0, :3, 0].tolist() == [255, 4, 255]
 
 
 def test_transparent_colour_of_16_bits() -> None:
@@ -317,19 +323,113 @@ def test_floating_point(white: int, file: bool) -> None:
     assert np.array_equal(pixels(decode_image(source))[:, :, 0], levels)
 
 
-@pytest.mark.parametrize("bad", [-0.1, 300.0, float("nan"), float("inf")])
-def test_floating_point_out_of_range_is_refused(bad: float) -> None:
-    numbers = np.zeros((SIDE, SIDE), dtype=np.float32)
-    numbers[0, 0] = bad
+@pytest.mark.parametrize("noise", [0.0004, 0.04])
+@pytest.mark.parametrize("white", [1, 255])
+def test_floats_a_hair_beyond_their_range(white: int, noise: float) -> None:
+    numbers = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1)) * white
+    numbers += np.float32(noise * white)
+    expected = np.clip(np.rint(numbers / white * 255), 0, 255)
     for source in (numbers, encode(Image.fromarray(numbers), "TIFF")):
-        with pytest.raises(ImageFormatError, match=r"scale them to 0 to 1 or 0 to 255"):
-            decode_image(source)
+        assert np.abs(pixels(decode_image(source))[:, :, 0] - expected).max() <= 1
 
 
-def test_integers_out_of_range_are_refused() -> None:
-    wide = Image.fromarray(np.full((SIDE, SIDE), 70000, dtype=np.int32))
-    with pytest.raises(ImageFormatError, match="scale them to 0 to 65535"):
-        decode_image(encode(wide, "TIFF"))
+@pytest.mark.parametrize("missing", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_missing_are_black(missing: float) -> None:
+    numbers = np.tile(np.linspace(0, 1, SIDE, dtype=np.float32), (SIDE, 1))
+    numbers[0] = missing
+    for source in (numbers, encode(Image.fromarray(numbers), "TIFF")):
+        seen = pixels(decode_image(source))[:, :, 0]
+        assert (seen[0] == 0).all()
+        assert np.array_equal(seen[1:], np.rint(numbers[1:] * 255))
+    with pytest.raises(ImageFormatError, match="no finite value"):
+        decode_image(np.full((SIDE, SIDE), missing, dtype=np.float32))
+
+
+# Values of 12 bits in 16, of a number format of 32 bits, with signs, and in another unit.
+MEASURED = {
+    "12 bits": (np.linspace(0, 4095, 4096), np.uint16),
+    "32 bits": (np.linspace(70_000, 170_000, 4096), np.int32),
+    "signs": (np.linspace(-1000, 3000, 4096), np.int16),
+    "kelvin": (np.linspace(250, 320, 4096), np.float32),
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_measurements_show_all_levels(name: str) -> None:
+    line, dtype = MEASURED[name]
+    numbers = line.reshape(64, 64).astype(dtype)
+    sources = [Image.fromarray(numbers)] if dtype != np.int16 else []
+    files = [encode(image, "TIFF") for image in sources]
+    arrays = [numbers] if dtype in (np.uint16, np.float32) else []
+    for source in (*sources, *files, *arrays):
+        seen = pixels(decode_image(source))[:, :, 0]
+        assert seen[0, 0] == 0
+        assert seen[-1, -1] == 255
+        assert 120 <= np.median(seen) <= 135
+
+
+def test_a_declared_range_goes_before_what_is_found() -> None:
+    numbers = np.linspace(0, 2000, 4096).reshape(64, 64).astype(np.uint16)
+    png_file = encode(Image.fromarray(numbers), "PNG")
+    seen = pixels(decode_image(png_file, value_range="0,4095"))[:, :, 0]
+    assert np.array_equal(seen, np.rint(numbers / 4095 * 255))
+    assert pixels(decode_image(png_file, value_range="dtype")).max() == 8
+
+
+@pytest.mark.parametrize("colour_type", [2, 6])
+def test_colours_of_12_bits_in_16_are_refused_rather_than_black(colour_type: int) -> None:
+    opaque = (65535,) if colour_type == 6 else ()
+    row = struct.pack(f">{3 + len(opaque)}H", 4095, 2000, 0, *opaque) * SIDE
+    with pytest.raises(ImageFormatError, match="uses the lower 12 or fewer"):
+        decode_image(png(SIDE, SIDE, 16, colour_type, row))
+
+
+def tiff_of(array: np.ndarray, **options: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, array, **options)
+    return file.getvalue()
+
+
+def bands(count: int, white: float, dtype: Any) -> np.ndarray:
+    """(64, 64, count) of smooth values, another in each band."""
+    y, x = np.mgrid[0:64, 0:64] / 64
+    waves = [(np.sin(5 * x + band) + np.cos(7 * y + band) + 2) / 4 for band in range(count)]
+    return (np.stack(waves, axis=-1) * white).astype(dtype)
+
+
+# What Pillow reads as noise or calls damaged, and what it is.
+OTHER_TIFFS = {
+    "planes": (tiff_of(np.moveaxis(bands(3, 65535, np.uint16), 2, 0), photometric="rgb",
+                       planarconfig="separate"), "3 bands of 16-bit values in planes"),
+    "float colours": (tiff_of(bands(3, 1, np.float32), photometric="rgb"),
+                      "3 bands of 32-bit floating-point values"),
+    "doubles": (tiff_of(bands(1, 1, np.float64)[:, :, 0]),
+                "1 band of 64-bit floating-point values"),
+    "2": (tiff_of(bands(2, 255, np.uint8), photometric="minisblack", planarconfig="contig"),
+          "2 bands of 8-bit values"),
+    "4": (tiff_of(bands(4, 3000, np.uint16), photometric="minisblack", planarconfig="contig"),
+          "4 bands of 16-bit values"),
+    "5": (tiff_of(bands(5, 255, np.uint8), photometric="minisblack", planarconfig="contig"),
+          "5 bands of 8-bit values"),
+    "13": (tiff_of(bands(13, 3000, np.uint16), photometric="minisblack", planarconfig="contig",
+                   bigtiff=True), "13 bands of 16-bit values"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_TIFFS)
+def test_sound_tiffs_that_are_not_read_are_not_called_damaged(name: str) -> None:
+    data, kind = OTHER_TIFFS[name]
+    with pytest.raises(ImageFormatError, match=f"the TIFF has {kind}; save it as"):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("mode", ["uint8", "uint16"])
+def test_near_infrared_is_no_transparency(mode: str) -> None:
+    white = {"uint8": 255, "uint16": 65535}[mode]
+    four = bands(4, white, mode)
+    # tifffile, as GDAL, says of a fourth band beside RGB that it is transparency.
+    seen = decoded(tiff_of(four, photometric="rgb"))
+    assert np.abs(seen - four[:, :, :3] / white * 255).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -552,8 +652,8 @@ NOT_PICTURES = {
     "html": (b"\n<!DOCTYPE html><html></html>", "a web page"),
     "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF document"),
     "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n", "a PostScript drawing"),
-    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64), "an HEIC photo or a video"),
-    "heic as mif1": (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(64), "an HEIC photo"),
+    "video": (b"\0\0\0\x18ftypisom\0\0\0\0mp42isom" + bytes(64), "a video"),
+    "video of a phone": (b"\0\0\0\x14ftypqt  \0\0\0\0qt  " + bytes(64), "a video"),
     "ppm": (b"P6 16 16 255\n" + bytes(768), "not a picture of an accepted format"),
     "ico": (encode(Image.new("RGB", (32, 32)), "ICO"), "not a picture of an accepted format"),
     "jpeg 2000": (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(64), "not a picture of an accepted format"),
@@ -578,6 +678,8 @@ DAMAGED = {
     "tiff header": TIFF[:8],
     "bmp half": BMP[: len(BMP) // 2],
     "bmp header": BMP[:20],
+    "heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64),
+    "heic as mif1": b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(64),
     "avif header": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(40),
     "png text bomb": png(
         32, 32, 8, 0, bytes(32), png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8)))
@@ -605,8 +707,24 @@ def test_damaged_files_are_refused_and_neither_named_nor_explained(
         decode_image(path)
     assert str(caught.value) == (
         "the picture is damaged or cut short; save it again as JPEG, PNG, WebP, GIF, BMP"
-        + (", TIFF or AVIF" if features.check("avif") else " or TIFF")
+        + (", TIFF, AVIF or HEIC" if features.check("avif") else ", TIFF or HEIC")
     )
+
+
+def test_an_heic_photo_is_shown_as_it_was_taken() -> None:
+    for turn in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        seen = decoded(encode(photo(320, 240), "HEIF", quality=90, exif=exif.tobytes()))
+        upright = photo(320, 240) if turn == 1 else photo(320, 240).rotate(-90, expand=True)
+        assert seen.shape == pixels(upright).shape
+        assert np.abs(seen - pixels(upright)).mean() < 3
+
+
+def test_an_heic_photo_without_its_reader_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_FORMATS", [name for name in images._FORMATS if name != "HEIF"])
+    with pytest.raises(ImageFormatError, match="this is an HEIC photo, which needs pillow-heif; "):
+        decode_image(encode(photo(64, 64), "HEIF"))
 
 
 def test_only_the_parsers_of_the_accepted_formats_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1114,5 +1232,33 @@ def test_to_pil_refuses_numbers_that_are_not_finite() -> None:
 
 @pytest.mark.parametrize(("mean", "std"), [((0, 0), (1, 1)), ((0, 0, 0), (1,)), ((), ())])
 def test_to_tensor_refuses_other_channels(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    with pytest.raises(ConfigError, match="three channels, or one"):
+    with pytest.raises(ConfigError, match="means and . deviations are given for 3 channels"):
         to_tensor(photo(), mean, std)
+
+
+def test_to_tensor_of_many_channels() -> None:
+    levels = np.arange(2 * 3 * 5, dtype=np.uint8).reshape(2, 3, 5)
+    tensor = to_tensor(levels, (0.5,) * 5, (0.25,) * 5)
+    expected = (levels.transpose(2, 0, 1) / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(tensor[0], expected, rtol=1e-6)
+    with pytest.raises(ConfigError, match="3 means and 3 deviations are given for 5 channels"):
+        to_tensor(levels, MEAN, STD)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_each_band_is_fitted_as_a_picture_is(fit: str) -> None:
+    rgb = photo(100, 77)
+    bands = np.dstack([np.asarray(rgb), np.asarray(rgb)[:, :, :1]])
+    fitted = fit_image(bands, fit, image_size=64, patch_size=16)
+    expected = np.asarray(fit_image(rgb, fit, image_size=64, patch_size=16))
+    assert np.array_equal(fitted[..., :3], expected)
+    assert np.array_equal(fitted[..., 3], expected[..., 0])
+
+
+def test_chosen_channels_are_viewable_in_any_order() -> None:
+    pixels = torch.arange(4.0).view(4, 1, 1)
+    assert viewable(pixels, (4, 1, 2)).flatten().tolist() == [3, 0, 1]
+    assert viewable(pixels, (3,)).flatten().tolist() == [2]
+    for show in ((1, 2), (0,), (5,), (1, 2, 3, 4)):
+        with pytest.raises(ConfigError, match="give three or one, numbered from 1 to 4"):
+            viewable(pixels, show)

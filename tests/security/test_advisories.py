@@ -1,7 +1,7 @@
 """No installed package is older than the fix of an advisory that we know, and all are pinned."""
 
 import re
-import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -10,11 +10,6 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from tests.sources import ROOT
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ADVISORIES = tomllib.loads(Path(__file__).with_name("advisories.toml").read_text("utf-8"))
 REQUIREMENTS = sorted(ROOT.glob("requirements*.txt"))

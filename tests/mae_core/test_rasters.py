@@ -1,0 +1,264 @@
+"""Measurements as pictures: TIFF files of every kind, NumPy files, 16-bit PNG, arrays."""
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms
+
+from mae_core.errors import ImageError, ImageFormatError, ImageLimitError
+from mae_core.images import ImageLimits, decode_image
+from mae_core.rasters import open_picture, read_raster
+
+SIDE = 64
+
+
+def waves(bands: int, low: float = 0, high: float = 1, dtype: Any = np.float64) -> np.ndarray:
+    """(SIDE, SIDE, bands) of smooth values from low to high, another in each band."""
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    each = [(np.sin(5 * x + band) + np.cos(7 * y + band) + 2) / 4 for band in range(bands)]
+    unit = np.stack(each, axis=-1)
+    return (low + (high - low) * (unit - unit.min()) / np.ptp(unit)).astype(dtype)
+
+
+def tiff(values: np.ndarray, **options: Any) -> bytes:
+    file = io.BytesIO()
+    if values.ndim == 3 and values.shape[2] not in (1, SIDE) and "rgb" not in options.values():
+        options = {"planarconfig": "contig", **options}
+    tifffile.imwrite(file, values[:, :, 0] if values.shape[2:] == (1,) else values, **options)
+    return file.getvalue()
+
+
+def npy(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+def levels_of(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.clip(np.rint((values.astype(np.float64) - low) / (high - low) * 255), 0, 255)
+
+
+def opened(source: Any, channels: int, **options: Any) -> np.ndarray:
+    picture = np.asarray(open_picture(source, channels, **options)).astype(int)
+    return picture if picture.ndim == 3 else picture[:, :, None]
+
+
+BLACK_IS_ZERO = {"photometric": "minisblack"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tile": (16, 32)}, {"compression": "lzw"}, {"compression": "zlib", "predictor": True},
+     {"compression": "zstd"}, {"compression": "zlib", "tile": (32, 32)}, {"bigtiff": True},
+     {"byteorder": ">"}, {"rowsperstrip": 5}],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32", "float32", "float64"])
+@pytest.mark.parametrize("bands", [1, 2, 4, 13])
+def test_tiffs_of_every_kind(bands: int, dtype: str, options: dict[str, Any]) -> None:
+    high = 255 if dtype == "uint8" else 3000
+    low = -1000 if dtype in ("int16", "float32") else 0
+    values = waves(bands, low, high, dtype)
+    data = tiff(values, **BLACK_IS_ZERO, **options)
+    seen = opened(data, bands, value_range=(low, high))
+    # Halves are rounded either way.
+    assert np.abs(seen - levels_of(values, low, high)).max() <= 1
+    assert (seen == levels_of(values, low, high)).mean() > 0.99
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize(("dtype", "white"), [("uint8", 255), ("uint16", 65535), ("float32", 1)])
+def test_colours_in_pixels_and_in_planes(dtype: str, white: float, planar: str) -> None:
+    values = waves(3, 0, white, dtype)
+    stored = values if planar == "contig" else np.moveaxis(values, 2, 0).copy()
+    data = tiff(stored, photometric="rgb", planarconfig=planar)
+    assert np.array_equal(opened(data, 3), levels_of(values, 0, white))
+
+
+def test_pages_of_one_size_are_bands_where_bands_are_asked_for() -> None:
+    values = waves(5, 0, 255, np.uint8)
+    data = tiff(np.moveaxis(values, 2, 0).copy())
+    assert np.array_equal(opened(data, 5), values)
+    assert np.array_equal(opened(data, 2, bands=(5, 1)), values[:, :, [4, 0]])
+    # A person is shown the first page.
+    assert np.array_equal(opened(data, 1), values[:, :, :1])
+
+
+def test_chosen_bands_in_any_order() -> None:
+    values = waves(4, 0, 3000, np.uint16)
+    data = tiff(values, **BLACK_IS_ZERO)
+    seen = opened(data, 3, bands=(4, 2, 1), value_range="0,3000")
+    assert np.array_equal(seen, levels_of(values[:, :, [3, 1, 0]], 0, 3000))
+    one = opened(data, 3, bands=(4,), value_range="0,3000")
+    assert np.array_equal(one, np.repeat(levels_of(values[:, :, 3:], 0, 3000), 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    ("bands", "channels", "chosen", "sentence"),
+    [(4, 3, (), "4 bands in the picture, and the model takes 3; choose as many, .* bands=1,2,3"),
+     (2, 4, (), "2 bands in the picture, and the model takes 4; give a picture that has them"),
+     (5, 3, (1, 2), "2 bands chosen, and the model takes 3; choose as many"),
+     (4, 3, (1, 2, 5), "bands 1,2,5 are asked for, and the picture has 1 to 4"),
+     (1, 4, (), "1 band in the picture, and the model takes 4")],
+)  # fmt: skip
+def test_other_bands_than_the_model_takes(
+    bands: int, channels: int, chosen: tuple[int, ...], sentence: str
+) -> None:
+    for data in (tiff(waves(bands, 0, 3000, np.uint16), **BLACK_IS_ZERO), npy(waves(bands))):
+        with pytest.raises(ImageFormatError, match=sentence):
+            open_picture(data, channels, bands=chosen)
+
+
+def test_the_fourth_band_beside_rgb() -> None:
+    for dtype, white in (("uint8", 255), ("uint16", 65535)):
+        values = waves(4, 0, white, dtype)
+        data = tiff(values, photometric="rgb", extrasamples=["unassalpha"])
+        assert np.array_equal(opened(data, 4), levels_of(values, 0, white))
+        assert np.abs(opened(data, 3) - levels_of(values[:, :, :3], 0, white)).max() <= 1
+
+
+def test_white_may_be_zero() -> None:
+    values = waves(1, 0, 65535, np.uint16)
+    data = tiff(values[:, :, 0], photometric="miniswhite")
+    assert np.array_equal(opened(data, 1), levels_of(65535 - values, 0, 65535))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiffs_are_turned_upright(orientation: int) -> None:
+    values = waves(4, 0, 255, np.uint8)[:, :40]
+    data = tiff(values, **BLACK_IS_ZERO, extratags=[(274, 3, 1, orientation, True)])
+    seen = opened(data, 4)
+    # Pillow turns what it reads itself.
+    grey = decode_image(
+        tiff(values[:, :, 0], photometric="minisblack", extratags=[(274, 3, 1, orientation, True)])
+    )
+    assert np.array_equal(seen[:, :, 0], np.asarray(grey)[:, :, 0])
+
+
+@pytest.mark.parametrize("tag", ["-9999", "nan"])
+def test_gdals_value_for_nothing_measured(tag: str) -> None:
+    values = waves(4, 1000, 2000, np.float32)
+    values[:20] = float(tag)
+    data = tiff(values, **BLACK_IS_ZERO, extratags=[(42113, 2, len(tag) + 1, tag, True)])
+    seen = opened(data, 4)
+    assert (seen[:20] == 0).all()
+    assert np.ptp(seen[20:]) > 200
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float16", "float32", "float64"])
+def test_numpy_files(dtype: str, tmp_path: Path) -> None:
+    values = waves(4, 0, 250, dtype)
+    expected = levels_of(values, 0, 255 if dtype == "uint8" else 250)
+    path = tmp_path / "a.npy"
+    path.write_bytes(npy(values))
+    for source in (npy(values), path, str(path), values):
+        assert np.array_equal(opened(source, 4, value_range="0,250"), expected)
+    grey = npy(values[:, :, 0])
+    assert np.array_equal(opened(grey, 1, value_range="0,250"), expected[:, :, :1])
+    assert np.array_equal(opened(grey, 3, value_range="0,250"), np.repeat(expected[:, :, :1], 3, 2))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [npy(np.array([{"a": 1}], dtype=object)), npy(np.zeros(9)), npy(np.zeros((2, 64, 64, 3))),
+     npy(np.zeros((64, 64), dtype=complex)), npy(np.array(["text"])), npy(waves(2))[:500],
+     b"\x93NUMPY\1\0" + b"\xff" * 100],
+    ids=["objects", "line", "batch", "complex", "text", "cut", "header"],
+)  # fmt: skip
+def test_other_numpy_files_are_refused_in_a_sentence(data: bytes) -> None:
+    with pytest.raises(ImageFormatError, match="damaged or cut short|the array in the file is "):
+        open_picture(data, 2)
+
+
+@pytest.mark.parametrize("most", [4095, 65535])
+def test_16_bit_colours_in_png_keep_all_bits(most: int) -> None:
+    values = waves(3, 0, most, np.uint16)
+    data = imagecodecs.png_encode(values)
+    assert np.abs(opened(data, 3) - levels_of(values, 0, most)).max() <= 1
+    grey = values[:, :, :1].copy()
+    seen = opened(imagecodecs.png_encode(grey[:, :, 0]), 1, value_range=(0, most))
+    assert np.abs(seen - levels_of(grey, 0, most)).max() <= 1
+
+
+def test_the_range_of_12_bits_in_16_is_found() -> None:
+    values = waves(1, 0, 4095, np.uint16)
+    image = Image.fromarray(values[:, :, 0])
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    for source in (file.getvalue(), image, values, values[:, :, 0], tiff(values[:, :, 0])):
+        seen = opened(source, 3)
+        assert np.abs(seen - levels_of(values, 0, 4095)).max() <= 3
+
+
+def test_photographs_are_what_decode_image_makes_of_them(tmp_path: Path) -> None:
+    image = Image.fromarray(waves(3, 0, 255, np.uint8))
+    for file_format in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"):
+        file = io.BytesIO()
+        image.save(file, file_format)
+        data = file.getvalue()
+        assert read_raster(data) is None
+        assert np.array_equal(opened(data, 3), np.asarray(decode_image(data)))
+        assert np.array_equal(opened(data, 1)[:, :, 0], np.asarray(decode_image(data).convert("L")))
+        # A declared range is about measurements.
+        assert np.array_equal(opened(data, 3, value_range="0,9"), np.asarray(decode_image(data)))
+    assert np.array_equal(opened(image, 1, bands=(2,)), np.asarray(image)[:, :, 1:2])
+
+
+def test_the_profile_of_16_bit_colours_is_applied() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    values = waves(3, 0, 65535, np.uint16)
+    plain = opened(tiff(values, photometric="rgb"), 3)
+    # Not one of pictures: ignored, as elsewhere.
+    assert np.array_equal(opened(tiff(values, photometric="rgb", iccprofile=profile), 3), plain)
+
+
+def test_sizes_are_judged_before_anything_is_decoded() -> None:
+    limits = ImageLimits(max_pixels=1000, max_whole_pixels=1000)
+    sources: list[Any] = [
+        tiff(waves(5), **BLACK_IS_ZERO), npy(waves(5)), waves(5),
+        imagecodecs.png_encode(waves(3, 0, 9, np.uint16)),
+    ]  # fmt: skip
+    for source in sources:
+        with pytest.raises(ImageLimitError, match="64 x 64 pixels"):
+            open_picture(source, 5 if len(sources) else 3, limits=limits)
+
+
+def test_a_tiff_of_many_large_pages_is_not_read() -> None:
+    # A header may claim any number of pages; each here is the same sparse one.
+    data = tiff(np.zeros((900, 1400, 1400), np.uint16), compression="zlib")
+    with pytest.raises(ImageLimitError, match="take 3.29 GiB; at most 2 are read"):
+        open_picture(data, 900)
+
+
+def test_large_measurements_are_reduced_as_photographs_are() -> None:
+    values = waves(4, 0, 255, np.uint8)
+    large = values.repeat(2, axis=0).repeat(2, axis=1)
+    limits = ImageLimits(keep_pixels=SIDE**2)
+    assert np.array_equal(opened(large, 4, limits=limits), values)
+
+
+def test_an_array_with_its_channels_in_front_is_named() -> None:
+    with pytest.raises(ImageFormatError, match=r"of shape \(3, 64, 64\); give \(H, W, bands\)"):
+        open_picture(np.zeros((3, SIDE, SIDE), np.uint16))
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.9])
+def test_damaged_tiffs_are_a_sentence(cut: float) -> None:
+    data = tiff(waves(5, 0, 9, np.uint16), compression="zlib", **BLACK_IS_ZERO)
+    with pytest.raises(ImageError):
+        open_picture(data[: int(len(data) * cut)], 5)
+
+
+def test_without_tifffile_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(ImageFormatError, match="5 bands of 16-bit .*pip install tifffile imagec"):
+        open_picture(tiff(waves(5, 0, 9, np.uint16), **BLACK_IS_ZERO), 5)
+    # What Pillow reads needs nothing else.
+    values = waves(1, 0, 4095, np.uint16)
+    assert np.abs(opened(tiff(values[:, :, 0]), 1) - levels_of(values, 0, 4095)).max() <= 3
