@@ -2,7 +2,8 @@
 
 Decoding is most of a loader's work; packed pictures are read at memory speed by every
 epoch and every later run. Two files make a pack: `pictures.u8`, all pixels one picture after
-another, and `pictures.json`, which says where each begins and has the SHA-256 of the pixels.
+another, and `pictures.json`, which says where each begins and has the SHA-256 of the pixels
+and of the files that they came from.
 The second is written last, so a pack without it is unfinished and made again. A third,
 `pictures.checked`, remembers that the pixels had that hash, so that they are not read through
 at every start.
@@ -15,7 +16,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from mae_core.data.folders import check_unreadable, decode_reduced, find_images
+from mae_core.data.folders import check_unreadable, decode_reduced, find_images, shown
 from mae_core.errors import DataError, ImageError
 
 _log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class PackedImages:
         sizes: (M, 2) height and width of each picture.
         names: The files the pictures came from, relative to their folder.
         unreadable: The files that were skipped.
+        files: SHA-256 of each file; empty for a pack of version 0.1, which has none.
     """
 
     pixels: NDArray[np.uint8]
@@ -57,6 +59,7 @@ class PackedImages:
     sizes: NDArray[np.int64]
     names: list[str]
     unreadable: list[str]
+    files: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -98,8 +101,37 @@ def open_pack(folder: str | Path, memory: Path | None = None) -> PackedImages:
     if size:
         pixels = np.memmap(path, dtype=np.uint8, mode="r")
     return PackedImages(
-        pixels, np.cumsum(lengths) - lengths, sizes, index["names"], index["unreadable"]
-    )
+        pixels, np.cumsum(lengths) - lengths, sizes,
+        index["names"], index["unreadable"], index.get("files", []),
+    )  # fmt: skip
+
+
+def without_holdout(pack: PackedImages, holdout: str | Path) -> PackedImages:
+    """A pack without the pictures of a folder, whatever their names: their files tell.
+
+    Raises:
+        DataError: If the folder is missing or has no pictures, or no picture is left.
+    """
+    held_out = {_file_hash(path) for path in find_images(holdout)} - {""}
+    if not pack.files:
+        _log.warning(
+            "the pack is of an older version and does not say whether pictures of %r are in it: "
+            "remove it and make it again with python -m mae_core.pack, and they are left out",
+            str(holdout),
+        )
+        return pack
+    kept = [i for i, digest in enumerate(pack.files) if digest not in held_out]
+    if not kept:
+        raise DataError(
+            f"all pictures of the pack are in data.holdout {str(holdout)!r}; give a folder of "
+            "other pictures, or some of them"
+        )
+    if len(kept) < len(pack):
+        _log.info("%d pictures; skipped %d of data.holdout", len(kept), len(pack) - len(kept))
+    return replace(
+        pack, offsets=pack.offsets[kept], sizes=pack.sizes[kept],
+        names=[pack.names[i] for i in kept], files=[pack.files[i] for i in kept],
+    )  # fmt: skip
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -159,6 +191,18 @@ def _remembered(memory: Path) -> object:
         return None
 
 
+def _file_hash(path: Path) -> str:
+    """Of a picture's file; empty where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
 def _hash_of(path: Path) -> str:
     digest = hashlib.sha256()
     size = path.stat().st_size
@@ -173,7 +217,12 @@ def _hash_of(path: Path) -> str:
 
 
 def pack_folder(
-    folder: str | Path, cache: str | Path, *, short_side: int, max_unreadable: float
+    folder: str | Path,
+    cache: str | Path,
+    *,
+    short_side: int,
+    max_unreadable: float,
+    holdout: str | Path = "",
 ) -> PackedImages:
     """Open the pack of a folder, making it first where it is missing, damaged or out of date.
 
@@ -182,12 +231,13 @@ def pack_folder(
         cache: Folder of the pack.
         short_side: Larger pictures are reduced to this shorter side, in pixels.
         max_unreadable: Largest share of unreadable files, 0..1.
+        holdout: As of `find_images`.
 
     Raises:
         DataError: If there is no picture, too many files are unreadable (the first are named),
             or the pack cannot be written.
     """
-    paths = find_images(folder)
+    paths = find_images(folder, holdout)
     cache = Path(cache).expanduser()
     fingerprint = _fingerprint(paths, short_side)
     pack = _current_pack(cache, fingerprint)
@@ -208,7 +258,7 @@ def _fingerprint(paths: list[Path], short_side: int) -> str:
             state = f"{status.st_size}\0{status.st_mtime_ns}"
         except OSError:  # a link that leads nowhere turns out unreadable later
             state = ""
-        digest.update(f"{path}\0{state}\n".encode())
+        digest.update(os.fsencode(f"{path}\0{state}\n"))
     return digest.hexdigest()
 
 
@@ -267,13 +317,14 @@ def _write_pixels(file: BinaryIO, paths: list[Path], root: Path, short_side: int
     """Write all readable pictures; returns their part of the index."""
     names: list[str] = []
     sizes: list[tuple[int, int]] = []
+    files: list[str] = []
     unreadable: list[str] = []
     digest = hashlib.sha256()
     pictures = tqdm(_decoded(paths, short_side), total=len(paths), desc="packing", unit="img")
-    for path, picture in zip(paths, pictures, strict=True):
+    for path, (picture, file_hash) in zip(paths, pictures, strict=True):
         name = path.relative_to(root).as_posix()
         if isinstance(picture, ImageError):
-            _log.warning("skipped %s: %s", name, picture)
+            _log.warning("skipped %s: %s", shown(name), picture)
             unreadable.append(name)
             continue
         pixels = picture.tobytes()
@@ -281,19 +332,21 @@ def _write_pixels(file: BinaryIO, paths: list[Path], root: Path, short_side: int
         file.write(pixels)
         names.append(name)
         sizes.append((picture.height, picture.width))
+        files.append(file_hash)
     return {
-        "names": names, "sizes": sizes, "unreadable": unreadable, "sha256": digest.hexdigest(),
+        "names": names, "sizes": sizes, "files": files, "unreadable": unreadable,
+        "sha256": digest.hexdigest(),
     }  # fmt: skip
 
 
-def _decoded(paths: list[Path], short_side: int) -> Iterator[Image.Image | ImageError]:
-    """Each picture or its error, in order, decoded by several threads (Pillow frees the GIL)."""
+def _decoded(paths: list[Path], short_side: int) -> Iterator[tuple[Image.Image | ImageError, str]]:
+    """Each picture or its error, and its file's hash, in order; several threads decode."""
 
-    def decode(path: Path) -> Image.Image | ImageError:
+    def decode(path: Path) -> tuple[Image.Image | ImageError, str]:
         try:
-            return decode_reduced(path, short_side)
+            return decode_reduced(path, short_side), _file_hash(path)
         except ImageError as error:
-            return error
+            return error, ""
 
     # Batches bound how many decoded pictures wait to be written.
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from mae_core.config import DataConfig
 from mae_core.data.folders import FolderImages
 from mae_core.data.loader import Pictures
-from mae_core.data.packed import open_pack, pack_folder
+from mae_core.data.packed import open_pack, pack_folder, without_holdout
 from mae_core.data.streams import PictureStream, import_datasets
 from mae_core.errors import DataError
 
@@ -37,18 +37,20 @@ def open_pictures(config: DataConfig, cache: Path) -> Source:
         pack = open_pack(config.pack, memory=cache)
         if not len(pack):
             raise DataError(f"the pack in {config.pack!r} is empty; make one of more pictures")
-        return pack
+        return without_holdout(pack, config.holdout) if config.holdout else pack
     if config.hub:
         return _open_hub(config, cache)
     if config.shards:
         return _open_shards(config, cache)
     if config.decode == "epoch":
         return FolderImages(
-            config.folder, short_side=config.short_side, max_unreadable=config.max_unreadable
-        )
+            config.folder, short_side=config.short_side, max_unreadable=config.max_unreadable,
+            holdout=config.holdout,
+        )  # fmt: skip
     return pack_folder(
-        config.folder, cache, short_side=config.short_side, max_unreadable=config.max_unreadable
-    )
+        config.folder, cache, short_side=config.short_side, max_unreadable=config.max_unreadable,
+        holdout=config.holdout,
+    )  # fmt: skip
 
 
 def _open_hub(config: DataConfig, cache: Path) -> PictureStream:
