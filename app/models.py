@@ -304,7 +304,7 @@ def _made_ready(model: MaskedAutoencoder, source: str, device: str) -> Reconstru
     name = weights_name(source)
     if zerogpu.ACTIVE and device != "cpu":
         return zerogpu.ZeroGPUReconstructor(model, name, source)
-    return Reconstructor(model, name, device=device)
+    return Reconstructor(model, name, device=device, in_place=True)
 
 
 def _progress(record: dict[str, Any]) -> Progress | None:

@@ -83,12 +83,13 @@ class ZeroGPUReconstructor(Reconstructor):
         """Make a model ready for the workers.
 
         Args:
-            model: The model, on the CPU.
+            model: The model, on the CPU; it is moved to the GPU.
             name: Of the weights, for people.
             source: What `load_pretrained` takes.
         """
         pretending = threading.current_thread() is threading.main_thread()
-        super().__init__(model, name, device="cuda" if pretending else "cpu", precision="float32")
+        device = "cuda" if pretending else "cpu"
+        super().__init__(model, name, device=device, precision="float32", in_place=True)
         self.device, self.source = torch.device("cuda"), source
         self._key = next(_keys)
         _models[self._key] = self
@@ -113,7 +114,7 @@ class ZeroGPUReconstructor(Reconstructor):
     def on_cpu(self) -> Reconstructor:
         """The model read once more, as what is here may have no numbers."""
         model = load_pretrained(self.source, fetch=False).build()
-        return Reconstructor(model, self.name, device="cpu")
+        return Reconstructor(model, self.name, device="cpu", in_place=True)
 
 
 _keys = itertools.count()
@@ -147,7 +148,9 @@ def _in_worker(key: int, source: str) -> Reconstructor:
     reconstructor = _read_models.get(key)
     if reconstructor is None:
         model = load_pretrained(source, fetch=False).build()
-        reconstructor = Reconstructor(model, source, device="cuda", precision="float32")
+        reconstructor = Reconstructor(
+            model, source, device="cuda", precision="float32", in_place=True
+        )
         _read_models.put(key, reconstructor)
     return reconstructor
 

@@ -303,14 +303,16 @@ class DataConfig:
     One of `folder`, `pack`, `hub` and `shards` names the source.
 
     Attributes:
-        folder: Folder of training pictures, searched through all its subfolders.
+        folder: Folder of training pictures, searched through all its subfolders; links are
+            followed, hidden files and folders are not looked into.
         pack: Pack of pictures, as `python -m mae_core.pack` makes it.
         hub: Name of a Hugging Face data set, streamed; needs the `datasets` package.
         shards: WebDataset tar files, streamed: a path or address with `{000..099}` for many;
             needs the `datasets` package.
         split: Part of the `hub` data set.
         column: Where the pictures are in the `hub` data set.
-        holdout: Folder of pictures to measure on and never train on; none if empty.
+        holdout: Folder of pictures to measure on and never train on; none if empty. It may lie
+            inside `folder`, or link to its files.
         cache: Folder for the packed pictures; inside the run's folder if empty.
         decode: A folder's pictures are decoded `once` into a pack, or in each `epoch`, which
             needs no space on the disk but more of the processor.

@@ -4,9 +4,10 @@
     python -m mae_core.pack PICTURES packs/mine short_side=160
 
 Decodes every picture once and writes `OUT/pictures.u8`, all pixels one picture after another,
-and `OUT/pictures.json`, which says where each begins and has the SHA-256 of the pixels. Train on
-it with `data.pack=OUT`, also where the pictures themselves are not. Packing again does nothing
-unless a file came, went or changed.
+and `OUT/pictures.json`, which says where each begins and has the SHA-256 of the pixels and
+of each file. Train on it with `data.pack=OUT`, also where the pictures themselves are not;
+pictures of `data.holdout` that are in the pack are left out then, told by their files' hashes.
+Packing again does nothing unless a file came, went or changed.
 
 Fields: `short_side=256`, the most pixels that a picture keeps on its shorter side;
 `max_unreadable=0.05`, the largest share of files that may be unreadable; and for measurements
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder, out, *overrides = arguments
     config = with_overrides(PackConfig(), overrides)
     reader = PictureReader(config.channels, config.bands, config.range, config.short_side)
-    found = reader.find_range(find_images(folder))
+    found = reader.find_range(find_images(folder, quiet=True))
     if found is not None:
         reader = replace(reader, value_range=found)
     pack = pack_folder(folder, Path(out), reader=reader, max_unreadable=config.max_unreadable)

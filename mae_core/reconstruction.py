@@ -12,10 +12,13 @@ that share a forward pass (`Reconstructor.batch`) have no more than `MAX_PATCHES
 so that a pass of many takes no more than a pass of one may.
 """
 
+import copy
+import itertools
 import math
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -254,9 +257,24 @@ class Reconstructor:
     """
 
     def __init__(
-        self, model: MaskedAutoencoder, name: str, *, device: str = "auto", precision: str = "auto"
+        self,
+        model: MaskedAutoencoder,
+        name: str,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        in_place: bool = False,
     ) -> None:
-        """Move a model to a device and a precision; `auto` chooses them (see `devices`).
+        """Make a model ready to run.
+
+        Args:
+            model: Stays as it is. It is copied if it is elsewhere, in another precision or in
+                training mode, and shared otherwise.
+            name: Of the weights, for people.
+            device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps` (see `devices`).
+            precision: `auto`, `float32` or `bfloat16`.
+            in_place: Move and convert `model` itself, which saves the copy. For a model that
+                nobody else uses.
 
         Raises:
             DeviceError: If the device is not there or the precision has no such name.
@@ -264,7 +282,10 @@ class Reconstructor:
         self.name = name
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self.model = model.to(self.device, getattr(torch, self.precision)).eval()
+        dtype = getattr(torch, self.precision)
+        if not in_place and not _is_ready(model, self.device, dtype):
+            model = copy.deepcopy(model)
+        self.model = model.to(self.device, dtype).eval()
 
     @classmethod
     def from_pretrained(
@@ -290,7 +311,8 @@ class Reconstructor:
             DeviceError: If the device is not there.
         """
         model = load_pretrained(weights, hints=hints).build()
-        return cls(model, weights_name(weights), device=device, precision=precision)
+        name = weights_name(weights)
+        return cls(model, name, device=device, precision=precision, in_place=True)
 
     @property
     def config(self) -> ModelConfig:
@@ -386,7 +408,7 @@ class Reconstructor:
         """A copy that runs on the CPU; it takes nothing of the device's memory."""
         state = {name: tensor.cpu().clone() for name, tensor in self.model.state_dict().items()}
         model = Weights(self.config, state, record={}).build()
-        return Reconstructor(model, self.name, device="cpu")
+        return Reconstructor(model, self.name, device="cpu", in_place=True)
 
     def _reconstruct(self, prepared: Sequence[_Prepared]) -> list[Reconstruction]:
         """One forward pass."""
@@ -403,7 +425,7 @@ class Reconstructor:
                 removed=(patch_mask.mask[i].numpy() > 0).reshape(first.grid_size),
                 patch_size=config.patch_size,
                 loss=scores.loss[i], psnr=scores.psnr[i], ssim=scores.ssim[i],
-                mask_ratio=one.request.mask_ratio, seed=one.request.seed,
+                mask_ratio=_plain(one.request.mask_ratio), seed=_plain(one.request.seed),
                 strategy=one.request.strategy, fit=one.request.fit, view=rebuilt.view,
                 model=self.name, device=str(self.device), precision=self.precision,
                 seconds=seconds,
@@ -458,6 +480,20 @@ class Reconstructor:
         return fit_to_model(picture, config, request.fit, image_size)
 
 
+def _plain(number: Any) -> Any:
+    """NumPy's numbers as Python's, which JSON can hold."""
+    return number.item() if isinstance(number, np.generic) else number
+
+
+def _is_ready(model: MaskedAutoencoder, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a model would stay as it is if it were moved there and set to evaluation mode."""
+    there = torch.empty(0, device=device).device  # `cuda` with its number
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return not any(module.training for module in model.modules()) and all(
+        tensor.device == there and tensor.dtype == dtype for tensor in tensors
+    )
+
+
 def _passes(prepared: Mapping[int, _Prepared]) -> Iterator[list[int]]:
     """Which requests share a forward pass."""
     alike: dict[Hashable, list[int]] = {}
@@ -494,18 +530,16 @@ def fit_to_model(
         ImageLimitError: If the picture would have more than `MAX_PATCHES` patches.
     """
     patch = config.patch_size
-    if image_size is None:
-        image_size = config.image_size
-    else:
-        _check_image_size(image_size, patch)
-    width, height = fitted_size(size_of(picture), fit, image_size=image_size, patch_size=patch)
+    side = config.image_size if image_size is None else _check_image_size(image_size, patch)
+    width, height = fitted_size(size_of(picture), fit, image_size=side, patch_size=patch)
     _check_patches(height // patch, width // patch)
-    return fit_image(picture, fit, image_size=image_size, patch_size=patch)
+    return fit_image(picture, fit, image_size=side, patch_size=patch)
 
 
-def _check_image_size(image_size: int, patch_size: int) -> None:
+def _check_image_size(image_size: int, patch_size: int) -> int:
     most = MAX_IMAGE_SIZE // patch_size * patch_size
-    if isinstance(image_size, bool) or not isinstance(image_size, int):
+    # NumPy's integers are Integral as well.
+    if isinstance(image_size, bool) or not isinstance(image_size, Integral):
         raise ConfigError(f"image_size is a {type(image_size).__name__}; give a whole number")
     if not patch_size <= image_size <= most or image_size % patch_size:
         nearest = min(max(round(image_size / patch_size), 1) * patch_size, most)
@@ -513,6 +547,7 @@ def _check_image_size(image_size: int, patch_size: int) -> None:
             f"image_size is {image_size}; this model takes multiples of {patch_size} from "
             f"{patch_size} to {most}, such as {nearest}"
         )
+    return int(image_size)
 
 
 def _check_patches(h: int, w: int) -> None:

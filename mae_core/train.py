@@ -35,7 +35,7 @@ from mae_core.data.streams import PictureStream
 from mae_core.entry import run_entry
 from mae_core.errors import CheckpointError
 from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_pictures
-from mae_core.images import to_pil
+from mae_core.images import Picture
 from mae_core.models.mae import MaskedAutoencoder
 from mae_core.recipes import RECIPES, recipe
 from mae_core.reconstruction import Reconstructor
@@ -174,10 +174,11 @@ def _principal_components(config: TrainConfig, pictures: Source) -> tuple[Tensor
     return fit_pca(crops.split(32), config.model.patch_size, config.model.pca_components)
 
 
-def _training_crops(config: TrainConfig, pictures: Source) -> list[Image.Image]:
+def _training_crops(config: TrainConfig, pictures: Source) -> list[Picture]:
     """Without a hold-out, training pictures are drawn, but never measured."""
     mean, std = (torch.tensor(v)[:, None, None] for v in (config.model.mean, config.model.std))
-    return [to_pil(crop * std + mean) for crop in _first_crops(config, pictures, _GRID_ROWS)]
+    crops = _first_crops(config, pictures, _GRID_ROWS) * std + mean
+    return [(crop * 255).round().byte().permute(1, 2, 0).numpy() for crop in crops]
 
 
 def _train_in_sight(
@@ -235,18 +236,18 @@ def _pixels_of_step(config: TrainConfig, step: int) -> float:
     return image_size_at(step, config.steps, config.stages) ** 2
 
 
-def _holdout(config: TrainConfig) -> list[Image.Image]:
+def _holdout(config: TrainConfig) -> list[Picture]:
     return load_pictures(config.data.holdout, config.model) if config.data.holdout else []
 
 
-def _measure(model: MaskedAutoencoder, held_out: list[Image.Image]) -> dict[str, float]:
+def _measure(model: MaskedAutoencoder, held_out: list[Picture]) -> dict[str, float]:
     if not held_out:
         return {}
     figures = evaluate_reconstruction(model, held_out, baselines=False)["model"]
     return {f"holdout_{name}": value.mean for name, value in figures.summary().items()}
 
 
-def _draw_grid(model: MaskedAutoencoder, pictures: Sequence[Image.Image]) -> Image.Image:
+def _draw_grid(model: MaskedAutoencoder, pictures: Sequence[Picture]) -> Image.Image:
     """The four panels of a few pictures, always under the same masks."""
     device = str(model.pos_embed.device)
     reconstructor = Reconstructor(model, "run", device=device, precision="float32")

@@ -2,7 +2,8 @@
 
 Decoding is most of a loader's work; packed pictures are read at memory speed by every
 epoch and every later run. Two files make a pack: `pictures.u8`, all pixels one picture after
-another, and `pictures.json`, which says where each begins and has the SHA-256 of the pixels.
+another, and `pictures.json`, which says where each begins and has the SHA-256 of the pixels
+and of the files that they came from.
 The second is written last, so a pack without it is unfinished and made again. A third,
 `pictures.checked`, remembers that the pixels had that hash, so that they are not read through
 at every start.
@@ -15,7 +16,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mae_core.data.folders import check_unreadable, find_images
+from mae_core.data.folders import check_unreadable, find_images, shown
 from mae_core.data.reading import PictureReader
 from mae_core.errors import DataError, ImageError
 from mae_core.value_range import ValueRange
@@ -53,6 +54,7 @@ class PackedImages:
         sizes: (M, 2) height and width of each picture.
         names: The files the pictures came from, relative to their folder.
         unreadable: The files that were skipped.
+        files: SHA-256 of each file; empty for a pack of version 0.1, which has none.
         channels: C of the pictures.
         bands: Which bands of the files they are; all if empty.
         value_range: What became 0 and 255 of values of more than 8 bits; None for photographs.
@@ -63,6 +65,7 @@ class PackedImages:
     sizes: NDArray[np.int64]
     names: list[str]
     unreadable: list[str]
+    files: list[str] = field(default_factory=list)
     channels: int = 3
     bands: tuple[int, ...] = ()
     value_range: ValueRange | None = None
@@ -111,9 +114,38 @@ def open_pack(folder: str | Path, memory: Path | None = None) -> PackedImages:
         pixels = np.memmap(path, dtype=np.uint8, mode="r")
     value_range = index.get("value_range")
     return PackedImages(
-        pixels, np.cumsum(lengths) - lengths, sizes, index["names"], index["unreadable"],
+        pixels, np.cumsum(lengths) - lengths, sizes,
+        index["names"], index["unreadable"], index.get("files", []),
         channels, tuple(index.get("bands", ())),
         None if value_range is None else tuple((low, high) for low, high in value_range),
+    )  # fmt: skip
+
+
+def without_holdout(pack: PackedImages, holdout: str | Path) -> PackedImages:
+    """A pack without the pictures of a folder, whatever their names: their files tell.
+
+    Raises:
+        DataError: If the folder is missing or has no pictures, or no picture is left.
+    """
+    held_out = {_file_hash(path) for path in find_images(holdout)} - {""}
+    if not pack.files:
+        _log.warning(
+            "the pack is of an older version and does not say whether pictures of %r are in it: "
+            "remove it and make it again with python -m mae_core.pack, and they are left out",
+            str(holdout),
+        )
+        return pack
+    kept = [i for i, digest in enumerate(pack.files) if digest not in held_out]
+    if not kept:
+        raise DataError(
+            f"all pictures of the pack are in data.holdout {str(holdout)!r}; give a folder of "
+            "other pictures, or some of them"
+        )
+    if len(kept) < len(pack):
+        _log.info("%d pictures; skipped %d of data.holdout", len(kept), len(pack) - len(kept))
+    return replace(
+        pack, offsets=pack.offsets[kept], sizes=pack.sizes[kept],
+        names=[pack.names[i] for i in kept], files=[pack.files[i] for i in kept],
     )  # fmt: skip
 
 
@@ -174,6 +206,18 @@ def _remembered(memory: Path) -> object:
         return None
 
 
+def _file_hash(path: Path) -> str:
+    """Of a picture's file; empty where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
 def _hash_of(path: Path) -> str:
     digest = hashlib.sha256()
     size = path.stat().st_size
@@ -188,7 +232,12 @@ def _hash_of(path: Path) -> str:
 
 
 def pack_folder(
-    folder: str | Path, cache: str | Path, *, reader: PictureReader, max_unreadable: float
+    folder: str | Path,
+    cache: str | Path,
+    *,
+    reader: PictureReader,
+    max_unreadable: float,
+    holdout: str | Path = "",
 ) -> PackedImages:
     """Open the pack of a folder, making it first where it is missing, damaged or out of date.
 
@@ -197,12 +246,13 @@ def pack_folder(
         cache: Folder of the pack.
         reader: Reads the pictures.
         max_unreadable: Largest share of unreadable files, 0..1.
+        holdout: As of `find_images`.
 
     Raises:
         DataError: If there is no picture, too many files are unreadable (the first are named),
             or the pack cannot be written.
     """
-    paths = find_images(folder)
+    paths = find_images(folder, holdout)
     cache = Path(cache).expanduser()
     fingerprint = _fingerprint(paths, reader)
     pack = _current_pack(cache, fingerprint)
@@ -225,7 +275,7 @@ def _fingerprint(paths: list[Path], reader: PictureReader) -> str:
             state = f"{status.st_size}\0{status.st_mtime_ns}"
         except OSError:  # a link that leads nowhere turns out unreadable later
             state = ""
-        digest.update(f"{path}\0{state}\n".encode())
+        digest.update(os.fsencode(f"{path}\0{state}\n"))
     return digest.hexdigest()
 
 
@@ -286,13 +336,14 @@ def _write_pixels(
     """Write all readable pictures; returns their part of the index."""
     names: list[str] = []
     sizes: list[tuple[int, int]] = []
+    files: list[str] = []
     unreadable: list[str] = []
     digest = hashlib.sha256()
     pictures = tqdm(_decoded(paths, reader), total=len(paths), desc="packing", unit="img")
-    for path, picture in zip(paths, pictures, strict=True):
+    for path, (picture, file_hash) in zip(paths, pictures, strict=True):
         name = path.relative_to(root).as_posix()
         if isinstance(picture, ImageError):
-            _log.warning("skipped %s: %s", name, picture)
+            _log.warning("skipped %s: %s", shown(name), picture)
             unreadable.append(name)
             continue
         pixels = picture.tobytes()
@@ -300,21 +351,22 @@ def _write_pixels(
         file.write(pixels)
         names.append(name)
         sizes.append(picture.shape[:2])
+        files.append(file_hash)
     return {
-        "names": names, "sizes": sizes, "unreadable": unreadable, "sha256": digest.hexdigest(),
-        "channels": reader.channels, "bands": reader.bands,
+        "names": names, "sizes": sizes, "files": files, "unreadable": unreadable,
+        "sha256": digest.hexdigest(), "channels": reader.channels, "bands": reader.bands,
         "value_range": None if isinstance(reader.value_range, str) else reader.value_range,
     }  # fmt: skip
 
 
-def _decoded(paths: list[Path], reader: PictureReader) -> Iterator[Pixels | ImageError]:
-    """Each picture or its error, in order, decoded by several threads (Pillow frees the GIL)."""
+def _decoded(paths: list[Path], reader: PictureReader) -> Iterator[tuple[Pixels | ImageError, str]]:
+    """Each picture or its error, and its file's hash, in order; several threads decode."""
 
-    def decode(path: Path) -> Pixels | ImageError:
+    def decode(path: Path) -> tuple[Pixels | ImageError, str]:
         try:
-            return reader(path)
+            return reader(path), _file_hash(path)
         except ImageError as error:
-            return error
+            return error, ""
 
     # Batches bound how many decoded pictures wait to be written.
     with ThreadPoolExecutor(os.cpu_count()) as pool:

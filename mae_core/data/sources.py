@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from mae_core.config import DataConfig, ModelConfig, TrainConfig
 from mae_core.data.folders import FolderImages, find_images
 from mae_core.data.loader import Pictures
-from mae_core.data.packed import open_pack, pack_folder
+from mae_core.data.packed import open_pack, pack_folder, without_holdout
 from mae_core.data.reading import PictureReader
 from mae_core.data.streams import PictureStream, import_datasets
 from mae_core.errors import DataError
@@ -84,7 +84,7 @@ def _samples(data: DataConfig, model: ModelConfig, cache: Path) -> Sequence[Path
     if data.hub or data.shards:
         stream = _open_stream(data, _reader(data, model), cache)
         return list(itertools.islice(stream.files(), _FIRST_OF_STREAM))
-    return find_images(data.folder)
+    return find_images(data.folder, data.holdout, quiet=True)
 
 
 def open_pictures(config: DataConfig, cache: Path, model: ModelConfig = _PHOTOGRAPHS) -> Source:
@@ -106,13 +106,19 @@ def open_pictures(config: DataConfig, cache: Path, model: ModelConfig = _PHOTOGR
         pack = open_pack(config.pack, memory=cache)
         if not len(pack):
             raise DataError(f"the pack in {config.pack!r} is empty; make one of more pictures")
-        return pack
+        return without_holdout(pack, config.holdout) if config.holdout else pack
     reader = _reader(config, model)
     if config.hub or config.shards:
         return _open_stream(config, reader, cache)
     if config.decode == "epoch":
-        return FolderImages(config.folder, reader=reader, max_unreadable=config.max_unreadable)
-    return pack_folder(config.folder, cache, reader=reader, max_unreadable=config.max_unreadable)
+        return FolderImages(
+            config.folder, reader=reader, max_unreadable=config.max_unreadable,
+            holdout=config.holdout,
+        )  # fmt: skip
+    return pack_folder(
+        config.folder, cache, reader=reader, max_unreadable=config.max_unreadable,
+        holdout=config.holdout,
+    )  # fmt: skip
 
 
 def _open_stream(config: DataConfig, reader: PictureReader, cache: Path) -> PictureStream:

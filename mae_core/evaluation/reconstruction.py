@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from mae_core.config import ModelConfig
 from mae_core.data.folders import find_images
 from mae_core.errors import DataError, ImageError, MaskError
-from mae_core.images import decode_image, to_tensor
+from mae_core.images import Picture, size_of, to_tensor
 from mae_core.masking import PatchMask, draw_mask
 from mae_core.models.mae import MaskedAutoencoder
+from mae_core.rasters import open_picture
 from mae_core.reconstruction import Rebuilt, compose, fit_to_model, pixel_mask, rebuild, score
 
 _log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Figures:
 
 def load_pictures(
     folder: str | Path, config: ModelConfig, fit: str = "crop", image_size: int | None = None
-) -> list[Image.Image]:
+) -> list[Picture]:
     """All readable pictures below a folder, fitted to a model; others are named and skipped.
 
     Args:
@@ -75,13 +75,15 @@ def load_pictures(
 
     Raises:
         DataError: If the folder is missing or holds no readable picture.
-        ConfigError: If the fit or the size is not allowed, or the model takes other channels
-            than pictures have.
+        ConfigError: If the fit or the size is not allowed.
     """
     pictures = []
     for path in find_images(folder):
         try:
-            fitted = fit_to_model(decode_image(path), config, fit, image_size)
+            picture = open_picture(
+                path, config.in_chans, bands=config.bands, value_range=config.value_range or "auto"
+            )
+            fitted = fit_to_model(picture, config, fit, image_size)
         except ImageError as error:
             _log.warning("skipped %s: %s", path.name, error)
             continue
@@ -93,7 +95,7 @@ def load_pictures(
 
 def evaluate_reconstruction(
     model: MaskedAutoencoder,
-    pictures: Sequence[Image.Image],
+    pictures: Sequence[Picture],
     *,
     mask_ratio: float = 0.75,
     seed: int = 0,
@@ -141,7 +143,7 @@ def evaluate_reconstruction(
 
 def _batches(
     model: MaskedAutoencoder,
-    pictures: Sequence[Image.Image],
+    pictures: Sequence[Picture],
     mask_ratio: float,
     seed: int,
     strategy: str,
@@ -150,9 +152,9 @@ def _batches(
     start = 0
     with tqdm(total=len(pictures), desc="evaluating", unit="img", leave=False) as bar:
         while start < len(pictures):
-            size = pictures[start].size
+            size = size_of(pictures[start])
             stop = start + 1
-            while stop < min(start + _BATCH, len(pictures)) and pictures[stop].size == size:
+            while stop < min(start + _BATCH, len(pictures)) and size_of(pictures[stop]) == size:
                 stop += 1
             tensors = [
                 to_tensor(picture, model.config.mean, model.config.std)

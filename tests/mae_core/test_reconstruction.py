@@ -36,6 +36,7 @@ from mae_core.reconstruction import (
     compose,
     estimate_statistics,
     fill_smoothly,
+    fit_to_model,
     pixel_mask,
     rebuild,
     removed_psnr,
@@ -703,3 +704,59 @@ def test_masks_move_to_the_models_device(small_model: MaskedAutoencoder) -> None
     moved = mask.to("cpu")
     assert isinstance(moved, PatchMask)
     assert torch.equal(moved.ids_keep, mask.ids_keep)
+
+
+def test_the_callers_model_stays_as_it_is(small_config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(small_config).train()
+    model.blocks[0].eval()  # as one does with frozen blocks
+    model.cls_token.requires_grad_(False)
+
+    def look() -> list[object]:
+        return [
+            *(module.training for module in model.modules()),
+            *((p.dtype, p.device, p.requires_grad, p.data_ptr()) for p in model.parameters()),
+        ]
+
+    before, parameters = look(), [p.detach().clone() for p in model.parameters()]
+    for precision in ("bfloat16", "float32", "auto"):
+        reconstructor = Reconstructor(model, "m", device="cpu", precision=precision)
+        assert not any(module.training for module in reconstructor.model.modules())
+        reconstructor(draw_picture(0))
+    assert look() == before
+    for parameter, was in zip(model.parameters(), parameters, strict=True):
+        assert torch.equal(parameter, was)
+    # It can still be trained.
+    images = torch.randn(2, 3, 48, 48)
+    model(images, random_mask(2, 36, 0.5, seed=0)).loss.backward()
+    assert model.mask_token.grad is not None
+
+
+def test_a_model_that_is_ready_is_shared_and_one_in_place_is_moved(
+    small_model: MaskedAutoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("copied")
+
+    monkeypatch.setattr(MaskedAutoencoder, "__deepcopy__", refuse, raising=False)
+    shared = Reconstructor(small_model, "m", device="cpu", precision="float32")
+    assert shared.model is small_model
+    own = Reconstructor(small_model, "m", device="cpu", precision="bfloat16", in_place=True)
+    assert own.model is small_model
+    assert small_model.pos_embed.dtype == torch.bfloat16
+    # Whoever reads a model from its file owns it.
+    Reconstructor.from_pretrained("mae-tiny", device="cpu", precision="bfloat16").on_cpu()
+
+
+def test_numbers_of_numpy_are_numbers(reconstructor: Reconstructor) -> None:
+    grid = np.zeros((6, 6), dtype=bool)
+    grid[0] = True
+    out = reconstructor(draw_picture(0), np.float64(0.5), np.int64(2), mask=grid,
+                        image_size=np.int32(48))  # fmt: skip
+    assert json.loads(json.dumps(out.facts()))["seed"] == 2
+    assert fit_to_model(draw_picture(0), reconstructor.config, image_size=np.uint16(96)).size == (
+        96, 96,
+    )  # fmt: skip
+    for wrong in (np.bool_(True), np.float32(48), True, "48"):
+        with pytest.raises(ConfigError, match="give a whole number"):
+            reconstructor(draw_picture(0), image_size=wrong)  # type: ignore[arg-type]

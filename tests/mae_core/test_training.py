@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,7 +132,8 @@ def test_a_run_learns_and_leaves_everything_behind(run_config: MakeRun, tmp_path
         steps=120, batch_size=12, save_every=60, eval_every=60, mask=MaskConfig(),
         stages=(StageConfig(48, 1.0),), optim=OptimConfig(name="muon", lr=1e-2, warmup_steps=5),
     )  # fmt: skip
-    config = replace(config, data=replace(config.data, holdout=config.data.folder))
+    holdout = shutil.copytree(config.data.folder, tmp_path / "holdout")
+    config = replace(config, data=replace(config.data, holdout=str(holdout)))
     assert run(config, "test") == 0
     out = Path(config.out)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
