@@ -29,9 +29,9 @@ from mae_core.errors import CheckpointError, ConfigError, TrainingError
 from mae_core.models.mae import MaskedAutoencoder, reconstruction_loss
 from mae_core.recipes import RECIPES, recipe
 from mae_core.train import main, run
-from mae_core.training import loop, precision
+from mae_core.training import loop, optim, precision
 from mae_core.training.distributed import World
-from mae_core.training.optim import build_optimizers
+from mae_core.training.optim import Float32Muon, build_optimizers
 from mae_core.training.precision import (
     compile_blocks,
     prefer_fast_attention,
@@ -95,6 +95,71 @@ def test_every_trainable_parameter_is_in_one_optimiser_and_decays_as_it_should(
         for key, parameter in trainable.items():
             plain = parameter.ndim == 1 or key in ("cls_token", "mask_token")
             assert decay[id(parameter)] == (0.0 if plain else 0.05), key
+
+
+def _muon(
+    small_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool
+) -> tuple[MaskedAutoencoder, torch.optim.Optimizer]:
+    """A seeded model and the Muon for its matrices on such a CPU."""
+    monkeypatch.setattr(optim, "cpu_has_bfloat16", lambda: has_bfloat16)
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(small_config)
+    return model, build_optimizers(model, OptimConfig(name="muon", lr=1e-2))[1]
+
+
+def _step_with_gradients(
+    model: MaskedAutoencoder, optimizer: torch.optim.Optimizer, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+
+
+def test_muon_multiplies_no_bfloat16_on_a_cpu_without_instructions_for_it(
+    small_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, optimizer = _muon(small_config, monkeypatch, has_bfloat16=False)
+    addmm, seen = torch.addmm, set[torch.dtype]()
+
+    def noted(*args: torch.Tensor, **options: float) -> torch.Tensor:
+        seen.add(args[0].dtype)
+        return addmm(*args, **options)
+
+    monkeypatch.setattr(torch, "addmm", noted)
+    _step_with_gradients(model, optimizer, 0)
+    assert seen == {torch.float32}
+
+
+def test_muon_in_float32_does_what_torch_does_in_bfloat16(
+    small_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = (_muon(small_config, monkeypatch, has) for has in (False, True))
+    assert type(theirs[1]) is torch.optim.Muon
+    before = {name: p.detach().clone() for name, p in ours[0].named_parameters()}
+    for seed in range(3):
+        for model, optimizer in (ours, theirs):
+            _step_with_gradients(model, optimizer, seed)
+    moved = 0
+    for (name, mine), other in zip(ours[0].named_parameters(), theirs[0].parameters(), strict=True):
+        step = other - before[name]
+        moved += bool(step.any())
+        # bfloat16 has 8 bits; the rounding of five iterations adds up.
+        assert (mine - other).norm() <= 0.02 * step.norm(), name
+    assert moved == len(ours[1].param_groups[0]["params"])
+
+
+def test_a_run_goes_on_on_a_cpu_without_bfloat16(
+    small_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = (_muon(small_config, monkeypatch, has) for has in (False, True))
+    for there, here in ((ours, theirs), (theirs, ours)):
+        _step_with_gradients(*there, 0)
+        here[1].load_state_dict(there[1].state_dict())
+        for one, other in zip(there[1].state.values(), here[1].state.values(), strict=True):
+            assert list(one) == ["momentum_buffer"]
+            assert torch.equal(one["momentum_buffer"], other["momentum_buffer"])
+    assert isinstance(ours[1], Float32Muon)
 
 
 def test_plain_and_fused_attention_agree(small_config: ModelConfig) -> None:
