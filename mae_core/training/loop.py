@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,16 +173,35 @@ class Trainer:
                     return False
         return True
 
-    def _batches(self) -> Generator[Tensor, None, None]:
-        steps, stages = self.config.steps, self.config.stages
-        return self.loader.batches(
-            self.state.step, steps, lambda step: image_size_at(step, steps, stages)
-        )
+    def _batches(self) -> Generator[tuple[Tensor, PatchMask], None, None]:
+        """This process's batches and their masks; the next mask is drawn in a thread."""
+        begin, steps = self.state.step, self.config.steps
+        with (
+            ThreadPoolExecutor(1) as pool,
+            closing(self.loader.batches(begin, steps, self._image_size_at)) as batches,
+        ):
+            drawn = pool.submit(self._mask_at, begin)
+            for step, images in enumerate(batches, begin):
+                mask = drawn.result()
+                if step + 1 < steps:
+                    drawn = pool.submit(self._mask_at, step + 1)
+                yield images, mask
 
-    def _follow(self, batches: Iterable[Tensor]) -> bool:
+    def _image_size_at(self, step: int) -> int:
+        return image_size_at(step, self.config.steps, self.config.stages)
+
+    def _mask_at(self, step: int) -> PatchMask:
+        """This process's rows of the batch's masks, on the CPU."""
+        config, share = self.config, self.config.batch_size // self.world.size
+        side = self._image_size_at(step) // config.model.patch_size
+        rows = slice(self.world.rank * share, (self.world.rank + 1) * share)
+        return mask_at(step, config.batch_size, (side, side), config.mask, config.seed, rows)
+
+    def _follow(self, batches: Iterable[tuple[Tensor, PatchMask]]) -> bool:
         """Train on these until the end, a rollback (true) or a request to stop (false)."""
-        for images in batches:
-            self._update(images)
+        for images, mask in batches:
+            self._update(images, mask)
+            self._count_flops(mask)
             self.state.step += 1
             stopping = self.world.any(self.stop.signal != 0)
             if not self._after_step(stopping):
@@ -190,11 +210,11 @@ class Trainer:
                 return False
         return True
 
-    def _update(self, images: Tensor) -> None:
+    def _update(self, images: Tensor, mask: PatchMask) -> None:
         """One step of the optimisers on this process's share of the batch."""
         state, config = self.state, self.config
         set_lr(state.optimizers, self._lr(state.step))
-        loss = self.world.mean(self._backward(images))
+        loss = self.world.mean(self._backward(images, self._to_device(mask)))
         norm = self._clip()
         for optimizer in state.optimizers:
             state.scaler.step(optimizer)
@@ -203,10 +223,9 @@ class Trainer:
         _average(state, config.ema)
         self._note(loss, norm)
 
-    def _backward(self, images: Tensor) -> Tensor:
+    def _backward(self, images: Tensor, mask: PatchMask) -> Tensor:
         """The gradient of the batch's mean loss, added up over micro-batches; the local loss."""
         state, config = self.state, self.config
-        mask = self._mask_for(images)
         total = torch.zeros((), device=images.device)
         size = len(images) // config.system.accumulate
         for start in range(0, len(images), size):
@@ -222,17 +241,16 @@ class Trainer:
             total += loss.detach()
         return total
 
-    def _mask_for(self, images: Tensor) -> PatchMask:
-        """This process's rows of the batch's masks, on the device."""
-        n, config = len(images), self.config
-        grid = self.state.model.grid_of(images)
-        mask = mask_at(self.state.step, config.batch_size, grid, config.mask, config.seed)
+    def _to_device(self, mask: PatchMask) -> PatchMask:
+        device = self.world.device
+        pinned = mask.pin_memory() if device.type == "cuda" else mask
+        return pinned.to(device)
+
+    def _count_flops(self, mask: PatchMask) -> None:
+        side = math.isqrt(mask.num_patches)
         visible = 1 - mask.num_visible / mask.num_patches
-        self._window.flops += 3 * config.batch_size * forward_flops(config.model, grid, visible)
-        first = self.world.rank * n
-        mask = mask.rows(first, first + n)
-        pinned = mask.pin_memory() if images.device.type == "cuda" else mask
-        return pinned.to(images.device)
+        flops = forward_flops(self.config.model, (side, side), visible)
+        self._window.flops += 3 * self.config.batch_size * flops
 
     def _clip(self) -> Tensor:
         """Bound the gradient; returns its norm before that."""

@@ -64,7 +64,12 @@ def image_size_at(step: int, steps: int, stages: tuple[StageConfig, ...]) -> int
 
 
 def mask_at(
-    step: int, n: int, grid_size: tuple[int, int], config: MaskConfig, seed: int
+    step: int,
+    n: int,
+    grid_size: tuple[int, int],
+    config: MaskConfig,
+    seed: int,
+    rows: slice = slice(None),
 ) -> PatchMask:
     """The masks of a step's batch: a ratio and a strategy drawn for the step, n masks.
 
@@ -74,6 +79,7 @@ def mask_at(
         grid_size: (h, w) patches.
         config: What to draw from.
         seed: The run's.
+        rows: The images whose masks are wanted.
     """
     rng = np.random.default_rng((seed, _MASK, step))
     ratio = float(rng.uniform(*config.ratio))
@@ -83,4 +89,4 @@ def mask_at(
     # The loss needs a removed patch, so the ratio is that of the K it allows.
     length = grid_size[0] * grid_size[1]
     ratio = 1 - num_visible(length, ratio, for_loss=True) / length
-    return draw_mask(strategy, n, grid_size, ratio, generator=generator)
+    return draw_mask(strategy, n, grid_size, ratio, generator=generator, rows=rows)

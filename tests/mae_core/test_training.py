@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from mae_core.config import (
     TrainConfig,
 )
 from mae_core.errors import CheckpointError, ConfigError, TrainingError
+from mae_core.masking import PatchMask
 from mae_core.models.mae import MaskedAutoencoder, reconstruction_loss
 from mae_core.recipes import RECIPES, recipe
 from mae_core.train import main, run
@@ -70,6 +73,32 @@ def test_masks_are_functions_of_the_step_and_use_the_whole_range() -> None:
     assert min(visible) <= 4
     assert max(visible) >= 26
     assert all(1 <= count <= 35 for count in visible)
+
+
+@pytest.mark.parametrize("strategy", ["random", "block", "grid"])
+def test_a_process_draws_the_masks_of_its_own_rows(strategy: str) -> None:
+    shares = dict.fromkeys(("random", "block", "grid"), 0.0) | {strategy: 1.0}
+    config = MaskConfig(ratio=(0.4, 0.9), **shares)
+    whole = mask_at(5, 8, (6, 6), config, seed=1)
+    for rank in range(4):
+        rows = slice(2 * rank, 2 * rank + 2)
+        part = mask_at(5, 8, (6, 6), config, seed=1, rows=rows)
+        assert torch.equal(part.ids_restore, whole.ids_restore[rows])
+        assert torch.equal(part.ids_keep, whole.ids_keep[rows])
+
+
+def test_masks_are_drawn_in_a_thread_while_the_step_before_is_trained(
+    run_config: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[int, bool]] = []
+
+    def noted(step: int, *args: Any) -> PatchMask:
+        drawn.append((step, threading.current_thread() is threading.main_thread()))
+        return mask_at(step, *args)
+
+    monkeypatch.setattr(loop, "mask_at", noted)
+    run(run_config(), "test")
+    assert drawn == [(step, False) for step in range(8)]
 
 
 def test_a_mask_for_training_always_removes_something() -> None:
