@@ -480,7 +480,8 @@ class TrainConfig:
         visible_weight: Weight of the loss on visible patches; the paper's is 0, which leaves
             them speckled in the reconstruction.
         ema: Decay for each step of a running average of the parameters, 0..1, which is what is
-            measured and written; 0 for none.
+            measured and written; 0 for none. After t steps it is (1 + t) / (10 + t) at most, so
+            that nothing is left of a random start.
         export_dtype: Number format of the weights written at the end.
         seed: Of the initial weights, the order, the crops and the masks.
         eval_every: Steps between hold-out measurements.

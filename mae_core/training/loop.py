@@ -29,7 +29,7 @@ from mae_core.masking import PatchMask
 from mae_core.models.cost import forward_flops
 from mae_core.models.mae import MaskedAutoencoder
 from mae_core.training.distributed import World, gradients_kept_local
-from mae_core.training.optim import set_lr
+from mae_core.training.optim import as_one, set_lr
 from mae_core.training.precision import autocast
 from mae_core.training.run_log import Progress, RunLog
 from mae_core.training.schedule import image_size_at, lr_at, mask_at
@@ -150,6 +150,7 @@ class Trainer:
         """
         self.config, self.state, self.loader = config, state, loader
         self.world, self.output, self.stop = world, output, stop
+        self._optimizer = as_one(state.optimizers)
         self._begun = time.perf_counter() - state.seconds
         self._window, self._watch = Window(world.device), Watch(world.device)
         self._peak = world.size * measure_matmul_rate(world.device, _matmul_dtype(state.precision))
@@ -216,8 +217,8 @@ class Trainer:
         set_lr(state.optimizers, self._lr(state.step))
         loss = self.world.mean(self._backward(images, self._to_device(mask)))
         norm = self._clip()
+        state.scaler.step(self._optimizer)
         for optimizer in state.optimizers:
-            state.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         state.scaler.update()
         _average(state, config.ema)
@@ -255,8 +256,7 @@ class Trainer:
     def _clip(self) -> Tensor:
         """Bound the gradient; returns its norm before that."""
         state = self.state
-        for optimizer in state.optimizers:
-            state.scaler.unscale_(optimizer)
+        state.scaler.unscale_(self._optimizer)
         limit = self.config.optim.clip_grad or math.inf
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -392,9 +392,12 @@ def _matmul_dtype(precision: str) -> torch.dtype:
 
 
 def _average(state: RunState, decay: float) -> None:
-    """Move the running average towards the parameters."""
+    """Move the running average towards the parameters; fast at first, away from a random start."""
     if state.average:
+        decay = min(decay, (1 + state.step) / (10 + state.step))
+        parameters = dict(state.model.named_parameters())
         with torch.no_grad():
-            for name, parameter in state.model.named_parameters():
-                if name in state.average:
-                    state.average[name].lerp_(parameter, 1 - decay)
+            torch._foreach_lerp_(
+                list(state.average.values()), [parameters[name] for name in state.average],
+                1 - decay,
+            )  # fmt: skip

@@ -1,7 +1,7 @@
 """Optimisers: AdamW, or Muon for the blocks' matrices."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,31 @@ def set_lr(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
+
+
+def as_one(optimizers: list[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """What a loss scaler has to be given, to skip the steps of all optimisers or of none.
+
+    Of several optimisers it would skip those only whose own gradients are not finite, while
+    clipping by the norm of all gradients has made the others' no numbers.
+    """
+    # Alone, fused AdamW skips on the device, and the host does not wait.
+    return optimizers[0] if len(optimizers) == 1 else cast(Any, _Together(optimizers))
+
+
+class _Together:
+    """As much of several optimisers as a loss scaler uses of one."""
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        self._optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
+
+    def step(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.step()
 
 
 def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:

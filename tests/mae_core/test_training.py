@@ -33,7 +33,7 @@ from mae_core.models.mae import MaskedAutoencoder, reconstruction_loss
 from mae_core.recipes import RECIPES, recipe
 from mae_core.train import main, run
 from mae_core.training import loop, optim, precision
-from mae_core.training.distributed import World
+from mae_core.training.distributed import World, whole
 from mae_core.training.optim import Float32Muon, build_optimizers
 from mae_core.training.precision import (
     compile_blocks,
@@ -42,6 +42,7 @@ from mae_core.training.precision import (
 )
 from mae_core.training.schedule import image_size_at, lr_at, mask_at, with_steps
 from mae_core.training.state import start_run
+from mae_core.training.stop import StopRequest
 from tests.mae_core.conftest import MakeRun
 
 CPU = torch.device("cpu")
@@ -332,8 +333,11 @@ def test_weights_to_begin_with_bring_their_shape(run_config: MakeRun) -> None:
         start_run(replace(first, out="new", init_from=out, model=ModelConfig()), ALONE)
 
 
-def test_the_average_follows_the_parameters(run_config: MakeRun) -> None:
-    config = run_config(steps=2, save_every=1, ema=0.25, stages=(StageConfig(48),))
+@pytest.mark.parametrize(("ema", "decays"), [(0.999, (1 / 10, 2 / 11)), (0.15, (1 / 10, 0.15))])
+def test_the_average_follows_the_parameters_and_forgets_the_start(
+    run_config: MakeRun, ema: float, decays: tuple[float, float]
+) -> None:
+    config = run_config(steps=2, save_every=1, ema=ema, stages=(StageConfig(48),))
     begun = {k: v.clone() for k, v in start_run(config, ALONE).model.state_dict().items()}
     run(config, "test")
     out = Path(config.out)
@@ -344,10 +348,19 @@ def test_the_average_follows_the_parameters(run_config: MakeRun) -> None:
     assert (one["step"], two["step"]) == (1, 2)
     written = _weights(config)
     for name, average in two["ema"].items():
-        after_one = 0.25 * begun[name] + 0.75 * one["model"][name]
-        expected = 0.25 * after_one + 0.75 * two["model"][name]
+        after_one = decays[0] * begun[name] + (1 - decays[0]) * one["model"][name]
+        expected = decays[1] * after_one + (1 - decays[1]) * two["model"][name]
         torch.testing.assert_close(average, expected)
         assert torch.equal(written[name], average)
+
+
+def test_an_average_that_begins_later_begins_at_the_parameters(run_config: MakeRun) -> None:
+    config = run_config(eval_every=100)
+    run(config, "test")
+    state = start_run(replace(config, ema=0.999), ALONE)
+    parameters = dict(state.model.named_parameters())
+    assert state.average
+    assert all(torch.equal(value, parameters[name]) for name, value in state.average.items())
 
 
 def test_micro_batches_add_up_to_the_batch(run_config: MakeRun, tmp_path: Path) -> None:
@@ -408,6 +421,42 @@ def test_float16_keeps_its_scale_over_a_stop(run_config: MakeRun, tmp_path: Path
     first, second = _weights(config), _weights(exact)
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=0.02, msg=name)
+
+
+@pytest.mark.parametrize("where", ["blocks.0.mlp.fc1.weight", "decoder_pred.bias"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("clip_grad", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_a_gradient_that_overflows_float16_skips_the_step_of_all_optimisers(
+    run_config: MakeRun, where: str, value: float, clip_grad: float, name: str
+) -> None:
+    """One matrix of Muon's, or one bias of AdamW's, and nothing of either moves."""
+    config = run_config(
+        system=SystemConfig(precision="float16"), stages=(StageConfig(48),), mask=MaskConfig(),
+        optim=OptimConfig(name=name, lr=1e-2, warmup_steps=0, clip_grad=clip_grad),  # type: ignore[arg-type]
+    )  # fmt: skip
+    state = start_run(config, ALONE)
+    trainer = loop.Trainer(config, state, None, world=ALONE, output=None, stop=StopRequest())  # type: ignore[arg-type]
+    images, mask = torch.randn(4, 3, 48, 48), mask_at(0, 4, (6, 6), config.mask, 0)
+    trainer._update(images, mask)
+    before = {key: value.clone() for key, value in state.model.state_dict().items()}
+    moments = [whole(optimizer.state_dict()["state"]) for optimizer in state.optimizers]
+    scale = state.scaler.get_scale()
+    parameter = dict(state.model.named_parameters())[where]
+    hook = parameter.register_hook(lambda gradient: torch.full_like(gradient, value))
+    trainer._update(images, mask)
+    hook.remove()
+    for key, tensor in state.model.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
+    for optimizer, then in zip(state.optimizers, moments, strict=True):
+        for number, values in optimizer.state_dict()["state"].items():
+            for key, tensor in values.items():
+                assert torch.equal(tensor, then[number][key]), (number, key)
+    assert state.scaler.get_scale() == scale / 2
+    trainer._update(images, mask)
+    assert all(tensor.isfinite().all() for tensor in state.model.state_dict().values())
+    assert not torch.equal(parameter, before[where])
+    assert state.scaler.get_scale() == scale / 2
 
 
 def test_the_best_number_format_is_chosen_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
