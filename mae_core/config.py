@@ -531,6 +531,11 @@ class TrainConfig:
                     f"a stage's image_size {stage.image_size} is not a multiple of the patch "
                     f"side {self.model.patch_size}"
                 )
+            if stage.image_size == self.model.patch_size:
+                raise ConfigError(
+                    f"a stage's image_size {stage.image_size} is a single patch, of which none "
+                    "can be removed; give at least two patches a side"
+                )
 
 
 def without_places(config: TrainConfig) -> dict[str, Any]:

@@ -93,10 +93,7 @@ class BatchLoader:
             ConfigError: If the batch does not divide over the processes, or there are not three
                 channels.
         """
-        if len(mean) != 3 or len(std) != 3:
-            raise ConfigError(
-                f"in_chans is {len(mean)}; training pictures have three channels: set in_chans=3"
-            )
+        require_colour(mean, std)
         if batch_size % world_size:
             raise ConfigError(
                 f"batch_size {batch_size} does not divide over {world_size} processes; make it a "
@@ -229,6 +226,18 @@ class BatchLoader:
             crop = self._draw(number, picture.shape[0], picture.shape[1])
             cuts.append((cropper.cut(picture, crop, side), crop))
         return cuts
+
+
+def require_colour(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse a model of other channels than training pictures have.
+
+    Raises:
+        ConfigError: If there are not three means and three deviations.
+    """
+    if len(mean) != 3 or len(std) != 3:
+        raise ConfigError(
+            f"in_chans is {len(mean)}; training pictures have three channels: set in_chans=3"
+        )
 
 
 def _numbered(device: torch.device) -> torch.device:

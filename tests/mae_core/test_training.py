@@ -1,12 +1,13 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from mae_core.config import (
     SystemConfig,
     TrainConfig,
 )
-from mae_core.errors import CheckpointError, ConfigError, TrainingError
+from mae_core.errors import CheckpointError, ConfigError, MAEError, TrainingError
 from mae_core.masking import PatchMask
 from mae_core.models.mae import MaskedAutoencoder, reconstruction_loss
 from mae_core.recipes import RECIPES, recipe
@@ -633,6 +634,143 @@ def test_a_checkpoint_of_another_model_is_refused(
     run(config, "test")
     with pytest.raises(CheckpointError, match="of another model or optimiser"):
         run(replace(config, model=replace(small_config, depth=3)), "test")
+
+
+_KEYS = (
+    "config", "init_from", "model", "ema", "optimizers", "scaler", "step", "seconds", "rollbacks",
+    "loss_average", "changes",
+)  # fmt: skip
+
+
+def _spoiled(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A checkpoint without each of its keys, with another kind of value, and spoiled within."""
+    for key in _KEYS:
+        yield {name: value for name, value in content.items() if name != key}
+        yield content | {key: b"spoiled"}
+    first, *others = content["optimizers"]
+    tensor = {name: torch.zeros(3) for name in content["model"]}
+    for key, value in {
+        "config": {"model": {}, "speed": 3},
+        "model": {},
+        "optimizers": [first],
+        "changes": [3],
+    }.items():
+        yield content | {key: value}
+    yield content | {"config": content["config"] | {"steps": "many"}}
+    yield content | {"config": content["config"] | {"model": None}}
+    yield content | {"model": tensor}
+    yield content | {"ema": tensor}
+    yield content | {"optimizers": [{"state": {}}, *others]}
+    yield content | {"optimizers": [first | {"state": 3}, *others]}
+    moments = {number: {"exp_avg": torch.zeros(7)} for number in first["state"]}
+    yield content | {"optimizers": [first | {"state": moments}, *others]}
+    yield content | {"changes": [{"step": 3}]}
+    yield content | {"scaler": {"scale": "large"}}
+
+
+def test_a_checkpoint_that_lacks_something_is_refused_with_a_sentence(run_config: MakeRun) -> None:
+    config = run_config(system=SystemConfig(precision="float16"), ema=0.9, eval_every=100)
+    run(config, "test")
+    path = Path(config.out) / "checkpoint.pt"
+    content = load_checkpoint(path)
+    content.pop("format")
+    assert set(content) == set(_KEYS)
+    for spoiled in _spoiled(content):
+        save_checkpoint(path, spoiled)
+        with pytest.raises(CheckpointError, match="cannot be used: .*; delete it to go on from"):
+            start_run(config, ALONE)
+
+
+def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """The run with something that cannot work."""
+    data, out = config.data, Path(config.out)
+    if change == "tensorboard":
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        return replace(config, tensorboard=True)
+    if change in ("no hold-out", "empty hold-out"):
+        folder = out.parent / "holdout"
+        if change == "empty hold-out":
+            folder.mkdir()
+        return replace(config, data=replace(data, holdout=str(folder)))
+    if change == "channels":
+        grey = replace(config.model, in_chans=1, mean=(0.5,), std=(0.5,))
+        return replace(config, model=grey)
+    if change == "another model":
+        run(replace(config, data=replace(data, cache=str(out.parent / "cache"))), "test")
+        return replace(config, model=replace(config.model, depth=3))
+    if change == "out":
+        out.write_text("a file")
+    return {
+        "resume": replace(config, resume=str(out.parent / "none")),
+        "shard": replace(config, system=SystemConfig(shard=True), optim=OptimConfig()),
+        "batch": replace(config, system=SystemConfig(accumulate=3)),
+        "init_from": replace(config, init_from=str(out.parent / "none.safetensors")),
+        "stream": replace(config, data=replace(data, folder="", hub="someone/some"), epochs=3),
+        "out": config,
+    }[change]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("tensorboard", "tensorboard=true needs the tensorboard package"),
+        ("no hold-out", "is not a folder"),
+        ("empty hold-out", "no picture lies below"),
+        ("channels", "in_chans is 1; training pictures have three channels"),
+        ("another model", "of another model or optimiser"),
+        ("resume", "there is no checkpoint at"),
+        ("shard", "there is one; start several with torchrun"),
+        ("batch", "batch_size 4 does not divide into 1 processes times 3"),
+        ("init_from", "none.safetensors"),
+        ("stream", "a stream has no known length"),
+        ("out", "a part of its path is a file"),
+    ],
+)
+def test_what_cannot_work_is_said_before_pictures_are_packed(
+    run_config: MakeRun, monkeypatch: pytest.MonkeyPatch, change: str, message: str
+) -> None:
+    config = _refused(change, run_config(), monkeypatch)
+    packed: list[object] = []
+    monkeypatch.setattr(mae_core.train, "open_pictures", lambda *given: packed.append(given))
+    with pytest.raises(MAEError, match=message):
+        run(config, "test")
+    assert not packed
+
+
+def test_a_warm_up_longer_than_the_run_is_warned_of(
+    run_config: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(run_config(optim=OptimConfig(lr=1e-3, warmup_steps=16)), "test")
+    said = [line for line in caplog.messages if "warmup" in line]
+    assert said == [
+        "optim.warmup_steps=16 is more than steps=8: the learning rate ends at 50 % of its peak"
+    ]
+    caplog.clear()
+    config = run_config(epochs=1, optim=OptimConfig(lr=1e-3, warmup_epochs=4))
+    run(replace(config, out=config.out + "2"), "test")
+    assert ["warmup_steps=12 is more than steps=3" in line for line in caplog.messages] == [True]
+
+
+def test_a_run_goes_on_without_the_weights_that_it_began_with(
+    run_config: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run_config()
+    run(first, "test")
+    weights = tmp_path / "begin.safetensors"
+    shutil.copy(Path(first.out) / "weights.safetensors", weights)
+    config = run_config(
+        out=str(tmp_path / "second"), init_from=str(weights), model=ModelConfig(), eval_every=3
+    )
+    with monkeypatch.context() as patched:
+        _stop_at(3, patched)
+        assert run(config, "test") == 128 + signal.SIGTERM
+    weights.unlink()
+    assert run(replace(config, eval_every=100), "test") == 0
+    written = load_weights(tmp_path / "second" / "weights.safetensors")
+    assert (written.config, written.record["init_from"]) == (first.model, "begin")
+    for change in ("model.depth=3", "model.decoder_depth=2", "model.norm_pix=true"):
+        with pytest.raises(CheckpointError, match="of another model or optimiser"):
+            run(config, "test", [change])
 
 
 def test_recipes_are_valid_and_unknown_names_and_fields_are_explained() -> None:
