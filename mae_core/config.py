@@ -510,7 +510,8 @@ class TrainConfig:
         visible_weight: Weight of the loss on visible patches; the paper's is 0, which leaves
             them speckled in the reconstruction.
         ema: Decay for each step of a running average of the parameters, 0..1, which is what is
-            measured and written; 0 for none.
+            measured and written; 0 for none. After t steps it is (1 + t) / (10 + t) at most, so
+            that nothing is left of a random start.
         export_dtype: Number format of the weights written at the end.
         seed: Of the initial weights, the order, the crops and the masks.
         eval_every: Steps between hold-out measurements.
@@ -552,6 +553,11 @@ class TrainConfig:
             raise ConfigError(
                 "muon needs whole matrices and system.shard splits them; set optim.name=adamw"
             )
+        if self.data.color_jitter and self.model.in_chans != 3:
+            raise ConfigError(
+                f"data.color_jitter is of colours and model.in_chans is {self.model.in_chans}; set "
+                "data.color_jitter=0"
+            )
         if abs(sum(stage.share for stage in self.stages) - 1) > 1e-6:
             raise ConfigError("the stages' shares must add up to 1")
         for stage in self.stages:
@@ -560,6 +566,21 @@ class TrainConfig:
                     f"a stage's image_size {stage.image_size} is not a multiple of the patch "
                     f"side {self.model.patch_size}"
                 )
+            if stage.image_size == self.model.patch_size:
+                raise ConfigError(
+                    f"a stage's image_size {stage.image_size} is a single patch, of which none "
+                    "can be removed; give at least two patches a side"
+                )
+
+
+def declared_facts(config: TrainConfig) -> TrainConfig:
+    """The run with a model of the bands and the value range that `config.data` declares."""
+    model, spec = config.model, as_value_range(config.data.range)
+    bands = config.data.bands or model.bands
+    value_range = model.value_range if isinstance(spec, str) else spec
+    return dataclasses.replace(
+        config, model=dataclasses.replace(model, bands=bands, value_range=value_range)
+    )
 
 
 def without_places(config: TrainConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mae_core.errors import MaskError
@@ -24,6 +24,10 @@ MAX_SEED = 2**63 - 1
 # algorithm 1), whose blocks on a 14 x 14 grid take 16 to 75 patches.
 _BLOCK_AREA = (16 / 196, 75 / 196)
 _BLOCK_LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
+
+# Blocks of a mask. On average 10 of them cover 75 % of a picture, and 30 to 54 cover 95 %; of
+# 12,300 masks on five grids none needed more than 158 for that. Corners take hundreds more.
+_BLOCKS = 192
 
 
 @dataclass(frozen=True)
@@ -170,10 +174,7 @@ def random_mask(
     Raises:
         MaskError: If the ratio or a seed is not allowed.
     """
-    sources = generators(n, seed, generator)
-    rows = n if len(sources) == 1 else 1
-    noise = torch.cat([torch.rand(rows, length, generator=source) for source in sources])
-    return mask_from_noise(noise, mask_ratio)
+    return draw_mask("random", n, (1, length), mask_ratio, seed=seed, generator=generator)
 
 
 def block_mask(
@@ -186,6 +187,8 @@ def block_mask(
 ) -> PatchMask:
     """Remove rectangular blocks, one after another, until enough is gone.
 
+    What 192 blocks leave, a few per cent at most, goes patch by patch at random.
+
     Args:
         n: N, images.
         grid_size: (h, w) patches.
@@ -196,9 +199,7 @@ def block_mask(
     Raises:
         MaskError: If the ratio or a seed is not allowed.
     """
-    return mask_from_noise(
-        _noise_of_each(_block_noise, n, grid_size, generators(n, seed, generator)), mask_ratio
-    )
+    return draw_mask("block", n, grid_size, mask_ratio, seed=seed, generator=generator)
 
 
 def grid_mask(
@@ -223,9 +224,7 @@ def grid_mask(
     Raises:
         MaskError: If the ratio or a seed is not allowed.
     """
-    return mask_from_noise(
-        _noise_of_each(_grid_noise, n, grid_size, generators(n, seed, generator)), mask_ratio
-    )
+    return draw_mask("grid", n, grid_size, mask_ratio, seed=seed, generator=generator)
 
 
 def custom_mask(removed: ArrayLike) -> PatchMask:
@@ -264,69 +263,100 @@ def draw_mask(
     *,
     seed: int | Sequence[int] | None = None,
     generator: torch.Generator | None = None,
+    rows: slice = slice(None),
 ) -> PatchMask:
-    """Draw a mask by the name of its strategy, one of `STRATEGIES`.
+    """Draw masks by the name of their strategy, one of `STRATEGIES`.
+
+    Args:
+        strategy: Its name.
+        n: N, images.
+        grid_size: (h, w) patches.
+        mask_ratio: Fraction removed, 0..1.
+        seed: As for `random_mask`.
+        generator: As for `random_mask`.
+        rows: Which of the N images get a mask: the one they have among all N. The others cost
+            next to nothing.
 
     Raises:
         MaskError: If no strategy has that name, or the ratio or a seed is not allowed.
     """
-    if strategy == "random":
-        return random_mask(
-            n, grid_size[0] * grid_size[1], mask_ratio, seed=seed, generator=generator
-        )
     if strategy not in STRATEGIES:
         raise MaskError(f"no strategy is called {strategy!r}; choose {', '.join(STRATEGIES)}")
-    draw = block_mask if strategy == "block" else grid_mask
-    return draw(n, grid_size, mask_ratio, seed=seed, generator=generator)
+    sources = generators(n, seed, generator)
+    noise = _NOISES[strategy]
+    if len(sources) == 1:
+        drawn = noise(n, grid_size, sources[0], rows)
+    else:
+        drawn = torch.cat([noise(1, grid_size, source, slice(1)) for source in sources[rows]])
+    return mask_from_noise(drawn, mask_ratio)
 
 
-STRATEGIES = ("random", "block", "grid")
+# The noise of n images from one generator, of which `rows` are returned. What an image takes of
+# the generator does not depend on what was drawn before, so that no row needs the others.
 
-_Noise = Callable[[tuple[int, int], torch.Generator], Tensor]
 
-
-def _noise_of_each(
-    noise: _Noise, n: int, grid_size: tuple[int, int], sources: list[torch.Generator]
+def _random_noise(
+    n: int, grid_size: tuple[int, int], generator: torch.Generator, rows: slice
 ) -> Tensor:
-    """(N, L) noise; one shared source serves the images in turn."""
-    each = sources * n if len(sources) == 1 else sources
-    return torch.stack([noise(grid_size, source) for source in each])
+    return torch.rand(n, grid_size[0] * grid_size[1], generator=generator)[rows]
 
 
-def _uniform(low: float, high: float, generator: torch.Generator) -> float:
-    return low + (high - low) * torch.rand((), generator=generator).item()
+def _block_noise(
+    n: int, grid_size: tuple[int, int], generator: torch.Generator, rows: slice
+) -> Tensor:
+    """(rows, L): the later a patch is removed the lower its noise."""
+    length = grid_size[0] * grid_size[1]
+    drawn = torch.rand(n, _BLOCKS * 4 + length, generator=generator)[rows].double().numpy()
+    corners = _corners(drawn[:, : _BLOCKS * 4].reshape(-1, _BLOCKS, 4), grid_size)
+    first = np.full((len(drawn), *grid_size), _BLOCKS)  # which block removes a patch
+    for image, blocks in zip(first, corners.tolist(), strict=True):
+        # Backwards, for a patch goes with the first block that covers it.
+        for block in range(_BLOCKS - 1, -1, -1):
+            top, bottom, left, right = blocks[block]
+            image[top:bottom, left:right] = block
+    order = first.reshape(-1, length)
+    # Within a block from left to right and downwards; below 1 where no block was.
+    noise = (_BLOCKS - order) * length - np.arange(length)
+    return torch.from_numpy(np.where(order < _BLOCKS, noise, drawn[:, _BLOCKS * 4 :]))
 
 
-def _block_noise(grid_size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """(L,) the later a patch is removed the lower its noise; blocks are drawn till all are."""
+def _corners(drawn: NDArray[np.float64], grid_size: tuple[int, int]) -> NDArray[np.int64]:
+    """(..., 4) top, bottom, left, right of blocks, from four uniform numbers each."""
     h, w = grid_size
-    noise = np.zeros((h, w), dtype=np.float32)  # 0 = not removed yet
-    left = h * w
-    while left:
-        area = h * w * _uniform(*_BLOCK_AREA, generator)
-        aspect = math.exp(_uniform(*_BLOCK_LOG_ASPECT, generator))
-        block_h = min(max(round(math.sqrt(area * aspect)), 1), h)
-        block_w = min(max(round(math.sqrt(area / aspect)), 1), w)
-        top = round(_uniform(0, h - block_h, generator))
-        start = round(_uniform(0, w - block_w, generator))
-        block = noise[top : top + block_h, start : start + block_w]
-        fresh = block == 0
-        count = int(fresh.sum())
-        block[fresh] = np.arange(left, left - count, -1)
-        left -= count
-    return torch.from_numpy(noise.reshape(-1))
+    area = h * w * _between(_BLOCK_AREA, drawn[..., 0])
+    aspect = np.exp(_between(_BLOCK_LOG_ASPECT, drawn[..., 1]))
+    block_h = np.clip(np.rint(np.sqrt(area * aspect)), 1, h)
+    block_w = np.clip(np.rint(np.sqrt(area / aspect)), 1, w)
+    top = np.rint((h - block_h) * drawn[..., 2])
+    left = np.rint((w - block_w) * drawn[..., 3])
+    return np.stack((top, top + block_h, left, left + block_w), axis=-1).astype(np.int64)
 
 
-def _grid_noise(grid_size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """(L,) Bayer's order: the low bits of (row, column) decide first, so it thins evenly."""
+def _between(bounds: tuple[float, float], share: NDArray[np.float64]) -> NDArray[np.float64]:
+    return bounds[0] + (bounds[1] - bounds[0]) * share
+
+
+def _grid_noise(
+    n: int, grid_size: tuple[int, int], generator: torch.Generator, rows: slice
+) -> Tensor:
+    """(rows, L) Bayer's order: the low bits of (row, column) decide first, so it thins evenly."""
     h, w = grid_size
     bits = max(h - 1, w - 1, 1).bit_length()
-    shift = torch.randint(2**bits, (2,), generator=generator)
-    rows = (torch.arange(h) + shift[0])[:, None]
-    columns = (torch.arange(w) + shift[1])[None, :]
-    order = torch.zeros(h, w, dtype=torch.int64)
+    shift = torch.randint(2**bits, (n, 2), generator=generator)[rows]
+    down = (torch.arange(h) + shift[:, :1])[:, :, None]
+    across = (torch.arange(w) + shift[:, 1:])[:, None, :]
+    order = torch.zeros(len(shift), h, w, dtype=torch.int64)
     for bit in range(bits):
-        row_bit, column_bit = (rows >> bit) & 1, (columns >> bit) & 1
+        row_bit, column_bit = (down >> bit) & 1, (across >> bit) & 1
         # 0 and 1 lie on one diagonal of the 2 x 2 cell, 2 and 3 on the other.
         order = order * 4 + 2 * (row_bit ^ column_bit) + column_bit
-    return order.reshape(-1).to(torch.float32)
+    return order.flatten(1).to(torch.float32)
+
+
+_Noise = Callable[[int, tuple[int, int], torch.Generator, slice], Tensor]
+
+_NOISES: dict[str, _Noise] = {
+    "random": _random_noise, "block": _block_noise, "grid": _grid_noise,
+}  # fmt: skip
+
+STRATEGIES = tuple(_NOISES)

@@ -23,12 +23,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from mae_core.checkpoint import save_weights, write_atomically
 from mae_core.config import TrainConfig, to_dict, with_overrides, without_places
+from mae_core.data.folders import find_images
 from mae_core.data.loader import BatchLoader, Pictures
 from mae_core.data.sources import open_pictures, with_picture_facts
 from mae_core.data.streams import PictureStream
@@ -43,9 +45,15 @@ from mae_core.training.distributed import World, end_process, joined_world
 from mae_core.training.loop import Output, Trainer, require_even_shares
 from mae_core.training.pca import fit_pca
 from mae_core.training.report import write_report
-from mae_core.training.run_log import Progress, RunLog
+from mae_core.training.run_log import Progress, RunLog, import_tensorboard
 from mae_core.training.schedule import image_size_at, with_steps
-from mae_core.training.state import RunState, start_run, with_shape_of_weights
+from mae_core.training.state import (
+    RunState,
+    note_changes,
+    start_run,
+    with_saved_facts,
+    with_shape_of_weights,
+)
 from mae_core.training.stop import StopRequest, stop_on_signals
 from mae_core.weights import WEIGHTS_FILE
 
@@ -103,19 +111,24 @@ def run(config: TrainConfig, recipe_name: str, model_changes: Sequence[str] = ()
             logging.getLogger().setLevel(logging.WARNING)
         if world.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-        # Before pictures are packed, which takes its time.
         require_even_shares(config, world.size)
         config = _shaped(config, model_changes, world)
-        config = with_picture_facts(config, _cache(config))
         finished = _run_in(world, stop, config, recipe_name)
         return 0 if finished else 128 + stop.signal
 
 
 def _run_in(world: World, stop: StopRequest, config: TrainConfig, recipe_name: str) -> bool:
     """One process's part of the run; whether the end was reached."""
-    pictures = _open_pictures(config, world)
-    config = with_steps(config, None if isinstance(pictures, PictureStream) else len(pictures))
+    # Whatever cannot work is said before pictures are packed, which takes its time.
+    config = _checked(config)
+    config = with_saved_facts(config) or with_picture_facts(config, _cache(config))
     state = start_run(config, world)
+    if world.is_first:
+        _write_config(config, recipe_name)
+    pictures = _open_pictures(config, world)
+    if _counts_epochs(config) and not isinstance(pictures, PictureStream):
+        config = with_steps(config, len(pictures))
+    note_changes(state, config)
     # Neither a checkpoint nor weights brought any.
     if config.model.pca_components and state.model.pca_mean.isnan().any():
         state.model.set_pca(*_principal_components(config, pictures))
@@ -129,6 +142,31 @@ def _run_in(world: World, stop: StopRequest, config: TrainConfig, recipe_name: s
     if finished:
         _write_weights(config, recipe_name, state, pictures, world)
     return finished
+
+
+def _counts_epochs(config: TrainConfig) -> bool:
+    return bool(config.epochs or config.optim.warmup_epochs)
+
+
+def _checked(config: TrainConfig) -> TrainConfig:
+    """The run with its steps, where they do not depend on the pictures.
+
+    Raises:
+        ConfigError: If TensorBoard is missing, or a stream is given in epochs.
+        DataError: If the hold-out is missing or holds no picture.
+    """
+    if config.tensorboard:
+        import_tensorboard()
+    if config.data.holdout:
+        find_images(config.data.holdout, quiet=True)
+    if config.data.hub or config.data.shards or not _counts_epochs(config):
+        return with_steps(config, None)
+    return config
+
+
+def _write_config(config: TrainConfig, recipe_name: str) -> None:
+    text = json.dumps({"recipe": recipe_name, **to_dict(config)}, indent=2)
+    write_atomically(Path(config.out) / "config.json", lambda file: file.write_text(text))
 
 
 def _shaped(config: TrainConfig, model_changes: Sequence[str], world: World) -> TrainConfig:
@@ -192,8 +230,7 @@ def _train_in_sight(
     out, held_out = Path(config.out), _holdout(config)
     rows = held_out[:_GRID_ROWS] or _training_crops(config, pictures)
     _log.info("%d held out, on %s", len(held_out), _device_name(state))
-    text = json.dumps({"recipe": recipe_name, **to_dict(config)}, indent=2)
-    write_atomically(out / "config.json", lambda file: file.write_text(text))
+    _write_config(config, recipe_name)
 
     def evaluate(model: MaskedAutoencoder, step: int) -> Mapping[str, float]:
         log.picture(step, _draw_grid(model, rows))
@@ -251,7 +288,9 @@ def _draw_grid(model: MaskedAutoencoder, pictures: Sequence[Picture]) -> Image.I
     """The four panels of a few pictures, always under the same masks."""
     device = str(model.pos_embed.device)
     reconstructor = Reconstructor(model, "run", device=device, precision="float32")
-    rows = [reconstructor(picture, seed=i).strip() for i, picture in enumerate(pictures)]
+    # As channels, for their bands are chosen and their values scaled already.
+    channels = [np.atleast_3d(picture).transpose(2, 0, 1) / np.float32(255) for picture in pictures]
+    rows = [reconstructor(one, seed=i).strip() for i, one in enumerate(channels)]
     width, height = max(row.width for row in rows), rows[0].height + 8
     grid = Image.new("RGB", (width, height * len(rows) - 8), "white")
     for i, row in enumerate(rows):

@@ -174,6 +174,7 @@ def _assumed(shapes: Mapping[str, Any]) -> Told:
         "decoder_num_heads": _decoder_heads(shapes.get("decoder_embed_dim", _DECODER_WIDTH)),
         "norm_pix": (False, "assumed"), "layer_norm_eps": (1e-6, "assumed"),
         "mean": (mean, "assumed"), "std": (std, "assumed"),
+        "bands": ((), "assumed"), "value_range": (None, "assumed"),
     }  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """How the pictures of a data set become arrays of a model's channels."""
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,21 +81,33 @@ class PictureReader:
         if failure and not readable:
             raise DataError(f"no picture that was tried can be read: {failure}")
 
-    def statistics(self, sources: Sequence[Path | bytes]) -> tuple[list[float], list[float]]:
-        """Mean and deviation of each channel, in 0..1; of many pictures some are looked at."""
-        count, total, squares = 0, np.zeros(self.channels), np.zeros(self.channels)
+    def readable(self, sources: Sequence[Path | bytes]) -> Iterator[NDArray[np.uint8]]:
+        """Those pictures that can be read; of many some, evenly spaced."""
         for source in _some(sources):
-            try:
-                pixels = self(source).reshape(-1, self.channels) / 255
-            except ImageError:
-                continue
-            count += len(pixels)
-            total += pixels.sum(axis=0)
-            squares += np.square(pixels).sum(axis=0)
-        mean = total / count
-        # A flat channel has no deviation to divide by.
-        std = np.sqrt(np.maximum(squares / count - mean**2, 1e-4))
-        return mean.round(4).tolist(), std.round(4).tolist()
+            with contextlib.suppress(ImageError):
+                yield self(source)
+
+
+def channel_statistics(
+    pictures: Iterable[NDArray[np.uint8]],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel over all pixels of (H, W, C) pictures, in 0..1.
+
+    Raises:
+        DataError: If there are no pictures.
+    """
+    sums: list[NDArray[np.float64]] = []
+    for picture in pictures:
+        pixels = picture.reshape(-1, picture.shape[2]) / 255
+        count = np.full(pixels.shape[1], len(pixels))
+        sums.append(np.stack([count, pixels.sum(axis=0), np.square(pixels).sum(axis=0)]))
+    if not sums:
+        raise DataError("no picture can be read to measure the channels' means; check the files")
+    count, total, squares = np.sum(sums, axis=0)
+    mean = total / count
+    # A flat channel has no deviation to divide by.
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-4))
+    return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
 
 
 def _some(sources: Sequence[Path | bytes]) -> Sequence[Path | bytes]:

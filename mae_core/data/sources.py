@@ -3,16 +3,19 @@
 import itertools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mae_core.config import DataConfig, ModelConfig, TrainConfig
+import numpy as np
+from numpy.typing import NDArray
+
+from mae_core.config import DataConfig, ModelConfig, TrainConfig, declared_facts
 from mae_core.data.folders import FolderImages, find_images
 from mae_core.data.loader import Pictures
 from mae_core.data.packed import open_pack, pack_folder, without_holdout
-from mae_core.data.reading import PictureReader
+from mae_core.data.reading import PictureReader, channel_statistics
 from mae_core.data.streams import PictureStream, import_datasets
 from mae_core.errors import DataError
 from mae_core.value_range import ValueRange
@@ -23,8 +26,8 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-# Pictures of a stream that are looked at to find its range.
-_FIRST_OF_STREAM = 64
+# Pictures of a pack, and the first of a stream, that are looked at.
+_SAMPLED = 64
 
 _PHOTOGRAPHS = ModelConfig()
 
@@ -44,7 +47,8 @@ def with_picture_facts(config: TrainConfig, cache: Path) -> TrainConfig:
         DataError: If the source is missing, has no pictures, or none of those that are tried can be
             read with the channels of the model.
     """
-    data, model = config.data, config.model
+    data, model = config.data, declared_facts(config).model
+    pictures: Iterable[NDArray[np.uint8]]
     if data.pack:
         pack = open_pack(data.pack, memory=cache)
         if pack.channels != model.in_chans:
@@ -52,18 +56,19 @@ def with_picture_facts(config: TrainConfig, cache: Path) -> TrainConfig:
                 f"the pack in {data.pack!r} has {pack.channels} channels and model.in_chans is "
                 f"{model.in_chans}; give model.in_chans={pack.channels}, or pack the pictures again"
             )
-        return replace(config, model=replace(model, bands=pack.bands, value_range=pack.value_range))
-    model = replace(model, bands=data.bands or model.bands)
-    samples = _samples(data, model, cache)
-    reader = _reader(data, model)
-    if model.value_range is None:
-        model = replace(model, value_range=reader.find_range(samples))
-        if model.value_range is not None:
-            _log.info("values from %s become black to white", _listed(model.value_range))
+        model = replace(model, bands=pack.bands, value_range=pack.value_range)
+        pictures = (pack[i] for i in range(0, len(pack), -(-len(pack) // _SAMPLED) or 1))
+    else:
+        samples = _samples(data, model, cache)
+        if model.value_range is None:
+            model = replace(model, value_range=_reader(data, model).find_range(samples))
+            if model.value_range is not None:
+                _log.info("values from %s become black to white", _listed(model.value_range))
+        pictures = _reader(data, model).readable(samples)
     unmeasured = (0.5,) * model.in_chans
     if model.in_chans != 3 and (model.mean, model.std) == (unmeasured, unmeasured):
-        mean, std = _reader(data, model).statistics(samples)
-        model = replace(model, mean=tuple(mean), std=tuple(std))
+        mean, std = channel_statistics(pictures)
+        model = replace(model, mean=mean, std=std)
         _log.info("channel means %s, deviations %s", mean, std)
     return replace(config, model=model)
 
@@ -83,7 +88,7 @@ def _samples(data: DataConfig, model: ModelConfig, cache: Path) -> Sequence[Path
     """The pictures' files; of a stream the first."""
     if data.hub or data.shards:
         stream = _open_stream(data, _reader(data, model), cache)
-        return list(itertools.islice(stream.files(), _FIRST_OF_STREAM))
+        return list(itertools.islice(stream.files(), _SAMPLED))
     return find_images(data.folder, data.holdout, quiet=True)
 
 

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from mae_core.masking import PatchMask
 from mae_core.models.cost import forward_flops
 from mae_core.models.mae import MaskedAutoencoder
 from mae_core.training.distributed import World, gradients_kept_local
-from mae_core.training.optim import set_lr
+from mae_core.training.optim import as_one, set_lr
 from mae_core.training.precision import autocast
 from mae_core.training.run_log import Progress, RunLog
 from mae_core.training.schedule import image_size_at, lr_at, mask_at
@@ -149,6 +150,7 @@ class Trainer:
         """
         self.config, self.state, self.loader = config, state, loader
         self.world, self.output, self.stop = world, output, stop
+        self._optimizer = as_one(state.optimizers)
         self._begun = time.perf_counter() - state.seconds
         self._window, self._watch = Window(world.device), Watch(world.device)
         self._peak = world.size * measure_matmul_rate(world.device, _matmul_dtype(state.precision))
@@ -172,16 +174,35 @@ class Trainer:
                     return False
         return True
 
-    def _batches(self) -> Generator[Tensor, None, None]:
-        steps, stages = self.config.steps, self.config.stages
-        return self.loader.batches(
-            self.state.step, steps, lambda step: image_size_at(step, steps, stages)
-        )
+    def _batches(self) -> Generator[tuple[Tensor, PatchMask], None, None]:
+        """This process's batches and their masks; the next mask is drawn in a thread."""
+        begin, steps = self.state.step, self.config.steps
+        with (
+            ThreadPoolExecutor(1) as pool,
+            closing(self.loader.batches(begin, steps, self._image_size_at)) as batches,
+        ):
+            drawn = pool.submit(self._mask_at, begin)
+            for step, images in enumerate(batches, begin):
+                mask = drawn.result()
+                if step + 1 < steps:
+                    drawn = pool.submit(self._mask_at, step + 1)
+                yield images, mask
 
-    def _follow(self, batches: Iterable[Tensor]) -> bool:
+    def _image_size_at(self, step: int) -> int:
+        return image_size_at(step, self.config.steps, self.config.stages)
+
+    def _mask_at(self, step: int) -> PatchMask:
+        """This process's rows of the batch's masks, on the CPU."""
+        config, share = self.config, self.config.batch_size // self.world.size
+        side = self._image_size_at(step) // config.model.patch_size
+        rows = slice(self.world.rank * share, (self.world.rank + 1) * share)
+        return mask_at(step, config.batch_size, (side, side), config.mask, config.seed, rows)
+
+    def _follow(self, batches: Iterable[tuple[Tensor, PatchMask]]) -> bool:
         """Train on these until the end, a rollback (true) or a request to stop (false)."""
-        for images in batches:
-            self._update(images)
+        for images, mask in batches:
+            self._update(images, mask)
+            self._count_flops(mask)
             self.state.step += 1
             stopping = self.world.any(self.stop.signal != 0)
             if not self._after_step(stopping):
@@ -190,23 +211,22 @@ class Trainer:
                 return False
         return True
 
-    def _update(self, images: Tensor) -> None:
+    def _update(self, images: Tensor, mask: PatchMask) -> None:
         """One step of the optimisers on this process's share of the batch."""
         state, config = self.state, self.config
         set_lr(state.optimizers, self._lr(state.step))
-        loss = self.world.mean(self._backward(images))
+        loss = self.world.mean(self._backward(images, self._to_device(mask)))
         norm = self._clip()
+        state.scaler.step(self._optimizer)
         for optimizer in state.optimizers:
-            state.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         state.scaler.update()
         _average(state, config.ema)
         self._note(loss, norm)
 
-    def _backward(self, images: Tensor) -> Tensor:
+    def _backward(self, images: Tensor, mask: PatchMask) -> Tensor:
         """The gradient of the batch's mean loss, added up over micro-batches; the local loss."""
         state, config = self.state, self.config
-        mask = self._mask_for(images)
         total = torch.zeros((), device=images.device)
         size = len(images) // config.system.accumulate
         for start in range(0, len(images), size):
@@ -222,23 +242,21 @@ class Trainer:
             total += loss.detach()
         return total
 
-    def _mask_for(self, images: Tensor) -> PatchMask:
-        """This process's rows of the batch's masks, on the device."""
-        n, config = len(images), self.config
-        grid = self.state.model.grid_of(images)
-        mask = mask_at(self.state.step, config.batch_size, grid, config.mask, config.seed)
+    def _to_device(self, mask: PatchMask) -> PatchMask:
+        device = self.world.device
+        pinned = mask.pin_memory() if device.type == "cuda" else mask
+        return pinned.to(device)
+
+    def _count_flops(self, mask: PatchMask) -> None:
+        side = math.isqrt(mask.num_patches)
         visible = 1 - mask.num_visible / mask.num_patches
-        self._window.flops += 3 * config.batch_size * forward_flops(config.model, grid, visible)
-        first = self.world.rank * n
-        mask = mask.rows(first, first + n)
-        pinned = mask.pin_memory() if images.device.type == "cuda" else mask
-        return pinned.to(images.device)
+        flops = forward_flops(self.config.model, (side, side), visible)
+        self._window.flops += 3 * self.config.batch_size * flops
 
     def _clip(self) -> Tensor:
         """Bound the gradient; returns its norm before that."""
         state = self.state
-        for optimizer in state.optimizers:
-            state.scaler.unscale_(optimizer)
+        state.scaler.unscale_(self._optimizer)
         limit = self.config.optim.clip_grad or math.inf
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -374,9 +392,12 @@ def _matmul_dtype(precision: str) -> torch.dtype:
 
 
 def _average(state: RunState, decay: float) -> None:
-    """Move the running average towards the parameters."""
+    """Move the running average towards the parameters; fast at first, away from a random start."""
     if state.average:
+        decay = min(decay, (1 + state.step) / (10 + state.step))
+        parameters = dict(state.model.named_parameters())
         with torch.no_grad():
-            for name, parameter in state.model.named_parameters():
-                if name in state.average:
-                    state.average[name].lerp_(parameter, 1 - decay)
+            torch._foreach_lerp_(
+                list(state.average.values()), [parameters[name] for name in state.average],
+                1 - decay,
+            )  # fmt: skip

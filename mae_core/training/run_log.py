@@ -184,19 +184,28 @@ class RunLog:
             )  # fmt: skip
 
 
+def import_tensorboard() -> Any:
+    """TensorBoard's `SummaryWriter`.
+
+    Raises:
+        ConfigError: If TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "tensorboard=true needs the tensorboard package; install it with: "
+            "pip install -r requirements-train.txt"
+        ) from error
+    return SummaryWriter
+
+
 class _Board:
     """TensorBoard's event files of a run."""
 
     def __init__(self, folder: Path, after_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                "tensorboard=true needs the tensorboard package; install it with: "
-                "pip install -r requirements-train.txt"
-            ) from error
         self._folder, self._step = folder, after_step
-        self._class: Any = SummaryWriter
+        self._class = import_tensorboard()
         self._writer = self._open(after_step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

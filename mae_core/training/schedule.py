@@ -1,6 +1,7 @@
 """What depends on the step alone: the learning rate, the picture size and the mask."""
 
 import dataclasses
+import logging
 import math
 
 import numpy as np
@@ -10,12 +11,16 @@ from mae_core.config import MaskConfig, OptimConfig, StageConfig, TrainConfig
 from mae_core.errors import ConfigError
 from mae_core.masking import PatchMask, draw_mask, num_visible
 
+_log = logging.getLogger(__name__)
+
 # Names this kind of chance; the loader's kinds are 0 and 1.
 _MASK = 2
 
 
 def with_steps(config: TrainConfig, pictures: int | None) -> TrainConfig:
     """The run with its epochs turned into steps; unchanged where it gives none.
+
+    A warm-up that is longer than the run is warned of.
 
     Args:
         config: The run.
@@ -24,8 +29,18 @@ def with_steps(config: TrainConfig, pictures: int | None) -> TrainConfig:
     Raises:
         ConfigError: If epochs are given for a stream, or are less than one step.
     """
-    if not config.epochs and not config.optim.warmup_epochs:
-        return config
+    if config.epochs or config.optim.warmup_epochs:
+        config = _with_epochs_as_steps(config, pictures)
+    if config.optim.warmup_steps > config.steps:
+        _log.warning(
+            "optim.warmup_steps=%d is more than steps=%d: the learning rate ends at %.0f %% of "
+            "its peak", config.optim.warmup_steps, config.steps,
+            100 * config.steps / config.optim.warmup_steps,
+        )  # fmt: skip
+    return config
+
+
+def _with_epochs_as_steps(config: TrainConfig, pictures: int | None) -> TrainConfig:
     if pictures is None:
         raise ConfigError("a stream has no known length; give steps= and optim.warmup_steps=")
     steps_of_epoch = pictures / config.batch_size
@@ -64,7 +79,12 @@ def image_size_at(step: int, steps: int, stages: tuple[StageConfig, ...]) -> int
 
 
 def mask_at(
-    step: int, n: int, grid_size: tuple[int, int], config: MaskConfig, seed: int
+    step: int,
+    n: int,
+    grid_size: tuple[int, int],
+    config: MaskConfig,
+    seed: int,
+    rows: slice = slice(None),
 ) -> PatchMask:
     """The masks of a step's batch: a ratio and a strategy drawn for the step, n masks.
 
@@ -74,6 +94,7 @@ def mask_at(
         grid_size: (h, w) patches.
         config: What to draw from.
         seed: The run's.
+        rows: The images whose masks are wanted.
     """
     rng = np.random.default_rng((seed, _MASK, step))
     ratio = float(rng.uniform(*config.ratio))
@@ -83,4 +104,4 @@ def mask_at(
     # The loss needs a removed patch, so the ratio is that of the K it allows.
     length = grid_size[0] * grid_size[1]
     ratio = 1 - num_visible(length, ratio, for_loss=True) / length
-    return draw_mask(strategy, n, grid_size, ratio, generator=generator)
+    return draw_mask(strategy, n, grid_size, ratio, generator=generator, rows=rows)

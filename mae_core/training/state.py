@@ -16,7 +16,14 @@ from mae_core.checkpoint import (
     Contents,
     load_latest,
 )
-from mae_core.config import ModelConfig, TrainConfig, with_overrides, without_places
+from mae_core.config import (
+    ModelConfig,
+    TrainConfig,
+    declared_facts,
+    from_dict,
+    with_overrides,
+    without_places,
+)
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.models.mae import MaskedAutoencoder
 from mae_core.models.pos_embed import resample_pos_embed
@@ -40,6 +47,13 @@ _OF_ENCODER = (
 )  # fmt: skip
 _OF_DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "pca_components")
 
+# What a checkpoint holds; `RunState.content` writes it.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "config": (dict,), "init_from": (str,), "model": (dict,), "ema": (dict, type(None)),
+    "optimizers": (list,), "scaler": (dict,), "step": (int,), "seconds": (int, float),
+    "rollbacks": (int,), "loss_average": (int, float), "changes": (list,),
+}  # fmt: skip
+
 
 @dataclass
 class RunState:
@@ -61,6 +75,8 @@ class RunState:
         loss_average: Running average of the loss; not a number at first.
         changes: Fields that were changed when the run was started again, each with the step
             from which the new value held; plain data.
+        saved_config: Plain data of the run as it was before it was started again; None where
+            this is its first start.
     """
 
     model: MaskedAutoencoder
@@ -76,6 +92,7 @@ class RunState:
     seconds: float = 0.0
     rollbacks: int = 0
     changes: list[dict[str, Any]] = field(default_factory=list)
+    saved_config: dict[str, Any] | None = None
 
     def content(self, config: TrainConfig) -> dict[str, Any]:
         """All of it as whole tensors on the CPU and plain data, for a checkpoint.
@@ -117,13 +134,16 @@ def start_run(config: TrainConfig, world: World) -> RunState:
         ConfigError: If the encoder in the weights of `init_from` is another than the model's.
         TrainingError: If the model is to be split and there is one process.
     """
+    # First, for with a checkpoint the weights that the run began with need not be there.
+    content = _saved(config)
     # The same parameters in every process.
     torch.manual_seed(config.seed)
-    state = _fresh(config, MaskedAutoencoder(config.model), world)
-    folder = _folder_to_resume(config)
-    if folder is not None:
-        restore(state, load_latest(folder), config)
-        _log.info("resuming %s at step %d of %d", folder, state.step, config.steps)
+    model = MaskedAutoencoder(config.model)
+    state = _fresh(config, model, world, "" if content else _initialize(model, config))
+    if content:
+        restore(state, content, config)
+        end = f"{config.epochs:g} epochs" if config.epochs else config.steps
+        _log.info("resuming %s at step %d of %s", _folder_to_resume(config), state.step, end)
     elif state.init_from:
         _log.info("starting from the weights %s in %s", state.init_from, config.out)
     else:
@@ -141,8 +161,42 @@ def _folder_to_resume(config: TrainConfig) -> Path | None:
     return path if path.is_dir() else path.parent
 
 
-def _fresh(config: TrainConfig, model: MaskedAutoencoder, world: World) -> RunState:
-    init_from = _initialize(model, config)
+def _saved(config: TrainConfig) -> dict[str, Any] | None:
+    """The checkpoint to go on from, with all it should hold; None where there is none.
+
+    Raises:
+        CheckpointError: If it is damaged or something is missing in it.
+    """
+    folder = _folder_to_resume(config)
+    if folder is None:
+        return None
+    content = load_latest(folder)
+    for name, kinds in _KINDS.items():
+        if not isinstance(content.get(name), kinds):
+            found = type(content[name]).__name__ if name in content else "nothing"
+            raise _unusable(config, f"its {name!r} is {found} instead of {kinds[0].__name__}")
+    return content
+
+
+def _unusable(config: TrainConfig, why: str) -> CheckpointError:
+    folder = str(_folder_to_resume(config) or config.out)
+    return CheckpointError(
+        f"the checkpoint in {folder!r} cannot be used: {why}; delete it to go on from "
+        f"{PREVIOUS_CHECKPOINT_FILE}, if that is there, or give another out= to begin anew"
+    )
+
+
+def _config_in(content: Mapping[str, Any], config: TrainConfig) -> TrainConfig:
+    """The configuration that a checkpoint was written with; fields it lacks have the defaults."""
+    try:
+        return from_dict(TrainConfig, content["config"])
+    except (ConfigError, TypeError) as error:
+        raise _unusable(
+            config, f"its configuration is not one of this version ({error})"
+        ) from error
+
+
+def _fresh(config: TrainConfig, model: MaskedAutoencoder, world: World, init_from: str) -> RunState:
     model = model.to(world.device)
     prefer_fast_attention(model, world.device)
     if config.system.checkpoint_activations:
@@ -164,7 +218,7 @@ def _fresh(config: TrainConfig, model: MaskedAutoencoder, world: World) -> RunSt
 
 
 def with_shape_of_weights(config: TrainConfig, changes: Sequence[str] = ()) -> TrainConfig:
-    """The run with the model that the weights of `init_from` are of.
+    """The run with the model that its checkpoint or else the weights of `init_from` are of.
 
     The decoder of weights that hold none is that of `config`, and so is the target.
 
@@ -174,12 +228,16 @@ def with_shape_of_weights(config: TrainConfig, changes: Sequence[str] = ()) -> T
             decoder, image size or target.
 
     Raises:
-        CheckpointError: If there are no such weights or they cannot be used.
+        CheckpointError: If there are no such weights or they, or the checkpoint, cannot be used.
         ConfigError: If a change is none or asks for another encoder.
         DownloadError: If the weights cannot be fetched.
     """
     if not config.init_from:
         return with_overrides(config, changes)
+    content = _saved(config)
+    if content:
+        model = _config_in(content, config).model
+        return with_overrides(replace(config, model=model), changes)
     contents = read_pretrained(config.init_from)
     model = contents.config
     if contents.kind != "autoencoder":
@@ -189,6 +247,27 @@ def with_shape_of_weights(config: TrainConfig, changes: Sequence[str] = ()) -> T
     _require_encoder(contents, config)
     _warn_of_guesses(contents, config, changes)
     return config
+
+
+def with_saved_facts(config: TrainConfig) -> TrainConfig | None:
+    """The run with what its checkpoint says of its pictures; None without a checkpoint.
+
+    Those are the bands, the value range and the channel statistics: a folder to which pictures
+    were added since may have others. What `config.data` declares goes before them.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be used.
+    """
+    content = _saved(config)
+    if content is None:
+        return None
+    then, now = _config_in(content, config).model, declared_facts(config).model
+    facts = {
+        name: getattr(then, name)
+        for name in ("bands", "value_range", "mean", "std")
+        if getattr(now, name) == getattr(ModelConfig(in_chans=now.in_chans), name)
+    }
+    return replace(config, model=replace(now, **facts))
 
 
 def _warn_of_guesses(contents: Contents, config: TrainConfig, changes: Sequence[str]) -> None:
@@ -206,12 +285,7 @@ def _warn_of_guesses(contents: Contents, config: TrainConfig, changes: Sequence[
 
 
 def _require_encoder(contents: Contents, config: TrainConfig) -> None:
-    """Refuse weights whose encoder is not the model's, or not one for pictures in colour."""
-    if contents.config.in_chans != 3:
-        raise ConfigError(
-            f"init_from={config.init_from} takes {contents.config.in_chans} channels, and training "
-            "pictures have three; give weights of three channels"
-        )
+    """Refuse weights whose encoder is not the model's."""
     if contents.kind == "classifier":
         raise ConfigError(
             f"init_from={config.init_from} holds a classifier, whose encoder has been fine-tuned "
@@ -290,31 +364,35 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
 
 
 def restore(state: RunState, content: Mapping[str, Any], config: TrainConfig) -> None:
-    """Put a checkpoint's content into a run; notes which fields have changed since.
+    """Put a checkpoint's content into a run.
 
     Raises:
-        CheckpointError: If it is of another model or optimiser.
+        CheckpointError: If it is damaged, or of another model or optimiser.
     """
-    now, then = without_places(config), content["config"]
-    if now["model"] != then["model"] or now["optim"]["name"] != then["optim"]["name"]:
+    then = _config_in(content, config)
+    if then.model != config.model or then.optim.name != config.optim.name:
         raise CheckpointError(
             f"the checkpoint in {config.out!r} is of another model or optimiser; give another "
             "out= or the fields it was started with"
         )
-    _load_parameters(state, content)
-    for optimizer, saved in zip(state.optimizers, content["optimizers"], strict=True):
-        _load_optimizer(optimizer, saved)
-    # A scaler that is not in use keeps nothing, and takes nothing.
-    if content["scaler"]:
-        state.scaler.load_state_dict(content["scaler"])
+    try:
+        _load(state, content)
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError
+    ) as error:  # fmt: skip
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise _unusable(config, f"it does not fit its own model ({what})") from error
     state.init_from = content["init_from"]
     state.step, state.seconds = content["step"], content["seconds"]
     state.rollbacks = content["rollbacks"]
     state.loss_average = content["loss_average"]
-    state.changes = [*content["changes"], *_changes(now, then, content["step"])]
+    state.changes = list(content["changes"])
+    state.saved_config = without_places(then)
 
 
-def _load_parameters(state: RunState, content: Mapping[str, Any]) -> None:
+def _load(state: RunState, content: Mapping[str, Any]) -> None:
     own = state.model.state_dict()
     state.model.load_state_dict(
         {name: split_like(value, own[name]) for name, value in content["model"].items()}
@@ -323,22 +401,44 @@ def _load_parameters(state: RunState, content: Mapping[str, Any]) -> None:
     averaged = content["ema"] or content["model"]
     for name, average in state.average.items():
         average.copy_(split_like(averaged[name], average))
+    for optimizer, saved in zip(state.optimizers, content["optimizers"], strict=True):
+        _load_optimizer(optimizer, saved)
+    # A scaler that is not in use keeps nothing, and takes nothing.
+    if content["scaler"]:
+        state.scaler.load_state_dict(content["scaler"])
+    for change in content["changes"]:
+        if not {"step", "field", "from", "to"} <= set(change):
+            raise ValueError("a change on the way is not said in full")
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     # The groups' settings are the config's of now, not those of then.
     groups = optimizer.state_dict()["param_groups"]
+    sizes = [[len(group["params"]) for group in these] for these in (groups, saved["param_groups"])]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"its optimiser has groups of {sizes[1]} parameters instead of {sizes[0]}")
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            if isinstance(value, Tensor) and value.ndim:
+                if value.shape != parameter.shape:
+                    raise ValueError(f"a {name} has the shape {tuple(value.shape)}")
                 moments[name] = split_like(value, parameter)
 
 
-def _changes(now: dict[str, Any], then: dict[str, Any], step: int) -> list[dict[str, Any]]:
-    changed = [name for name in now if now[name] != then.get(name)]
-    for name in changed:
-        _log.warning("%s changed from %s to %s", name, then.get(name), now[name])
-    return [
-        {"step": step, "field": name, "from": then.get(name), "to": now[name]} for name in changed
-    ]
+def note_changes(state: RunState, config: TrainConfig) -> None:
+    """Keep, and say, which fields are not those that the run was started with before.
+
+    Args:
+        state: A run as `start_run` gives it.
+        config: With its epochs turned into steps.
+    """
+    if state.saved_config is None:
+        return
+    then, now = state.saved_config, without_places(config)
+    for name in now:
+        if now[name] != then[name]:
+            _log.warning("%s changed from %s to %s", name, then[name], now[name])
+            state.changes.append(
+                {"step": state.step, "field": name, "from": then[name], "to": now[name]}
+            )

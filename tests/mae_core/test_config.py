@@ -293,6 +293,7 @@ def test_whole_numbers_are_not_rounded() -> None:
         (["recovery.spike=1"], "recovery.spike is 1.0; give 0, or a number above 1"),
         (["ema=1"], "ema is 1.0; give 0, or a decay below 1"),
         (["epochs=-1"], "visible_weight, seed and epochs must be 0 or more"),
+        (['stages=[{"image_size": 16}]'], "a stage's image_size 16 is a single patch"),
         (["loss=l1"], "loss='l1': choose one of mse, log_mse"),
     ],
 )

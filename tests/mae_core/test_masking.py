@@ -1,6 +1,7 @@
 """Masks: the official order, exact counts, nestedness, and every refusal."""
 
 import itertools
+import math
 import re
 from fractions import Fraction
 from typing import Any
@@ -257,6 +258,59 @@ def test_the_first_block_is_a_rectangle() -> None:
         assert rows.tolist() == list(range(int(rows[0]), int(rows[-1]) + 1))
         whole = grid[rows[0] : rows[-1], columns[0] : columns[-1] + 1]
         assert whole.all(), "but for its last row, which is cut to the exact count"
+
+
+def blocks_until_enough(grid_size: tuple[int, int], remove: int, seed: int) -> torch.Tensor:
+    """(L,) The mask that blocks make when they are drawn one by one until enough is gone."""
+    h, w = grid_size
+    generator = torch.Generator().manual_seed(seed)
+    gone = torch.zeros(h, w)
+
+    def between(low: float, high: float) -> float:
+        return low + (high - low) * torch.rand((), generator=generator).item()
+
+    while True:
+        area = h * w * between(16 / 196, 75 / 196)
+        aspect = math.exp(between(math.log(0.3), math.log(1 / 0.3)))
+        block_h = min(max(round(math.sqrt(area * aspect)), 1), h)
+        block_w = min(max(round(math.sqrt(area / aspect)), 1), w)
+        top, left = round(between(0, h - block_h)), round(between(0, w - block_w))
+        for row, column in itertools.product(range(block_h), range(block_w)):
+            if gone.sum() == remove:
+                return gone.flatten()
+            gone[top + row, left + column] = 1
+
+
+@pytest.mark.parametrize("grid_size", [(14, 14), (7, 9), (16, 8)])
+def test_blocks_go_one_after_another_up_to_95_percent(grid_size: tuple[int, int]) -> None:
+    length = grid_size[0] * grid_size[1]
+    for seed, mask_ratio in itertools.product((0, 2, 12345), (0.05, 0.4, 0.75, 0.95)):
+        expected = blocks_until_enough(grid_size, length - num_visible(length, mask_ratio), seed)
+        drawn = block_mask(1, grid_size, mask_ratio, seed=seed)
+        assert torch.equal(drawn.mask[0], expected), (seed, mask_ratio)
+
+
+def test_an_image_of_a_batch_takes_the_same_of_the_generator_whatever_the_others_are() -> None:
+    """So it can be drawn without them. Blocks until the last patch is gone would not."""
+    generator = torch.Generator().manual_seed(0)
+    states = [generator.get_state()]
+    for _ in range(4):
+        block_mask(1, (14, 14), 0.5, generator=generator)
+        states.append(generator.get_state())
+    length = 192 * 4 + 196
+    for before, after in itertools.pairwise(states):
+        generator.set_state(before)
+        torch.rand(length, generator=generator)
+        assert torch.equal(generator.get_state(), after)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("seed", [3, [3, 1, 4, 1, 5, 9]])
+def test_rows_of_a_batch_are_drawn_alone(strategy: str, seed: int | list[int]) -> None:
+    whole = draw_mask(strategy, 6, (7, 9), 0.6, seed=seed)
+    part = draw_mask(strategy, 6, (7, 9), 0.6, seed=seed, rows=slice(2, 4))
+    for name in ("mask", "ids_keep", "ids_restore"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[2:4])
 
 
 # --- grid

@@ -5,10 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,13 +28,14 @@ from mae_core.config import (
     SystemConfig,
     TrainConfig,
 )
-from mae_core.errors import CheckpointError, ConfigError, TrainingError
+from mae_core.errors import CheckpointError, ConfigError, MAEError, TrainingError
+from mae_core.masking import PatchMask
 from mae_core.models.mae import MaskedAutoencoder, reconstruction_loss
 from mae_core.recipes import RECIPES, recipe
 from mae_core.train import main, run
-from mae_core.training import loop, precision
-from mae_core.training.distributed import World
-from mae_core.training.optim import build_optimizers
+from mae_core.training import loop, optim, precision
+from mae_core.training.distributed import World, whole
+from mae_core.training.optim import Float32Muon, build_optimizers
 from mae_core.training.precision import (
     compile_blocks,
     prefer_fast_attention,
@@ -40,6 +43,7 @@ from mae_core.training.precision import (
 )
 from mae_core.training.schedule import image_size_at, lr_at, mask_at, with_steps
 from mae_core.training.state import start_run
+from mae_core.training.stop import StopRequest
 from tests.mae_core.conftest import MakeRun
 
 CPU = torch.device("cpu")
@@ -73,6 +77,32 @@ def test_masks_are_functions_of_the_step_and_use_the_whole_range() -> None:
     assert all(1 <= count <= 35 for count in visible)
 
 
+@pytest.mark.parametrize("strategy", ["random", "block", "grid"])
+def test_a_process_draws_the_masks_of_its_own_rows(strategy: str) -> None:
+    shares = dict.fromkeys(("random", "block", "grid"), 0.0) | {strategy: 1.0}
+    config = MaskConfig(ratio=(0.4, 0.9), **shares)
+    whole = mask_at(5, 8, (6, 6), config, seed=1)
+    for rank in range(4):
+        rows = slice(2 * rank, 2 * rank + 2)
+        part = mask_at(5, 8, (6, 6), config, seed=1, rows=rows)
+        assert torch.equal(part.ids_restore, whole.ids_restore[rows])
+        assert torch.equal(part.ids_keep, whole.ids_keep[rows])
+
+
+def test_masks_are_drawn_in_a_thread_while_the_step_before_is_trained(
+    run_config: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[int, bool]] = []
+
+    def noted(step: int, *args: Any) -> PatchMask:
+        drawn.append((step, threading.current_thread() is threading.main_thread()))
+        return mask_at(step, *args)
+
+    monkeypatch.setattr(loop, "mask_at", noted)
+    run(run_config(), "test")
+    assert drawn == [(step, False) for step in range(8)]
+
+
 def test_a_mask_for_training_always_removes_something() -> None:
     mask = mask_at(0, 2, (2, 2), MaskConfig(ratio=(0.01, 0.01)), seed=0)
     assert mask.num_visible == 3
@@ -96,6 +126,71 @@ def test_every_trainable_parameter_is_in_one_optimiser_and_decays_as_it_should(
         for key, parameter in trainable.items():
             plain = parameter.ndim == 1 or key in ("cls_token", "mask_token")
             assert decay[id(parameter)] == (0.0 if plain else 0.05), key
+
+
+def _muon(
+    small_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool
+) -> tuple[MaskedAutoencoder, torch.optim.Optimizer]:
+    """A seeded model and the Muon for its matrices on such a CPU."""
+    monkeypatch.setattr(optim, "cpu_has_bfloat16", lambda: has_bfloat16)
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(small_config)
+    return model, build_optimizers(model, OptimConfig(name="muon", lr=1e-2))[1]
+
+
+def _step_with_gradients(
+    model: MaskedAutoencoder, optimizer: torch.optim.Optimizer, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+
+
+def test_muon_multiplies_no_bfloat16_on_a_cpu_without_instructions_for_it(
+    small_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, optimizer = _muon(small_config, monkeypatch, has_bfloat16=False)
+    addmm, seen = torch.addmm, set[torch.dtype]()
+
+    def noted(*args: torch.Tensor, **options: float) -> torch.Tensor:
+        seen.add(args[0].dtype)
+        return addmm(*args, **options)
+
+    monkeypatch.setattr(torch, "addmm", noted)
+    _step_with_gradients(model, optimizer, 0)
+    assert seen == {torch.float32}
+
+
+def test_muon_in_float32_does_what_torch_does_in_bfloat16(
+    small_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = (_muon(small_config, monkeypatch, has) for has in (False, True))
+    assert type(theirs[1]) is torch.optim.Muon
+    before = {name: p.detach().clone() for name, p in ours[0].named_parameters()}
+    for seed in range(3):
+        for model, optimizer in (ours, theirs):
+            _step_with_gradients(model, optimizer, seed)
+    moved = 0
+    for (name, mine), other in zip(ours[0].named_parameters(), theirs[0].parameters(), strict=True):
+        step = other - before[name]
+        moved += bool(step.any())
+        # bfloat16 has 8 bits; the rounding of five iterations adds up.
+        assert (mine - other).norm() <= 0.02 * step.norm(), name
+    assert moved == len(ours[1].param_groups[0]["params"])
+
+
+def test_a_run_goes_on_on_a_cpu_without_bfloat16(
+    small_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = (_muon(small_config, monkeypatch, has) for has in (False, True))
+    for there, here in ((ours, theirs), (theirs, ours)):
+        _step_with_gradients(*there, 0)
+        here[1].load_state_dict(there[1].state_dict())
+        for one, other in zip(there[1].state.values(), here[1].state.values(), strict=True):
+            assert list(one) == ["momentum_buffer"]
+            assert torch.equal(one["momentum_buffer"], other["momentum_buffer"])
+    assert isinstance(ours[1], Float32Muon)
 
 
 def test_plain_and_fused_attention_agree(small_config: ModelConfig) -> None:
@@ -240,8 +335,11 @@ def test_weights_to_begin_with_bring_their_shape(run_config: MakeRun) -> None:
         start_run(replace(first, out="new", init_from=out, model=ModelConfig()), ALONE)
 
 
-def test_the_average_follows_the_parameters(run_config: MakeRun) -> None:
-    config = run_config(steps=2, save_every=1, ema=0.25, stages=(StageConfig(48),))
+@pytest.mark.parametrize(("ema", "decays"), [(0.999, (1 / 10, 2 / 11)), (0.15, (1 / 10, 0.15))])
+def test_the_average_follows_the_parameters_and_forgets_the_start(
+    run_config: MakeRun, ema: float, decays: tuple[float, float]
+) -> None:
+    config = run_config(steps=2, save_every=1, ema=ema, stages=(StageConfig(48),))
     begun = {k: v.clone() for k, v in start_run(config, ALONE).model.state_dict().items()}
     run(config, "test")
     out = Path(config.out)
@@ -252,10 +350,19 @@ def test_the_average_follows_the_parameters(run_config: MakeRun) -> None:
     assert (one["step"], two["step"]) == (1, 2)
     written = _weights(config)
     for name, average in two["ema"].items():
-        after_one = 0.25 * begun[name] + 0.75 * one["model"][name]
-        expected = 0.25 * after_one + 0.75 * two["model"][name]
+        after_one = decays[0] * begun[name] + (1 - decays[0]) * one["model"][name]
+        expected = decays[1] * after_one + (1 - decays[1]) * two["model"][name]
         torch.testing.assert_close(average, expected)
         assert torch.equal(written[name], average)
+
+
+def test_an_average_that_begins_later_begins_at_the_parameters(run_config: MakeRun) -> None:
+    config = run_config(eval_every=100)
+    run(config, "test")
+    state = start_run(replace(config, ema=0.999), ALONE)
+    parameters = dict(state.model.named_parameters())
+    assert state.average
+    assert all(torch.equal(value, parameters[name]) for name, value in state.average.items())
 
 
 def test_micro_batches_add_up_to_the_batch(run_config: MakeRun, tmp_path: Path) -> None:
@@ -316,6 +423,42 @@ def test_float16_keeps_its_scale_over_a_stop(run_config: MakeRun, tmp_path: Path
     first, second = _weights(config), _weights(exact)
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=0.02, msg=name)
+
+
+@pytest.mark.parametrize("where", ["blocks.0.mlp.fc1.weight", "decoder_pred.bias"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("clip_grad", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_a_gradient_that_overflows_float16_skips_the_step_of_all_optimisers(
+    run_config: MakeRun, where: str, value: float, clip_grad: float, name: str
+) -> None:
+    """One matrix of Muon's, or one bias of AdamW's, and nothing of either moves."""
+    config = run_config(
+        system=SystemConfig(precision="float16"), stages=(StageConfig(48),), mask=MaskConfig(),
+        optim=OptimConfig(name=name, lr=1e-2, warmup_steps=0, clip_grad=clip_grad),  # type: ignore[arg-type]
+    )  # fmt: skip
+    state = start_run(config, ALONE)
+    trainer = loop.Trainer(config, state, None, world=ALONE, output=None, stop=StopRequest())  # type: ignore[arg-type]
+    images, mask = torch.randn(4, 3, 48, 48), mask_at(0, 4, (6, 6), config.mask, 0)
+    trainer._update(images, mask)
+    before = {key: value.clone() for key, value in state.model.state_dict().items()}
+    moments = [whole(optimizer.state_dict()["state"]) for optimizer in state.optimizers]
+    scale = state.scaler.get_scale()
+    parameter = dict(state.model.named_parameters())[where]
+    hook = parameter.register_hook(lambda gradient: torch.full_like(gradient, value))
+    trainer._update(images, mask)
+    hook.remove()
+    for key, tensor in state.model.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
+    for optimizer, then in zip(state.optimizers, moments, strict=True):
+        for number, values in optimizer.state_dict()["state"].items():
+            for key, tensor in values.items():
+                assert torch.equal(tensor, then[number][key]), (number, key)
+    assert state.scaler.get_scale() == scale / 2
+    trainer._update(images, mask)
+    assert all(tensor.isfinite().all() for tensor in state.model.state_dict().values())
+    assert not torch.equal(parameter, before[where])
+    assert state.scaler.get_scale() == scale / 2
 
 
 def test_the_best_number_format_is_chosen_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -492,6 +635,145 @@ def test_a_checkpoint_of_another_model_is_refused(
     run(config, "test")
     with pytest.raises(CheckpointError, match="of another model or optimiser"):
         run(replace(config, model=replace(small_config, depth=3)), "test")
+
+
+_KEYS = (
+    "config", "init_from", "model", "ema", "optimizers", "scaler", "step", "seconds", "rollbacks",
+    "loss_average", "changes",
+)  # fmt: skip
+
+
+def _spoiled(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A checkpoint without each of its keys, with another kind of value, and spoiled within."""
+    for key in _KEYS:
+        yield {name: value for name, value in content.items() if name != key}
+        yield content | {key: b"spoiled"}
+    first, *others = content["optimizers"]
+    tensor = {name: torch.zeros(3) for name in content["model"]}
+    for key, value in {
+        "config": {"model": {}, "speed": 3},
+        "model": {},
+        "optimizers": [first],
+        "changes": [3],
+    }.items():
+        yield content | {key: value}
+    yield content | {"config": content["config"] | {"steps": "many"}}
+    yield content | {"config": content["config"] | {"model": None}}
+    yield content | {"model": tensor}
+    yield content | {"ema": tensor}
+    yield content | {"optimizers": [{"state": {}}, *others]}
+    yield content | {"optimizers": [first | {"state": 3}, *others]}
+    moments = {number: {"exp_avg": torch.zeros(7)} for number in first["state"]}
+    yield content | {"optimizers": [first | {"state": moments}, *others]}
+    yield content | {"changes": [{"step": 3}]}
+    yield content | {"scaler": {"scale": "large"}}
+
+
+def test_a_checkpoint_that_lacks_something_is_refused_with_a_sentence(run_config: MakeRun) -> None:
+    config = run_config(system=SystemConfig(precision="float16"), ema=0.9, eval_every=100)
+    run(config, "test")
+    path = Path(config.out) / "checkpoint.pt"
+    content = load_checkpoint(path)
+    content.pop("format")
+    assert set(content) == set(_KEYS)
+    for spoiled in _spoiled(content):
+        save_checkpoint(path, spoiled)
+        with pytest.raises(CheckpointError, match="cannot be used: .*; delete it to go on from"):
+            start_run(config, ALONE)
+
+
+def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """The run with something that cannot work."""
+    data, out = config.data, Path(config.out)
+    if change == "tensorboard":
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        return replace(config, tensorboard=True)
+    if change in ("no hold-out", "empty hold-out"):
+        folder = out.parent / "holdout"
+        if change == "empty hold-out":
+            folder.mkdir()
+        return replace(config, data=replace(data, holdout=str(folder)))
+    if change == "channels":
+        return replace(config, model=replace(config.model, in_chans=4))
+    if change == "bands":
+        return replace(config, data=replace(data, bands=(1, 2, 7)))
+    if change == "another model":
+        run(replace(config, data=replace(data, cache=str(out.parent / "cache"))), "test")
+        return replace(config, model=replace(config.model, depth=3))
+    if change == "out":
+        out.write_text("a file")
+    return {
+        "resume": replace(config, resume=str(out.parent / "none")),
+        "shard": replace(config, system=SystemConfig(shard=True), optim=OptimConfig()),
+        "batch": replace(config, system=SystemConfig(accumulate=3)),
+        "init_from": replace(config, init_from=str(out.parent / "none.safetensors")),
+        "stream": replace(config, data=replace(data, folder="", hub="someone/some"), epochs=3),
+        "out": config,
+    }[change]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("tensorboard", "tensorboard=true needs the tensorboard package"),
+        ("no hold-out", "is not a folder"),
+        ("empty hold-out", "no picture lies below"),
+        ("channels", "tried can be read: 3 bands in the picture, and the model takes 4"),
+        ("bands", "tried can be read: bands 1,2,7 are asked for, and the picture has 1 to 3"),
+        ("another model", "of another model or optimiser"),
+        ("resume", "there is no checkpoint at"),
+        ("shard", "there is one; start several with torchrun"),
+        ("batch", "batch_size 4 does not divide into 1 processes times 3"),
+        ("init_from", "none.safetensors"),
+        ("stream", "a stream has no known length"),
+        ("out", "a part of its path is a file"),
+    ],
+)
+def test_what_cannot_work_is_said_before_pictures_are_packed(
+    run_config: MakeRun, monkeypatch: pytest.MonkeyPatch, change: str, message: str
+) -> None:
+    config = _refused(change, run_config(), monkeypatch)
+    packed: list[object] = []
+    monkeypatch.setattr(mae_core.train, "open_pictures", lambda *given: packed.append(given))
+    with pytest.raises(MAEError, match=message):
+        run(config, "test")
+    assert not packed
+
+
+def test_a_warm_up_longer_than_the_run_is_warned_of(
+    run_config: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(run_config(optim=OptimConfig(lr=1e-3, warmup_steps=16)), "test")
+    said = [line for line in caplog.messages if "warmup" in line]
+    assert said == [
+        "optim.warmup_steps=16 is more than steps=8: the learning rate ends at 50 % of its peak"
+    ]
+    caplog.clear()
+    config = run_config(epochs=1, optim=OptimConfig(lr=1e-3, warmup_epochs=4))
+    run(replace(config, out=config.out + "2"), "test")
+    assert ["warmup_steps=12 is more than steps=3" in line for line in caplog.messages] == [True]
+
+
+def test_a_run_goes_on_without_the_weights_that_it_began_with(
+    run_config: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run_config()
+    run(first, "test")
+    weights = tmp_path / "begin.safetensors"
+    shutil.copy(Path(first.out) / "weights.safetensors", weights)
+    config = run_config(
+        out=str(tmp_path / "second"), init_from=str(weights), model=ModelConfig(), eval_every=3
+    )
+    with monkeypatch.context() as patched:
+        _stop_at(3, patched)
+        assert run(config, "test") == 128 + signal.SIGTERM
+    weights.unlink()
+    assert run(replace(config, eval_every=100), "test") == 0
+    written = load_weights(tmp_path / "second" / "weights.safetensors")
+    assert (written.config, written.record["init_from"]) == (first.model, "begin")
+    for change in ("model.depth=3", "model.decoder_depth=2", "model.norm_pix=true"):
+        with pytest.raises(CheckpointError, match="of another model or optimiser"):
+            run(config, "test", [change])
 
 
 def test_recipes_are_valid_and_unknown_names_and_fields_are_explained() -> None:

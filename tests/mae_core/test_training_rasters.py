@@ -1,0 +1,203 @@
+"""Training on measurements: any number of channels, a range of values found or declared."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+import mae_core.pack
+from mae_core.checkpoint import load_weights
+from mae_core.config import DataConfig, TrainConfig
+from mae_core.data.packed import open_pack
+from mae_core.errors import CheckpointError, ConfigError, DataError
+from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_pictures
+from mae_core.reconstruction import Reconstructor
+from mae_core.train import run
+
+MakeRun = Callable[..., TrainConfig]
+
+
+def scene(i: int, bands: int) -> np.ndarray:
+    """(60, 70, bands) in 0..1, smooth, with objects of their own in each band."""
+    y, x = np.mgrid[0:60, 0:70] / 60
+    each = [
+        (np.sin(4 * x + band + i) + np.cos(5 * y + 2 * band - i) + 2) / 4 for band in range(bands)
+    ]
+    return np.stack(each, axis=-1)
+
+
+@pytest.fixture
+def satellite(tmp_path: Path) -> Path:
+    """12 TIFF files of 4 bands of 16 bits, of which a twentieth is used."""
+    folder = tmp_path / "satellite"
+    folder.mkdir()
+    for i in range(12):
+        values = (scene(i, 4) * [1000, 1500, 2000, 3000]).astype(np.uint16)
+        tifffile.imwrite(
+            folder / f"{i:02}.tif", values, photometric="minisblack", planarconfig="contig",
+            compression="zlib", tile=(16, 16),
+        )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def radiographs(tmp_path: Path) -> Path:
+    """12 grey PNG files of 12 bits in 16."""
+    folder = tmp_path / "radiographs"
+    folder.mkdir()
+    for i in range(12):
+        values = np.ascontiguousarray((scene(i, 1)[:, :, 0] * 4095).astype(np.uint16))
+        (folder / f"{i:02}.png").write_bytes(imagecodecs.png_encode(values))
+    return folder
+
+
+def on(make: MakeRun, folder: Path, channels: int, **data: object) -> TrainConfig:
+    config = make()
+    model = dataclasses.replace(config.model, in_chans=channels)
+    source = DataConfig(folder=str(folder), short_side=56, **data)  # type: ignore[arg-type]
+    return dataclasses.replace(config, model=model, data=source)
+
+
+def test_bands_of_a_satellite(run_config: MakeRun, satellite: Path) -> None:
+    config = on(run_config, satellite, 4, holdout=str(satellite.parent / "holdout"))
+    holdout = satellite.parent / "holdout"
+    holdout.mkdir()
+    (satellite / "00.tif").rename(holdout / "00.tif")
+    assert run(config, "test") == 0
+    weights = load_weights(Path(config.out) / "weights.safetensors")
+    assert weights.config.value_range is not None
+    highs = [round(high, -2) for _, high in weights.config.value_range]
+    assert highs == [1000, 1500, 2000, 3000]
+    assert all(0.3 < mean < 0.7 for mean in weights.config.mean)
+    assert weights.record["holdout_psnr"] > 0
+    # The weights bring their range along: the same picture in other units is another one.
+    out = Reconstructor(weights.build(), "m", device="cpu")(holdout / "00.tif", image_size=48)
+    values = tifffile.imread(holdout / "00.tif")
+    assert out.original.shape == (4, 48, 48)
+    assert abs(out.original[3].mean().item() - values[..., 3].mean() / 3000) < 0.05
+    assert out.panels()["original"].mode == "RGB"
+    false_colour = np.asarray(out.panels(show=(4, 2, 1))["original"]).astype(int)
+    channels = (out.original[[3, 1, 0]] * 255).permute(1, 2, 0).numpy()
+    assert np.abs(false_colour - channels).max() <= 1
+    assert out.panels(show=(4,))["pasted"].mode == "L"
+
+
+def test_chosen_bands_as_colours(run_config: MakeRun, satellite: Path) -> None:
+    config = on(run_config, satellite, 3, bands=(4, 2, 1), range="0,3000")
+    assert run(config, "test") == 0
+    model = load_weights(Path(config.out) / "weights.safetensors").config
+    assert (model.bands, model.value_range) == ((4, 2, 1), ((0, 3000),))
+    pictures = load_pictures(satellite, model)
+    values = tifffile.imread(satellite / "00.tif")
+    red = np.asarray(pictures[0])[..., 0].mean() / 255 * 3000
+    assert abs(red - values[..., 3].mean()) < 100
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("decode", ["once", "epoch"])
+def test_grey_of_12_bits(
+    run_config: MakeRun, radiographs: Path, channels: int, decode: str
+) -> None:
+    config = on(run_config, radiographs, channels, decode=decode)
+    assert run(config, "test") == 0
+    model = load_weights(Path(config.out) / "weights.safetensors").build()
+    ((low, high),) = model.config.value_range or ((0, 0),)
+    assert low < 50
+    assert 4000 < high <= 4095
+    pictures = load_pictures(radiographs, model.config)
+    # Not black: most levels are used.
+    assert all(np.asarray(picture).std() > 30 for picture in pictures)
+    figures = evaluate_reconstruction(model, pictures, baselines=False)["model"]
+    assert len(figures.psnr) == 12
+
+
+def test_a_run_keeps_the_range_it_began_with(run_config: MakeRun, radiographs: Path) -> None:
+    config = on(run_config, radiographs, 1)
+    whole = dataclasses.replace(config, out=config.out + "-whole")
+    run(whole, "test")
+    run(dataclasses.replace(config, steps=4), "test")
+    # As a folder grows, its percentiles change; the run's do not.
+    bright = np.full((60, 70), 60000, dtype=np.uint16)
+    (radiographs / "99.png").write_bytes(imagecodecs.png_encode(bright))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=""))
+    assert run(config, "test") == 0
+    found = load_weights(Path(config.out) / "weights.safetensors").config
+    assert found == load_weights(Path(whole.out) / "weights.safetensors").config
+    declared = dataclasses.replace(config, data=dataclasses.replace(config.data, range="0,9"))
+    with pytest.raises(CheckpointError, match="of another model"):
+        run(declared, "test")
+
+
+def test_weights_of_four_channels_are_gone_on_from(run_config: MakeRun, satellite: Path) -> None:
+    first = on(run_config, satellite, 4)
+    run(first, "test")
+    second = dataclasses.replace(
+        first, out=first.out + "2", init_from=str(Path(first.out) / "weights.safetensors")
+    )
+    assert run(second, "test") == 0
+    models = [load_weights(Path(one.out) / "weights.safetensors").config for one in (first, second)]
+    assert models[0] == models[1]
+
+
+def test_a_pack_of_measurements(
+    run_config: MakeRun, satellite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = satellite.parent / "pack"
+    assert mae_core.pack.main([str(satellite), str(out), "short_side=56", "channels=4"]) == 0
+    pack = open_pack(out)
+    assert pack.channels == 4
+    assert pack[0].shape == (56, 65, 4)
+    config = run_config()
+    data = DataConfig(pack=str(out))
+    with pytest.raises(
+        DataError, match=r"has 4 channels and model.in_chans is 3; give model.in_ch"
+    ):
+        run(dataclasses.replace(config, data=data), "test")
+    model = dataclasses.replace(config.model, in_chans=4)
+    config = dataclasses.replace(config, data=data, model=model, out=config.out + "4")
+    assert run(config, "test") == 0
+    of_pack = load_weights(Path(config.out) / "weights.safetensors").config
+    of_folder = on(run_config, satellite, 4)
+    run(of_folder, "test")
+    expected = load_weights(Path(of_folder.out) / "weights.safetensors").config
+    assert of_pack.value_range == expected.value_range
+    assert of_pack.mean == pytest.approx(expected.mean, abs=0.01)
+
+
+def test_statistics_that_are_given_are_kept(run_config: MakeRun, satellite: Path) -> None:
+    config = on(run_config, satellite, 4)
+    model = dataclasses.replace(config.model, mean=(0.4,) * 4, std=(0.3,) * 4)
+    run(dataclasses.replace(config, model=model), "test")
+    assert load_weights(Path(config.out) / "weights.safetensors").config.mean == (0.4,) * 4
+
+
+def test_the_run_says_its_range(run_config: MakeRun, radiographs: Path) -> None:
+    config = on(run_config, radiographs, 1)
+    run(config, "test")
+    written = json.loads((Path(config.out) / "config.json").read_text())
+    assert written["model"]["value_range"][0][1] > 4000
+    assert written["data"]["range"] == "auto"
+
+
+def test_colours_are_jittered_where_there_are_colours(run_config: MakeRun) -> None:
+    config = run_config()
+    grey = dataclasses.replace(config.model, in_chans=1)
+    data = dataclasses.replace(config.data, color_jitter=0.4)
+    with pytest.raises(
+        ConfigError, match=r"data.color_jitter is of colours and model.in_chans is 1"
+    ):
+        dataclasses.replace(config, model=grey, data=data)
+
+
+def test_photographs_have_no_range(run_config: MakeRun) -> None:
+    config = run_config()
+    run(config, "test")
+    model = load_weights(Path(config.out) / "weights.safetensors").config
+    assert (model.value_range, model.bands) == (None, ())
+    assert torch.tensor(model.mean).allclose(torch.tensor((0.485, 0.456, 0.406)))
