@@ -289,7 +289,10 @@ def _draw_grid(model: MaskedAutoencoder, pictures: Sequence[Picture]) -> Image.I
     device = str(model.pos_embed.device)
     reconstructor = Reconstructor(model, "run", device=device, precision="float32")
     # As channels, for their bands are chosen and their values scaled already.
-    channels = [np.atleast_3d(picture).transpose(2, 0, 1) / np.float32(255) for picture in pictures]
+    channels = [
+        np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1) / np.float32(255)
+        for picture in pictures
+    ]
     rows = [reconstructor(one, seed=i).strip() for i, one in enumerate(channels)]
     width, height = max(row.width for row in rows), rows[0].height + 8
     grid = Image.new("RGB", (width, height * len(rows) - 8), "white")
