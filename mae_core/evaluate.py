@@ -4,47 +4,83 @@
     python -m mae_core.evaluate reconstruction runs/mine PICTURES --strategy block --json
 
 prints the loss, PSNR and SSIM of removed patches with their spread over the pictures,
-beside the mean colour and OpenCV's Telea inpainting on the same masks. Weights trained on
-normalised pixels are measured with brightness and contrast estimated from visible patches.
+beside the mean colour and OpenCV's Telea inpainting on the same masks (not with
+--no-baselines). The model runs in float32. Weights trained on normalised pixels are measured
+with brightness and contrast estimated from visible patches.
+
+PSNR is the mean of the pictures' own, each at most 100 dB; pooled, it is that of the mean squared
+error of all of them. Files that cannot be read are named; --json has all of them, and the figures
+of each picture (null for what is not a number).
 """
 
 import argparse
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from mae_core.entry import run_entry
+from mae_core.data.folders import shown
+from mae_core.entry import add_measurement_flags, run_entry
 from mae_core.evaluation.reconstruction import (
+    MAX_PSNR,
     Figures,
+    FittedPictures,
     evaluate_reconstruction,
-    load_pictures,
+    summarize,
 )
 from mae_core.images import FITS
 from mae_core.masking import STRATEGIES
 from mae_core.reconstruction import Reconstructor
+
+# Decimals of each figure in the table, and unreadable files that it names.
+_DIGITS = {"loss": 3, "psnr": 2, "ssim": 3}
+_NAMED = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    reconstructor = Reconstructor.from_pretrained(arguments.weights, device=arguments.device)
+    # As every figure that is measured during training.
+    reconstructor = Reconstructor.from_pretrained(
+        arguments.weights, device=arguments.device, precision="float32"
+    )
     config = reconstructor.config
-    pictures = load_pictures(arguments.folder, config, arguments.fit, arguments.image_size)
+    pictures = FittedPictures(
+        arguments.folder, config, arguments.fit, arguments.image_size, arguments.bands,
+        arguments.range,
+    )  # fmt: skip
     figures = evaluate_reconstruction(
         reconstructor.model, pictures, mask_ratio=arguments.mask_ratio, seed=arguments.seed,
-        strategy=arguments.strategy,
+        strategy=arguments.strategy, baselines=arguments.baselines,
     )  # fmt: skip
     facts = {
-        "weights": reconstructor.name, "pictures": len(pictures),
+        "weights": reconstructor.name, "pictures": len(pictures.names), "files": len(pictures),
         "device": str(reconstructor.device), "precision": reconstructor.precision,
         "mask_ratio": arguments.mask_ratio, "strategy": arguments.strategy,
         "seed": arguments.seed, "fit": arguments.fit,
         "image_size": arguments.image_size or config.image_size,
     }  # fmt: skip
-    print(_as_json(facts, figures) if arguments.json else _as_table(facts, figures))
+    methods = {
+        method: {name: dataclasses.asdict(summary) for name, summary in summaries.items()}
+        for method, summaries in summarize(figures).items()
+    }
+    unreadable = [shown(name) for name in pictures.unreadable]
+    if arguments.json:
+        report = {
+            **facts, "unreadable": unreadable, "methods": methods,
+            "not_finite": {
+                method: {name: sum(not math.isfinite(value) for value in values)
+                         for name, values in of.columns().items()}
+                for method, of in figures.items()
+            },
+            "rows": _rows([shown(name) for name in pictures.names], figures),
+        }  # fmt: skip
+        print(json.dumps(report, indent=2))
+    else:
+        print(_as_table(facts, unreadable, methods))
     return 0
 
 
@@ -65,32 +101,58 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--image-size", type=int, metavar="PIXELS", help="the model's own if not given"
     )
+    add_measurement_flags(command)
+    command.add_argument(
+        "--no-baselines", dest="baselines", action="store_false", help="measure the model only"
+    )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
-def _as_json(facts: dict[str, Any], figures: dict[str, Figures]) -> str:
-    methods = {
-        name: {key: dataclasses.asdict(value) for key, value in method.summary().items()}
-        for name, method in figures.items()
-    }
-    return json.dumps({**facts, "methods": methods}, indent=2)
+def _rows(names: Sequence[str], figures: dict[str, Figures]) -> list[dict[str, Any]]:
+    """The figures of each picture; None for what is not a number, which JSON cannot hold."""
+    return [
+        {
+            "file": name,
+            **{
+                method: {
+                    figure: values[i] if math.isfinite(values[i]) else None
+                    for figure, values in of.columns().items()
+                }
+                for method, of in figures.items()
+            },
+        }
+        for i, name in enumerate(names)
+    ]
 
 
-def _as_table(facts: dict[str, Any], figures: dict[str, Figures]) -> str:
+def _as_table(
+    facts: dict[str, Any], unreadable: Sequence[str], methods: dict[str, dict[str, Any]]
+) -> str:
     lines = [", ".join(f"{key} {value}" for key, value in facts.items()), ""]
-    lines.append(f"{'removed patches':<16}{'loss':>16}{'PSNR (dB)':>16}{'SSIM':>16}")
-    for name, method in figures.items():
-        summary = method.summary()
-        cells = [
-            f"{summary[key].mean:.{digits}f} ± {summary[key].std:.{digits}f}"
-            if key in summary
-            else "-"
-            for key, digits in (("loss", 3), ("psnr", 2), ("ssim", 3))
+    if unreadable:
+        named = ", ".join(unreadable[:_NAMED]) + (" …" if len(unreadable) > _NAMED else "")
+        lines[1:] = [
+            f"{facts['pictures']} of {facts['files']} pictures, {len(unreadable)} unreadable: "
+            f"{named}",
+            "",
         ]
-        lines.append(f"{name:<16}" + "".join(f"{cell:>16}" for cell in cells))
+    heads = ("loss", "PSNR (dB)", "SSIM", "pooled (dB)")
+    lines.append(f"{'removed patches':<16}{'n':>7}" + "".join(f"{head:>16}" for head in heads))
+    for method, summaries in methods.items():
+        cells = [_cell(summaries.get(name), digits) for name, digits in _DIGITS.items()]
+        psnr = summaries.get("psnr")
+        cells.append(f"{psnr['pooled']:.2f}" if psnr else "-")
+        n = psnr["n"] if psnr else 0
+        lines.append(f"{method:<16}{n:>7}" + "".join(f"{cell:>16}" for cell in cells))
+        if psnr and psnr["capped"]:
+            lines.append(f"  of which {psnr['capped']} without error, taken as {MAX_PSNR:g} dB")
     return "\n".join(lines)
+
+
+def _cell(summary: dict[str, Any] | None, digits: int) -> str:
+    return f"{summary['mean']:.{digits}f} ± {summary['std']:.{digits}f}" if summary else "-"
 
 
 if __name__ == "__main__":

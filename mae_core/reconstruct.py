@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from mae_core.checkpoint import write_atomically
-from mae_core.entry import run_entry
-from mae_core.images import FITS, decode_image
+from mae_core.entry import add_measurement_flags, numbers, run_entry
+from mae_core.images import FITS, read_file
 from mae_core.masking import STRATEGIES
 from mae_core.reconstruction import NORM_PIX_VIEWS, Reconstruction, Reconstructor
 
@@ -23,14 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
     # The picture first: a mistyped name should not wait for the weights.
-    image = decode_image(arguments.image)
+    read_file(arguments.image, 1)
     reconstructor = Reconstructor.from_pretrained(arguments.weights, device=arguments.device)
     out = reconstructor(
-        image, mask_ratio=arguments.mask_ratio, seed=arguments.seed,
+        arguments.image, mask_ratio=arguments.mask_ratio, seed=arguments.seed,
         strategy=arguments.strategy, fit=arguments.fit, image_size=arguments.image_size,
-        view=arguments.view,
+        view=arguments.view, bands=arguments.bands, value_range=arguments.range,
     )  # fmt: skip
-    write(out, Path(arguments.out))
+    write(out, Path(arguments.out), arguments.show)
     print(
         f"{out.visible} of {out.patches} patches seen, {_quality(out)}, "
         f"{out.seconds * 1000:.0f} ms on {out.device}; wrote {arguments.out}"
@@ -65,19 +65,30 @@ def _parser() -> argparse.ArgumentParser:
         help="of weights trained on normalised pixels: brightness and contrast estimated, the "
         "original's (which uses the answer), or the bare prediction",
     )  # fmt: skip
+    add_measurement_flags(parser)
+    parser.add_argument(
+        "--show", type=numbers, default=(), metavar="N,N,N",
+        help="channels of the model that the panels show as red, green and blue, or one in grey",
+    )  # fmt: skip
     parser.add_argument("--weights", help="name, .safetensors file or folder of a run")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--out", required=True, help="folder to write to")
     return parser
 
 
-def write(out: Reconstruction, folder: Path) -> None:
+def write(out: Reconstruction, folder: Path, show: Sequence[int] = ()) -> None:
     """Write the four panels, their row and the facts into a folder.
+
+    Args:
+        out: What is written.
+        folder: Made if it is not there.
+        show: See `Reconstruction.panels`.
 
     Raises:
         CheckpointError: If a file cannot be written.
+        ConfigError: If there are no such channels to show.
     """
-    for name, panel in {**out.panels(), "panels": out.strip()}.items():
+    for name, panel in {**out.panels(show), "panels": out.strip(show=show)}.items():
         write_atomically(folder / f"{name}.png", partial(panel.save, format="PNG"))
     text = json.dumps(out.facts(), indent=2) + "\n"
     write_atomically(folder / "metrics.json", lambda path: path.write_text(text))

@@ -473,10 +473,7 @@ class Reconstructor:
             _check_patches(*self.model.grid_of(images))
             return images
         assert not isinstance(image, Tensor)  # all of them are channels
-        picture = open_picture(
-            image, config.in_chans, bands=request.bands or config.bands,
-            value_range=request.value_range or config.value_range or "auto",
-        )  # fmt: skip
+        picture = picture_for(image, config, request.bands, request.value_range)
         return fit_to_model(picture, config, request.fit, image_size)
 
 
@@ -511,6 +508,30 @@ def _stacked(masks: Sequence[PatchMask]) -> PatchMask:
         torch.cat([one.ids_keep for one in masks]),
         torch.cat([one.ids_restore for one in masks]),
     )
+
+
+def picture_for(
+    source: ImageSource,
+    config: ModelConfig,
+    bands: Sequence[int] = (),
+    value_range: RangeSpec | None = None,
+) -> Picture:
+    """Any picture with the channels of a model, of the bands and the range it was trained on.
+
+    Args:
+        source: See `open_picture`.
+        config: The model's shape.
+        bands: Go before the model's.
+        value_range: Likewise; `auto` where neither is given.
+
+    Raises:
+        ImageError: If the picture cannot be used.
+        ConfigError: If the range is not allowed.
+    """
+    return open_picture(
+        source, config.in_chans, bands=bands or config.bands,
+        value_range=value_range or config.value_range or "auto",
+    )  # fmt: skip
 
 
 def fit_to_model(

@@ -36,7 +36,11 @@ from mae_core.data.sources import open_pictures, with_picture_facts
 from mae_core.data.streams import PictureStream
 from mae_core.entry import run_entry
 from mae_core.errors import CheckpointError
-from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_pictures
+from mae_core.evaluation.reconstruction import (
+    evaluate_reconstruction,
+    load_pictures,
+    summarize,
+)
 from mae_core.images import Picture
 from mae_core.models.mae import MaskedAutoencoder
 from mae_core.recipes import RECIPES, recipe
@@ -280,8 +284,8 @@ def _holdout(config: TrainConfig) -> list[Picture]:
 def _measure(model: MaskedAutoencoder, held_out: list[Picture]) -> dict[str, float]:
     if not held_out:
         return {}
-    figures = evaluate_reconstruction(model, held_out, baselines=False)["model"]
-    return {f"holdout_{name}": value.mean for name, value in figures.summary().items()}
+    summary = summarize(evaluate_reconstruction(model, held_out, baselines=False))["model"]
+    return {f"holdout_{name}": figure.mean for name, figure in summary.items()}
 
 
 def _draw_grid(model: MaskedAutoencoder, pictures: Sequence[Picture]) -> Image.Image:

@@ -1,19 +1,36 @@
 import json
+import logging
 import math
+import os
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import mae_core.evaluate
+import mae_core.evaluation.reconstruction as evaluation
+from mae_core import devices
 from mae_core.checkpoint import save_weights
 from mae_core.config import ModelConfig
 from mae_core.errors import ConfigError, DataError, MaskError
-from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_pictures
+from mae_core.evaluation.reconstruction import (
+    Figures,
+    FittedPictures,
+    PSNRSummary,
+    Summary,
+    evaluate_reconstruction,
+    load_pictures,
+    summarize,
+)
 from mae_core.models.mae import MaskedAutoencoder
-from mae_core.reconstruction import Reconstructor
+from mae_core.reconstruction import Rebuilt, Reconstructor
+from tests.pictures import draw_picture
 
 
 def test_figures_are_those_of_each_picture_alone(
@@ -83,7 +100,7 @@ def test_pictures_are_measured_at_the_size_asked_for(
     assert {picture.size for picture in pictures} == {(96, 96)}
     with pytest.raises(ConfigError, match="from 8 to 1024, such as 96"):
         load_pictures(picture_folder, small_config, image_size=100)
-    with pytest.raises(ConfigError, match="takes 4 channels"):
+    with pytest.raises(DataError, match="could be read as a picture"):
         load_pictures(
             picture_folder, replace(small_config, in_chans=4, mean=(0.5,) * 4, std=(0.5,) * 4)
         )
@@ -137,3 +154,161 @@ def test_the_command_prints_a_table_or_json(
     assert report["pictures"] == 12
     assert set(report["methods"]["model"]) == {"loss", "psnr", "ssim"}
     assert torch.isfinite(torch.tensor(report["methods"]["telea"]["psnr"]["mean"]))
+
+
+@pytest.fixture
+def weights(small_model: MaskedAutoencoder, tmp_path: Path) -> str:
+    path = tmp_path / "run" / "weights.safetensors"
+    save_weights(path, small_model, record={})
+    return str(path.parent)
+
+
+def test_a_picture_filled_without_error_counts_for_every_method(
+    small_model: MaskedAutoencoder,
+) -> None:
+    flat, drawn = Image.new("RGB", (48, 48), "red"), draw_picture(1, 48, 48)
+    figures = evaluate_reconstruction(small_model, [flat, drawn])
+    assert {len(method.psnr) for method in figures.values()} == {2}
+    assert figures["mean_colour"].psnr[0] == figures["telea"].psnr[0] == 100
+    summary = summarize(figures)
+    assert {method["psnr"].n for method in summary.values()} == {2}
+    psnr = summary["telea"]["psnr"]
+    assert isinstance(psnr, PSNRSummary)
+    assert psnr.capped == 1
+    assert psnr.mean == pytest.approx((100 + figures["telea"].psnr[1]) / 2)
+    # Half of the error of the one that has an error.
+    assert psnr.pooled == pytest.approx(figures["telea"].psnr[1] + 10 * math.log10(2), abs=1e-4)
+
+
+def test_a_figure_that_is_missing_in_one_method_counts_in_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    figures = {
+        "model": Figures([1.0, math.nan, 3.0], [20.0, math.nan, 22.0], [math.nan] * 3),
+        "telea": Figures([], [10.0, 90.0, 12.0], [math.nan] * 3),
+    }
+    summary = summarize(figures)
+    assert summary["model"]["loss"] == Summary(2.0, 1.0, 2)
+    assert (summary["telea"]["psnr"].mean, summary["telea"]["psnr"].n) == (11.0, 2)
+    assert "ssim" not in summary["model"]
+    assert "the psnr of 1 of 3 pictures is not a number" in caplog.text
+    assert summarize({"model": Figures()}) == {"model": {}}
+
+
+def test_what_a_model_gets_wrong_is_null_and_counted(
+    weights: str,
+    picture_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rebuild = evaluation.rebuild
+
+    def spoilt(*args: Any) -> Rebuilt:
+        rebuilt = rebuild(*args)
+        pixels = rebuilt.pixels.clone()
+        pixels[0] = math.nan
+        return replace(rebuilt, pixels=pixels)
+
+    monkeypatch.setattr(evaluation, "rebuild", spoilt)
+    command = ["reconstruction", weights, str(picture_folder), "--device", "cpu"]
+    assert mae_core.evaluate.main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert report["not_finite"]["model"] == {"loss": 0, "psnr": 1, "ssim": 1}
+    assert report["rows"][0]["model"]["psnr"] is None
+    assert report["rows"][0]["telea"]["psnr"] > 0
+    assert {method["psnr"]["n"] for method in report["methods"].values()} == {11}
+    assert mae_core.evaluate.main(command) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert all(line.split()[1] == "11" for line in table if line.startswith(("model", "telea")))
+
+
+def test_files_that_cannot_be_read_are_counted_and_named(
+    weights: str, picture_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = os.path.join(os.fsencode(picture_folder), b"caf\xe9\n.jpg")
+    for name in (odd, os.fsencode(picture_folder / "a" / "cut.png")):
+        with open(name, "wb") as file:
+            file.write(b"no picture")
+    command = ["reconstruction", weights, str(picture_folder), "--device", "cpu"]
+    assert mae_core.evaluate.main(command) == 0
+    table = capsys.readouterr().out
+    assert "12 of 14 pictures, 2 unreadable: a/cut.png, caf\\xe9\\n.jpg\n" in table
+    assert mae_core.evaluate.main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["unreadable"] == ["a/cut.png", "caf\\xe9\\n.jpg"]
+    assert (report["pictures"], report["files"]) == (12, 14)
+    assert [row["file"] for row in report["rows"]][:2] == ["a/01.jpg", "a/03.png"]
+    assert report["rows"][3]["model"].keys() == {"loss", "psnr", "ssim"}
+
+
+def test_the_command_measures_in_float32_and_without_baselines_if_asked(
+    weights: str,
+    picture_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(evaluation, "_fillers", lambda: pytest.fail("made a baseline"))
+    command = ["reconstruction", weights, str(picture_folder), "--device", "cpu"]
+    assert mae_core.evaluate.main([*command, "--no-baselines", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["precision"] == "float32"
+    assert list(report["methods"]) == ["model"]
+    # The very figures of a run's own measurement.
+    model = Reconstructor.from_pretrained(weights, device="cpu", precision="float32").model
+    figures = evaluate_reconstruction(
+        model, load_pictures(picture_folder, model.config), baselines=False
+    )
+    assert [row["model"]["psnr"] for row in report["rows"]] == figures["model"].psnr
+
+
+def test_pictures_are_read_while_they_are_measured(
+    small_model: MaskedAutoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(120):
+        draw_picture(i, 60 + i % 3, 60).save(folder / f"{i:03d}.png")
+    alive: weakref.WeakValueDictionary[int, Image.Image] = weakref.WeakValueDictionary()
+    most = 0
+    fit = evaluation.fit_to_model
+
+    def watched(*args: Any) -> Image.Image:
+        nonlocal most
+        fitted = fit(*args)
+        alive[id(fitted)] = fitted
+        most = max(most, len(alive))
+        return fitted
+
+    monkeypatch.setattr(evaluation, "fit_to_model", watched)
+    pictures = FittedPictures(folder, small_model.config)
+    figures = evaluate_reconstruction(small_model, pictures, baselines=False)
+    assert most <= 60
+    assert len(figures["model"].psnr) == len(pictures.names) == 120
+    monkeypatch.undo()
+    at_once = evaluate_reconstruction(
+        small_model, load_pictures(folder, small_model.config), baselines=False
+    )
+    assert at_once == figures
+
+
+def test_pictures_may_come_from_anywhere(small_model: MaskedAutoencoder) -> None:
+    def drawn() -> Iterator[Image.Image]:
+        for i in range(45):
+            yield draw_picture(i, 48, 48)
+
+    figures = evaluate_reconstruction(small_model, drawn(), seed=np.uint8(250), baselines=False)
+    listed = evaluate_reconstruction(small_model, [*drawn()], seed=250, baselines=False)
+    assert figures == listed
+
+
+def test_an_evaluated_folder_is_listed_as_a_trained_one(
+    small_config: ModelConfig, picture_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (picture_folder / "a").rename(picture_folder.parent / "elsewhere")
+    (picture_folder / "a").symlink_to(picture_folder.parent / "elsewhere")
+    (picture_folder / "notes.txt").write_text("hello")
+    with caplog.at_level(logging.INFO):
+        assert len(load_pictures(picture_folder, small_config)) == 12
+    assert "12 pictures below" in caplog.text
+    assert "skipped 1 text file" in caplog.text
