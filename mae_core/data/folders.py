@@ -57,7 +57,7 @@ FORMATS = (
         lambda: bool(features.check("avif")), "take a build of Pillow that reads AVIF",
     ),
     Format(
-        "HEIC", _start(rb"....ftyp(?:hei[cx]|hevc|mif1|msf1)"), (".heic", ".heif"),
+        "HEIC", _start(rb"....ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)"), (".heic", ".heif"),
         lambda: find_spec("pillow_heif") is not None, "pip install pillow-heif",
     ),
     Format("NumPy", _start(rb"\x93NUMPY"), (".npy",)),
