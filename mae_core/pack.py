@@ -8,8 +8,8 @@ and `OUT/pictures.json`, which says where each begins and has the SHA-256 of the
 it with `data.pack=OUT`, also where the pictures themselves are not. Packing again does nothing
 unless a file came, went or changed.
 
-Fields: `short_side=256`, the most pixels that a picture keeps on its shorter side;
-`max_unreadable=0.05`, the largest share of files that may be unreadable.
+Fields: `short_side=256`, the most pixels that a picture keeps on its shorter side, 0
+for all of them;`max_unreadable=0.05`, the largest share of files that may be unreadable.
 """
 
 import logging

@@ -37,14 +37,14 @@ def _suffix_list() -> str:
 
 
 def decode_reduced(source: Path | bytes, short_side: int) -> Image.Image:
-    """A picture, its shorter side reduced to at most `short_side` pixels.
+    """A picture, its shorter side reduced to at most `short_side` pixels; 0 for as it is.
 
     Raises:
         ImageError: If it cannot be used.
     """
     picture = decode_image(source)
     scale = short_side / min(picture.size)
-    if scale >= 1:
+    if not 0 < scale < 1:
         return picture
     size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
     return picture.resize(size, Image.Resampling.BICUBIC)
@@ -77,7 +77,7 @@ class FolderImages:
 
         Args:
             folder: Searched through all its subfolders.
-            short_side: Larger pictures are reduced to this shorter side, in pixels.
+            short_side: Larger pictures are reduced to this shorter side, in pixels; 0 for none.
             max_unreadable: Largest share of unreadable files, 0..1.
 
         Raises:

@@ -180,7 +180,7 @@ def pack_folder(
     Args:
         folder: Searched through all its subfolders.
         cache: Folder of the pack.
-        short_side: Larger pictures are reduced to this shorter side, in pixels.
+        short_side: Larger pictures are reduced to this shorter side, in pixels; 0 for none.
         max_unreadable: Largest share of unreadable files, 0..1.
 
     Raises:

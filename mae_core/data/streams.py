@@ -78,7 +78,7 @@ class PictureStream:
             name: What the data set is called in messages.
             cache: Folder that remembers how long the epochs were, which spares a resumed run
                 reading all of them again.
-            short_side: Larger pictures are reduced to this shorter side, in pixels.
+            short_side: Larger pictures are reduced to this shorter side, in pixels; 0 for none.
             max_unreadable: Largest share of unreadable pictures, 0..1.
         """
         self._examples = examples
