@@ -40,7 +40,7 @@ from benchmarks.bench_train import ours, random_images
 from mae_core import PRESETS
 from mae_core.config import DataConfig
 from mae_core.data.folders import find_images
-from mae_core.data.loader import BatchLoader, Pictures
+from mae_core.data.loader import BatchLoader
 from mae_core.data.sources import Source, open_pictures
 
 SIDE = 224
@@ -51,19 +51,6 @@ GENERATED, WIDTH, HEIGHT = 512, 500, 375
 
 # Runs once and says how many images it did in a second.
 Speed = Callable[[], float]
-
-
-class Plain:
-    """A pack's pictures as if they were no pack, so that it stays in the computer's memory."""
-
-    def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
-
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._pictures[index]
 
 
 def gather_pictures(args: argparse.Namespace, folder: Path) -> None:
@@ -92,8 +79,8 @@ def open_sources(args: argparse.Namespace, work: Path) -> dict[str, tuple[Source
     if args.device == "cpu":
         sources["pack"] = (pack, packed)
     else:
-        sources["pack, resident on the device"] = (pack, packed)
-        sources["pack, regions travel"] = (Plain(pack), packed)
+        sources["pack, resident on the device"] = (pack, replace(packed, resident=True))
+        sources["pack, regions travel"] = (pack, packed)
     if importlib.util.find_spec("datasets"):
         shards = replace(base, shards=str(write_shards(folder, work)))
         sources["shards"] = (open_pictures(shards, work), shards)

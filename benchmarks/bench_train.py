@@ -47,7 +47,7 @@ PRECISION = "bfloat16"
 MASK_RATIO = 0.75
 # Whose versions matter.
 PACKAGES = ("torch", "timm", "transformers")
-OPTIM = OptimConfig()
+OPTIM = OptimConfig(lr=1.5e-4)
 # Products large enough that their rate is the machine's and not the call's: side and number.
 MATMULS = {"cpu": (2048, 1), "cuda": (8192, 20)}
 COMPILED = "compiled (ours by blocks, as the trainer does; transformers' as a whole)"

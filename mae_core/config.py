@@ -5,9 +5,11 @@ goes to and from JSON (`to_dict`, `from_dict`) and takes `field.path=value` chan
 command line (`with_overrides`).
 """
 
+import contextlib
 import dataclasses
 import json
 import math
+import numbers
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -26,6 +28,20 @@ _COUNTS = (
     "image_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads",
     "decoder_embed_dim", "decoder_depth", "decoder_num_heads",
 )  # fmt: skip
+
+
+def _convert_numbers(config: Any) -> None:
+    """Make Python's own numbers of numpy's, which JSON and torch do not take."""
+    for item in dataclasses.fields(config):
+        object.__setattr__(config, item.name, _plain_number(getattr(config, item.name)))
+
+
+def _plain_number(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_plain_number(item) for item in value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, int) else value
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,7 @@ class ModelConfig:
     value_range: tuple[tuple[float, float], ...] | None = None
 
     def __post_init__(self) -> None:
+        _convert_numbers(self)
         if self.in_chans != 3 and (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD):
             for name in ("mean", "std"):
                 object.__setattr__(self, name, (0.5,) * self.in_chans)
@@ -189,21 +206,34 @@ def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     """Change fields of a config by `field.path=value` texts.
 
-    A value is read as JSON, or as it stands where it is no JSON or the field takes text. The
-    config is checked once all changes are made, so fields that hang together may be given in
-    any order.
+    A value is read as JSON, or as it stands where it is no JSON or the field takes text. Lists
+    need no brackets, one number where two are needed is both of them, and a whole number may
+    be written as 1e5. The config is checked once all changes are made, so fields that hang
+    together may be given in any order.
 
     Raises:
         ConfigError: If a text has no `=`, a field is unknown, a value has the wrong type or
             the changed fields do not go together.
     """
     values = to_dict(config)
+    given = {text.partition("=")[0] for text in overrides}
+    if isinstance(config, TrainConfig):
+        aside = [other for name, other in _PUTS_ASIDE if name in given and other not in given]
+        overrides = [*overrides, *(f"{other}=0" for other in aside)]
     for text in overrides:
         path, separator, value = text.partition("=")
         if not separator or not path:
             raise ConfigError(f"{text!r} is not of the form field=value, such as epochs=20")
         _set_at(values, type(config), path.split("."), value, path)
     return from_dict(type(config), values)
+
+
+# What counts only where the other is 0, and the other.
+_PUTS_ASIDE = (
+    ("steps", "epochs"),
+    ("optim.warmup_steps", "optim.warmup_epochs"),
+    ("optim.base_lr", "optim.lr"),
+)
 
 
 def _set_at(values: dict[str, Any], cls: type, path: list[str], text: str, full_path: str) -> None:
@@ -230,12 +260,28 @@ def _read_value(hint: Any, text: str) -> Any:
         value = json.loads(text)
     except ValueError:
         value = {"True": True, "False": False, "None": None}.get(text, text)
+    if typing.get_origin(hint) is tuple:
+        value = _read_list(hint, text, value)
     # A folder called 007 or 1e3 is a name, not a number.
     return text if hint is str and not isinstance(value, str) else value
 
 
+def _read_list(hint: Any, text: str, value: Any) -> Any:
+    """A list without its brackets, or one number for all of as many as are needed."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return json.loads(f"[{text}]")
+    numbers_needed = typing.get_args(hint)
+    if isinstance(value, int | float) and Ellipsis not in numbers_needed:
+        return [value] * len(numbers_needed)
+    return value
+
+
 def _coerce(hint: Any, value: Any, name: str) -> Any:
     """`value` as the annotated type, or a ConfigError that says what the field takes."""
+    value = _plain_number(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if isinstance(value, hint):
@@ -321,7 +367,8 @@ class DataConfig:
             the percentiles of the data set, or the full range of its number format if more than
             half of that is used (see `find_value_range`); `dtype` for the full range; or
             `LOW,HIGH`.
-        short_side: Pictures are kept with their shorter side at most this many pixels.
+        short_side: Pictures are kept with their shorter side at most this many pixels; 0 for as
+            they are.
         max_unreadable: Largest share of unreadable files, 0..1; above it the run stops.
         crop: `random` is RandomResizedCrop; `fixed` a window of seven eighths of the picture's
             shorter side at a random place; `centre` the same square every time (He et al.
@@ -332,6 +379,8 @@ class DataConfig:
         color_jitter: Brightness, contrast and saturation are each multiplied by a factor drawn
             from 1 - this to 1 + this; 0..1.
         workers: Threads that decode and crop.
+        resident: Whether a pack is copied to the GPU as a whole and cropped there, if it takes
+            at most half of the memory that is free when the run starts.
     """
 
     folder: str = ""
@@ -353,16 +402,21 @@ class DataConfig:
     flip: bool = True
     color_jitter: float = 0.0
     workers: int = 4
+    resident: bool = False
 
     def __post_init__(self) -> None:
+        _convert_numbers(self)
         named = [name for name in SOURCES if getattr(self, name)]
         if len(named) > 1:
             raise ConfigError(f"data.{' and data.'.join(named)} are given; give one source")
         as_value_range(self.range)
         _check_range("data.crop_area", self.crop_area, 0.0, 1.0)
         _check_range("data.crop_aspect", self.crop_aspect, 0.0, float("inf"))
-        if self.short_side < 16:
-            raise ConfigError(f"data.short_side is {self.short_side}; give at least 16 pixels")
+        if self.short_side != 0 and self.short_side < 16:
+            raise ConfigError(
+                f"data.short_side is {self.short_side}; give at least 16 pixels, or 0 to keep "
+                "pictures as they are"
+            )
         if not 0 <= self.max_unreadable <= 1:
             raise ConfigError(f"data.max_unreadable is {self.max_unreadable}; give 0 to 1")
         if not 0 <= self.color_jitter <= 1:
@@ -388,6 +442,7 @@ class MaskConfig:
     grid: float = 0.0
 
     def __post_init__(self) -> None:
+        _convert_numbers(self)
         _check_range("mask.ratio", self.ratio, 0.0, 1.0)
         shares = (self.random, self.block, self.grid)
         if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
@@ -400,8 +455,10 @@ class OptimConfig:
 
     Attributes:
         name: `adamw`, or `muon` for the blocks' matrices with AdamW for the rest.
-        lr: Peak learning rate, as is: not scaled by the batch.
-        weight_decay: On matrices; biases, norms and tokens have none.
+        lr: Peak learning rate, as is. Where it is 0, the peak is base_lr * batch_size / 256;
+            `base_lr=` on a command line puts the `lr` of a recipe aside.
+        base_lr: Peak learning rate of a batch of 256; not looked at where `lr` is above 0.
+        weight_decay: Of all parameters but biases and norms.
         betas: AdamW's.
         warmup_steps: Steps of linear warm-up from 0.
         warmup_epochs: The same in epochs; takes the place of `warmup_steps` where above 0.
@@ -410,7 +467,8 @@ class OptimConfig:
     """
 
     name: typing.Literal["adamw", "muon"] = "adamw"
-    lr: float = 1.5e-4
+    lr: float = 0.0
+    base_lr: float = 1.5e-4
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 300
@@ -419,9 +477,13 @@ class OptimConfig:
     clip_grad: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ConfigError(f"optim.lr is {self.lr}; it must be above 0")
-        for name in ("weight_decay", "final_lr", "clip_grad", "warmup_steps", "warmup_epochs"):
+        _convert_numbers(self)
+        if not self.lr and not self.base_lr:
+            raise ConfigError("optim.lr and optim.base_lr are both 0; give one of them")
+        for name in (
+            "lr", "base_lr", "weight_decay", "final_lr", "clip_grad", "warmup_steps",
+            "warmup_epochs",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; give 0 or more")
 
@@ -437,6 +499,9 @@ class StageConfig:
 
     image_size: int = 224
     share: float = 1.0
+
+    def __post_init__(self) -> None:
+        _convert_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -460,6 +525,7 @@ class SystemConfig:
     shard: bool = False
 
     def __post_init__(self) -> None:
+        _convert_numbers(self)
         if self.accumulate < 1:
             raise ConfigError(f"system.accumulate is {self.accumulate}; give at least 1")
 
@@ -480,6 +546,7 @@ class RecoveryConfig:
     spike: float = 4.0
 
     def __post_init__(self) -> None:
+        _convert_numbers(self)
         if self.max_rollbacks < 0 or not 0 < self.lr_factor <= 1:
             raise ConfigError("recovery: max_rollbacks is 0 or more, lr_factor above 0 up to 1")
         if self.spike != 0 and self.spike <= 1:
@@ -542,6 +609,7 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        _convert_numbers(self)
         for name in ("steps", "batch_size", "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -7,6 +7,7 @@ the same mask on every device.
 """
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,10 +95,11 @@ def num_visible(length: int, mask_ratio: float, *, for_loss: bool = False) -> in
     Raises:
         MaskError: If the ratio is not within 0..1 or there are too few patches.
     """
-    if isinstance(mask_ratio, bool) or not isinstance(mask_ratio, int | float):
+    if isinstance(mask_ratio, bool) or not isinstance(mask_ratio, numbers.Real):
         raise MaskError(f"mask_ratio is {mask_ratio!r}; give a number from 0 to 1")
     if not 0 <= mask_ratio <= 1:
         raise MaskError(f"mask_ratio is {mask_ratio}; it must be from 0 to 1, such as 0.75")
+    mask_ratio = float(mask_ratio)
     most = length - 1 if for_loss else length
     if most < 1:
         raise MaskError(f"{length} patches are too few to mask; use a larger picture")
@@ -146,9 +148,13 @@ def generators(
                 f"{len(seeds)} seeds for {n} images; give one an image, or a single int"
             )
     for value in seeds:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, numbers.Integral)
+            or not 0 <= int(value) <= MAX_SEED
+        ):
             raise MaskError(f"seed is {value!r}; it must be a whole number from 0 to {MAX_SEED}")
-    return [torch.Generator().manual_seed(value) for value in seeds]
+    return [torch.Generator().manual_seed(int(value)) for value in seeds]
 
 
 def random_mask(

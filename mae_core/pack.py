@@ -9,8 +9,8 @@ of each file. Train on it with `data.pack=OUT`, also where the pictures themselv
 pictures of `data.holdout` that are in the pack are left out then, told by their files' hashes.
 Packing again does nothing unless a file came, went or changed.
 
-Fields: `short_side=256`, the most pixels that a picture keeps on its shorter side;
-`max_unreadable=0.05`, the largest share of files that may be unreadable; and for measurements
+Fields: `short_side=256`, the most pixels that a picture keeps on its shorter side, 0 for all of
+them; `max_unreadable=0.05`, the largest share of files that may be unreadable; and for measurements
 `channels=3`, `bands=3,2,1` and `range=auto`, which `DataConfig` explains.
 """
 

@@ -50,7 +50,12 @@ from mae_core.training.loop import Output, Trainer, require_even_shares
 from mae_core.training.pca import fit_pca
 from mae_core.training.report import write_report
 from mae_core.training.run_log import Progress, RunLog, import_tensorboard
-from mae_core.training.schedule import image_size_at, with_steps
+from mae_core.training.schedule import (
+    image_size_at,
+    with_image_size_of_model,
+    with_peak_lr,
+    with_steps,
+)
 from mae_core.training.state import (
     RunState,
     note_changes,
@@ -82,22 +87,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"  {name:<14} {(make.__doc__ or '').splitlines()[0]}")
         return 0
     name, changes = arguments[0], arguments[1:]
-    begun = with_overrides(recipe(name), [c for c in changes if c.startswith("init_from=")])
+    plain = recipe(name)
+    begun = with_overrides(plain, [c for c in changes if c.startswith("init_from=")])
     if not begun.init_from:
-        return run(with_overrides(begun, changes), name)
+        return run(with_overrides(begun, changes), name, unchanged=plain)
     # With weights to begin with, these change the model of the weights, not of the recipe.
     of_model = [change for change in changes if change.startswith(("model=", "model."))]
     config = with_overrides(begun, [change for change in changes if change not in of_model])
-    return run(config, name, of_model)
+    return run(config, name, of_model, plain)
 
 
-def run(config: TrainConfig, recipe_name: str, model_changes: Sequence[str] = ()) -> int:
+def run(
+    config: TrainConfig,
+    recipe_name: str,
+    model_changes: Sequence[str] = (),
+    unchanged: TrainConfig | None = None,
+) -> int:
     """Train to the end and write the weights, or save where a signal asks to stop.
 
     Args:
         config: The run. With `init_from` the model has the shape of those weights.
         recipe_name: What the weights' record calls it.
         model_changes: `model.field=value` texts that go before the shape of those weights.
+        unchanged: What `config` was before its fields were changed, for those that follow from
+            others; see `with_image_size_of_model`.
 
     Returns:
         The exit status: 0, or 128 plus the signal's number, as shells report it.
@@ -117,7 +130,9 @@ def run(config: TrainConfig, recipe_name: str, model_changes: Sequence[str] = ()
             torch.set_float32_matmul_precision("high")
         require_even_shares(config, world.size)
         config = _shaped(config, model_changes, world)
-        finished = _run_in(world, stop, config, recipe_name)
+        if unchanged:
+            config = with_image_size_of_model(config, unchanged)
+        finished = _run_in(world, stop, with_peak_lr(config), recipe_name)
         return 0 if finished else 128 + stop.signal
 
 
@@ -188,7 +203,13 @@ def _open_pictures(config: TrainConfig, world: World) -> Source:
     if world.is_first:
         pictures = open_pictures(config.data, _cache(config), config.model)
     world.wait()
-    return pictures if world.is_first else open_pictures(config.data, _cache(config), config.model)
+    if world.is_first:
+        return pictures
+    data = config.data
+    if data.folder and data.decode == "once":
+        # The pack itself, without a look at every file of the folder in every process.
+        data = replace(data, folder="", pack=str(_cache(config)), holdout="")
+    return open_pictures(data, _cache(config), config.model)
 
 
 def _cache(config: TrainConfig) -> Path:

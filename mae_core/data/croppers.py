@@ -111,17 +111,21 @@ class ResidentCrops:
 Cropper: TypeAlias = HostCrops | RegionCrops | ResidentCrops
 
 
-def choose_cropper(pictures: object, device: torch.device, count: int) -> Cropper:
-    """The fastest cropper.
+def choose_cropper(
+    pictures: object, device: torch.device, count: int, *, resident: bool
+) -> Cropper:
+    """What crops on a device.
 
     Args:
         pictures: Where crops are taken from.
         device: Where they are wanted.
         count: How many; copying a whole pack is not worth it for fewer than it has pictures.
+        resident: Whether a pack may be copied to a GPU as a whole.
     """
     if device.type == "cpu":
         return HostCrops()
-    if device.type == "cuda" and isinstance(pictures, PackedImages) and count >= len(pictures):
+    asked = resident and device.type == "cuda"
+    if asked and isinstance(pictures, PackedImages) and count >= len(pictures):
         free, _ = torch.cuda.mem_get_info(device)
         if pictures.pixels.nbytes <= _RESIDENT_SHARE * free:
             return ResidentCrops(pictures, device)

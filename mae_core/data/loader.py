@@ -7,9 +7,9 @@ its share of each batch, so that all of them together see what one would have se
 have an order of their own (see `streams`); their crops are drawn alike.
 
 Where the pixels are cropped depends on the device. For a CPU, threads crop each picture. For
-others the batch is cropped there: out of a pack that was copied there as a whole, if it takes
-no more than half of the device's free memory and so many pictures are asked for, else out of
-the regions that threads cut.
+others the batch is cropped there, out of the regions that threads cut; or, with
+`data.resident`, out of a pack that was copied there as a whole, if it takes no more than half of
+the device's free memory and so many pictures are asked for.
 """
 
 from collections import deque
@@ -152,7 +152,9 @@ class BatchLoader:
     def _cropper_for(self, count: int) -> Cropper:
         """The cropper for a run of so many pictures; a whole pack is worth copying once."""
         if self._cropper is None or not isinstance(self._cropper, ResidentCrops):
-            self._cropper = choose_cropper(self._pictures, self._device, count)
+            self._cropper = choose_cropper(
+                self._pictures, self._device, count, resident=self._config.resident
+            )
         return self._cropper
 
     def _threads(self, count: int) -> ThreadPoolExecutor:

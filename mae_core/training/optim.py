@@ -13,16 +13,16 @@ from mae_core.devices import cpu_has_bfloat16
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
     """The optimisers of a run; each trainable parameter is in exactly one of them.
 
-    Matrices decay; biases, norms and tokens do not (He et al. 2022, A.1). With `muon` the
-    matrices inside the blocks are updated by orthogonalised momentum (Jordan et al. 2024),
-    scaled so that AdamW's learning rate and decay fit it (Liu et al. 2025).
+    All decay but biases and other vectors, as in the official pre-training, so class and mask
+    tokens do. With `muon` the matrices inside the blocks are updated by orthogonalised momentum
+    (Jordan et al. 2024), scaled so that AdamW's learning rate and decay fit it (Liu et al. 2025).
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     hidden = [p for name, p in named if config.name == "muon" and _is_block_matrix(name, p)]
     taken = {id(p) for p in hidden}
     rest = [(name, p) for name, p in named if id(p) not in taken]
-    decayed = [p for name, p in rest if _decays(name, p)]
-    plain = [p for name, p in rest if not _decays(name, p)]
+    decayed = [p for _, p in rest if p.ndim > 1]
+    plain = [p for _, p in rest if p.ndim == 1]
     groups: list[dict[str, Any]] = [
         {"params": decayed},
         {"params": plain, "weight_decay": 0.0},
@@ -45,10 +45,10 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
-    """Give every group of every optimiser this learning rate."""
+    """Give each group this learning rate, times its own `lr_scale` where it has one."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def as_one(optimizers: list[torch.optim.Optimizer]) -> torch.optim.Optimizer:
@@ -78,10 +78,6 @@ class _Together:
 
 def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and "blocks." in name
-
-
-def _decays(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim >= 2 and not name.endswith("_token")
 
 
 class Float32Muon(torch.optim.Muon):

@@ -52,6 +52,57 @@ def _with_epochs_as_steps(config: TrainConfig, pictures: int | None) -> TrainCon
     return dataclasses.replace(config, steps=steps, optim=optim)
 
 
+def with_peak_lr(config: TrainConfig) -> TrainConfig:
+    """The run with its peak learning rate, from that of a batch of 256 where it gives that.
+
+    The rule of He et al. 2022 (A.1).
+    """
+    optim = config.optim
+    if optim.lr:
+        return config
+    lr = optim.base_lr * config.batch_size / 256
+    _log.info(
+        "learning rate %g = optim.base_lr=%g * batch_size=%d / 256",
+        lr, optim.base_lr, config.batch_size,
+    )  # fmt: skip
+    return dataclasses.replace(config, optim=dataclasses.replace(optim, lr=lr))
+
+
+def with_image_size_of_model(config: TrainConfig, recipe: TrainConfig) -> TrainConfig:
+    """The run with picture sizes that follow a change of `model.image_size`.
+
+    Stages that are still the recipe's are scaled alike, to whole patches. Pictures are then kept
+    at least as large as the largest crop, where `data.short_side` is still the recipe's; where
+    it is not and is too small, a warning says that crops are enlarged.
+
+    Args:
+        config: The run.
+        recipe: What it was before its fields were changed.
+    """
+    side, patch = config.model.image_size, config.model.patch_size
+    if side == recipe.model.image_size:
+        return config
+    stages, data = config.stages, config.data
+    if stages == recipe.stages:
+        scale = side / recipe.model.image_size / patch
+        stages = tuple(
+            dataclasses.replace(stage, image_size=patch * max(round(stage.image_size * scale), 2))
+            for stage in stages
+        )
+        sizes = ", ".join(str(stage.image_size) for stage in stages)
+        _log.info("crops of %s pixels, for model.image_size=%d", sizes, side)
+    largest = max(stage.image_size for stage in stages)
+    if 0 < data.short_side < largest:
+        if data.short_side == recipe.data.short_side:
+            data = dataclasses.replace(data, short_side=largest)
+        else:
+            _log.warning(
+                "data.short_side=%d is less than the largest crop: %d pixels of a crop are made "
+                "of fewer", data.short_side, largest,
+            )  # fmt: skip
+    return dataclasses.replace(config, stages=stages, data=data)
+
+
 def lr_at(step: int, steps: int, config: OptimConfig) -> float:
     """The learning rate of a step: linear warm-up, then half a cosine (He et al. 2022, A.1).
 

@@ -172,9 +172,11 @@ def _saved(config: TrainConfig) -> dict[str, Any] | None:
         return None
     content = load_latest(folder)
     for name, kinds in _KINDS.items():
-        if not isinstance(content.get(name), kinds):
-            found = type(content[name]).__name__ if name in content else "nothing"
-            raise _unusable(config, f"its {name!r} is {found} instead of {kinds[0].__name__}")
+        if name not in content:
+            raise _unusable(config, f"it has no {name!r}")
+        if not isinstance(content[name], kinds):
+            found, needed = type(content[name]).__name__, kinds[0].__name__
+            raise _unusable(config, f"its {name!r} is of type {found} instead of {needed}")
     return content
 
 
@@ -416,7 +418,10 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) 
     groups = optimizer.state_dict()["param_groups"]
     sizes = [[len(group["params"]) for group in these] for these in (groups, saved["param_groups"])]
     if sizes[0] != sizes[1]:
-        raise ValueError(f"its optimiser has groups of {sizes[1]} parameters instead of {sizes[0]}")
+        raise ValueError(
+            f"its optimiser has groups of {sizes[1]} parameters instead of {sizes[0]}, as those "
+            "of other versions have"
+        )
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from mae_core.config import (
     PRESETS,
     DataConfig,
+    MaskConfig,
     ModelConfig,
+    StageConfig,
     TrainConfig,
     from_dict,
     preset,
@@ -228,6 +231,10 @@ def test_what_all_overrides_make_together_is_still_checked() -> None:
         (["limit=None"], Outer()),
         (["flip=False"], Outer(flip=False)),
         (["inner.lr=1", "inner.lr=2"], Outer(inner=Inner(lr=2.0))),
+        (["inner.betas=0.8, 0.9"], Outer(inner=Inner(betas=(0.8, 0.9)))),
+        (["inner.betas=0.5"], Outer(inner=Inner(betas=(0.5, 0.5)))),
+        (["inner.betas=1"], Outer(inner=Inner(betas=(1.0, 1.0)))),
+        (["limit=1e5"], Outer(limit=100_000)),
     ],
 )
 def test_overrides_reach_every_kind_of_field(texts: list[str], expected: Outer) -> None:
@@ -254,7 +261,10 @@ def test_the_config_given_stays_as_it_was() -> None:
         ("inner.lr=true", "inner.lr=True: float is needed"),
         ("inner.lr=NaN", "inner.lr=nan: a finite number is needed"),
         ("inner.lr=1e999", "inner.lr=inf: a finite number is needed"),
-        ("inner.betas=0.9", "inner.betas=0.9: a list such as [1, 2] is needed"),
+        ("inner.betas=few", "inner.betas='few': a list such as [1, 2] is needed"),
+        ("inner.betas=0.9,0.95,1", "inner.betas=[0.9, 0.95, 1]: 2 values are needed"),
+        ("inner.betas=true", "inner.betas=True: float is needed"),
+        ("stages=3", "stages=3: a list such as [1, 2] is needed"),
         ("inner.betas=[0.9]", "inner.betas=[0.9]: 2 values are needed"),
         ("inner.betas=[0.9, null]", "inner.betas=None: float is needed"),
         ("inner.name=sgd", "inner.name='sgd': choose one of adamw, muon"),
@@ -285,6 +295,9 @@ def test_whole_numbers_are_not_rounded() -> None:
         (["data.crop=corner"], "data.crop='corner': choose one of random, fixed, centre"),
         (["model.pca_components=769"], "a patch has 768 values, so give 0 to that many"),
         (["model.pca_components=9", "model.norm_pix=true"], "norm_pix or pca_components, not both"),
+        (["optim.lr=-1"], "optim.lr is -1.0; give 0 or more"),
+        (["optim.lr=0", "optim.base_lr=0"], "optim.lr and optim.base_lr are both 0"),
+        (["data.short_side=15"], "data.short_side is 15; give at least 16 pixels, or 0 to keep"),
         (["optim.warmup_epochs=-1"], "optim.warmup_epochs is -1.0; give 0 or more"),
         (["system.accumulate=0"], "system.accumulate is 0; give at least 1"),
         (["system.shard=true", "optim.name=muon"], "muon needs whole matrices"),
@@ -300,6 +313,53 @@ def test_whole_numbers_are_not_rounded() -> None:
 def test_runs_that_cannot_be(texts: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         with_overrides(TrainConfig(), texts)
+
+
+def test_numbers_may_be_written_as_people_write_them() -> None:
+    texts = ["mask.ratio=0.75", "steps=1e5", "optim.betas=0.9,0.95", "data.crop_area=0.2,1"]
+    config = with_overrides(TrainConfig(), texts)
+    assert config.mask.ratio == (0.75, 0.75)
+    assert (config.steps, type(config.steps)) == (100_000, int)
+    assert config.optim.betas == (0.9, 0.95)
+    assert config.data.crop_area == (0.2, 1.0)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    config = TrainConfig(
+        seed=np.int64(2),  # type: ignore[arg-type]
+        steps=np.int32(5),  # type: ignore[arg-type]
+        ema=np.float32(0.5),  # type: ignore[arg-type]
+        mask=MaskConfig(ratio=(np.float32(0.5), np.float64(0.75))),  # type: ignore[arg-type]
+        model=ModelConfig(depth=np.int64(3)),  # type: ignore[arg-type]
+        stages=(StageConfig(np.int64(32), np.float64(1)),),  # type: ignore[arg-type]
+    )
+    kinds = {type(value) for value in (config.seed, config.steps, config.model.depth)}
+    assert kinds == {int}
+    assert json.loads(json.dumps(to_dict(config)))["mask"]["ratio"] == [0.5, 0.75]
+    assert from_dict(TrainConfig, {"seed": np.int64(2)}).seed == 2
+    with pytest.raises(ConfigError, match="steps=1.5: int is needed"):
+        from_dict(TrainConfig, {"steps": np.float64(1.5)})
+
+
+@pytest.mark.parametrize(
+    ("given", "aside"),
+    [
+        ("steps=7", "epochs"),
+        ("optim.warmup_steps=7", "optim.warmup_epochs"),
+        ("optim.base_lr=7", "optim.lr"),
+    ],
+)
+def test_what_is_given_puts_the_recipes_other_way_to_say_it_aside(given: str, aside: str) -> None:
+    def value_of(config: TrainConfig) -> float:
+        value: Any = config
+        for name in aside.split("."):
+            value = getattr(value, name)
+        return float(value)
+
+    recipe = with_overrides(TrainConfig(), [f"{aside}=3"])
+    assert value_of(with_overrides(recipe, [given])) == 0
+    assert value_of(with_overrides(recipe, [given, f"{aside}=2"])) == 2
+    assert value_of(with_overrides(recipe, ["seed=1"])) == 3
 
 
 def test_a_record_of_a_run_names_no_place() -> None:

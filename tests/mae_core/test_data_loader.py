@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,9 @@ def test_a_batch_has_to_divide_over_the_processes() -> None:
 def cropper(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each of the croppers in turn, all on the CPU."""
 
-    def choose(pictures: PackedImages, device: torch.device, count: int) -> object:
+    def choose(
+        pictures: PackedImages, device: torch.device, count: int, *, resident: bool
+    ) -> object:
         kinds = {"host": HostCrops, "regions": lambda: RegionCrops(device)}
         return kinds.get(request.param, lambda: ResidentCrops(pictures, device))()
 
@@ -192,7 +195,7 @@ def test_all_croppers_jitter_colours(cropper: str) -> None:
         assert value == pytest.approx(rng.uniform(0.5, 1.5), abs=0.01)
 
 
-def test_a_pack_goes_to_the_device_where_it_takes_at_most_half_of_what_is_free(
+def test_a_pack_goes_to_the_device_if_asked_for_and_it_takes_at_most_half_of_what_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pictures, cuda = packed(plain_pictures()), torch.device("cuda", 0)
@@ -202,17 +205,20 @@ def test_a_pack_goes_to_the_device_where_it_takes_at_most_half_of_what_is_free(
         def __init__(self, pack: PackedImages, device: torch.device) -> None:
             made.append((pack, device))
 
+    choose = partial(choose_cropper, resident=True)
     free = 2 * pictures.pixels.nbytes
     monkeypatch.setattr(mae_core.data.croppers, "ResidentCrops", Recorded)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
-    assert isinstance(choose_cropper(pictures, cuda, 10), Recorded)
+    assert isinstance(choose(pictures, cuda, 10), Recorded)
     assert made == [(pictures, cuda)]
-    assert isinstance(choose_cropper(pictures, cuda, 9), RegionCrops)
-    assert isinstance(choose_cropper(plain_pictures(), cuda, 10), RegionCrops)
-    assert isinstance(choose_cropper(pictures, torch.device("mps"), 10), RegionCrops)
-    assert isinstance(choose_cropper(pictures, CPU, 10), HostCrops)
+    assert isinstance(choose(pictures, cuda, 9), RegionCrops)
+    assert isinstance(choose(plain_pictures(), cuda, 10), RegionCrops)
+    assert isinstance(choose(pictures, torch.device("mps"), 10), RegionCrops)
+    assert isinstance(choose(pictures, CPU, 10), HostCrops)
+    assert isinstance(choose_cropper(pictures, cuda, 10, resident=False), RegionCrops)
+    assert len(made) == 1
     free -= 1
-    assert isinstance(choose_cropper(pictures, cuda, 10), RegionCrops)
+    assert isinstance(choose(pictures, cuda, 10), RegionCrops)
 
 
 def test_large_packs_are_copied_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +231,8 @@ def test_large_packs_are_copied_piece_by_piece(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("steps", [1, 6])  # regions travel; the pack is there
 def test_a_gpu_gets_the_batches_of_a_cpu_without_waiting_for_it(steps: int) -> None:
-    pictures, config = packed(noisy_pictures()), DataConfig(color_jitter=0.2)
+    pictures = packed(noisy_pictures())
+    config = DataConfig(color_jitter=0.2, resident=True)
     expected = batches(loader_of(pictures, config=config), 0, steps, side=24)
     loader = loader_of(pictures, config=config, device=torch.device("cuda"))
     made: list[Tensor] = []

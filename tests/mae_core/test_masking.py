@@ -392,12 +392,22 @@ def test_custom_masks_that_cannot_be(array: Any, message: str) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(
-    "seed", [-1, MAX_SEED + 1, 2.0, True, "2", np.int64(2), {"seed": 2}, np.array([2])]
+    "seed", [-1, MAX_SEED + 1, 2.0, True, "2", {"seed": 2}, np.array([2]), np.int64(-1)]
 )
 def test_seed_that_is_no_whole_number_in_range(strategy: str, seed: Any) -> None:
     expected = re.escape(f"seed is {seed!r}; it must be a whole number from 0 to {MAX_SEED}")
     with pytest.raises(MaskError, match=f"^{expected}$"):
         draw_mask(strategy, 1, (4, 4), 0.5, seed=seed)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_numbers_of_numpy_are_numbers(strategy: str) -> None:
+    expected = draw_mask(strategy, 2, (14, 14), 0.75, seed=[2, 3])
+    drawn = draw_mask(
+        strategy, 2, (14, 14), np.float32(0.75), seed=[np.int64(2), np.uint8(3)]  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert torch.equal(drawn.ids_restore, expected.ids_restore)
+    assert torch.equal(drawn.ids_keep, expected.ids_keep)
 
 
 def test_a_bad_seed_among_good_ones() -> None:

@@ -27,6 +27,7 @@ from mae_core.config import (
     StageConfig,
     SystemConfig,
     TrainConfig,
+    with_overrides,
 )
 from mae_core.errors import CheckpointError, ConfigError, MAEError, TrainingError
 from mae_core.masking import PatchMask
@@ -41,7 +42,14 @@ from mae_core.training.precision import (
     prefer_fast_attention,
     training_precision,
 )
-from mae_core.training.schedule import image_size_at, lr_at, mask_at, with_steps
+from mae_core.training.schedule import (
+    image_size_at,
+    lr_at,
+    mask_at,
+    with_image_size_of_model,
+    with_peak_lr,
+    with_steps,
+)
 from mae_core.training.state import start_run
 from mae_core.training.stop import StopRequest
 from tests.mae_core.conftest import MakeRun
@@ -58,6 +66,84 @@ def test_the_learning_rate_warms_up_linearly_and_falls_as_half_a_cosine() -> Non
     assert math.isclose(rates[60], 1.25)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert math.isclose(lr_at(110, 110, config), 0.5)
+
+
+def test_groups_keep_a_scale_of_their_own() -> None:
+    weights = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    optimizer = torch.optim.AdamW(
+        [{"params": weights[:1]}, {"params": weights[1:], "lr_scale": 0.5}]
+    )
+    for lr in (1e-3, 3e-3):
+        optim.set_lr([optimizer], lr)
+        assert [group["lr"] for group in optimizer.param_groups] == [lr, lr / 2]
+
+
+def _peak(name: str, *changes: str) -> float:
+    return with_peak_lr(with_overrides(recipe(name), changes)).optim.lr
+
+
+def test_the_learning_rate_of_256_pictures_is_scaled_by_the_batch_that_is_trained() -> None:
+    for name in ("base", "large", "huge"):
+        assert _peak(name) == pytest.approx(2.4e-3)
+        assert _peak(name, "batch_size=256") == pytest.approx(1.5e-4)
+    assert _peak("cifar") == pytest.approx(6e-4)
+    assert _peak("base", "batch_size=256", "optim.base_lr=1e-3") == pytest.approx(1e-3)
+    # A rate that is given is the rate.
+    assert _peak("base", "optim.lr=1e-3") == _peak("quick", "optim.lr=1e-3") == 1e-3
+    assert _peak("quick", "batch_size=64") == 3e-3
+    assert _peak("quick", "batch_size=64", "optim.base_lr=1e-3") == pytest.approx(2.5e-4)
+
+
+def test_the_resolved_learning_rate_is_said_and_kept(
+    run_config: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    config = run_config(optim=OptimConfig(base_lr=0.0128, warmup_steps=0), steps=1)
+    run(config, "test")
+    assert "learning rate 0.0002 = optim.base_lr=0.0128 * batch_size=4 / 256" in caplog.messages
+    kept = json.loads((Path(config.out) / "config.json").read_text())["optim"]
+    assert kept["lr"] == load_latest(Path(config.out))["config"]["optim"]["lr"] == 0.0002
+
+
+def test_the_papers_recipes_crop_the_pictures_themselves() -> None:
+    for name in ("base", "large", "huge"):
+        data = recipe(name).data
+        assert (data.decode, data.short_side) == ("epoch", 0)
+
+
+def _sizes(name: str, *changes: str) -> tuple[list[int], int]:
+    """The stages of a run and what pictures are kept at."""
+    config = with_overrides(recipe(name), changes)
+    config = with_image_size_of_model(config, recipe(name))
+    return [stage.image_size for stage in config.stages], config.data.short_side
+
+
+def test_crops_and_packs_follow_the_models_image_size(caplog: pytest.LogCaptureFixture) -> None:
+    assert _sizes("quick") == ([128, 224], 160)
+    assert _sizes("quick", "model.image_size=448") == ([256, 448], 448)
+    assert _sizes("quick", "model.image_size=96") == ([48, 96], 160)
+    assert _sizes("small_data", "model.image_size=448") == ([448], 448)
+    assert _sizes("cifar", "model.image_size=64") == ([64], 64)
+    assert _sizes("base", "model.image_size=448") == ([448], 0)
+    assert _sizes("huge", "model.image_size=448") == ([448], 0)
+    # What is given stays.
+    stages = 'stages=[{"image_size":320}]'
+    assert _sizes("quick", "model.image_size=448", stages) == ([320], 320)
+    assert not caplog.messages
+    given = _sizes("quick", "model.image_size=448", "data.short_side=300")
+    assert given == ([256, 448], 300)
+    assert "data.short_side=300 is less than the largest crop" in caplog.text
+
+
+def test_the_command_line_trains_at_the_image_size_that_it_gives(
+    picture_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    small = [change for change in _command(out, picture_folder)[4:] if "stages" not in change]
+    assert main(["quick", *small, "model.image_size=96", "steps=2"]) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert [stage["image_size"] for stage in config["stages"]] == [56, 96]
+    assert config["data"]["short_side"] == 160
 
 
 def test_stages_follow_each_other_by_their_shares() -> None:
@@ -109,8 +195,10 @@ def test_a_mask_for_training_always_removes_something() -> None:
 
 
 def test_every_trainable_parameter_is_in_one_optimiser_and_decays_as_it_should(
-    small_model: MaskedAutoencoder,
+    small_config: ModelConfig,
 ) -> None:
+    """As in the official pre-training: all but biases and other vectors decay, tokens too."""
+    small_model = MaskedAutoencoder(replace(small_config, encoder_mask_tokens=True))
     for name in ("adamw", "muon"):
         optimizers = build_optimizers(small_model, OptimConfig(name=name, weight_decay=0.05))  # type: ignore[arg-type]
         assert len(optimizers) == (1 if name == "adamw" else 2)
@@ -124,8 +212,13 @@ def test_every_trainable_parameter_is_in_one_optimiser_and_decays_as_it_should(
         trainable = {n: p for n, p in small_model.named_parameters() if p.requires_grad}
         assert total == len(trainable) == len(decay)
         for key, parameter in trainable.items():
-            plain = parameter.ndim == 1 or key in ("cls_token", "mask_token")
+            plain = (
+                key.endswith(".bias") or ".norm" in key or key.startswith(("norm", "decoder_norm"))
+            )
             assert decay[id(parameter)] == (0.0 if plain else 0.05), key
+        tokens = {key for key in trainable if key.endswith("_token")}
+        assert tokens == {"cls_token", "mask_token", "encoder_mask_token"}
+        assert not any("pos_embed" in key for key in trainable)
 
 
 def _muon(
@@ -752,6 +845,20 @@ def test_a_warm_up_longer_than_the_run_is_warned_of(
     config = run_config(epochs=1, optim=OptimConfig(lr=1e-3, warmup_epochs=4))
     run(replace(config, out=config.out + "2"), "test")
     assert ["warmup_steps=12 is more than steps=3" in line for line in caplog.messages] == [True]
+
+
+def test_a_checkpoint_with_other_groups_of_parameters_is_refused(run_config: MakeRun) -> None:
+    """As those from before tokens decayed: its moments would go to other parameters."""
+    config = run_config(eval_every=100)
+    run(config, "test")
+    path = Path(config.out) / "checkpoint.pt"
+    content = load_checkpoint(path)
+    decayed, plain = content["optimizers"][0]["param_groups"]
+    plain["params"] = [*decayed["params"][:2], *plain["params"]]
+    del decayed["params"][:2]
+    save_checkpoint(path, content)
+    with pytest.raises(CheckpointError, match=r"has groups of \[3, 33\] parameters instead of \[5"):
+        start_run(config, ALONE)
 
 
 def test_a_run_goes_on_without_the_weights_that_it_began_with(
