@@ -3,3 +3,9 @@
 `python -m app` serves it. Only `__main__`, `ui`, `handlers` and `components` know Gradio;
 `service` is the demo without a page.
 """
+
+import os
+
+# For the same reason as in `mae_core/__init__.py`: before torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

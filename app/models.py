@@ -234,7 +234,10 @@ class ServedModel:
         with self._lock:
             self._refresh()
             state = self._state
-        return _reconstruct(state.reconstructor, [job.request() for job in jobs]), state
+        requests = [job.request() for job in jobs]
+        # Holds for this thread alone, and others that run models may set it otherwise.
+        torch.set_num_threads(state.reconstructor.threads_for(requests))
+        return _reconstruct(state.reconstructor, requests), state
 
     def _refresh(self) -> None:
         version = self.version

@@ -6,6 +6,18 @@ out = r("photo.jpg", mask_ratio=0.75, seed=2)
 out.panels()["pasted"].save("pasted.png")
 """
 
+import os
+import sys
+
+# For `python -m mae_core.train` and its like only, never for programs that import the library.
+# torch's threads spin for milliseconds at each barrier. Where another program has one of the
+# cores, they wait so for one of their own that is not running: a step takes several times as
+# long. libgomp reads the variables when torch is imported, so nothing later can set them.
+if "-m" in sys.orig_argv[:-1] and "OMP_WAIT_POLICY" not in os.environ:
+    _command = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+    if _command.startswith(f"{__name__}."):
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 from mae_core.checkpoint import Weights, load_weights
 from mae_core.config import PRESETS, ModelConfig, preset
 from mae_core.downloads import choose_files, is_offline, is_repository

@@ -1,10 +1,22 @@
-"""Where a model runs and in which number format."""
+"""Where a model runs, in which number format, and on how many threads of the CPU."""
+
+import math
+import os
+from functools import cache
+from pathlib import Path
 
 import torch
 
 from mae_core.errors import DeviceError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+
+# Floating-point operations of a forward pass below which a second thread gains nothing: between a
+# picture of `tiny` and one of `small` (`python -m benchmarks.bench_threads`).
+_ONE_THREAD_FLOPS = 2e9
+
+# Microseconds of CPU time, and the period in which they may be used (cgroup v2).
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -55,3 +67,34 @@ def cpu_has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 matrices by instructions of its own."""
     flags = torch.backends.cpu.get_cpu_capability()
     return flags.startswith("AVX512") and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def choose_threads(flops: float = math.inf) -> int:
+    """CPU threads worth giving to a forward pass; OMP_NUM_THREADS wins.
+
+    Small passes run on one thread: more gain nothing on an idle machine and lose much on a busy
+    one, for a pass has dozens of barriers at which all threads wait for the slowest.
+
+    `torch.set_num_threads` holds for the calling thread and for threads that first run torch
+    after it. Libraries should leave it to programs.
+
+    Args:
+        flops: Floating-point operations of the pass (see `models.cost`).
+    """
+    if "OMP_NUM_THREADS" not in os.environ and flops < _ONE_THREAD_FLOPS:
+        return 1
+    return _all_threads()
+
+
+@cache
+def _all_threads() -> int:
+    """Torch's own number, at most the CPU quota of a container, of which torch knows nothing."""
+    threads = torch.get_num_threads()
+    if "OMP_NUM_THREADS" in os.environ:
+        return threads
+    try:
+        quota, period = map(int, _CPU_QUOTA.read_text().split())
+    except (OSError, ValueError):
+        # No container, or one without a bound: "max 100000".
+        return threads
+    return min(threads, max(1, quota // period))

@@ -1,10 +1,16 @@
-"""What the command lines share: errors a user can mend end in one line, not a traceback."""
+"""What the command lines share: errors a user can mend end in one line, not a traceback.
+
+And a container's CPU quota bounds torch's threads.
+"""
 
 import argparse
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+import torch
+
+from mae_core.devices import choose_threads
 from mae_core.errors import MAEError
 
 
@@ -41,6 +47,7 @@ def run_entry(main: Callable[[], int], end: Callable[[int], NoReturn] = sys.exit
         main: Returns the status.
         end: Exits with it.
     """
+    torch.set_num_threads(choose_threads())
     try:
         status = main()
     except MAEError as error:

@@ -12,11 +12,18 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from mae_core.checkpoint import write_atomically
 from mae_core.entry import add_measurement_flags, numbers, run_entry
 from mae_core.images import FITS, read_file
 from mae_core.masking import STRATEGIES
-from mae_core.reconstruction import NORM_PIX_VIEWS, Reconstruction, Reconstructor
+from mae_core.reconstruction import (
+    NORM_PIX_VIEWS,
+    Reconstruction,
+    ReconstructionRequest,
+    Reconstructor,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,11 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The picture first: a mistyped name should not wait for the weights.
     read_file(arguments.image, 1)
     reconstructor = Reconstructor.from_pretrained(arguments.weights, device=arguments.device)
-    out = reconstructor(
+    request = ReconstructionRequest(
         arguments.image, mask_ratio=arguments.mask_ratio, seed=arguments.seed,
         strategy=arguments.strategy, fit=arguments.fit, image_size=arguments.image_size,
         view=arguments.view, bands=arguments.bands, value_range=arguments.range,
     )  # fmt: skip
+    torch.set_num_threads(reconstructor.threads_for([request]))
+    out = reconstructor(**vars(request))
     write(out, Path(arguments.out), arguments.show)
     print(
         f"{out.visible} of {out.patches} patches seen, {_quality(out)}, "

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from mae_core.checkpoint import Hints, Weights
 from mae_core.config import ModelConfig
-from mae_core.devices import choose_device, choose_precision
+from mae_core.devices import choose_device, choose_precision, choose_threads
 from mae_core.errors import ConfigError, ImageLimitError, MAEError, MaskError
 from mae_core.images import (
     ImageSource,
@@ -46,6 +46,7 @@ from mae_core.images import (
     viewable,
 )
 from mae_core.masking import PatchMask, custom_mask, draw_mask
+from mae_core.models.cost import forward_flops
 from mae_core.models.mae import MaskedAutoencoder, reconstruction_loss
 from mae_core.patches import (
     PatchStatistics,
@@ -396,6 +397,24 @@ class Reconstructor:
             shared = self._reconstruct([prepared[i] for i in indices])
             results.update(zip(indices, shared, strict=True))
         return [results[i] for i in range(len(requests))]
+
+    def threads_for(self, requests: Sequence[ReconstructionRequest]) -> int:
+        """CPU threads worth giving to `batch` with these, for `torch.set_num_threads`.
+
+        Programs call it; a `Reconstructor` leaves the settings of its process alone.
+
+        Args:
+            requests: Any number.
+        """
+        return choose_threads(sum(self._flops(request) for request in requests))
+
+    def _flops(self, request: ReconstructionRequest) -> float:
+        side = (request.image_size or self.config.image_size) // self.config.patch_size
+        try:
+            return forward_flops(self.config, (side, side), request.mask_ratio)
+        except MaskError:
+            # `batch` says what is wrong with it.
+            return 0
 
     def rebuild(self, images: Tensor, patch_mask: PatchMask, view: str) -> "Rebuilt":
         """Run the model, as the function `rebuild` does.

@@ -1,4 +1,4 @@
-"""What tests of downloads start from: empty caches, short patience, servers of our own."""
+"""What tests of downloads start from: empty caches, short pauses, servers of our own."""
 
 import threading
 from pathlib import Path
@@ -21,7 +21,6 @@ def isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("HF_TOKEN", "")
     for module in (transfer, hub):
         monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(transfer, "READ_SECONDS", 0.2)
 
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:

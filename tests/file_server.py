@@ -17,8 +17,8 @@ class Habits:
     statuses: list[int] = field(default_factory=list)
     # Bytes after which the connection is cut.
     cuts: list[int] = field(default_factory=list)
-    # Seconds before the body.
-    delays: list[float] = field(default_factory=list)
+    # Requests that are answered with headers, and with no body while the server lives.
+    silent: int = 0
     # Where a request is led on to.
     redirects: list[str] = field(default_factory=list)
     # Seconds between two pieces of 4096 bytes.
@@ -49,6 +49,10 @@ class Files:
     def __init__(self) -> None:
         self.habits = Habits()
         self.downloads: list[Request] = []
+        # Bodies go on after their first piece when it is set.
+        self.gate = threading.Event()
+        self.gate.set()
+        self.ended = threading.Event()
 
     @property
     def sent(self) -> list[int]:
@@ -77,7 +81,7 @@ def send_file(
         return _send_empty(handler, 302, {"Location": habits.redirects.pop(0)})
     # Before the answer begins: whoever gets it may change the habits.
     cut = habits.cuts.pop(0) if habits.cuts else len(data)
-    delay = habits.delays.pop(0) if habits.delays else 0
+    silent, habits.silent = habits.silent > 0, max(0, habits.silent - 1)
     start = _first_byte(handler, habits, tag)
     if habits.corrupt:
         data = bytes(byte ^ 0x55 for byte in data[:64]) + data[64:]
@@ -86,9 +90,10 @@ def send_file(
     for name, value in {**_headers(habits, data, tag, start), **(more or {})}.items():
         handler.send_header(name, value)
     handler.end_headers()
-    time.sleep(delay)
+    if silent:
+        files.ended.wait()
     if handler.command != "HEAD":
-        _send_body(handler, habits, request, data[start or 0 :][:cut])
+        _send_body(handler, files, request, data[start or 0 :][:cut])
     return None
 
 
@@ -122,7 +127,7 @@ def _send_empty(handler: BaseHTTPRequestHandler, status: int, headers: dict[str,
 
 
 def _send_body(
-    handler: BaseHTTPRequestHandler, habits: Habits, request: Request, data: bytes
+    handler: BaseHTTPRequestHandler, files: Files, request: Request, data: bytes
 ) -> None:
     handler.close_connection = True
     for first in range(0, len(data), 4096):
@@ -134,7 +139,8 @@ def _send_body(
             # Whoever asked has gone.
             return
         request.sent += len(piece)
-        time.sleep(habits.pause)
+        time.sleep(files.habits.pause)
+        files.gate.wait()
 
 
 class FileServer(ThreadingHTTPServer, Files):
@@ -173,5 +179,7 @@ def running_file_server() -> Iterator[FileServer]:
         try:
             yield server
         finally:
+            server.ended.set()
+            server.gate.set()
             server.shutdown()
             thread.join()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_onnx, bench_train, parity
+from benchmarks import bench_onnx, bench_threads, bench_train, parity
 from mae_core import PRESETS, ModelConfig
 from mae_core.models.cost import forward_flops
 
@@ -85,3 +85,16 @@ def test_parity_is_measured_for_every_set_of_names(
         assert row["pred_mean"] <= row["pred_max"] < 1e-5 < row["pred_scale"]
         assert row["latent_mean"] <= row["latent_max"] < 1e-5
         assert row["loss_difference"] < 1e-5 < row["loss"]
+
+
+def test_threads_are_timed_idle_and_busy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ways = {way: bench_threads.WAYS[way] for way in ("before", "one thread")}
+    monkeypatch.setattr(bench_threads, "WAYS", ways)
+    bench_threads.main(f"--work train:tiny:1 --rounds 2 --out {tmp_path}".split())
+    rows = json.loads(next(tmp_path.glob("*-threads-*.json")).read_text())["rows"]
+    assert [(row["busy"], row["way"]) for row in rows] == [
+        (busy, way) for busy in (False, True) for way in ways
+    ]
+    assert all(row["rounds"] == 2 and 0 < row["least"] <= row["median"] for row in rows)
+    assert [row["ratio"] for row in rows if row["way"] == "before"] == [1, 1]
+    assert [row["threads"] for row in rows if row["way"] == "one thread"] == [1, 1]

@@ -218,8 +218,11 @@ class _Partial:
 
     def _write_note(self, version: str | None, total: int | None) -> None:
         note = {"url": self.remote.url, "version": version, "bytes": total}
+        new = self._note.with_name(self._note.name + ".new")
         with explained_writing(self.remote.title):
-            self._note.write_text(json.dumps(note), encoding="utf-8")
+            new.write_text(json.dumps(note), encoding="utf-8")
+            # At once: whoever waits for this download reads it meanwhile.
+            new.replace(self._note)
 
 
 @contextlib.contextmanager

@@ -326,6 +326,27 @@ def test_a_run_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> No
         assert isinstance(first.result()[0][0], Reconstruction)
 
 
+def test_every_run_sets_the_threads_of_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread has a number of its own, and one worker runs models of several sizes."""
+    seen: list[int] = []
+
+    class Watched(Reconstructor):
+        def batch(self, requests: Any) -> Any:
+            seen.append(torch.get_num_threads())
+            return super().batch(requests)
+
+    plain = small_reconstructor()
+    model = ServedModel.fixed(Watched(plain.model, "watched", device="cpu"))
+    worth = [1, 3, 1]
+    monkeypatch.setattr(Watched, "threads_for", lambda self, requests: worth[len(seen)])
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as pool:
+        for seed in range(3):
+            pool.submit(model.run, [job(seed)]).result()
+    assert seen == worth
+    assert torch.get_num_threads() == before
+
+
 def test_keys_are_equal_where_a_pass_may_be_shared() -> None:
     model = ServedModel.fixed(small_reconstructor())
     key = model.batch_key(job(0))

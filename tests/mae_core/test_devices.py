@@ -1,0 +1,130 @@
+"""How many threads of the CPU are used, and how they wait."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mae_core import PRESETS, MaskedAutoencoder, ReconstructionRequest, Reconstructor, devices
+from mae_core.devices import choose_threads
+from mae_core.entry import run_entry
+from tests.pictures import draw_picture
+from tests.sources import ROOT
+
+
+@pytest.fixture(autouse=True)
+def eight_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A machine of eight cores without a quota, whatever runs the tests."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(devices, "_CPU_QUOTA", tmp_path / "cpu.max")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(8)
+    devices._all_threads.cache_clear()
+    yield
+    devices._all_threads.cache_clear()
+    torch.set_num_threads(threads)
+
+
+def reconstructor(preset: str) -> Reconstructor:
+    """As far as its shape is known; `base` takes a second to build."""
+    made = Reconstructor.__new__(Reconstructor)
+    shape: Any = SimpleNamespace(config=PRESETS[preset])
+    made.model = shape
+    return made
+
+
+@pytest.mark.parametrize(
+    ("preset", "image_size", "mask_ratio", "count", "threads"),
+    [
+        ("tiny", None, 0.75, 1, 1), ("tiny", 224, 0.5, 1, 1), ("tiny", None, 0.75, 8, 8),
+        ("tiny", 1024, 0.75, 1, 8), ("small", None, 0.75, 1, 8), ("base", None, 0.75, 1, 8),
+    ],
+)  # fmt: skip
+def test_small_passes_run_on_one_thread(
+    preset: str, image_size: int | None, mask_ratio: float, count: int, threads: int
+) -> None:
+    request = ReconstructionRequest(draw_picture(0), mask_ratio, image_size=image_size)
+    assert reconstructor(preset).threads_for([request] * count) == threads
+
+
+def test_a_mask_ratio_that_is_refused_later_is_no_obstacle() -> None:
+    assert reconstructor("base").threads_for([ReconstructionRequest(draw_picture(0), 7.0)]) == 1
+
+
+def test_the_users_number_of_threads_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    devices._CPU_QUOTA.write_text("200000 100000\n")
+    assert choose_threads(0) == choose_threads() == 8
+
+
+@pytest.mark.parametrize(
+    ("quota", "threads"),
+    [("200000 100000", 2), ("250000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8),
+     ("max 100000", 8), ("", 8)],
+)  # fmt: skip
+def test_no_more_threads_than_a_containers_quota(quota: str, threads: int) -> None:
+    devices._CPU_QUOTA.write_text(quota)
+    assert choose_threads() == threads
+
+
+def test_command_lines_keep_to_the_quota() -> None:
+    devices._CPU_QUOTA.write_text("200000 100000")
+    seen: list[int] = []
+
+    def main() -> int:
+        seen.append(torch.get_num_threads())
+        return 0
+
+    with pytest.raises(SystemExit):
+        run_entry(main)
+    assert seen == [2]
+
+
+def test_the_library_leaves_the_number_of_threads_alone() -> None:
+    small = MaskedAutoencoder(PRESETS["tiny"])
+    Reconstructor(small, "small", device="cpu")(draw_picture(0))
+    assert torch.get_num_threads() == 8
+
+
+TELL = """
+import atexit, os, sys
+atexit.register(lambda: print("spins:", os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "given", "spins"),
+    [
+        (["-m", "mae_core.train", "--help"], {}, "1000"),
+        (["-u", "-m", "mae_core.reconstruct", "--help"], {}, "1000"),
+        (["-m", "app", "--help"], {}, "1000"),
+        (["-m", "mae_core.train", "--help"], {"GOMP_SPINCOUNT": "7"}, "7"),
+        (["-m", "mae_core.train", "--help"], {"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
+        (["-m", "app", "--help"], {"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
+        (["-m", "theirs"], {}, "None"),
+        (["-c", "import mae_core"], {}, "None"),
+        (["-c", "import mae_core.train", "mae_core.train"], {}, "None"),
+    ],
+)
+def test_only_our_own_commands_have_threads_spin_briefly(
+    tmp_path: Path, line: list[str], given: dict[str, str], spins: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(TELL)
+    (tmp_path / "theirs.py").write_text("import mae_core")
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, *line], env={**clean, "PYTHONPATH": paths, **given}, cwd=ROOT,
+        capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    assert f"spins: {spins} True" in done.stdout
