@@ -72,8 +72,15 @@ def recognize(values: Mapping[str, Any]) -> str:
             if pattern.search(key):
                 return f"by {shown(key)} {what}; {advice}"
     for key, tensor in tensors.items():
-        if key.endswith("patch_embed.proj.weight") and tensor.ndim == 5:
+        if not key.endswith("patch_embed.proj.weight"):
+            continue
+        if tensor.ndim == 5:
             return f"by {shown(key)} of five sides it is a model of videos; {_NEEDED}"
+        if tensor.shape == (0,):
+            return (
+                f"{shown(key)} is empty, as in a file of DeepSpeed's stage 3, whose weights are in "
+                "parts; join them with zero_to_fp32.py and give the file that it writes"
+            )
     if any("decoder" in key for key in tensors):
         return ""
     for key in tensors:

@@ -23,7 +23,7 @@ from mae_core.errors import CheckpointError
 _TRANSPARENT = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 # A running average by a part of its path: `model_ema`, `momentum_backbone`.
-_AVERAGE = re.compile(r"(^|[._])(ema|avg|averaged?|swa|momentum)([._]|$)")
+_AVERAGE = re.compile(r"(^|[._])(ema|avg|averaged?|swa|momentum)([._]|$)", re.IGNORECASE)
 
 # The name of a patch embedding -> the library whose names it is one of.
 _ENCODERS = {
@@ -76,7 +76,7 @@ class Found:
         encoder: Its encoder by the names after the prefix, and all else of a model in one piece.
         decoder: Its decoder likewise, where it has a prefix of its own.
         under: The prefixes, without the dot at the end; empty where there is none.
-        left_aside: What else the file holds: where, and how many tensors.
+        left_aside: What else the file holds, single numbers aside: where, and how many tensors.
     """
 
     library: str
@@ -157,9 +157,10 @@ def _unfolded(content: Mapping[Any, Any]) -> _Names:
                 names.no_text.setdefault(path, key)
             elif not isinstance(value, Mapping):
                 bare = _bare(path + key)
-                if isinstance(names.values.get(bare), Tensor):
+                if not isinstance(names.values.get(bare), Tensor):
+                    names.values[bare] = value
+                elif isinstance(value, Tensor):
                     names.twice.add(bare)
-                names.values.setdefault(bare, value)
             elif id(value) not in seen and len(path) + len(key) < _LONGEST_PATH:
                 seen.add(id(value))
                 folded.append((_bare(f"{path}{key}."), value))
@@ -237,7 +238,7 @@ def _taken(encoders: Mapping[str, str], encoder: str, decoder: str | None, names
         is_inside = prefix is not None and not key.startswith(others)
         if is_inside and _belongs(inner, value, library, whole=decoder is not None):
             parts[prefix][inner] = value
-        elif isinstance(value, Tensor):
+        elif isinstance(value, Tensor) and value.ndim > 0:  # a count or a score is no weight
             place = _place(key, encoder, apart)
             aside[place] = aside.get(place, 0) + 1
     if apart is not None and "mask_token" not in parts[apart]:

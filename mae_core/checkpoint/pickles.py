@@ -274,8 +274,9 @@ def _advice(module: str, name: str) -> str:
         )
     if name.rpartition(".")[2][:1].isupper():
         return (
-            f"that is a class of whoever wrote it ({shown(module.partition('.')[0])}): if you "
-            "trust it, open it there and save the model's state_dict alone, or as safetensors"
+            f"that is a class of the package {shown(module.partition('.')[0])}, whose code would "
+            "have to run: if you trust the file, open it where that is and save the model's "
+            "state_dict alone, or as safetensors"
         )
     return (
         "do not use the file unless you know why it does, and then save its state_dict alone, or "
