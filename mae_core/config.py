@@ -29,6 +29,10 @@ _COUNTS = (
     "decoder_embed_dim", "decoder_depth", "decoder_num_heads",
 )  # fmt: skip
 
+# Fields that `to_dict` leaves out where they are None, so that a model that does not need them
+# is described as it was before there were any.
+_OPTIONAL = ("decoder_mlp_ratio", "grid")
+
 
 def _convert_numbers(config: Any) -> None:
     """Make Python's own numbers of numpy's, which JSON and torch do not take."""
@@ -49,8 +53,8 @@ class ModelConfig:
     """A masked autoencoder's shape (He et al. 2022, section 3 and A.1).
 
     Attributes:
-        image_size: Side in pixels of the square grid that the position tables are made for;
-            other sizes resample them.
+        image_size: Side in pixels of the square grid that the position tables are made for, or
+            the shorter side of `grid`; other sizes resample them.
         patch_size: Side of a patch in pixels; divides `image_size`.
         in_chans: Channels of an image.
         embed_dim: Encoder width D; a multiple of 4 and of `num_heads`.
@@ -60,6 +64,7 @@ class ModelConfig:
         decoder_depth: Decoder blocks.
         decoder_num_heads: Decoder attention heads.
         mlp_ratio: Hidden width of a block's MLP over its width.
+        decoder_mlp_ratio: The same of the decoder; None is the encoder's.
         norm_pix: Whether the target is each patch normalised by its own mean and deviation.
         pca_components: Where above 0, the target is this many leading principal components of
             a patch instead of its pixels (He et al. 2022, table 1d); not with `norm_pix`.
@@ -72,6 +77,7 @@ class ModelConfig:
         bands: Which bands of a picture the channels are, numbered from 1; all if empty.
         value_range: The values, of pictures of more than 8 bits, that become 0 and 1: one pair, or
             one a channel. None for photographs.
+        grid: (h, w) patches that the position tables are made for; None is the square one.
     """
 
     image_size: int = 224
@@ -84,6 +90,7 @@ class ModelConfig:
     decoder_depth: int = 8
     decoder_num_heads: int = 16
     mlp_ratio: float = 4.0
+    decoder_mlp_ratio: float | None = None
     norm_pix: bool = False
     pca_components: int = 0
     encoder_mask_tokens: bool = False
@@ -92,6 +99,7 @@ class ModelConfig:
     std: tuple[float, ...] = IMAGENET_STD
     bands: tuple[int, ...] = ()
     value_range: tuple[tuple[float, float], ...] | None = None
+    grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         _convert_numbers(self)
@@ -110,9 +118,16 @@ class ModelConfig:
             raise ConfigError("the target is norm_pix or pca_components, not both")
         if not (0 < self.mlp_ratio < math.inf and 0 < self.layer_norm_eps < math.inf):
             raise ConfigError("mlp_ratio and layer_norm_eps must be numbers above 0")
+        if not 0 < self.mlp_ratios[1] < math.inf:
+            raise ConfigError("decoder_mlp_ratio must be a number above 0, or null")
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        if self.grid is not None and min(self.grid) * self.patch_size != self.image_size:
+            raise ConfigError(
+                f"grid is {list(self.grid)} patches of {self.patch_size} pixels; image_size has to "
+                f"be its shorter side, and is {self.image_size}: change both, or give grid=null"
             )
         _check_width("embed_dim", self.embed_dim, self.num_heads)
         _check_width("decoder_embed_dim", self.decoder_embed_dim, self.decoder_num_heads)
@@ -130,8 +145,19 @@ class ModelConfig:
 
     @property
     def grid_size(self) -> int:
-        """Patches along one side of the square the position tables are made for."""
+        """Patches along one side of a square picture of `image_size`."""
         return self.image_size // self.patch_size
+
+    @property
+    def table_grid(self) -> tuple[int, int]:
+        """(h, w) patches that the position tables are made for."""
+        return self.grid or (self.grid_size, self.grid_size)
+
+    @property
+    def mlp_ratios(self) -> tuple[float, float]:
+        """Of the encoder and of the decoder."""
+        decoder = self.decoder_mlp_ratio
+        return self.mlp_ratio, self.mlp_ratio if decoder is None else decoder
 
     @property
     def patch_dim(self) -> int:
@@ -185,7 +211,11 @@ Config = TypeVar("Config")
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A frozen dataclass as plain data, ready for JSON."""
-    return dataclasses.asdict(config)
+
+    def set_fields(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in items if value is not None or name not in _OPTIONAL}
+
+    return dataclasses.asdict(config, dict_factory=set_fields)
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:

@@ -88,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
         help="whether the target was normalised per patch",
     )  # fmt: skip
     known.add_argument("--layer-norm-eps", type=float, metavar="E", help="epsilon of LayerNorms")
+    known.add_argument(
+        "--grid", type=int, nargs=2, metavar=("H", "W"),
+        help="patches of position tables that are neither sin-cos nor square",
+    )  # fmt: skip
     parser.add_argument(
         "--image-size", type=int, nargs=2, metavar=("H", "W"),
         help="pixels that a graph takes; the model's own if not given",
@@ -101,6 +105,7 @@ def _hints(arguments: argparse.Namespace) -> Hints | None:
         decoder_num_heads=arguments.decoder_num_heads,
         norm_pix=arguments.norm_pix,
         layer_norm_eps=arguments.layer_norm_eps,
+        grid=None if arguments.grid is None else tuple(arguments.grid),
     )
     return None if hints == Hints() else hints
 
@@ -245,13 +250,15 @@ def _left_out(contents: Contents, target: str) -> str:
 
 def _untold(contents: Contents) -> list[str]:
     """Fields for which nobody would take the right value from an official file, as texts."""
-    nothing = Beside({}, {}, {})
-    guess, _ = infer_config("", contents.state, contents.kind, nothing, Hints())
-    return [
+    nothing, known = Beside({}, {}, {}), Hints(grid=contents.config.grid)
+    guess, origins = infer_config("", contents.state, contents.kind, nothing, known)
+    untold = [
         f"{field}={getattr(contents.config, field)}"
         for field in contents.origins
         if getattr(contents.config, field) != getattr(guess, field) and _is_of(contents, field)
     ]
+    # Sin-cos tables tell it, and nobody asks for it then.
+    return [*untold, f"grid={known.grid}"] if origins["grid"] == known.source else untold
 
 
 def _size(path: Path) -> int:
@@ -288,7 +295,10 @@ def _timm_call(contents: Contents, file: str) -> str:
     for field in ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio"):
         if getattr(config, field) != getattr(PRESETS[name], field):
             arguments.append(f"{field}={getattr(config, field)}")
-    if config.image_size != PRESETS[name].image_size:
+    if config.grid is not None:
+        height, width = (side * config.patch_size for side in config.grid)
+        arguments.append(f"img_size=({height}, {width})")
+    elif config.image_size != PRESETS[name].image_size:
         arguments.append(f"img_size={config.image_size}")
     if config.layer_norm_eps != PRESETS[name].layer_norm_eps:
         arguments.append(

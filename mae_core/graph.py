@@ -175,9 +175,9 @@ class _OneSize(MaskedAutoencoder):
         with torch.device("meta"):
             super().__init__(weights.config)
         self.grid_size = grid_size
-        side, state = weights.config.grid_size, dict(weights.state)
+        source, state = weights.config.table_grid, dict(weights.state)
         for name in ("pos_embed", "decoder_pos_embed"):
-            state[name] = resample_pos_embed(state[name], (side, side), grid_size)
+            state[name] = resample_pos_embed(state[name], source, grid_size)
             setattr(self, name, nn.Parameter(state[name], requires_grad=False))
         self.load_state_dict(state, strict=True, assign=True)
 
@@ -201,7 +201,8 @@ class _OneSize(MaskedAutoencoder):
 
 
 def _grid_for(config: ModelConfig, image_size: tuple[int, int] | None) -> tuple[int, int]:
-    height, width = image_size or (config.image_size, config.image_size)
+    h, w = config.table_grid
+    height, width = image_size or (h * config.patch_size, w * config.patch_size)
     grid_size = grid_of(height, width, config.patch_size)
     if grid_size == (1, 1):
         raise PatchError(

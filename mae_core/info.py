@@ -29,6 +29,10 @@ _TARGETS = {
 }
 
 
+# Places in a file that were left aside; more are counted.
+_MOST_ASIDE = 20
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
@@ -104,7 +108,7 @@ def _describe_contents(
     has_decoder = contents.kind == "autoencoder"
     facts: dict[str, Any] = {
         "weights": weights, "on_this_machine": True,
-        "format": contents.format, "kind": contents.kind,
+        "format": contents.format, **_found_in(contents), "kind": contents.kind,
         "encoder": True, "decoder": has_decoder,
         "architecture": _architecture(contents),
         "target": _target(contents, entry),
@@ -117,12 +121,29 @@ def _describe_contents(
     return facts | {"record": contents.record, "uses": _uses(weights, contents)}
 
 
+def _found_in(contents: Contents) -> dict[str, Any]:
+    """Where in a file of more than the model it was found, and what else is there."""
+    facts: dict[str, Any] = {}
+    if contents.container:
+        facts["written_by"] = contents.container
+    if contents.under:
+        facts["found_under"] = [place for place in contents.under if place]
+    if contents.left_aside:
+        aside = [
+            f"{place} ({count} tensor{'s' * (count > 1)})"
+            for place, count in contents.left_aside.items()
+        ]
+        more = len(aside) - _MOST_ASIDE
+        facts["left_aside"] = aside[:_MOST_ASIDE] + ([f"{more} more"] if more > 0 else [])
+    return facts
+
+
 def _architecture(contents: Contents) -> dict[str, dict[str, Any]]:
     """Each field that the file has something to say about, and where its value comes from."""
     fields = {
         field: {"value": getattr(contents.config, field), "from": origin}
         for field, origin in contents.origins.items()
-        if field != "norm_pix"
+        if field != "norm_pix" and getattr(contents.config, field) is not None
     }
     if contents.kind != "autoencoder":
         fields = {key: fact for key, fact in fields.items() if not key.startswith("decoder_")}
@@ -164,6 +185,8 @@ def _uses(weights: str, contents: Contents) -> list[str]:
     }[contents.kind]
     if contents.config.pca_components or contents.config.encoder_mask_tokens:
         targets = [target for target in targets if target not in ("official", "huggingface")]
+    if contents.config.grid is not None:
+        targets = [target for target in targets if target != "huggingface"]
     uses, channels, typed = [], contents.config.in_chans, shlex.quote(weights)
     if contents.kind == "autoencoder" and channels in (1, 3):
         uses.append(f"reconstruct: python -m mae_core.reconstruct IMAGE --weights {typed}")
@@ -191,8 +214,8 @@ def _as_lines(facts: dict[str, Any]) -> str:
             lines.append(name)
             lines += [f"  {field:<21} {_shown(value)}" for field, value in fact.items()]
         elif isinstance(fact, list):
-            lines.append(name)
-            lines += [f"  {item}" for item in fact]
+            lines.append(name.replace("_", " "))
+            lines += [f"  {_printable(item)}" for item in fact]
         else:
             lines.append(f"{name.replace('_', ' '):<23} {_shown(fact)}")
     return "\n".join(lines)

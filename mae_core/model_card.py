@@ -80,14 +80,15 @@ def _summary(config: ModelConfig) -> str:
         target = "pixels, normalised in each patch"
     elif config.pca_components:
         target = f"{config.pca_components} principal components of patches"
+    height, width = (side * config.patch_size for side in config.table_grid)
     return (
         "Weights of a masked autoencoder (He et al., [*Masked Autoencoders Are Scalable Vision "
         "Learners*](https://arxiv.org/abs/2111.06377), CVPR 2022): it sees a few patches of a "
         "picture and draws the others.\n\n"
         f"Encoder of depth {config.depth} and width {config.embed_dim}; decoder of depth "
         f"{config.decoder_depth} and width {config.decoder_embed_dim}; patches of "
-        f"{config.patch_size} x {config.patch_size} in pictures of {config.image_size} x "
-        f"{config.image_size}; predicts {target}."
+        f"{config.patch_size} x {config.patch_size} in pictures of {height} x {width}; predicts "
+        f"{target}."
     )
 
 

@@ -20,6 +20,7 @@ from mae_core.checkpoint import (
     load_weights,
     read_contents,
 )
+from mae_core.checkpoint.sources import check_not_sharded
 from mae_core.downloads import (
     Progress,
     RemoteFile,
@@ -268,7 +269,10 @@ def _find_path(text: str) -> Path | None:
         path = Path(text).expanduser()
         if path.is_dir():
             runs = (path / name for name in _RUN_FILES)
-            return next((file for file in runs if file.is_file()), None) or _readable(path)
+            found = next((file for file in runs if file.is_file()), None) or _readable(path)
+            if found is None:
+                check_not_sharded(path)
+            return found
         return path if path.is_file() else None
     except (OSError, ValueError, RuntimeError) as error:
         # No such user, a name too long or with a zero byte, a folder that may not be read.

@@ -19,8 +19,8 @@ _DECODER_WIDTH, _DECODER_DEPTH, _DECODER_HEADS = 512, 8, 16
 
 # transformers' config field -> ours, where the shapes tell the same.
 _HUGGINGFACE_SHAPES = {
-    "hidden_size": "embed_dim", "num_hidden_layers": "depth", "image_size": "image_size",
-    "patch_size": "patch_size", "num_channels": "in_chans",
+    "hidden_size": "embed_dim", "num_hidden_layers": "depth", "patch_size": "patch_size",
+    "num_channels": "in_chans",
 }  # fmt: skip
 _HUGGINGFACE_DECODER = {
     "decoder_hidden_size": "decoder_embed_dim", "decoder_num_hidden_layers": "decoder_depth",
@@ -34,6 +34,9 @@ _HUGGINGFACE_REST = {
 _HEADS_OF = {"num_heads": "embed_dim", "decoder_num_heads": "decoder_embed_dim"}
 _HUGGINGFACE_FIXED = {"model_type": "vit_mae", "hidden_act": "gelu", "qkv_bias": True}
 
+# How far entries of a sin-cos table that encode the same place may lie apart: resampled ones do.
+_SAME_PLACE = 1e-3
+
 Told = dict[str, tuple[Any, str]]
 
 
@@ -44,12 +47,15 @@ class Beside:
     Attributes:
         config: The `config.json` of transformers or timm, empty if there is none.
         preprocessor: Likewise `preprocessor_config.json`.
-        options: Those that the official training script saved in the same file.
+        options: Those that the official training script, or PyTorch Lightning, saved in the same
+            file.
+        heads: Width -> heads, where the library that wrote the file has other ones than usual.
     """
 
     config: Mapping[str, Any]
     preprocessor: Mapping[str, Any]
     options: Mapping[str, Any]
+    heads: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
 
 def infer_config(
@@ -69,9 +75,15 @@ def infer_config(
             contradicts them or asks for another model, or a hint fits no model of theirs.
     """
     shapes = _from_shapes(name, state, kind)
-    told = _from_beside(beside, shapes, kind)
+    grid, origin = _grid(name, state, shapes["patch_size"], beside, hints)
+    shapes["image_size"] = min(grid) * shapes["patch_size"]
+    told = _from_beside(beside, shapes, grid, kind)
     told.update(_from_hints(name, shapes, hints))
     values = {**_assumed(shapes), **told, **{key: (v, "shapes") for key, v in shapes.items()}}
+    width = shapes["embed_dim"]
+    if width in beside.heads and "num_heads" not in told:
+        values["num_heads"] = beside.heads[width], "assumed"
+    values["grid"] = (None if grid[0] == grid[1] else grid), origin
     if kind != "autoencoder":
         values["decoder_embed_dim"] = (_DECODER_WIDTH, "assumed")
         values["decoder_depth"] = (_DECODER_DEPTH, "assumed")
@@ -86,17 +98,20 @@ def infer_config(
 
 def _from_shapes(name: str, state: Mapping[str, Tensor], kind: Kind) -> dict[str, Any]:
     width, channels, patch, _ = _shape(name, state, "patch_embed.proj.weight", 4)
-    _, entries, _ = _shape(name, state, "pos_embed", 3)
     hidden, _ = _shape(name, state, "blocks.0.mlp.fc1.weight", 2)
-    values = {
-        "image_size": _grid(name, entries) * patch, "patch_size": patch, "in_chans": channels,
+    values: dict[str, Any] = {
+        "patch_size": patch, "in_chans": channels,
         "embed_dim": width, "depth": _depth(name, state, "blocks"),
-        "mlp_ratio": _ratio(hidden, width),
+        "mlp_ratio": _ratio(hidden, width), "decoder_mlp_ratio": None,
         "encoder_mask_tokens": "encoder_mask_token" in state, "pca_components": 0,
     }  # fmt: skip
     if kind == "autoencoder":
-        values["decoder_embed_dim"], _ = _shape(name, state, "decoder_embed.weight", 2)
+        decoder_width, _ = _shape(name, state, "decoder_embed.weight", 2)
+        values["decoder_embed_dim"] = decoder_width
         values["decoder_depth"] = _depth(name, state, "decoder_blocks")
+        hidden, _ = _shape(name, state, "decoder_blocks.0.mlp.fc1.weight", 2)
+        if hidden != int(decoder_width * values["mlp_ratio"]):
+            values["decoder_mlp_ratio"] = _ratio(hidden, decoder_width)
         if "pca_basis" in state:
             _, values["pca_components"] = _shape(name, state, "pca_basis", 2)
     return values
@@ -117,15 +132,90 @@ def _shape(name: str, state: Mapping[str, Tensor], key: str, dimensions: int) ->
     return tuple(tensor.shape)
 
 
-def _grid(name: str, entries: int) -> int:
-    side = math.isqrt(entries - 1)
-    if side == 0 or side * side != entries - 1:
+def _grid(
+    name: str, state: Mapping[str, Tensor], patch: int, beside: Beside, hints: Hints
+) -> tuple[tuple[int, int], str]:
+    """The (h, w) grid of the position tables, and where it comes from.
+
+    A sin-cos table tells its own rows and columns; of any other the number of entries tells only
+    that it may be square.
+    """
+    if "cls_token" not in state:
         raise CheckpointError(
-            f"pos_embed in {name!r} has {entries} entries, which are not one and a square grid; "
-            "models with other than one class token, and those for pictures that are not square "
-            "cannot be read"
+            f"{name!r} has no class token (cls_token), and models without one cannot be read; give "
+            "weights of the paper's form"
         )
-    return side
+    _, entries, _ = _shape(name, state, "pos_embed", 3)
+    patches, table = entries - 1, state["pos_embed"][0, 1:]
+    found = _sincos_grid(table)
+    if found is None and hints.grid is not None:
+        if min(hints.grid) < 1 or math.prod(hints.grid) != patches:
+            raise CheckpointError(
+                f"grid is given as {_times(hints.grid)} and pos_embed in {name!r} has {patches} "
+                f"entries beside the class token's; give h and w with h * w = {patches}"
+            )
+        return hints.grid, hints.source
+    if found is None and (told := _told_grid(beside.config, patch, patches)) is not None:
+        return told, "config"
+    side = math.isqrt(max(patches, 0))
+    if found is None and side > 0 and side * side == patches:
+        found = side, side
+    if found is None:
+        raise CheckpointError(_without_grid(name, state, entries))
+    if hints.grid is not None and hints.grid != found:
+        raise CheckpointError(
+            f"grid is given as {_times(hints.grid)}, and the position table in {name!r} is of "
+            f"{_times(found)} patches; leave that option out"
+        )
+    return found, "shapes"
+
+
+def _sincos_grid(table: Tensor) -> tuple[int, int] | None:
+    """The (h, w) of an (L, D) sin-cos table, one half of which encodes x and the other y.
+
+    None if it is no such table, as a learned one.
+    """
+    length, half = len(table), table.shape[1] // 2
+    # The paper's tables have x first, some libraries' y.
+    for x_half, y_half in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
+        found = []
+        for w in (w for w in range(1, length + 1) if length % w == 0):
+            cells = table.float().view(length // w, w, -1)
+            x, y = cells[..., x_half], cells[..., y_half]
+            if max((x - x[:1]).abs().max(), (y - y[:, :1]).abs().max()) < _SAME_PLACE:
+                found.append((length // w, w))
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def _told_grid(config: Mapping[str, Any], patch: int, patches: int) -> tuple[int, int] | None:
+    """The grid by the `image_size` [H, W] of a config, if there are that many patches."""
+    sides = config.get("image_size")
+    if not isinstance(sides, list) or len(sides) != 2 or not all(type(s) is int for s in sides):
+        return None
+    h, w = (side // patch for side in sides)
+    return (h, w) if h > 0 and h * w == patches else None
+
+
+def _without_grid(name: str, state: Mapping[str, Tensor], entries: int) -> str:
+    """Why the entries of a position table are those of no grid."""
+    if entries > 1 and _sincos_grid(state["pos_embed"][0]):
+        return (
+            f"pos_embed in {name!r} has {entries} entries, one for each patch and none for a class "
+            "token; models without it cannot be read: give weights with 1 + h * w entries, as the "
+            "paper's have"
+        )
+    return (
+        f"pos_embed in {name!r} has {entries} entries, which are not one and a square grid; tables "
+        "that are not sin-cos and not square cannot be read without their grid, nor those without "
+        "an entry for a class token: give the grid, by --grid H W of python -m mae_core.convert or "
+        "Hints(grid=(h, w))"
+    )
+
+
+def _times(grid: tuple[int, int]) -> str:
+    return f"{grid[0]}x{grid[1]}"
 
 
 def _depth(name: str, state: Mapping[str, Tensor], prefix: str) -> int:
@@ -198,18 +288,33 @@ def is_timm(config: Mapping[str, Any]) -> bool:
     return "architecture" in config or "pretrained_cfg" in config
 
 
-def _from_beside(beside: Beside, shapes: Mapping[str, Any], kind: Kind) -> Told:
+def _from_beside(
+    beside: Beside, shapes: Mapping[str, Any], grid: tuple[int, int], kind: Kind
+) -> Told:
     """What came with the weights tells, after it has been held against the shapes."""
     if is_timm(beside.config):
         return _from_timm(beside.config, shapes)
-    norm_pix = beside.options.get("norm_pix_loss")
-    told: Told = {"norm_pix": (norm_pix, "config")} if isinstance(norm_pix, bool) else {}
-    told.update(_from_huggingface(beside.config, shapes, kind))
+    told = _from_options(beside.options, shapes)
+    told.update(_from_huggingface(beside.config, shapes, grid, kind))
     told.update(_statistics(beside.preprocessor, "image_mean", "image_std"))
     return told
 
 
-def _from_huggingface(config: Mapping[str, Any], shapes: Mapping[str, Any], kind: Kind) -> Told:
+def _from_options(options: Mapping[str, Any], shapes: Mapping[str, Any]) -> Told:
+    """What a training script calls as everybody does; what fits no model is another thing's."""
+    told: Told = {}
+    if isinstance(norm_pix := options.get("norm_pix_loss"), bool):
+        told["norm_pix"] = norm_pix, "config"
+    for field, of in _HEADS_OF.items():
+        heads = options.get(field)
+        if type(heads) is int and heads > 0 and of in shapes and shapes[of] % heads == 0:
+            told[field] = heads, "config"
+    return told
+
+
+def _from_huggingface(
+    config: Mapping[str, Any], shapes: Mapping[str, Any], grid: tuple[int, int], kind: Kind
+) -> Told:
     for field, needed in _HUGGINGFACE_FIXED.items():
         if config.get(field, needed) != needed:
             raise CheckpointError(
@@ -220,9 +325,13 @@ def _from_huggingface(config: Mapping[str, Any], shapes: Mapping[str, Any], kind
     hidden = {"intermediate_size": int(shapes["embed_dim"] * shapes["mlp_ratio"])}
     if kind == "autoencoder":
         fields |= _HUGGINGFACE_DECODER
-        hidden["decoder_intermediate_size"] = int(shapes["decoder_embed_dim"] * shapes["mlp_ratio"])
+        ratio = shapes["decoder_mlp_ratio"] or shapes["mlp_ratio"]
+        hidden["decoder_intermediate_size"] = int(shapes["decoder_embed_dim"] * ratio)
     for field, found in {**{a: shapes[b] for a, b in fields.items()}, **hidden}.items():
         _check_agrees(config, field, found)
+    height, width = (side * shapes["patch_size"] for side in grid)
+    if config.get("image_size") != [height, width]:
+        _check_agrees(config, "image_size", height if height == width else [height, width])
     told = {}
     for field, ours in _HUGGINGFACE_REST.items():
         if field in config:
@@ -230,8 +339,8 @@ def _from_huggingface(config: Mapping[str, Any], shapes: Mapping[str, Any], kind
     return told
 
 
-def _check_agrees(config: Mapping[str, Any], field: str, found: int) -> None:
-    """Hold a number against the shapes; sides of pictures may be given as two equal ones."""
+def _check_agrees(config: Mapping[str, Any], field: str, found: object) -> None:
+    """Hold a number against the shapes; sides may be given as two equal ones."""
     given = config.get(field, found)
     if given != found and given != [found, found]:
         raise CheckpointError(

@@ -1,6 +1,6 @@
 """What is found in a file of weights, whatever its format."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
@@ -21,6 +21,7 @@ class Hints:
         norm_pix: Whether the target was each patch normalised by itself.
         layer_norm_eps: Epsilon of every LayerNorm.
         source: Where the hints come from: `option` or `registry`.
+        grid: (h, w) patches that the position tables are made for, where they are not sin-cos.
     """
 
     num_heads: int | None = None
@@ -28,6 +29,7 @@ class Hints:
     norm_pix: bool | None = None
     layer_norm_eps: float | None = None
     source: str = "option"
+    grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Contents:
 
     Attributes:
         format: `mae_core`, `mae_core checkpoint`, `official`, `transformers 4`,
-            `transformers 5` or `timm`.
+            `transformers 5`, `timm`, `openmmlab` or `torchvision`.
         kind: What the file holds.
         config: The model's shape. Where there is no decoder, its decoder fields are the
             official 512 wide, 8 blocks, 16 heads.
@@ -47,6 +49,10 @@ class Contents:
             `target`) or `assumed`.
         dtype: Number format in the file, such as `float16`.
         num_classes: Of a classifier; None for the others.
+        container: What wrote the file around the weights, such as `PyTorch Lightning`; empty if
+            that is not known.
+        under: Under which prefixes of names they lie in it; empty where there are none.
+        left_aside: What else the file holds and was not read: where, and how many tensors.
     """
 
     format: str
@@ -57,3 +63,6 @@ class Contents:
     origins: dict[str, str]
     dtype: str
     num_classes: int | None
+    container: str = ""
+    under: tuple[str, ...] = ()
+    left_aside: dict[str, int] = field(default_factory=dict)

@@ -71,6 +71,12 @@ def write_huggingface(folder: str | Path, contents: Contents) -> None:
             "for timm or in the official layout"
         )
     _refuse_variants(contents.config, "transformers' ViTMAE")
+    if contents.config.grid is not None:
+        raise CheckpointError(
+            "transformers' ViTMAE has position tables of square grids only, and this one is of "
+            f"{contents.config.grid[0]}x{contents.config.grid[1]} patches; write it as official "
+            "or mae_core"
+        )
     state = _own(huggingface_from_official(contents.state))
     _require_free(folder)
     was_there = os.path.lexists(folder)
@@ -165,7 +171,7 @@ def _huggingface_config(contents: Contents) -> dict[str, Any]:
             "decoder_hidden_size": config.decoder_embed_dim,
             "decoder_num_hidden_layers": config.decoder_depth,
             "decoder_num_attention_heads": config.decoder_num_heads,
-            "decoder_intermediate_size": int(config.decoder_embed_dim * config.mlp_ratio),
+            "decoder_intermediate_size": int(config.decoder_embed_dim * config.mlp_ratios[1]),
         }
     return values
 

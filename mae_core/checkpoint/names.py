@@ -2,8 +2,9 @@
 
 The official names are the flat ones that `MaskedAutoencoder` and timm have. transformers keeps
 query, key and value apart where the others have one matrix, and renamed the blocks' insides in
-its version 5, which still reads the names of version 4. These are maps between dictionaries:
-they know neither files nor shapes beyond what splitting and joining need.
+its version 5, which still reads the names of version 4. Those of OpenMMLab and of torchvision's
+ViT, as lightly has used it, come in only. These are maps between dictionaries: they know neither
+files nor shapes beyond what splitting and joining need.
 """
 
 import re
@@ -49,6 +50,61 @@ _OFFICIAL_BLOCK = re.compile(r"(decoder_)?blocks\.([0-9]+)\.(.+)\.(weight|bias)"
 _THEIR_BLOCK = re.compile(
     r"(?:encoder\.layer|layers|(decoder\.decoder_layers))\.([0-9]+)\.(.+)\.(weight|bias)"
 )
+
+
+# Names of OpenMMLab and torchvision -> official ones, of the encoder and of the decoder. What is
+# in no table is called the same.
+_IN_BLOCK_OF = {
+    "openmmlab": {"ln1": "norm1", "ln2": "norm2", "ffn.layers.0.0": "mlp.fc1",
+                  "ffn.layers.1": "mlp.fc2"},
+    "torchvision": {
+        "ln_1": "norm1", "ln_2": "norm2", "self_attention.out_proj": "attn.proj",
+        # Before torchvision 0.13 and after.
+        "mlp.linear_1": "mlp.fc1", "mlp.0": "mlp.fc1", "mlp.linear_2": "mlp.fc2",
+        "mlp.3": "mlp.fc2",
+    },
+}  # fmt: skip
+_OUTSIDE_OF = {
+    "openmmlab": ({"patch_embed.projection": "patch_embed.proj", "ln1": "norm"},
+                  {"ln1": "decoder_norm"}),
+    "torchvision": (
+        {"conv_proj": "patch_embed.proj", "class_token": "cls_token", "heads.head": "head",
+         "encoder.pos_embedding": "pos_embed", "encoder.ln": "norm"},
+        {"pos_embedding": "decoder_pos_embed", "ln": "decoder_norm",
+         "prediction_head": "decoder_pred"},
+    ),
+}  # fmt: skip
+_A_BLOCK = re.compile(
+    r"(?:encoder\.)?(?:layers|decoder_blocks)\.(?:encoder_layer_)?([0-9]+)\.(.+)[._](weight|bias)"
+)
+
+
+def official_from_library(
+    library: str, encoder: Mapping[str, Tensor], decoder: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Parameters of OpenMMLab's MAE, or one of torchvision's ViT, under the official names.
+
+    Args:
+        library: `openmmlab` or `torchvision`.
+        encoder: Its encoder, no prefix before its names.
+        decoder: Its decoder likewise.
+
+    Returns:
+        The same by the official names, nothing copied; unknown names stay as they are.
+    """
+    in_block = _IN_BLOCK_OF[library] | {"self_attention.in_proj": "attn.qkv"}
+    official = {}
+    parts = zip(("", "decoder_"), (encoder, decoder), _OUTSIDE_OF[library], strict=True)
+    for prefix, part, outside in parts:
+        for key, tensor in part.items():
+            block = _A_BLOCK.fullmatch(key)
+            if block is not None:
+                number, module, kind = block.groups()
+                name = f"{prefix}blocks.{number}.{in_block.get(module, module)}.{kind}"
+            else:
+                name = _renamed(key, outside) or key
+            official[name] = tensor
+    return official
 
 
 def official_from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

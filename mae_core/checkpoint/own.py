@@ -73,7 +73,7 @@ def _check_options(name: str, config: ModelConfig, hints: Hints) -> None:
     for field, given in dataclasses.asdict(hints).items():
         if hints.source != "option" or field == "source" or given is None:
             continue
-        said = getattr(config, field)
+        said = config.table_grid if field == "grid" else getattr(config, field)
         if given != said:
             raise CheckpointError(
                 f"{name!r} says itself that its {field} is {said}, and {given} is given; leave "

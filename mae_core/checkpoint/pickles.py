@@ -4,7 +4,8 @@ A torch file is a pickle beside raw numbers, and a pickle is a program. `torch.l
 `weights_only=True` runs no code, but makes tensors as large as a file asks for. So the program
 is followed here first, with stand-ins for what it would make: only the few things that
 `torch.save` writes for tensors and plain data are allowed, no tensor may reach beyond its
-numbers, and all of them may have no more bytes than the file.
+numbers, and all of them may have no more bytes than the file. Paths, dates and numbers of numpy
+beside the weights are named in `PLAIN`: they are allowed, and none of them is made.
 """
 
 import pickletools
@@ -23,12 +24,37 @@ _ITEM_BYTES = {
 }  # fmt: skip
 
 _REBUILD = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"}
-_NAMESPACE = "argparse.Namespace"
-# What does nothing but hold data.
+_ENCODE = "_codecs.encode"
+# What torch makes by itself and does nothing but hold data.
 _HARMLESS = {
-    *_REBUILD, _NAMESPACE, "torch._utils._rebuild_parameter", "collections.OrderedDict",
-    "collections.Counter", "builtins.set", "torch.Size", "torch.device",
+    *_REBUILD, _ENCODE, "torch._utils._rebuild_parameter", "collections.OrderedDict",
+    "collections.Counter", "builtins.set", "builtins.complex", "torch.Size", "torch.device",
 }  # fmt: skip
+
+NAMESPACE = "argparse.Namespace"
+# What holds items like a dict, and like a list.
+DICTS = {
+    "collections.defaultdict", "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning.pytorch.utilities.parsing.AttributeDict", "lightning_fabric.utilities.data."
+    "AttributeDict", "lightning.fabric.utilities.data.AttributeDict",
+}  # fmt: skip
+LISTS = {"collections.deque"}
+_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+_NUMBERS = ("bool", "int", "uint", "float", "complex")
+# What may lie beside weights and is of no use for them: named, and never made.
+PLAIN = {
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
+    *(f"datetime.{name}" for name in ("date", "time", "datetime", "timedelta", "timezone")),
+    *(f"builtins.{name}" for name in ("list", "dict", "int", "float", "str", "bool", "bytes",
+                                      "tuple", "frozenset", "range", "slice")),
+    *(f"{module}.multiarray.{name}" for module in ("numpy.core", "numpy._core")
+      for name in ("scalar", "_reconstruct")),
+    "numpy.ndarray", "numpy.dtype", "numpy.bool_",
+    *(f"numpy.{kind}{bits}" for kind in _NUMBERS for bits in ("", 8, 16, 32, 64, 128)),
+    "types.SimpleNamespace", "decimal.Decimal", "fractions.Fraction", "uuid.UUID",
+    "torch.torch_version.TorchVersion",
+}  # fmt: skip
+_MADE_BY_US = {NAMESPACE} | DICTS | LISTS | PLAIN
 _DTYPES = {
     f"torch.{name}"
     for name in (
@@ -40,6 +66,10 @@ _DTYPES = {
 _OLD_MODULES = {"__builtin__": "builtins"}
 
 _MAX_STEPS = 5_000_000
+# Items that are copied beyond those that a file has: shapes and the like are in every file.
+_MAX_COPIED = 1_000_000
+# Characters of all the bytes that are written as text.
+_MAX_ENCODED = 2**25
 _MAX_DIMENSIONS = 16
 
 _MARK = object()
@@ -61,18 +91,27 @@ class _Storage:
 
 
 @dataclass
+class _Items:
+    """A list, set or dict, of which only the length matters."""
+
+    count: int = 0
+
+
+@dataclass
 class Survey:
     """What following a pickle has shown.
 
     Attributes:
         needed_bytes: Room that its tensors need.
-        has_namespace: Whether it holds an `argparse.Namespace`, as the official training
-            script saves its options.
+        has_plain: Whether it names any of `NAMESPACE`, `DICTS`, `LISTS` and `PLAIN`, which torch
+            does not make by itself.
+        protocol: Of the pickle.
         value: The number or text that it is, if it is one.
     """
 
     needed_bytes: int = 0
-    has_namespace: bool = False
+    has_plain: bool = False
+    protocol: int = 2
     value: Any = None
 
 
@@ -84,7 +123,11 @@ class _Machine:
     stack: list[Any] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)
     storages: dict[Any, int] = field(default_factory=dict)
-    has_namespace: bool = False
+    has_plain: bool = False
+    protocol: int = 2
+    encoded: int = 0
+    items: int = 0
+    copied: int = 0
 
     def since_mark(self) -> list[Any]:
         """Take what lies above the last mark."""
@@ -99,6 +142,8 @@ class _Machine:
             self.stack.append(_CONSTANTS[opcode])
         elif opcode in _LITERALS:
             self.stack.append(argument)
+        elif opcode in _EMPTY:
+            self.stack.append(_Items())
         elif opcode in ("BINPUT", "LONG_BINPUT"):
             self.memo[argument] = self.stack[-1]
         elif opcode in ("BINGET", "LONG_BINGET"):
@@ -126,7 +171,9 @@ class _Machine:
         full = f"{_OLD_MODULES.get(module, module)}.{name}"
         is_storage = module == "torch" and name in _ITEM_BYTES
         if is_storage or full in _HARMLESS or full in _DTYPES:
-            self.has_namespace |= full == _NAMESPACE
+            return _Named(full)
+        if full in _MADE_BY_US:
+            self.has_plain = True
             return _Named(full)
         if module.split(".")[0] == "torch" and ("Storage" in name or "rebuild" in name):
             raise CheckpointError(
@@ -135,8 +182,7 @@ class _Machine:
             )
         raise CheckpointError(
             f"{self.name!r} asks to run {shown(full)}, which weights never need, and nothing was "
-            "run; do not use the file unless you know why it does, and then save its state_dict "
-            "alone, or take safetensors"
+            f"run; {_advice(module, name)}"
         )
 
     def make(self, _: Any) -> None:
@@ -146,10 +192,48 @@ class _Machine:
             raise ValueError("a call of what is no function")
         if function.name in _REBUILD:
             self._check_tensor(*arguments[:4])
+        elif function.name == _ENCODE:
+            self._count_encoded(*arguments)
+        else:
+            self._count_copied(*arguments)
         if function.name == "torch.Size":
             self.stack.append(arguments[0] if arguments else ())
         else:
             self.stack.append(_DATA)
+
+    def add(self, items: list[Any]) -> None:
+        """Items are put into the list, set or dict on the stack."""
+        self.items += len(items)
+        if isinstance(self.stack[-1], _Items):
+            self.stack[-1].count += len(items)
+
+    def build(self, _: Any) -> None:
+        """An object takes over what lies on the stack: `BUILD`."""
+        self._count_copied(*_drop(self, 1))
+
+    def _count_copied(self, *values: Any) -> None:
+        """A set made of a list copies it, and one list may be named again and again."""
+        for value in values:
+            if isinstance(value, _Items):
+                self.copied += value.count
+            elif isinstance(value, tuple | str):
+                self.copied += len(value)
+        if self.copied > self.items + _MAX_COPIED:
+            raise CheckpointError(
+                f"{self.name!r} copies the same items again and again; it is made to harm: take it "
+                "from another source"
+            )
+
+    def _count_encoded(self, text: Any, encoding: Any) -> None:
+        """Old pickles hold bytes as text, which one instruction may ask for again and again."""
+        if not isinstance(text, str) or encoding != "latin1":
+            raise ValueError("bytes of no kind")
+        self.encoded += len(text)
+        if self.encoded > _MAX_ENCODED:
+            raise CheckpointError(
+                f"{self.name!r} makes more bytes than the file has; it is made to harm: take it "
+                "from another source"
+            )
 
     def _check_tensor(self, storage: Any, offset: Any, size: Any, stride: Any) -> None:
         if (
@@ -181,6 +265,25 @@ class _Machine:
         self.stack.append(_Storage(count))
 
 
+def _advice(module: str, name: str) -> str:
+    """What to do about a file that names what is not allowed."""
+    if module.startswith("torch.nn"):
+        return (
+            "it holds a whole module instead of its numbers: if you trust it, open it where it was "
+            "made and save module.state_dict()"
+        )
+    if name.rpartition(".")[2][:1].isupper():
+        return (
+            f"that is a class of the package {shown(module.partition('.')[0])}, whose code would "
+            "have to run: if you trust the file, open it where that is and save the model's "
+            "state_dict alone, or as safetensors"
+        )
+    return (
+        "do not use the file unless you know why it does, and then save its state_dict alone, or "
+        "take safetensors"
+    )
+
+
 def _take(count: int) -> Callable[[_Machine, Any], None]:
     def tuple_of(machine: _Machine, _: Any) -> None:
         items = tuple(machine.stack[-count:])
@@ -190,31 +293,33 @@ def _take(count: int) -> Callable[[_Machine, Any], None]:
     return tuple_of
 
 
-def _drop(machine: _Machine, count: int) -> None:
+def _drop(machine: _Machine, count: int) -> list[Any]:
     if len(machine.stack) <= count:
         raise IndexError("the stack is empty")
-    del machine.stack[len(machine.stack) - count :]
+    items = machine.stack[-count:]
+    del machine.stack[-count:]
+    return items
 
 
 _CONSTANTS = {
     "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": _MARK,
-    "EMPTY_LIST": _DATA, "EMPTY_DICT": _DATA, "EMPTY_SET": _DATA,
 }  # fmt: skip
+_EMPTY = {"EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"}
 _LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING",
              "SHORT_BINUNICODE"}  # fmt: skip
 _ACTIONS: dict[str, Callable[[_Machine, Any], object]] = {
-    "PROTO": lambda machine, _: None,
+    "PROTO": lambda machine, protocol: setattr(machine, "protocol", protocol),
     "FRAME": lambda machine, _: None,
     "MEMOIZE": lambda machine, _: machine.memo.update({len(machine.memo): machine.stack[-1]}),
     "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.since_mark())),
     "TUPLE1": _take(1),
     "TUPLE2": _take(2),
     "TUPLE3": _take(3),
-    "APPEND": lambda machine, _: _drop(machine, 1),
-    "APPENDS": lambda machine, _: machine.since_mark(),
-    "SETITEM": lambda machine, _: _drop(machine, 2),
-    "SETITEMS": lambda machine, _: machine.since_mark(),
-    "BUILD": lambda machine, _: _drop(machine, 1),
+    "APPEND": lambda machine, _: machine.add(_drop(machine, 1)),
+    "APPENDS": lambda machine, _: machine.add(machine.since_mark()),
+    "SETITEM": lambda machine, _: machine.add(_drop(machine, 2)),
+    "SETITEMS": lambda machine, _: machine.add(machine.since_mark()),
+    "BUILD": _Machine.build,
     "GLOBAL": _Machine.find,
     "STACK_GLOBAL": _Machine.find_on_stack,
     "REDUCE": _Machine.make,
@@ -246,4 +351,4 @@ def survey(file: IO[bytes], name: str) -> Survey:
         raise CheckpointError(
             f"the pickle in {name!r} is damaged or cut short; download the file again"
         ) from error
-    return Survey(sum(machine.storages.values()), machine.has_namespace, value)
+    return Survey(sum(machine.storages.values()), machine.has_plain, machine.protocol, value)

@@ -1,6 +1,7 @@
 """Any published format, and our own, to one `Contents`: found by content and never by name."""
 
 import argparse
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,13 +12,24 @@ from mae_core.checkpoint.architecture import Beside, infer_config, is_timm
 from mae_core.checkpoint.building import build_model
 from mae_core.checkpoint.checks import as_float32, check_shapes, check_tensors, number_format
 from mae_core.checkpoint.contents import Contents, Hints, Kind
-from mae_core.checkpoint.layouts import check_names, kind_of, to_official, unwrap
+from mae_core.checkpoint.files import shown
+from mae_core.checkpoint.layouts import Found, find_model, kind_of, to_official
 from mae_core.checkpoint.own import is_ours, read_own
 from mae_core.checkpoint.runs import CHECKPOINT_FILE, read_latest
 from mae_core.checkpoint.sources import Source, find_file, open_source
 from mae_core.checkpoint.target import predicts_normalized_pixels
 
+_log = logging.getLogger(__name__)
+
 _NO_HINTS = Hints()
+
+# A key in a training script's file -> what wrote it.
+_CONTAINERS = {
+    "pytorch-lightning_version": "PyTorch Lightning",
+    "ds_version": "DeepSpeed",
+}
+_SOLO_LEARN_HEADS = {192: 12, 384: 12}
+_MOST_NAMED = 5
 
 
 def read_contents(path: str | Path, hints: Hints = _NO_HINTS) -> Contents:
@@ -51,20 +63,49 @@ def _read(path: Path, hints: Hints) -> Contents:
 
 def _read_foreign(source: Source, hints: Hints) -> Contents:
     name = source.path.name
-    found = unwrap(name, source.content)
-    check_names(name, found)
-    check_tensors(name, found, source.size)
+    found = find_model(name, source.content)
+    _say_what_is_left(name, found)
+    check_tensors(name, found.tensors, source.size)
     layout, state = to_official(name, found)
     kind = kind_of(state)
-    beside = _beside(source, layout, kind)
+    beside = replace(_beside(source, layout, kind), heads=_unusual_heads(found))
     config, origins = infer_config(name, state, kind, beside, hints)
     check_shapes(name, config, state, kind)
-    classes = state["head.bias"].shape[0] if kind == "classifier" else None
     contents = Contents(
         "timm" if is_timm(beside.config) else layout, kind, config, as_float32(name, state), {},
-        origins, number_format(state["cls_token"]), classes,
+        origins, number_format(state["cls_token"]),
+        state["head.bias"].shape[0] if kind == "classifier" else None,
+        _container(source.content), found.under, found.left_aside,
     )  # fmt: skip
     return _with_tried_target(contents)
+
+
+def _say_what_is_left(name: str, found: Found) -> None:
+    if not found.left_aside:
+        return
+    where = " and ".join(shown(place) for place in found.under if place) or "no prefix"
+    aside = [shown(place) for place in found.left_aside]
+    more = f" and {len(aside) - _MOST_NAMED} more" if len(aside) > _MOST_NAMED else ""
+    _log.warning(
+        "%r holds more than one thing: the model under %s is taken; left aside: %s%s",
+        name, where, ", ".join(aside[:_MOST_NAMED]), more,
+    )  # fmt: skip
+
+
+def _unusual_heads(found: Found) -> dict[int, int]:
+    """solo-learn's small models have twice and four times the heads that others have."""
+    ends = [place.rpartition(".")[2] for place in found.under]
+    has_classifier = any(place.rpartition(".")[2] == "classifier" for place in found.left_aside)
+    return _SOLO_LEARN_HEADS if ends == ["backbone", "decoder"] and has_classifier else {}
+
+
+def _container(content: Mapping[Any, Any]) -> str:
+    meta = content.get("meta")
+    if isinstance(meta, Mapping) and any(
+        key in meta for key in ("mmengine_version", "mmcv_version")
+    ):
+        return "OpenMMLab"
+    return next((what for key, what in _CONTAINERS.items() if key in content), "")
 
 
 def _with_tried_target(contents: Contents) -> Contents:
@@ -83,7 +124,7 @@ def _with_tried_target(contents: Contents) -> Contents:
 def _beside(source: Source, layout: str, kind: Kind) -> Beside:
     """What came with the tensors; a `config.json` only where it is of the same format."""
     options = _training_options(source.content)
-    if layout != "official":
+    if layout.startswith("transformers"):
         preprocessor = source.beside("preprocessor_config.json")
         return Beside(source.beside("config.json"), preprocessor, options)
     config = source.beside("config.json") if kind != "autoencoder" else {}
@@ -91,7 +132,8 @@ def _beside(source: Source, layout: str, kind: Kind) -> Beside:
 
 
 def _training_options(content: Mapping[Any, Any]) -> Mapping[str, Any]:
-    options = content.get("args")
+    """Those of the official script, or the hyperparameters that Lightning saves."""
+    options = content.get("args", content.get("hyper_parameters"))
     if isinstance(options, argparse.Namespace):
         return vars(options)
     return options if isinstance(options, Mapping) else {}

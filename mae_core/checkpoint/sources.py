@@ -65,10 +65,32 @@ def find_file(path: Path) -> Path:
     for name in _IN_FOLDER:
         if (path / name).exists():
             return path / name
+    check_not_sharded(path)
     raise CheckpointError(
         f"the folder {path.name!r} has none of {', '.join(_IN_FOLDER)}; give the file of weights "
         "itself"
     )
+
+
+def check_not_sharded(folder: Path) -> None:
+    """Refuse a folder in which every process of a training has left its own part of the weights.
+
+    Raises:
+        CheckpointError: If it is one of DeepSpeed or of torch.distributed.checkpoint.
+    """
+    for pattern in ("*_model_states.pt", "*/*_model_states.pt"):
+        if any(folder.glob(pattern)):
+            raise CheckpointError(
+                f"the folder {folder.name!r} is a checkpoint of DeepSpeed, whose weights are in "
+                "parts; join them with the zero_to_fp32.py that lies in it and give the file that "
+                "it writes"
+            )
+    if (folder / ".metadata").is_file() and any(folder.glob("*.distcp")):
+        raise CheckpointError(
+            f"the folder {folder.name!r} is of torch.distributed.checkpoint, whose weights are in "
+            "parts; join them with python -m torch.distributed.checkpoint.format_utils "
+            "dcp_to_torch FOLDER FILE and give the file"
+        )
 
 
 def open_source(path: Path) -> Source:

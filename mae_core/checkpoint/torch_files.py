@@ -5,24 +5,55 @@ import contextlib
 import io
 import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mae_core.checkpoint.files import check_file, identify
-from mae_core.checkpoint.pickles import Survey, survey
+from mae_core.checkpoint.pickles import DICTS, LISTS, NAMESPACE, PLAIN, Survey, survey
 from mae_core.errors import CheckpointError
 
 # An optimiser's state of a huge model is a pickle of about a megabyte.
 _MAX_PICKLE_BYTES = 2**25
 _MAX_DIRECTORY_BYTES = 2**24
 
+# The version of pickles that torch.save writes.
+_PROTOCOL = 2
+
 # First of the five pickles of an older torch file.
 _MAGIC = 0x1950A86A20F9469CFC6C
 
 # What torch may make beside plain data is one setting for all threads.
-_namespace_lock = threading.Lock()
+_plain_lock = threading.Lock()
+
+
+class _Ignored:
+    """In place of a path, a date or a number of numpy: takes all that those do, keeps nothing."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+def _empty_dict(*_: object) -> dict[Any, Any]:
+    return {}
+
+
+def _empty_list(*_: object) -> list[Any]:
+    return []
+
+
+# What torch makes of names that it does not know: nothing here runs anything of theirs.
+_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (argparse.Namespace, NAMESPACE),
+    *((_Ignored, name) for name in sorted(PLAIN)),
+    *((_empty_dict, name) for name in sorted(DICTS)),
+    *((_empty_list, name) for name in sorted(LISTS)),
+]
 
 
 def read_torch(path: Path, *, mmap: bool = True) -> Any:
@@ -48,8 +79,14 @@ def read_torch(path: Path, *, mmap: bool = True) -> Any:
             f"{path.name!r} claims more bytes of numbers than the file has; it was cut short "
             "or made to harm: download it again"
         )
+    if found.protocol > _PROTOCOL:
+        raise CheckpointError(
+            f"{path.name!r} is written in version {found.protocol} of pickles, and only version "
+            f"{_PROTOCOL} can be read without running it; save the weights again without "
+            "pickle_protocol=, or as safetensors"
+        )
     try:
-        with _allowing_namespace(found.has_namespace):
+        with _with_stand_ins(found.has_plain):
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=mmap and layout == "zip"
             )
@@ -60,12 +97,11 @@ def read_torch(path: Path, *, mmap: bool = True) -> Any:
 
 
 @contextlib.contextmanager
-def _allowing_namespace(needed: bool) -> Any:
-    """Let torch make an `argparse.Namespace`, which does nothing but hold options."""
+def _with_stand_ins(needed: bool) -> Any:
     if not needed:
         yield
         return
-    with _namespace_lock, torch.serialization.safe_globals([argparse.Namespace]):
+    with _plain_lock, torch.serialization.safe_globals(_STAND_INS):
         yield
 
 

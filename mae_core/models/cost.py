@@ -22,11 +22,12 @@ def forward_flops(config: ModelConfig, grid_size: tuple[int, int], mask_ratio: f
     length = grid_size[0] * grid_size[1]
     visible = num_visible(length, mask_ratio)
     width, decoder_width = config.embed_dim, config.decoder_embed_dim
+    ratio, decoder_ratio = config.mlp_ratios
     tokens = 1 + (length if config.encoder_mask_tokens else visible)
     embed = 2 * length * config.patch_dim * width
-    encoder = config.depth * _block_flops(tokens, width, config.mlp_ratio)
+    encoder = config.depth * _block_flops(tokens, width, ratio)
     bridge = 2 * tokens * width * decoder_width
-    decoder = config.decoder_depth * _block_flops(1 + length, decoder_width, config.mlp_ratio)
+    decoder = config.decoder_depth * _block_flops(1 + length, decoder_width, decoder_ratio)
     # The class token's row is predicted too, and dropped.
     predict = 2 * (1 + length) * decoder_width * config.target_dim
     return embed + encoder + bridge + decoder + predict

@@ -124,7 +124,7 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         self.config = config
         width, decoder_width = config.embed_dim, config.decoder_embed_dim
-        grid = (config.grid_size, config.grid_size)
+        grid, (ratio, decoder_ratio) = config.table_grid, config.mlp_ratios
 
         self.patch_embed = PatchEmbed(
             img_size=None, patch_size=config.patch_size, in_chans=config.in_chans,
@@ -134,7 +134,7 @@ class MaskedAutoencoder(nn.Module):
         self.pos_embed = nn.Parameter(
             sincos_pos_embed(width, grid, cls_token=True), requires_grad=False
         )
-        self.blocks = _blocks(config, width, config.depth, config.num_heads)
+        self.blocks = _blocks(config, width, config.depth, config.num_heads, ratio)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         if config.encoder_mask_tokens:
             self.encoder_mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -145,7 +145,7 @@ class MaskedAutoencoder(nn.Module):
             sincos_pos_embed(decoder_width, grid, cls_token=True), requires_grad=False
         )
         self.decoder_blocks = _blocks(
-            config, decoder_width, config.decoder_depth, config.decoder_num_heads
+            config, decoder_width, config.decoder_depth, config.decoder_num_heads, decoder_ratio
         )
         self.decoder_norm = nn.LayerNorm(decoder_width, eps=config.layer_norm_eps)
         self.decoder_pred = nn.Linear(decoder_width, config.target_dim)
@@ -315,15 +315,17 @@ class MaskedAutoencoder(nn.Module):
 
     @property
     def _table_grid(self) -> tuple[int, int]:
-        return self.config.grid_size, self.config.grid_size
+        return self.config.table_grid
 
 
-def _blocks(config: ModelConfig, width: int, depth: int, heads: int) -> nn.Sequential:
+def _blocks(
+    config: ModelConfig, width: int, depth: int, heads: int, mlp_ratio: float
+) -> nn.Sequential:
     # timm asks for a type but takes any factory.
     norm_layer = cast(type[nn.Module], partial(nn.LayerNorm, eps=config.layer_norm_eps))
     return nn.Sequential(
         *(
-            Block(width, heads, mlp_ratio=config.mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
+            Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
             for _ in range(depth)
         )
     )

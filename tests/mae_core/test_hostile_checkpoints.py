@@ -336,7 +336,7 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "resnet": (
         saved({"conv1.weight": torch.ones(1), "bn1.num_batches_tracked": torch.tensor(3)}),
         "no masked autoencoder.*'conv1.weight'"),
-    "unknown wrapper": (saved({"net": STATE}), "no masked autoencoder.*'net'.*its state_dict"),
+    "no tensors": (saved({"net": [STATE]}), "no masked autoencoder.*only 'net'.*state_dict"),
     "linear probe": (
         saved({**STATE, "head.0.num_batches_tracked": torch.tensor(3)}), "is a linear probe"),
     "not square": (saved(position_table(1 + 3 * 5)), "16 entries.*not square cannot be read"),
