@@ -394,7 +394,7 @@ def test_the_settings_are_what_the_command_line_takes(tmp_path: Path) -> None:
     out = make_run(tmp_path / "run", steps(3), config)
     write_report(out)
     rows = dict(re.findall("<tr><th>(.*?)</th><td>(.*?)</td></tr>", page_text(out)))
-    assert rows["optim.lr"] == "0.00015"
+    assert rows["optim.base_lr"] == "0.00015"
     assert rows["optim.betas"] == "[0.9, 0.95]"
     assert rows["out"] == "runs/my flowers"
     assert rows["data.flip"] == "true"
