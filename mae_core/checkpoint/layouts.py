@@ -48,9 +48,10 @@ _PARTS = {
     "torchvision": {"class_token", "conv_proj", "encoder", "heads", "pos_embedding", "layers", "ln",
                     "prediction_head"} | _OFFICIAL_DECODER,
 }  # fmt: skip
-# The first part of a name that a ViT would be another model without; a loss or a projector is not.
+# The first part of a module's name that a ViT would be another model without; one of a loss or a
+# projector is not.
 _OF_A_MODEL = re.compile(
-    r"(cls|dist|reg|mask|pos|patch|embed|stem|norm|ln|blocks?|layers?|decoder|pre_|rel_)"
+    r"(pos|patch|embed|embeddings|stem|norm|ln|blocks?|layers?|decoder|mask|dist|pre|rel)(_|\d|$)"
 )
 # What a head for classes is called, which a model that draws pixels has no use for.
 _HEADS = ("head.", "fc_norm.", "heads.")
@@ -260,7 +261,7 @@ def _belongs(inner: str, value: object, library: str, *, whole: bool) -> bool:
         return True
     if not isinstance(value, Tensor):
         return False
-    # A count of steps, or a module of its own with a name that no part of a ViT has.
+    # A parameter of its own changes a model, a count of steps does not.
     is_count = not value.is_floating_point() and value.ndim == 0
     return not is_count and (not dot or _OF_A_MODEL.match(first) is not None)
 

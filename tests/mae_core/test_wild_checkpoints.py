@@ -101,10 +101,11 @@ def test_tensors_beside_the_model_are_left_aside_and_named(
 
 
 def test_a_module_beside_a_model_without_prefix_is_left_aside(tmp_path: Path) -> None:
-    beside = {"criterion.weight": torch.ones(3), "n_averaged": torch.tensor(3), "epoch": 3}
+    beside = {"criterion.weight": torch.ones(3), "n_averaged": torch.tensor(3), "epoch": 3,
+              "regressor.weight": torch.ones(3), "normalize.mean": torch.ones(3)}  # fmt: skip
     contents = read_contents(written(tmp_path, STATE | beside))  # type: ignore[operator]
     assert_state(contents, STATE)
-    assert contents.left_aside == {"criterion": 1}
+    assert contents.left_aside == {"criterion": 1, "regressor": 1, "normalize": 1}
 
 
 def test_a_head_for_classes_does_not_hide_the_decoder(tmp_path: Path) -> None:
