@@ -187,13 +187,10 @@ def _uses(weights: str, contents: Contents) -> list[str]:
         targets = [target for target in targets if target not in ("official", "huggingface")]
     if contents.config.grid is not None:
         targets = [target for target in targets if target != "huggingface"]
-    uses, channels, typed = [], contents.config.in_chans, shlex.quote(weights)
-    if contents.kind == "autoencoder" and channels in (1, 3):
+    uses, typed = [], shlex.quote(weights)
+    if contents.kind == "autoencoder":
         uses.append(f"reconstruct: python -m mae_core.reconstruct IMAGE --weights {typed}")
-    elif contents.kind == "autoencoder":
-        uses.append(f"reconstruct: in Python, arrays ({channels}, H, W) through a Reconstructor")
-    # Training reads pictures, in colour.
-    if contents.kind != "classifier" and channels == 3:
+    if contents.kind != "classifier":
         start = shlex.quote(f"init_from={weights}")
         uses.append(f"train from it: python -m mae_core.train RECIPE {start}")
     return [*uses, f"convert it: python -m mae_core.convert {typed} DST --to "

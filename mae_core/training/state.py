@@ -45,7 +45,10 @@ _OF_ENCODER = (
     "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio",
     "encoder_mask_tokens",
 )  # fmt: skip
-_OF_DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "pca_components")
+_OF_DECODER = (
+    "decoder_embed_dim", "decoder_depth", "decoder_num_heads", "decoder_mlp_ratio",
+    "pca_components",
+)  # fmt: skip
 
 # What a checkpoint holds; `RunState.content` writes it.
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -327,7 +330,7 @@ def _initialize(model: MaskedAutoencoder, config: TrainConfig) -> str:
     if why:
         state = {key: value for key, value in state.items() if not _of_decoder(key)}
         fresh = {key: value for key, value in model.state_dict().items() if _of_decoder(key)}
-    if contents.config.image_size != config.model.image_size:
+    if contents.config.table_grid != config.model.table_grid:
         _resample(state, contents.config, config.model)
     model.load_state_dict(state | fresh)
     if not why:
@@ -351,10 +354,9 @@ def _why_fresh(contents: Contents, model: ModelConfig) -> str:
 
 def _resample(state: dict[str, Tensor], source: ModelConfig, target: ModelConfig) -> None:
     """Stretch the position tables over another grid."""
-    old, new = ((config.grid_size, config.grid_size) for config in (source, target))
     for name in ("pos_embed", "decoder_pos_embed"):
         if name in state:
-            state[name] = resample_pos_embed(state[name], old, new)
+            state[name] = resample_pos_embed(state[name], source.table_grid, target.table_grid)
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ from tests.app.serving import (
     example,
     small_reconstructor,
     small_service,
+    stopped_clock,
 )
 
 
@@ -346,7 +347,7 @@ async def steps_of(service: ReconstructionService, visitor: str = "v", **changes
 
 
 async def until(condition: Callable[[], object]) -> None:
-    for _ in range(2000):
+    for _ in range(24_000):
         if condition():
             return
         await asyncio.sleep(0.01)
@@ -382,15 +383,27 @@ def held_service(**settings: Any) -> tuple[HeldReconstructor, ReconstructionServ
 def test_who_waits_is_told_the_place() -> None:
     model, service = held_service()
 
-    async def three() -> list[Steps]:
-        asked = await in_line(service, 0, 1, 2)
-        await asyncio.sleep(0.7)
+    told: list[Steps] = [[], [], []]
+
+    async def ask(seed: int) -> None:
+        async for step in service.answer(Values(example("cat"), 0.75, seed), "v"):
+            told[seed].append(step)
+
+    def places() -> list[int | None]:
+        latest = (steps[-1] if steps else None for steps in told)
+        return [step.place if isinstance(step, Waiting) else None for step in latest]
+
+    async def three() -> None:
+        asked = []
+        for seed in range(3):
+            asked.append(asyncio.create_task(ask(seed)))
+            await until(lambda seed=seed: load_of(service) == (1, seed))
+        await until(lambda: places() == [0, 1, 2])
         model.gate.set()
-        return await asyncio.gather(*asked)
+        await asyncio.gather(*asked)
 
     with model.held():
-        told = asyncio.run(three())
-    assert [steps[0].place for steps in told] == [0, 1, 2]  # type: ignore[union-attr]
+        asyncio.run(three())
     for seed, steps in enumerate(told):
         assert isinstance(steps[-1], Answer)
         assert steps[-1].facts["seed"] == seed
@@ -626,11 +639,15 @@ def test_a_file_that_is_replaced_while_it_waits_is_not_shown(tmp_path: Path) -> 
 
 
 def test_a_request_that_hangs_is_given_up_and_others_go_on() -> None:
-    model, service = held_service(request_seconds=0.3)
+    model, service = held_service()
+    now = stopped_clock(service)
 
     async def hang(seed: int) -> None:
+        (asked,) = await in_line(service, seed)
+        now[0] += 60
+        service._scheduler.end_late()
         with pytest.raises(TookTooLongError):
-            await steps_of(service, seed=seed)
+            await asked
 
     with model.held():
         for seed in range(3):

@@ -162,7 +162,7 @@ def test_it_sweeps_by_itself(
     file = upload(tmp_path, "a.png")
     folder = CacheFolder(tmp_path, 0, kept=kept)
     folder.start()
-    for _ in range(1000):
+    for _ in range(12_000):
         if not file.exists():
             break
         time.sleep(0.01)

@@ -5,21 +5,22 @@ import os
 import re
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from mae_core.checkpoint import load_latest, load_weights
+from mae_core.checkpoint import load_weights
 from mae_core.config import SystemConfig, TrainConfig
-from mae_core.errors import CheckpointError, ConfigError, DeviceError, TrainingError
+from mae_core.errors import ConfigError, DeviceError, TrainingError
 from mae_core.models.mae import MaskedAutoencoder
 from mae_core.train import run
 from mae_core.training.distributed import World, distribute, joined_world
 from tests.mae_core.conftest import MakeRun
 
 ROOT = Path(__file__).resolve().parents[2]
+TRAIN = ("mae_core.train",)
 SMALL = [
     "model.image_size=48", "model.patch_size=8", "model.embed_dim=32", "model.depth=2",
     "model.num_heads=2", "model.decoder_embed_dim=16", "model.decoder_depth=1",
@@ -28,11 +29,13 @@ SMALL = [
 ]  # fmt: skip
 
 
-def command(folder: Path, out: Path, *fields: str, processes: int = 1) -> list[str]:
+def command(
+    folder: Path, out: Path, *fields: str, processes: int = 1, module: Sequence[str] = TRAIN
+) -> list[str]:
     """The command line of a small run, under torchrun where it takes several processes."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return [
-        sys.executable, *(launch if processes > 1 else []), "-m", "mae_core.train", "quick",
+        sys.executable, *(launch if processes > 1 else []), "-m", *module, "quick",
         f"data.folder={folder}", f"out={out}", "steps=12", "batch_size=8", "save_every=1",
         *SMALL, *fields,
     ]  # fmt: skip
@@ -112,34 +115,15 @@ def test_a_run_goes_on_with_another_number_of_processes(
     pictures: Path, one_process: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    split = command(pictures, out, "optim.name=adamw", "system.shard=true", processes=2)
-    stop_after(split, out, step=2)
+    interrupted = ("tests.mae_core.interrupted", "SIGTERM", "2")
+    split = ("optim.name=adamw", "system.shard=true")
+    line = command(pictures, out, *split, processes=2, module=interrupted)
+    subprocess.run(
+        line, cwd=ROOT, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
+    )
     said = train(pictures, out, "optim.name=adamw")
     assert re.search(r"resuming .* at step (\d|1[01]) of 12", said)
     assert_same_run(one_process, out)
-
-
-def stop_after(line: list[str], out: Path, step: int) -> None:
-    """Start a run and ask it to stop once a checkpoint of that step or a later one is there."""
-    process = subprocess.Popen(
-        line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while process.poll() is None and steps_saved(out) < step:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    # torchrun hands it on to the processes it has started.
-    process.terminate()
-    process.wait()
-
-
-def steps_saved(out: Path) -> int:
-    """Of the newest checkpoint; none where there is none yet, or it is just being replaced."""
-    try:
-        return int(load_latest(out)["step"])
-    except CheckpointError:
-        return -1
 
 
 def test_a_mistake_is_told_once_and_ends_all_processes(tmp_path: Path) -> None:

@@ -96,18 +96,18 @@ def test_a_published_file_is_known_by_its_name(
     assert facts["target"] == {"value": "pixels", "from": "registry"}
 
 
-@pytest.mark.parametrize(
-    ("channels", "offered"), [(3, ["reconstruct", "train"]), (1, ["reconstruct"]), (4, [])]
-)
+@pytest.mark.parametrize("channels", [3, 1, 4])
 def test_only_commands_that_work_are_offered(
-    channels: int, offered: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    channels: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     statistics = (0.5,) * channels
     config = replace(SMALL, in_chans=channels, mean=statistics, std=statistics)
     path = tmp_path / "a name.safetensors"
     save_weights(path, MaskedAutoencoder(config), record={})
     commands = [use for use in info(path, capsys)["uses"] if "python -m" in use]
-    assert [use.split()[0].rstrip(":") for use in commands] == [*offered, "convert"]
+    assert [use.split()[0].rstrip(":") for use in commands] == [
+        "reconstruct", "train", "convert",
+    ]  # fmt: skip
     # As a shell would take them apart.
     typed = [shlex.split(use) for use in commands]
     assert all(any(word.endswith(str(path)) for word in words) for words in typed)

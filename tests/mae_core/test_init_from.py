@@ -217,11 +217,33 @@ def with_changes(config: ModelConfig, changes: list[str]) -> ModelConfig:
     return with_overrides(config, [change.removeprefix("model.") for change in changes])
 
 
-def test_weights_of_other_channels_are_refused(run_config: MakeRun, tmp_path: Path) -> None:
+def test_weights_bring_their_channels(run_config: MakeRun, tmp_path: Path) -> None:
     config = replace(run_config().model, in_chans=1, mean=(0.5,), std=(0.5,))
     save_weights(tmp_path / "grey.safetensors", MaskedAutoencoder(config), record={})
-    with pytest.raises(ConfigError, match="takes 1 channels, and training pictures have three"):
-        with_shape_of_weights(run_config(init_from=str(tmp_path / "grey.safetensors")))
+    start = run_config(init_from=str(tmp_path / "grey.safetensors"))
+    assert with_shape_of_weights(start).model.in_chans == 1
+    with pytest.raises(ConfigError, match="mean has 1 values for in_chans=4"):
+        with_shape_of_weights(start, ["model.in_chans=4"])
+
+
+def test_the_decoder_of_another_mlp_ratio_starts_fresh(
+    run_config: MakeRun, small_config: ModelConfig, tmp_path: Path
+) -> None:
+    wide = replace(small_config, decoder_mlp_ratio=2.0)
+    save_weights(tmp_path / "wide.safetensors", MaskedAutoencoder(wide), record={})
+    start = run_config(init_from=str(tmp_path / "wide.safetensors"))
+    assert begin(start, []).init_from == "wide"
+    assert begin(start, ["model.decoder_mlp_ratio=4"]).init_from.endswith("fresh decoder)")
+
+
+def test_tables_of_any_grid_are_stretched_over_another(
+    run_config: MakeRun, small_config: ModelConfig, tmp_path: Path
+) -> None:
+    wide = replace(small_config, grid=(6, 9))
+    save_weights(tmp_path / "wide.safetensors", MaskedAutoencoder(wide), record={})
+    start = run_config(init_from=str(tmp_path / "wide.safetensors"))
+    assert begin(start, []).model.pos_embed.shape[1] == 1 + 6 * 9
+    assert begin(start, ["model.grid=null"]).model.pos_embed.shape[1] == 1 + 6 * 6
 
 
 def test_a_classifier_and_what_is_not_there_are_refused(

@@ -1,0 +1,47 @@
+"""Training that is interrupted as soon as a step is in its log.
+
+    python -m tests.mae_core.interrupted SIGNAL STEP RECIPE [field=value …]
+
+SIGKILL ends this process; any other signal goes to its parent, torchrun, which hands it on.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+
+from mae_core import train
+from mae_core.entry import run_entry
+from mae_core.training.distributed import end_process
+from mae_core.training.run_log import RunLog
+
+
+def main(number: signal.Signals, last: int, arguments: list[str]) -> int:
+    """Train; returns the exit status, unless it is killed."""
+    write = RunLog.scalars
+
+    def interrupted(log: RunLog, step: int, seconds: float, values: Mapping[str, float]) -> None:
+        write(log, step, seconds, values)
+        if step == last:
+            interrupt(number)
+
+    RunLog.scalars = interrupted  # type: ignore[method-assign]
+    return train.main(arguments)
+
+
+def interrupt(number: signal.Signals) -> None:
+    """Return when the signal has come back from torchrun."""
+    if number == signal.SIGKILL:
+        os.kill(os.getpid(), number)
+    # The run's handler is replaced when it has noted the signal.
+    handler = signal.getsignal(number)
+    os.kill(os.getppid(), number)
+    while signal.getsignal(number) is handler:
+        time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    chosen, at, *others = sys.argv[1:]
+    run_entry(partial(main, signal.Signals[chosen], int(at), others), end_process)
