@@ -189,7 +189,11 @@ _LIMITS = ImageLimits()
 
 # The messages of mae_core are English and exact; these say the same less exactly.
 _CHINESE_ERRORS: tuple[tuple[type[MAEError], str], ...] = (
-    (ImageFormatError, "没有可用的图片：请选择 JPEG、PNG、WebP、GIF、BMP 或 TIFF 格式的完整图片。"),
+    (
+        ImageFormatError,
+        "没有可用的图片：请选择完整的 JPEG、PNG、WebP、GIF、BMP 或 HEIC 图片，"
+        "或 RGB、灰度的 TIFF 图片。",
+    ),
     (
         ImageLimitError,
         f"图片的尺寸不合适：文件不超过 {_LIMITS.max_bytes // 2**20} MiB，"

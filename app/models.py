@@ -14,6 +14,7 @@ from app import zerogpu
 from mae_core import (
     MAX_PATCHES,
     CheckpointError,
+    ConfigError,
     MAEError,
     MaskedAutoencoder,
     ModelConfig,
@@ -162,6 +163,7 @@ class ServedModel:
 
         Raises:
             CheckpointError: If weights are missing or damaged.
+            ConfigError: If they are of other pictures than the page takes.
             DeviceError: If the device is not there.
             DownloadError: If weights cannot be fetched.
         """
@@ -169,6 +171,7 @@ class ServedModel:
 
         def read() -> tuple[Reconstructor, Progress | None]:
             weights = load_pretrained(source, fetch=False)
+            _require_colour_or_grey(weights.config)
             return _made_ready(weights.build(), source, device), _progress(weights.record)
 
         served = cls(read, lambda: _file_version(find_weights(source)))
@@ -301,6 +304,15 @@ def _in_words(failure: Exception) -> Exception:
         "there is not enough memory for this picture at the moment; try a smaller image_size, or "
         "try again later"
     )
+
+
+def _require_colour_or_grey(config: ModelConfig) -> None:
+    if config.in_chans not in (1, 3) or config.bands:
+        bands = f"bands {list(config.bands)}" if config.bands else f"{config.in_chans} bands"
+        raise ConfigError(
+            f"the model was trained on {bands} of its pictures, and the page takes colour or grey; "
+            "use python -m mae_core.reconstruct, whose --show chooses what is seen"
+        )
 
 
 def _made_ready(model: MaskedAutoencoder, source: str, device: str) -> Reconstructor:

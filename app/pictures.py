@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol
 from PIL import Image
 
 from app.cache import LRUCache
-from mae_core import decode_image
+from mae_core import RangeSpec, decode_image
 
 # A decoded picture takes at most 12 MiB.
 _DECODED_BYTES = 96 * 2**20
@@ -82,7 +82,7 @@ class Pictures:
     def __init__(self) -> None:
         """Begin with none."""
         self._digests: LRUCache[Hashable, str] = LRUCache(_MOST_FILES, lambda digest: 1)
-        self._decoded: LRUCache[str, Image.Image] = LRUCache(_DECODED_BYTES, bytes_of)
+        self._decoded: LRUCache[Hashable, Image.Image] = LRUCache(_DECODED_BYTES, bytes_of)
 
     @property
     def bytes(self) -> int:
@@ -103,20 +103,27 @@ class Pictures:
                 self._digests.put(identity, digest)
         return digest
 
-    def decoded(self, source: PictureSource, digest: str) -> Image.Image:
+    def decoded(
+        self, source: PictureSource, digest: str, value_range: RangeSpec = "auto"
+    ) -> Image.Image:
         """A picture, of which `digest` was said before.
+
+        Args:
+            source: Where its bytes come from.
+            digest: Their SHA-256.
+            value_range: Of values of more than 8 bits; see `decode_image`.
 
         Raises:
             FileNotFoundError: If the file is gone, or is another by now.
             ImageError: If it cannot be used.
         """
-        picture = self._decoded.get(digest)
+        picture = self._decoded.get((digest, value_range))
         if picture is None:
             data = source.read()
             if hashlib.sha256(data).hexdigest() != digest:
                 raise FileNotFoundError("the picture was replaced")
-            picture = decode_image(data)
-            self._decoded.put(digest, picture)
+            picture = decode_image(data, value_range=value_range)
+            self._decoded.put((digest, value_range), picture)
         return picture
 
 

@@ -454,7 +454,8 @@ class ReconstructionService:
 
         def decode(job: _Job) -> Image.Image | Exception:
             try:
-                return self._pictures.decoded(job.source, job.request.picture)
+                value_range = job.served.config.value_range or "auto"
+                return self._pictures.decoded(job.source, job.request.picture, value_range)
             except Exception as error:  # whatever it is, it is this job's alone
                 return error
 

@@ -51,6 +51,7 @@ from mae_core.masking import (
 )
 from mae_core.models.mae import MAEOutput, MaskedAutoencoder
 from mae_core.patches import patchify, unpatchify
+from mae_core.rasters import open_picture
 from mae_core.reconstruction import (
     MAX_IMAGE_SIZE,
     MAX_PATCHES,
@@ -60,6 +61,7 @@ from mae_core.reconstruction import (
     ReconstructionRequest,
     Reconstructor,
 )
+from mae_core.value_range import RangeSpec
 from mae_core.weights import (
     DEFAULT_WEIGHTS,
     WeightsEntry,
@@ -96,6 +98,7 @@ __all__ = [
     "ModelConfig",
     "PatchError",
     "PatchMask",
+    "RangeSpec",
     "Rebuilt",
     "Reconstruction",
     "ReconstructionRequest",
@@ -118,6 +121,7 @@ __all__ = [
     "locate_weights",
     "mask_from_noise",
     "num_visible",
+    "open_picture",
     "patchify",
     "preset",
     "random_mask",

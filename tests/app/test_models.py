@@ -4,6 +4,7 @@ import logging
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from torch import Tensor
 import app.models
 from app.handlers import Handlers
 from app.models import ModelJob, NoMemoryError, Progress, ServedModel
+from app.pictures import PictureFile
 from app.service import ReconstructionService
 from app.settings import AppSettings
 from mae_core import (
     ConfigError,
     ImageFormatError,
+    MaskedAutoencoder,
     MaskError,
     PatchMask,
     Reconstruction,
@@ -172,7 +175,7 @@ def test_an_answer_is_kept_under_the_state_that_gave_it(
 ) -> None:
     service = served(run)
 
-    def then_save(data: bytes) -> Image.Image:
+    def then_save(data: bytes, **options: Any) -> Image.Image:
         # Between the look into the cache and the model's turn.
         save_step(run, 600)
         return Image.new("RGB", (112, 112))
@@ -292,12 +295,12 @@ def test_torch_says_so_when_the_host_has_no_memory() -> None:
 
 
 def test_an_unexpected_error_is_that_of_its_job_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    def decode(image: Any) -> Any:
+    def opened(image: Any, *arguments: Any, **options: Any) -> Any:
         if image.size == (9, 9):
             raise ZeroDivisionError("a bug")
         return image
 
-    monkeypatch.setattr("mae_core.reconstruction.decode_image", decode)
+    monkeypatch.setattr("mae_core.reconstruction.open_picture", opened)
     odd = job(1, picture=Image.new("RGB", (9, 9)))
     results, _ = ServedModel.fixed(small_reconstructor()).run([job(0), odd, job(2)])
     assert [type(one) for one in results] == [Reconstruction, ZeroDivisionError, Reconstruction]
@@ -387,3 +390,37 @@ def test_a_model_that_is_served_is_nowhere_but_in_memory(tmp_path: Path, name: s
 def test_a_picture_that_is_none_is_refused() -> None:
     (result,), _ = ServedModel.fixed(small_reconstructor()).run([job(0, picture=b"no")])
     assert isinstance(result, ImageFormatError)
+
+
+def test_a_model_sees_the_values_that_it_was_trained_on(tmp_path: Path) -> None:
+    # Of 12 bits in 16, as a radiograph; the page's own guess is brighter.
+    values = np.linspace(0, 2000, 128 * 128).reshape(128, 128).astype(np.uint16)
+    path = tmp_path / "x.png"
+    Image.fromarray(values).save(path)
+    config = replace(small_reconstructor().config, in_chans=1, mean=(0.5,), std=(0.5,))
+    brightness = []
+    for value_range in (None, ((0.0, 4000.0),)):
+        torch.manual_seed(0)
+        model = MaskedAutoencoder(replace(config, value_range=value_range))
+        save_weights(tmp_path / "m.safetensors", model, record={})
+        service = ReconstructionService.load(
+            AppSettings(weights=(str(tmp_path / "m.safetensors"),), device="cpu")
+        )
+        answer = service.reconstruct(PictureFile(path), 0.75, 0)
+        brightness.append(np.asarray(answer.panels["original"]).mean())
+    assert brightness[0] == pytest.approx(127, abs=3)
+    assert brightness[1] == pytest.approx(64, abs=3)
+
+
+@pytest.mark.parametrize(("channels", "bands"), [(4, ()), (3, (4, 2, 1))])
+def test_a_model_of_other_bands_is_refused_at_the_start(
+    channels: int, bands: tuple[int, ...], tmp_path: Path
+) -> None:
+    statistics = (0.5,) * channels
+    config = replace(
+        small_reconstructor().config, in_chans=channels, mean=statistics, std=statistics,
+        bands=bands,
+    )  # fmt: skip
+    save_weights(tmp_path / "m.safetensors", MaskedAutoencoder(config), record={})
+    with pytest.raises(ConfigError, match="the page takes colour or grey; use python -m mae_core"):
+        ServedModel.open(str(tmp_path / "m.safetensors"), device="cpu")

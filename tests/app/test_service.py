@@ -125,9 +125,9 @@ def test_any_other_request_is_computed(change: dict[str, Any]) -> None:
 def test_a_picture_is_decoded_once_while_sliders_move(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
 
-    def counting(data: bytes) -> Image.Image:
+    def counting(data: bytes, **options: Any) -> Image.Image:
         decoded.append(len(data))
-        return decode_image(data)
+        return decode_image(data, **options)
 
     monkeypatch.setattr("app.pictures.decode_image", counting)
     service = small_service()
