@@ -41,6 +41,7 @@ bench: $(DEV)
 	$(BIN)/python -m benchmarks.bench_train
 	$(BIN)/python -m benchmarks.bench_loader
 	$(BIN)/python -m benchmarks.bench_onnx
+	$(BIN)/python -m benchmarks.bench_threads
 	$(BIN)/python -m benchmarks.parity
 
 $(VENV)/.created:

@@ -77,9 +77,11 @@ class HeldReconstructor(Reconstructor):
 
 
 def stopped_clock(service: ReconstructionService) -> list[float]:
-    """The seconds by which the line of a service gives up requests: they pass as one sets them."""
+    """The seconds of a service's line and rate, which pass only as one sets them."""
     now = [0.0]
     service._scheduler._clock = lambda: now[0]
+    if service._rate:
+        service._rate._clock = lambda: now[0]
     return now
 
 

@@ -314,14 +314,14 @@ def test_a_run_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> No
     def hanging(requests: Any) -> Any:
         if requests[0].seed == 1:
             begun.set()
-            assert go_on.wait(60)
+            assert go_on.wait(240)
         return batch(requests)
 
     monkeypatch.setattr(reconstructor, "batch", hanging)
     model = ServedModel.fixed(reconstructor)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(model.run, [job(1)])
-        assert begun.wait(60)
+        assert begun.wait(240)
         (second,), _ = model.run([job(2)])
         assert isinstance(second, Reconstruction)
         assert not first.done()

@@ -41,7 +41,7 @@ def test_the_files_of_a_space_serve_the_page(tmp_path: Path) -> None:
             assert reconstructed(url, folder / "app/assets/examples/cat.jpg") == (224, 224)
             # As the platform does it; SIGINT is ignored by what a shell runs in the background.
             process.send_signal(signal.SIGTERM)
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=240)
         finally:
             if process.poll() is None:
                 process.kill()

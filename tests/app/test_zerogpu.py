@@ -27,7 +27,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     done = subprocess.run(
         [sys.executable, "-W", "error", STAND_IN / "page.py", *files, folder / "full"],
         cwd=folder, env=os.environ | {"SPACES_ZERO_GPU": "true", "PYTHONPATH": path},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -575,7 +575,7 @@ def test_the_command_runs_and_explains_itself(tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "mae_core.convert", *arguments], cwd=ROOT, text=True,
-            capture_output=True, timeout=120, check=False,
+            capture_output=True, timeout=300, check=False,
         )  # fmt: skip
 
     save_weights(tmp_path / "a.safetensors", build(), record={})

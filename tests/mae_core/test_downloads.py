@@ -343,9 +343,9 @@ def test_two_at_once_ask_once_and_both_see_it_come(
     first, second = Seen(), Seen()
     with ThreadPoolExecutor(2) as pool:
         fetching = [pool.submit(fetch_file, remote(server), progress=first)]
-        assert first.started.wait(60)
+        assert first.started.wait(240)
         fetching.append(pool.submit(fetch_file, remote(server), progress=second))
-        assert second.started.wait(60)
+        assert second.started.wait(240)
         server.gate.set()
         assert [one.result().read_bytes() for one in fetching] == [DATA] * 2
     assert server.sent == [len(DATA)]

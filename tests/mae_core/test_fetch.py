@@ -43,7 +43,7 @@ def test_two_processes_fetch_a_repository_once(fake_hub: Hub, tmp_path: Path) ->
     fake_hub.gated.add("me/flowers")
     fake_hub.habits.pause = 0.02
     both = [start(fake_hub, tmp_path, "me/flowers") for _ in range(2)]
-    answers = [process.communicate(timeout=120) for process in both]
+    answers = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], answers
     assert answers[0] == answers[1]
     path, stderr = answers[0]
@@ -56,7 +56,7 @@ def test_two_processes_fetch_a_repository_once(fake_hub: Hub, tmp_path: Path) ->
 
 def test_a_failure_is_one_line_without_the_token(fake_hub: Hub, tmp_path: Path) -> None:
     process = start(fake_hub, tmp_path, "me/nothing")
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=300)
     assert (process.returncode, stdout) == (2, "")
     assert stderr.startswith("error: could not fetch me/nothing from 127.0.0.1: it has no such")
     assert stderr.count("\n") == 1

@@ -61,7 +61,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield Page(f"http://127.0.0.1:{port}", log)
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(240)
 
 
 def wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
