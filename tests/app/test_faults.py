@@ -97,6 +97,8 @@ class Service:
         print("ending", flush=True)
         sleep(60)
 
+# Whoever starts the tests in the background has Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sleep, time.sleep = time.sleep, lambda seconds: signal.raise_signal(signal.SIGINT)
 app.launch = lambda page, service: None
 app.serve(Page(), Service())
