@@ -238,7 +238,9 @@ def _alone(partial: _Partial, progress: Progress) -> Iterator[None]:
                 lock.acquire(timeout=_WAIT_SECONDS)
             break
         except filelock.Timeout:
-            progress(partial.size, partial.total)
+            # There is none before the first bytes, nor while the whole file gets its name.
+            if note := partial.note():
+                progress(partial.size, note.get("bytes"))
     try:
         yield
     finally:
