@@ -138,9 +138,12 @@ def run(
 
 def _run_in(world: World, stop: StopRequest, config: TrainConfig, recipe_name: str) -> bool:
     """One process's part of the run; whether the end was reached."""
-    # Whatever cannot work is said before pictures are packed, which takes its time.
-    config = _checked(config)
-    config = with_saved_facts(config) or with_picture_facts(config, _cache(config))
+    # Whatever cannot work is said before pictures are packed, which takes its time; and once.
+    if world.is_first:
+        config = _with_facts(config)
+    world.wait()
+    if not world.is_first:
+        config = _with_facts(config)
     state = start_run(config, world)
     if world.is_first:
         _write_config(config, recipe_name)
@@ -167,20 +170,21 @@ def _counts_epochs(config: TrainConfig) -> bool:
     return bool(config.epochs or config.optim.warmup_epochs)
 
 
-def _checked(config: TrainConfig) -> TrainConfig:
-    """The run with its steps, where they do not depend on the pictures.
+def _with_facts(config: TrainConfig) -> TrainConfig:
+    """The run with its steps, where they do not depend on the pictures, and its picture facts.
 
     Raises:
+        CheckpointError: If the checkpoint to go on from cannot be used.
         ConfigError: If TensorBoard is missing, or a stream is given in epochs.
-        DataError: If the hold-out is missing or holds no picture.
+        DataError: If the hold-out is missing or holds no picture, or as of `with_picture_facts`.
     """
     if config.tensorboard:
         import_tensorboard()
     if config.data.holdout:
         find_images(config.data.holdout, quiet=True)
     if config.data.hub or config.data.shards or not _counts_epochs(config):
-        return with_steps(config, None)
-    return config
+        config = with_steps(config, None)
+    return with_saved_facts(config) or with_picture_facts(config, _cache(config))
 
 
 def _write_config(config: TrainConfig, recipe_name: str) -> None:

@@ -42,7 +42,7 @@ def packed(pictures: list[NDArray[np.uint8]]) -> PackedImages:
     lengths = sizes.prod(axis=1) * channels
     pixels = np.concatenate([picture.ravel() for picture in pictures])
     names = [str(i) for i in range(len(pictures))]
-    return PackedImages(pixels, np.cumsum(lengths) - lengths, sizes, names, [], channels)
+    return PackedImages(pixels, np.cumsum(lengths) - lengths, sizes, names, [], channels=channels)
 
 
 def loader_of(

@@ -273,9 +273,9 @@ def test_pictures_are_read_while_they_are_measured(
     most = 0
     fit = evaluation.fit_to_model
 
-    def watched(*args: Any) -> Image.Image:
+    def watched(*args: Any, **options: Any) -> Image.Image:
         nonlocal most
-        fitted = fit(*args)
+        fitted = fit(*args, **options)
         alive[id(fitted)] = fitted
         most = max(most, len(alive))
         return fitted

@@ -264,9 +264,10 @@ def _headers() -> list[_Row]:
         ("memory.tiff", "a JPEG strip of 8 rows of 1,024, the rest being the server's memory",
          short_strip, UNSOUND),
         ("fax.tiff", "a fax", lambda: saved(photo("1"), "TIFF", compression="group4"), UNSOUND),
-        ("samples.tiff", "65,535 samples a pixel", lambda: grey_tiff((277, 3, 1, 65535)), DAMAGED),
-        ("nan.tiff", "pixels that are no numbers", lambda: floats(float("nan")), "scale them"),
-        ("infinite.tiff", "pixels without end", lambda: floats(float("inf")), "scale them"),
+        ("samples.tiff", "65,535 samples a pixel", lambda: grey_tiff((277, 3, 1, 65535)),
+         "has 65535 bands of 8-bit values"),
+        ("nan.tiff", "pixels that are no numbers", lambda: floats(float("nan")), "no finite value"),
+        ("infinite.tiff", "pixels without end", lambda: floats(float("inf")), "no finite value"),
     ]  # fmt: skip
 
 
