@@ -601,7 +601,7 @@ def _see(image: Image.Image, limits: ImageLimits, value_range: RangeSpec) -> Ima
         else:
             plain = _shrink(_to_plain_mode(image, value_range), factor)
         rgb = _on_white(plain, image.info.get("icc_profile"))
-        turn = _UPRIGHT.get(_orientation(image.info.get("exif", b"")))
+        turn = _UPRIGHT.get(_orientation(image.info.get("exif") or b""))
         seen = rgb if turn is None else rgb.transpose(turn)
     seen.info = {}
     return seen
