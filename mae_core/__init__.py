@@ -10,9 +10,9 @@ import os
 import sys
 
 # For `python -m mae_core.train` and its like only, never for programs that import the library.
-# torch's threads spin for milliseconds at each barrier. Where another program has one of the
-# cores, they wait so for one of their own that is not running: a step takes several times as
-# long. libgomp reads the variables when torch is imported, so nothing later can set them.
+# OpenMP's threads spin at each barrier until the last of them arrives. If another program occupies
+# a core, that one is not scheduled and the spinning wastes its time: a step takes several times as
+# long. libgomp reads the variables when torch is imported, so they cannot be set later.
 if "-m" in sys.orig_argv[:-1] and "OMP_WAIT_POLICY" not in os.environ:
     _command = sys.orig_argv[sys.orig_argv.index("-m") + 1]
     if _command.startswith(f"{__name__}."):

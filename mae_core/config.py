@@ -29,9 +29,9 @@ _COUNTS = (
     "decoder_embed_dim", "decoder_depth", "decoder_num_heads",
 )  # fmt: skip
 
-# Fields that `to_dict` leaves out where they are None, so that a model that does not need them
-# is described as it was before there were any.
-_OPTIONAL = ("decoder_mlp_ratio", "grid")
+# Fields that `to_dict` leaves out where they are None or empty, so that a model that does not need
+# them is described as it was before there were any.
+_OPTIONAL = ("decoder_mlp_ratio", "grid", "bands", "value_range")
 
 
 def _convert_numbers(config: Any) -> None:
@@ -142,6 +142,11 @@ class ModelConfig:
         _check_bands("bands", self.bands, self.in_chans)
         if self.value_range is not None:
             as_value_range(self.value_range)
+            if len(self.value_range) not in (1, self.in_chans):
+                raise ConfigError(
+                    f"value_range has {len(self.value_range)} pairs for in_chans={self.in_chans}; "
+                    "give one, or one a channel"
+                )
 
     @property
     def grid_size(self) -> int:
@@ -213,7 +218,9 @@ def to_dict(config: Any) -> dict[str, Any]:
     """A frozen dataclass as plain data, ready for JSON."""
 
     def set_fields(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {name: value for name, value in items if value is not None or name not in _OPTIONAL}
+        return {
+            name: value for name, value in items if value not in (None, ()) or name not in _OPTIONAL
+        }
 
     return dataclasses.asdict(config, dict_factory=set_fields)
 
@@ -248,7 +255,9 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     values = to_dict(config)
     given = {text.partition("=")[0] for text in overrides}
     if isinstance(config, TrainConfig):
-        aside = [other for name, other in _PUTS_ASIDE if name in given and other not in given]
+        aside = [
+            other for name, other in _OVERRIDES_OF_FIELDS if name in given and other not in given
+        ]
         overrides = [*overrides, *(f"{other}=0" for other in aside)]
     for text in overrides:
         path, separator, value = text.partition("=")
@@ -259,7 +268,7 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
 
 
 # What counts only where the other is 0, and the other.
-_PUTS_ASIDE = (
+_OVERRIDES_OF_FIELDS = (
     ("steps", "epochs"),
     ("optim.warmup_steps", "optim.warmup_epochs"),
     ("optim.base_lr", "optim.lr"),
@@ -302,8 +311,8 @@ def _read_list(hint: Any, text: str, value: Any) -> Any:
         with contextlib.suppress(ValueError):
             return json.loads(f"[{text}]")
     numbers_needed = typing.get_args(hint)
-    if isinstance(value, int | float) and Ellipsis not in numbers_needed:
-        return [value] * len(numbers_needed)
+    if isinstance(value, int | float) and not dataclasses.is_dataclass(numbers_needed[0]):
+        return [value] * (1 if Ellipsis in numbers_needed else len(numbers_needed))
     return value
 
 
@@ -675,7 +684,9 @@ def declared_facts(config: TrainConfig) -> TrainConfig:
     """The run with a model of the bands and the value range that `config.data` declares."""
     model, spec = config.model, as_value_range(config.data.range)
     bands = config.data.bands or model.bands
-    value_range = model.value_range if isinstance(spec, str) else spec
+    # `dtype` is asked of the pictures again, whatever range the weights of `init_from` have.
+    inherited = None if spec == "dtype" else model.value_range
+    value_range = inherited if isinstance(spec, str) else spec
     return dataclasses.replace(
         config, model=dataclasses.replace(model, bands=bands, value_range=value_range)
     )

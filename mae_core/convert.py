@@ -229,7 +229,9 @@ def _described(contents: Contents) -> str:
     assumed = [
         f"{field}={getattr(config, field)}"
         for field, origin in contents.origins.items()
-        if origin == "assumed" and _is_of(contents, field)
+        if origin == "assumed"
+        and _is_of(contents, field)
+        and getattr(config, field) not in (None, ())
     ]
     return "; ".join([*facts, *([f"assumed {', '.join(assumed)}"] if assumed else [])])
 
@@ -240,12 +242,16 @@ def _is_of(contents: Contents, field: str) -> bool:
 
 
 def _left_out(contents: Contents, target: str) -> str:
-    if target == "timm" and contents.kind == "autoencoder":
-        return ", the encoder alone"
     if target == "official":
         untold = _untold(contents)
-        return f"; it cannot say {', '.join(untold)}: who opens it has to know" if untold else ""
-    return ""
+    else:
+        own = {name: getattr(contents.config, name) for name in ("bands", "value_range")}
+        untold = [f"{name}={value}" for name, value in own.items() if value]
+        untold = [] if target == "mae_core" else untold
+    said = ", the encoder alone" if target == "timm" and contents.kind == "autoencoder" else ""
+    if untold:
+        said += f"; it cannot say {', '.join(untold)}: who opens it has to know"
+    return said
 
 
 def _untold(contents: Contents) -> list[str]:

@@ -81,9 +81,9 @@ def choose_threads(flops: float = math.inf) -> int:
     Args:
         flops: Floating-point operations of the pass (see `models.cost`).
     """
-    if "OMP_NUM_THREADS" not in os.environ and flops < _ONE_THREAD_FLOPS:
-        return 1
-    return _all_threads()
+    # Asked first, for afterwards torch's own number is not known any more.
+    most = _all_threads()
+    return 1 if "OMP_NUM_THREADS" not in os.environ and flops < _ONE_THREAD_FLOPS else most
 
 
 @cache

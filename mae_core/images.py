@@ -37,7 +37,13 @@ from PIL import Image, ImageCms, ImageFile, features
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from mae_core.errors import ConfigError, ImageError, ImageFormatError, ImageLimitError
+from mae_core.errors import (
+    ConfigError,
+    ImageError,
+    ImageFormatError,
+    ImageLimitError,
+    MAEError,
+)
 from mae_core.value_range import RangeSpec, find_value_range, to_levels
 
 FITS = ("crop", "squash", "whole")
@@ -111,6 +117,9 @@ _LEAST_EXTREME = 0.5
 # Of 16-bit colours Pillow keeps the upper 8 bits: values of 12 bits and fewer are below this then.
 _LOST_IN_16_BITS = 16
 
+# Values that a range is found in.
+_SAMPLE_VALUES = 2**20
+
 # A JPEG marker that starts a segment. 0xFF and 0x00 are a coded 0xFF; the others stand alone.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 # Segments whose tags Pillow would read while it opens the file. Their markers never occur
@@ -182,7 +191,7 @@ def decode_image(
             (H, W, 1), (H, W, 3) or (H, W, 4), the fourth being transparency, of uint8, uint16 or
             floats.
         limits: What the picture may measure. `max_bytes` applies to bytes and files.
-        value_range: Of grey of more than 8 bits and of arrays; see `find_value_range`.
+        value_range: Of values of more than 8 bits; see `find_value_range`.
 
     Returns:
         A new RGB picture of at most `limits.keep_pixels` pixels.
@@ -211,7 +220,7 @@ def _bytes_of(source: bytes | str | Path, limits: ImageLimits) -> bytes:
 def stored_numbers(
     source: bytes | str | Path | Image.Image, limits: ImageLimits = DEFAULT_LIMITS
 ) -> npt.NDArray[Any] | None:
-    """The values of a grey picture of more than 8 bits, (H, W); None for other pictures.
+    """The values of a grey picture of more than 8 bits, (H, W) upright; None for others.
 
     Raises:
         ImageFormatError: If it is not a picture, is damaged, or is not of an accepted format.
@@ -222,10 +231,14 @@ def stored_numbers(
         image = source
     else:
         image = _open(_bytes_of(source, limits), limits)
-    if not image.mode.startswith("I") and image.mode != "F":
+    is_number = image.mode.startswith("I") or image.mode == "F"
+    if not is_number or image.info.get("transparency") is not None:
         return None
     with parser_errors():
-        return _numbers(image)
+        numbers = _numbers(image)
+        turn = _UPRIGHT.get(_orientation(image.info.get("exif") or b""))
+        # Transposed by Pillow's own words, as numbers.
+        return numbers if turn is None else np.asarray(Image.fromarray(numbers).transpose(turn))
 
 
 def read_file(source: str | Path, most: int) -> bytes:
@@ -298,7 +311,7 @@ def parser_errors(data: bytes | None = None) -> Iterator[None]:
     """Turn whatever a parser raises inside into an `ImageError`; `data` may be another kind."""
     try:
         yield
-    except ImageError:
+    except MAEError:
         raise
     except MemoryError as error:
         raise ImageLimitError(
@@ -593,8 +606,10 @@ def _see(image: Image.Image, limits: ImageLimits, value_range: RangeSpec) -> Ima
         tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
         of_16_bits = any(";16" in str(tile[3]) for tile in tiles)
         image.load()
-        if of_16_bits and image.mode in ("RGB", "RGBA", "LA"):
-            _check_not_lost(image)
+        if isinstance(image, TiffImageFile) and image.mode in ("LA", "RGBA"):
+            image = _without_measurement(image)
+        if of_16_bits and image.mode in ("LA", "RGB", "RGBA"):
+            image = _stretched(image, value_range)
         factor = shrink_factor(image.size, limits)
         if image.mode in ("I", "F"):  # can be averaged as they are, and take much to convert
             plain = _to_plain_mode(_shrink(image, factor), value_range)
@@ -607,25 +622,42 @@ def _see(image: Image.Image, limits: ImageLimits, value_range: RangeSpec) -> Ima
     return seen
 
 
-def _check_not_lost(image: Image.Image) -> None:
-    """Refuse what would come out black, for Pillow has dropped the lower 8 of 16 bits."""
-    bands = [band for band in image.getbands() if band != "A"]
-    if max(np.asarray(image.getchannel(band)).max() for band in bands) < _LOST_IN_16_BITS:
+def _without_measurement(image: Image.Image) -> Image.Image:
+    """A TIFF without its last band, if that is called transparency and is near infrared, say."""
+    histogram = image.getchannel("A").histogram()
+    if histogram[0] + histogram[255] >= _LEAST_EXTREME * image.width * image.height:
+        return image
+    seen = image.convert(image.mode.removesuffix("A"))
+    seen.info = image.info
+    return seen
+
+
+def _stretched(image: Image.Image, value_range: RangeSpec) -> Image.Image:
+    """Colours or grey of 16 bits by their range, as far as Pillow keeps them: the upper 8 bits.
+
+    Raises:
+        ImageFormatError: If too little is left of them.
+    """
+    count = len(image.getbands()) - ("A" in image.getbands())
+    colours = np.asarray(image)[..., :count]
+    if 0 < colours.max() < _LOST_IN_16_BITS:
         raise ImageFormatError(
             "the picture has 16 bits a value and uses the lower 12 or fewer; save it as 8 bits, or "
             "scale its values to 0 to 65535"
         )
+    step = math.isqrt(max(colours.size // _SAMPLE_VALUES, 1))
+    sample = colours[::step, ::step].astype(np.uint16) * 257
+    kept = np.arange(256, dtype=np.uint16).repeat(count).reshape(1, 256, count) * 257
+    table = to_levels(kept, find_value_range([sample], value_range))[0].T.ravel().tolist()
+    stretched = image.point(table + (list(range(256)) if "A" in image.getbands() else []))
+    stretched.info = image.info
+    return stretched
 
 
 def _to_plain_mode(image: Image.Image, value_range: RangeSpec) -> Image.Image:
     """A loaded picture as L, RGB, CMYK or RGBA."""
     if image.mode.startswith("I") or image.mode == "F":
         return _from_numbers(image, value_range)
-    # A TIFF's fourth band may be called transparency and be near infrared.
-    if isinstance(image, TiffImageFile) and image.mode in ("LA", "RGBA"):
-        extreme = sum(image.getchannel("A").histogram()[level] for level in (0, 255))
-        if extreme < _LEAST_EXTREME * image.width * image.height:
-            return image.convert(image.mode.removesuffix("A"))
     if image.mode == "RGBA" or (image.mode in _COLOUR_MODES and not image.has_transparency_data):
         return image
     if image.has_transparency_data:

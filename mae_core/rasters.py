@@ -145,7 +145,7 @@ def open_picture(
     """
     raster = read_raster(source, channels, bands, limits)
     if raster is None:
-        photograph = decode_image(source, limits)
+        photograph = decode_image(source, limits, value_range=value_range)
         return photograph if channels == 3 else photograph.convert("L")
     values = raster.select(channels, bands)
     if values.dtype == np.uint8:
@@ -198,8 +198,9 @@ def _rows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _from_array(array: npt.NDArray[Any], limits: ImageLimits, chosen: bool) -> Raster | None:
     if array.ndim not in (2, 3) or array.dtype.kind not in "buif":
         return None
-    photograph = array.ndim == 2 or array.shape[2] in (1, 3, 4)
-    if photograph and not chosen and (array.dtype == np.uint8 or array.shape[2:] == (4,)):
+    # Of 8 bits, four bands are a photograph with transparency.
+    is_photograph = array.dtype == np.uint8 and (array.ndim == 2 or array.shape[2] in (1, 3, 4))
+    if is_photograph and not chosen:
         return None
     if array.ndim == 3 and array.shape[0] < limits.min_side <= array.shape[2]:
         raise ImageFormatError(
@@ -214,7 +215,11 @@ def _from_file(source: bytes | str | Path, limits: ImageLimits, chosen: bool) ->
     head = source[:32] if isinstance(source, bytes) else read_file(source, 32)
     if head.startswith(_NPY_START):
         with parser_errors():
-            array = np.load(_file_of(source), allow_pickle=False)
+            # A file's shape is judged before its numbers are read.
+            if isinstance(source, bytes):
+                array = np.load(io.BytesIO(source), allow_pickle=False)
+            else:
+                array = np.load(source, mmap_mode="r", allow_pickle=False)
         raster = _from_array(array, limits, chosen=True)
         if raster is None:
             raise ImageFormatError(

@@ -64,6 +64,7 @@ from mae_core.training.state import (
     with_shape_of_weights,
 )
 from mae_core.training.stop import StopRequest, stop_on_signals
+from mae_core.value_range import range_in_words
 from mae_core.weights import WEIGHTS_FILE
 
 _log = logging.getLogger(__name__)
@@ -184,7 +185,11 @@ def _with_facts(config: TrainConfig) -> TrainConfig:
         find_images(config.data.holdout, quiet=True)
     if config.data.hub or config.data.shards or not _counts_epochs(config):
         config = with_steps(config, None)
-    return with_saved_facts(config) or with_picture_facts(config, _cache(config))
+    config = with_saved_facts(config) or with_picture_facts(config, _cache(config))
+    if config.model.value_range:
+        words = range_in_words(config.model.value_range)
+        _log.info("values from %s become black to white", words)
+    return config
 
 
 def _write_config(config: TrainConfig, recipe_name: str) -> None:

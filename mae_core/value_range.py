@@ -38,15 +38,15 @@ def as_value_range(spec: RangeSpec) -> ValueRange | Literal["auto", "dtype"]:
     Raises:
         ConfigError: If it is none of these, or a low value is not below its high value.
     """
-    if spec in ("auto", "dtype"):
+    if isinstance(spec, str) and spec in ("auto", "dtype"):
         return "auto" if spec == "auto" else "dtype"
     try:
         parts: Any = spec.split(",") if isinstance(spec, str) else spec
-        values = np.array(parts, dtype=np.float64)
-        pairs = values.reshape(-1, 2) if values.ndim == 2 or values.size == 2 else None
+        values = np.atleast_1d(np.array(parts, dtype=np.float64))
+        pairs = values.reshape(-1, 2) if values.ndim == 2 or values.size == 2 else values[:0]
     except (ValueError, TypeError):
-        pairs = None
-    if pairs is None or not len(pairs) or not (pairs[:, 0] < pairs[:, 1]).all():
+        pairs = np.zeros((0, 2))
+    if not (len(pairs) and np.isfinite(pairs).all() and (pairs[:, 0] < pairs[:, 1]).all()):
         raise ConfigError(
             f"the value range is {spec!r}; give auto, dtype, or LOW,HIGH such as 0,4095"
         )
@@ -141,3 +141,8 @@ def to_levels(values: npt.NDArray[Any], value_range: ValueRange) -> npt.NDArray[
         scaled[~np.isfinite(scaled)] = 0
         levels[..., band] = np.clip(np.rint(scaled, out=scaled), 0, 255, out=scaled)
     return levels
+
+
+def range_in_words(value_range: ValueRange) -> str:
+    """Such as `0 to 4095`, or one for each band."""
+    return ", ".join(f"{low:g} to {high:g}" for low, high in value_range)

@@ -64,7 +64,7 @@ def _read(path: Path, hints: Hints) -> Contents:
 def _read_foreign(source: Source, hints: Hints) -> Contents:
     name = source.path.name
     found = find_model(name, source.content)
-    _say_what_is_left(name, found)
+    _warn_of_left_aside(name, found)
     check_tensors(name, found.tensors, source.size)
     layout, state = to_official(name, found)
     kind = kind_of(state)
@@ -80,7 +80,7 @@ def _read_foreign(source: Source, hints: Hints) -> Contents:
     return _with_tried_target(contents)
 
 
-def _say_what_is_left(name: str, found: Found) -> None:
+def _warn_of_left_aside(name: str, found: Found) -> None:
     if not found.left_aside:
         return
     where = " and ".join(shown(place) for place in found.under if place) or "no prefix"

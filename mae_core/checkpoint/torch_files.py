@@ -39,20 +39,26 @@ class _Ignored:
         pass
 
 
-def _empty_dict(*_: object) -> dict[Any, Any]:
-    return {}
+class _EmptyDict:
+    """In place of a kind of dict, called or by `__new__`: torch fills plain ones only."""
+
+    def __new__(cls, *_: object) -> dict[Any, Any]:  # type: ignore[misc]
+        return {}
 
 
-def _empty_list(*_: object) -> list[Any]:
-    return []
+class _EmptyList:
+    """Likewise of a kind of list."""
+
+    def __new__(cls, *_: object) -> list[Any]:  # type: ignore[misc]
+        return []
 
 
 # What torch makes of names that it does not know: nothing here runs anything of theirs.
 _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (argparse.Namespace, NAMESPACE),
     *((_Ignored, name) for name in sorted(PLAIN)),
-    *((_empty_dict, name) for name in sorted(DICTS)),
-    *((_empty_list, name) for name in sorted(LISTS)),
+    *((_EmptyDict, name) for name in sorted(DICTS)),
+    *((_EmptyList, name) for name in sorted(LISTS)),
 ]
 
 

@@ -104,6 +104,11 @@ def find_images(folder: str | Path, holdout: str | Path = "", *, quiet: bool = F
     """
     root = _checked(folder)
     pictures, skipped = _list_pictures(root)
+    arrays = {key for key, path in pictures.items() if path.lower().endswith(".npy")}
+    if len(arrays) < len(pictures):
+        # Embeddings or masks of the pictures beside them.
+        skipped["NumPy file"] = len(arrays)
+        pictures = {key: path for key, path in pictures.items() if key not in arrays}
     if holdout:
         if os.path.samefile(root, _checked(holdout)):
             raise DataError(

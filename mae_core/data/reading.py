@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,9 @@ from mae_core.rasters import open_picture, read_raster
 from mae_core.value_range import RangeSpec, ValueRange, find_value_range
 
 # Pictures that are looked at to find the range of a data set.
-_SAMPLED = 64
+SAMPLED = 64
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class PictureReader:
     def _measured(self, sources: Sequence[Path | bytes]) -> Iterator[NDArray[Any]]:
         """The values of each picture that is a measurement."""
         readable, failure = False, None
-        for source in _some(sources):
+        for source in some_of(sources):
             try:
                 raster = read_raster(source, self.channels, self.bands)
                 values = None if raster is None else raster.select(self.channels, self.bands)
@@ -83,7 +85,7 @@ class PictureReader:
 
     def readable(self, sources: Sequence[Path | bytes]) -> Iterator[NDArray[np.uint8]]:
         """Those pictures that can be read; of many some, evenly spaced."""
-        for source in _some(sources):
+        for source in some_of(sources):
             with contextlib.suppress(ImageError):
                 yield self(source)
 
@@ -110,5 +112,6 @@ def channel_statistics(
     return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
 
 
-def _some(sources: Sequence[Path | bytes]) -> Sequence[Path | bytes]:
-    return sources[:: -(-len(sources) // _SAMPLED) or 1]
+def some_of(many: Sequence[Item]) -> Sequence[Item]:
+    """At most `SAMPLED` of them, evenly spaced."""
+    return many[:: -(-len(many) // SAMPLED) or 1]

@@ -14,20 +14,17 @@ from numpy.typing import NDArray
 from mae_core.config import DataConfig, ModelConfig, TrainConfig, declared_facts
 from mae_core.data.folders import FolderImages, find_images
 from mae_core.data.loader import Pictures
-from mae_core.data.packed import open_pack, pack_folder, without_holdout
-from mae_core.data.reading import PictureReader, channel_statistics
+from mae_core.data.packed import PackedImages, open_pack, pack_folder, without_holdout
+from mae_core.data.reading import SAMPLED, PictureReader, channel_statistics, some_of
 from mae_core.data.streams import PictureStream, import_datasets
 from mae_core.errors import DataError
-from mae_core.value_range import ValueRange
+from mae_core.value_range import ValueRange, range_in_words
 
 __all__ = [
     "PictureStream", "Source", "expand_braces", "open_pictures", "with_picture_facts",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
-
-# Pictures of a pack, and the first of a stream, that are looked at.
-_SAMPLED = 64
 
 _PHOTOGRAPHS = ModelConfig()
 
@@ -51,19 +48,17 @@ def with_picture_facts(config: TrainConfig, cache: Path) -> TrainConfig:
     pictures: Iterable[NDArray[np.uint8]]
     if data.pack:
         pack = open_pack(data.pack, memory=cache)
-        if pack.channels != model.in_chans:
-            raise DataError(
-                f"the pack in {data.pack!r} has {pack.channels} channels and model.in_chans is "
-                f"{model.in_chans}; give model.in_chans={pack.channels}, or pack the pictures again"
-            )
-        model = replace(model, bands=pack.bands, value_range=pack.value_range)
-        pictures = (pack[i] for i in range(0, len(pack), -(-len(pack) // _SAMPLED) or 1))
+        if pack.channels == model.in_chans:
+            value_range = model.value_range or pack.value_range
+            model = replace(model, bands=model.bands or pack.bands, value_range=value_range)
+        _check_pack(pack, data, model)
+        pictures = (pack[i] for i in some_of(range(len(pack))))
     else:
         samples = _samples(data, model, cache)
-        if model.value_range is None:
-            model = replace(model, value_range=_reader(data, model).find_range(samples))
-            if model.value_range is not None:
-                _log.info("values from %s become black to white", _listed(model.value_range))
+        # Also where the range is declared: it says of wrong bands before anything is packed.
+        found = _reader(data, replace(model, value_range=None)).find_range(samples)
+        _compare_ranges(data, model.value_range, found)
+        model = replace(model, value_range=model.value_range or found)
         pictures = _reader(data, model).readable(samples)
     unmeasured = (0.5,) * model.in_chans
     if model.in_chans != 3 and (model.mean, model.std) == (unmeasured, unmeasured):
@@ -73,8 +68,40 @@ def with_picture_facts(config: TrainConfig, cache: Path) -> TrainConfig:
     return replace(config, model=model)
 
 
-def _listed(value_range: ValueRange) -> str:
-    return ", ".join(f"{low:g} to {high:g}" for low, high in value_range)
+def _compare_ranges(data: DataConfig, known: ValueRange | None, found: ValueRange | None) -> None:
+    """Warn where a declared range does nothing, or that of the weights does not fit."""
+    if found is None and data.range != "auto":
+        _log.warning(
+            "data.range=%s does nothing: no picture that was looked at has more than 8 bits",
+            data.range,
+        )  # fmt: skip
+    if known and found and data.range == "auto":
+        spans = zip(known * (len(found) // len(known) or 1), found, strict=False)
+        if any(max(abs(a - c), abs(b - d)) > (b - a) / 2 for (a, b), (c, d) in spans):
+            _log.warning(
+                "the weights of init_from map values from %s, and these pictures have values from "
+                "%s; data.range=LOW,HIGH changes that",
+                range_in_words(known), range_in_words(found),
+            )  # fmt: skip
+
+
+def _check_pack(pack: PackedImages, data: DataConfig, model: ModelConfig) -> None:
+    """Refuse a pack of other channels, bands or range than the run's.
+
+    Raises:
+        DataError: If it is one.
+    """
+    other = {
+        "channels": (pack.channels, model.in_chans),
+        "bands": (list(pack.bands), list(model.bands)),
+        "range": (pack.value_range, pack.value_range and model.value_range),
+    }
+    for name, (packed, wanted) in other.items():
+        if packed != wanted:
+            raise DataError(
+                f"the pack in {data.pack!r} has {name} {packed} and the run {wanted}; give the "
+                f"same, or pack the pictures again with {name}="
+            )
 
 
 def _reader(data: DataConfig, model: ModelConfig) -> PictureReader:
@@ -88,7 +115,7 @@ def _samples(data: DataConfig, model: ModelConfig, cache: Path) -> Sequence[Path
     """The pictures' files; of a stream the first."""
     if data.hub or data.shards:
         stream = _open_stream(data, _reader(data, model), cache)
-        return list(itertools.islice(stream.files(), _SAMPLED))
+        return list(itertools.islice(stream.files(), SAMPLED))
     return find_images(data.folder, data.holdout, quiet=True)
 
 
@@ -111,6 +138,7 @@ def open_pictures(config: DataConfig, cache: Path, model: ModelConfig = _PHOTOGR
         pack = open_pack(config.pack, memory=cache)
         if not len(pack):
             raise DataError(f"the pack in {config.pack!r} is empty; make one of more pictures")
+        _check_pack(pack, config, model)
         return without_holdout(pack, config.holdout) if config.holdout else pack
     reader = _reader(config, model)
     if config.hub or config.shards:

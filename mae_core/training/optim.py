@@ -58,10 +58,10 @@ def as_one(optimizers: list[torch.optim.Optimizer]) -> torch.optim.Optimizer:
     clipping by the norm of all gradients has made the others' no numbers.
     """
     # Alone, fused AdamW skips on the device, and the host does not wait.
-    return optimizers[0] if len(optimizers) == 1 else cast(Any, _Together(optimizers))
+    return optimizers[0] if len(optimizers) == 1 else cast(Any, _CombinedOptimizer(optimizers))
 
 
-class _Together:
+class _CombinedOptimizer:
     """As much of several optimisers as a loss scaler uses of one."""
 
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:

@@ -559,6 +559,19 @@ def test_what_an_official_file_cannot_say_is_said(
     assert "cannot say" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("target", "name"), [("official", "b.pth"), ("huggingface", "b"), ("timm", "b.safetensors")]
+)
+def test_a_range_of_values_that_is_lost_is_said(
+    target: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(preset("tiny"), depth=1, decoder_depth=1, value_range=((0.0, 4095.0),))
+    save_weights(tmp_path / "a.safetensors", build(config), record={})
+    main([str(tmp_path / "a.safetensors"), str(tmp_path / name), "--to", target])
+    assert "cannot say" in (said := capsys.readouterr().out)
+    assert "value_range=((0.0, 4095.0),)" in said
+
+
 def test_guessed_heads_are_said_before_a_picture_is_drawn(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -314,6 +314,15 @@ def test_a_name_in_any_encoding_is_read_each_epoch(
 
 
 def test_a_picture_of_a_numpy_array_is_listed(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.zeros((4, 20, 20), dtype=np.float32))
-    Image.new("RGB", (20, 20)).save(tmp_path / "b.png")
-    assert names(tmp_path) == ["a.npy", "b.png"]
+    np.save(tmp_path / "a.npy", np.zeros((20, 20, 4), dtype=np.float32))
+    assert names(tmp_path) == ["a.npy"]
+
+
+def test_arrays_beside_pictures_are_no_pictures(
+    tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    # Embeddings or masks of them.
+    np.save(tmp_path / "a.npy", np.zeros(512, dtype=np.float32))
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    assert names(tmp_path) == ["a.png"]
+    assert "skipped 1 NumPy file" in said.text

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +52,14 @@ def test_small_passes_run_on_one_thread(
 ) -> None:
     request = ReconstructionRequest(draw_picture(0), mask_ratio, image_size=image_size)
     assert reconstructor(preset).threads_for([request] * count) == threads
+
+
+def test_a_large_pass_after_a_small_one_has_all_threads() -> None:
+    # As in a page of two models, in the threads of its workers.
+    for flops, threads in ((0, 1), (1e12, 8), (0, 1), (1e12, 8)):
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(choose_threads, flops).result() == threads
+            pool.submit(torch.set_num_threads, threads).result()
 
 
 def test_a_mask_ratio_that_is_refused_later_is_no_obstacle() -> None:

@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pillow_heif
 import pytest
@@ -382,6 +383,29 @@ def test_colours_of_12_bits_in_16_are_refused_rather_than_black(colour_type: int
     row = struct.pack(f">{3 + len(opaque)}H", 4095, 2000, 0, *opaque) * SIDE
     with pytest.raises(ImageFormatError, match="uses the lower 12 or fewer"):
         decode_image(png(SIDE, SIDE, 16, colour_type, row))
+
+
+@pytest.mark.parametrize("bits", [13, 14, 15])
+@pytest.mark.parametrize("file_format", ["png", "png with alpha", "tiff"])
+def test_colours_of_less_than_16_bits_are_not_dark(bits: int, file_format: str) -> None:
+    most = 2**bits - 1
+    values = bands(3, most, np.uint16)
+    if file_format == "tiff":
+        data = tiff_of(values, photometric="rgb")
+    else:
+        alpha = np.full((64, 64, 1), 65535, np.uint16)
+        four = np.concatenate([values, alpha], axis=2) if "alpha" in file_format else values
+        data = imagecodecs.png_encode(four)
+    expected = values / most * 255
+    # Pillow keeps 8 bits of 16: of 14 bits 64 levels are left.
+    step = 2 ** (16 - bits)
+    for value_range in ("auto", ((0.0, float(most)),)):
+        seen = pixels(decode_image(data, value_range=value_range))
+        assert np.abs(seen - expected).max() <= step + 3
+
+
+def test_black_of_16_bits_is_black() -> None:
+    assert decoded(png(SIDE, SIDE, 16, 2, bytes(6) * SIDE)).max() == 0
 
 
 def tiff_of(array: np.ndarray, **options: Any) -> bytes:

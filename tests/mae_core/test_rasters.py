@@ -186,6 +186,27 @@ def test_16_bit_colours_in_png_keep_all_bits(most: int) -> None:
     assert np.abs(seen - levels_of(grey, 0, most)).max() <= 1
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_the_fourth_band_of_an_array_is_none_of_transparency(dtype: str) -> None:
+    values = waves(4, 0, 4095, dtype)
+    with pytest.raises(ImageFormatError, match="4 bands in the picture, and the model takes 3"):
+        open_picture(values)
+    seen = opened(values, 3, bands=(1, 2, 3), value_range="0,4095")
+    assert np.abs(seen - levels_of(values[:, :, :3], 0, 4095)).max() <= 1
+    assert np.abs(opened(values, 4, value_range="0,4095") - levels_of(values, 0, 4095)).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_grey_of_16_bits_is_turned_upright(orientation: int) -> None:
+    values = waves(1, 0, 65535, np.uint16)[:, :40, 0]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "PNG", exif=exif)
+    data = file.getvalue()
+    assert np.array_equal(opened(data, 3), np.asarray(decode_image(data)).astype(int))
+
+
 def test_the_range_of_12_bits_in_16_is_found() -> None:
     values = waves(1, 0, 4095, np.uint16)
     image = Image.fromarray(values[:, :, 0])
@@ -220,13 +241,22 @@ def test_the_profile_of_16_bit_colours_is_applied() -> None:
 
 def test_sizes_are_judged_before_anything_is_decoded() -> None:
     limits = ImageLimits(max_pixels=1000, max_whole_pixels=1000)
-    sources: list[Any] = [
-        tiff(waves(5), **BLACK_IS_ZERO), npy(waves(5)), waves(5),
-        imagecodecs.png_encode(waves(3, 0, 9, np.uint16)),
-    ]  # fmt: skip
-    for source in sources:
+    bands = [tiff(waves(5), **BLACK_IS_ZERO), npy(waves(5)), waves(5)]
+    for source, channels in (*((one, 5) for one in bands),
+                             (imagecodecs.png_encode(waves(3, 0, 9, np.uint16)), 3)):  # fmt: skip
         with pytest.raises(ImageLimitError, match="64 x 64 pixels"):
-            open_picture(source, 5 if len(sources) else 3, limits=limits)
+            open_picture(source, channels, limits=limits)
+
+
+def test_the_shape_of_a_numpy_file_is_judged_before_its_values_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.npy"
+    # 8 TB that are not there: a sparse file's header says so.
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**6, 10**6)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 8 * 10**12)
+    with pytest.raises(ImageLimitError, match="1000000 x 1000000 pixels"):
+        open_picture(path)
 
 
 def test_a_tiff_of_many_large_pages_is_not_read() -> None:

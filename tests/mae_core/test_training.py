@@ -782,6 +782,8 @@ def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
         return replace(config, model=replace(config.model, in_chans=4))
     if change == "bands":
         return replace(config, data=replace(data, bands=(1, 2, 7)))
+    if change == "bands and range":
+        return replace(config, data=replace(data, bands=(1, 2, 7), range="0,9"))
     if change == "another model":
         run(replace(config, data=replace(data, cache=str(out.parent / "cache"))), "test")
         return replace(config, model=replace(config.model, depth=3))
@@ -804,6 +806,7 @@ def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
         ("no hold-out", "is not a folder"),
         ("empty hold-out", "no picture lies below"),
         ("channels", "tried can be read: 3 bands in the picture, and the model takes 4"),
+        ("bands and range", "tried can be read: bands 1,2,7 are asked for"),
         ("bands", "tried can be read: bands 1,2,7 are asked for, and the picture has 1 to 3"),
         ("another model", "of another model or optimiser"),
         ("resume", "there is no checkpoint at"),

@@ -155,9 +155,7 @@ def test_a_pack_of_measurements(
     assert pack[0].shape == (56, 65, 4)
     config = run_config()
     data = DataConfig(pack=str(out))
-    with pytest.raises(
-        DataError, match=r"has 4 channels and model.in_chans is 3; give model.in_ch"
-    ):
+    with pytest.raises(DataError, match="has channels 4 and the run 3; give the same"):
         run(dataclasses.replace(config, data=data), "test")
     model = dataclasses.replace(config.model, in_chans=4)
     config = dataclasses.replace(config, data=data, model=model, out=config.out + "4")
@@ -201,3 +199,56 @@ def test_photographs_have_no_range(run_config: MakeRun) -> None:
     model = load_weights(Path(config.out) / "weights.safetensors").config
     assert (model.value_range, model.bands) == (None, ())
     assert torch.tensor(model.mean).allclose(torch.tensor((0.485, 0.456, 0.406)))
+
+
+def test_weights_of_another_range_are_warned_of(
+    run_config: MakeRun, radiographs: Path, satellite: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = on(run_config, radiographs, 1)
+    run(first, "test")
+    dark = radiographs.parent / "dark"
+    dark.mkdir()
+    for i in range(4):
+        values = np.ascontiguousarray((scene(i, 1)[:, :, 0] * 500).astype(np.uint16))
+        (dark / f"{i}.png").write_bytes(imagecodecs.png_encode(values))
+    weights = str(Path(first.out) / "weights.safetensors")
+    caplog.clear()
+    begun = dataclasses.replace(on(run_config, dark, 1), init_from=weights)
+    run(dataclasses.replace(begun, out=first.out + "2"), "test")
+    assert "these pictures have values from" in caplog.text
+    assert load_weights(Path(first.out + "2") / "weights.safetensors").config.value_range == (
+        load_weights(weights).config.value_range
+    )
+    data = dataclasses.replace(begun.data, range="dtype")
+    run(dataclasses.replace(begun, out=first.out + "3", data=data), "test")
+    found = load_weights(Path(first.out + "3") / "weights.safetensors").config.value_range
+    assert found == ((0, 65535),)
+
+
+def test_a_pack_of_other_facts_is_refused_whenever_it_is_given(
+    run_config: MakeRun, satellite: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    packs = {}
+    for name, flags in (("a", ["channels=4", "range=0,3000"]), ("b", ["channels=4", "range=0,9"]),
+                        ("c", ["channels=3", "bands=1,2,3", "range=0,3000"])):  # fmt: skip
+        packs[name] = str(satellite.parent / name)
+        mae_core.pack.main([str(satellite), packs[name], "short_side=56", *flags])
+    config = run_config()
+    model = dataclasses.replace(config.model, in_chans=4)
+    config = dataclasses.replace(config, model=model, data=DataConfig(pack=packs["a"]), steps=4)
+    run(config, "test")
+    for other, named in (("b", "range"), ("c", "channels")):
+        data = DataConfig(pack=packs[other])
+        with pytest.raises(DataError, match=f"has {named} .* and the run .*; give the same, or pa"):
+            run(dataclasses.replace(config, data=data, steps=8), "test")
+    declared = DataConfig(pack=packs["a"], range="0,77")
+    with pytest.raises(DataError, match="has range"):
+        run(dataclasses.replace(config, data=declared, out=config.out + "2"), "test")
+
+
+def test_a_range_of_photographs_does_nothing_and_that_is_said(
+    run_config: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = run_config()
+    run(dataclasses.replace(config, data=dataclasses.replace(config.data, range="0,99")), "test")
+    assert "data.range=0,99 does nothing: no picture" in caplog.text

@@ -18,7 +18,8 @@ def ramp(low: float, high: float, dtype: Any, bands: int = 1) -> np.ndarray:
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [("auto", "auto"), ("dtype", "dtype"), ("0,4095", ((0, 4095),)), ((0, 1.5), ((0, 1.5),)),
-     ([-1, 1], ((-1, 1),)), (((0, 1), (0, 5)), ((0, 1), (0, 5)))],
+     ([-1, 1], ((-1, 1),)), (((0, 1), (0, 5)), ((0, 1), (0, 5))),
+     (np.array([0, 9]), ((0, 9),)), (np.array([[0, 9], [1, 2]]), ((0, 9), (1, 2)))],
 )  # fmt: skip
 def test_a_range_as_people_give_it(spec: Any, expected: Any) -> None:
     assert as_value_range(spec) == expected
@@ -26,7 +27,21 @@ def test_a_range_as_people_give_it(spec: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    ["", "1", "0,0", "5,1", "0,1,2", "low,high", "nan,1", (1,), 7, None, ((0, 1), (2, 1))],
+    [
+        "",
+        "1",
+        "0,0",
+        "5,1",
+        "0,1,2",
+        "low,high",
+        "nan,1",
+        "0,inf",
+        "-inf,inf",
+        (1,),
+        7,
+        None,
+        ((0, 1), (2, 1)),
+    ],
 )
 def test_senseless_ranges_are_refused(spec: Any) -> None:
     with pytest.raises(ConfigError, match="the value range is .*; give auto, dtype, or LOW,HIGH"):

@@ -10,6 +10,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -419,6 +420,19 @@ def test_paths_of_any_machine_and_python_are_passed_over(
     own, other = b"cpathlib\nPurePosixPath\n", f"c{module}\n{kind}\n".encode()
     path = rezipped(tmp_path, content, lambda _, part: part.replace(own, other))
     assert other in path.read_bytes()
+    assert_state(read_contents(path), STATE)
+
+
+def test_the_dicts_of_lightning_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Pickled by `__newobj__`, as every subclass of dict is.
+    module = types.ModuleType("lightning_fabric.utilities.data")
+    kind = type("AttributeDict", (dict,), {"__module__": module.__name__})
+    module.AttributeDict = kind  # type: ignore[attr-defined]
+    for name in ("lightning_fabric", "lightning_fabric.utilities", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    path = written(tmp_path, {"state_dict": STATE, "hyper_parameters": kind(num_heads=2, x=[1])})
     assert_state(read_contents(path), STATE)
 
 
