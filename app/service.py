@@ -205,7 +205,8 @@ class ReconstructionService:
                 beside them.
 
         Raises:
-            ConfigError: If two weights have the same name.
+            ConfigError: If two weights have the same name, or are of pictures that the page does not
+                take.
             DeviceError: If the device is not there.
         """
         models: dict[str, Reconstructor | ServedModel] = {}
@@ -216,7 +217,8 @@ class ReconstructionService:
                 raise ConfigError(f"two weights are called {name!r}; give each a name of its own")
             try:
                 models[name] = ServedModel.open(source, device=settings.device)
-            except DeviceError:
+            except (ConfigError, DeviceError):
+                # Nothing that waiting mends.
                 raise
             except Exception as error:
                 unforeseen = not isinstance(error, MAEError)

@@ -143,7 +143,7 @@ def _architecture(contents: Contents) -> dict[str, dict[str, Any]]:
     fields = {
         field: {"value": getattr(contents.config, field), "from": origin}
         for field, origin in contents.origins.items()
-        if field != "norm_pix" and getattr(contents.config, field) is not None
+        if field != "norm_pix" and getattr(contents.config, field) not in (None, ())
     }
     if contents.kind != "autoencoder":
         fields = {key: fact for key, fact in fields.items() if not key.startswith("decoder_")}
