@@ -205,8 +205,8 @@ class ReconstructionService:
                 beside them.
 
         Raises:
-            ConfigError: If two weights have the same name, or are of pictures that the page does not
-                take.
+            ConfigError: If two weights have the same name, or some are of pictures that the page
+                does not take.
             DeviceError: If the device is not there.
         """
         models: dict[str, Reconstructor | ServedModel] = {}
