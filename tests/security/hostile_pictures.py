@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
 from tests.security.encoded_pictures import encoded_pictures, photo
@@ -31,6 +32,15 @@ class HostilePicture(NamedTuple):
     oddity: str
     make: Callable[[], bytes]
     said: str
+
+
+def heic(side: int = 256, claimed: int | None = None) -> bytes:
+    """A square HEIC photo, which may claim to be of another size."""
+    pillow_heif.register_heif_opener()
+    data = saved(Image.new("RGB", (side, side), "red"), "HEIF")
+    at = data.index(b"ispe") + 8
+    sides = struct.pack(">II", claimed or side, claimed or side)
+    return data[:at] + sides + data[at + 8 :]
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -268,6 +278,11 @@ def _headers() -> list[_Row]:
          "has 65535 bands of 8-bit values"),
         ("nan.tiff", "pixels that are no numbers", lambda: floats(float("nan")), "no finite value"),
         ("infinite.tiff", "pixels without end", lambda: floats(float("inf")), "no finite value"),
+        ("half.heic", "half of an HEIC photo", lambda: heic()[: len(heic()) // 2], DAMAGED),
+        ("forged.heic", "2,048 x 2,048 pixels that claim to be 32 x 32",
+         lambda: heic(2048, claimed=32), DAMAGED),
+        ("large.heic", "100 pixels that claim to be 65,535 x 65,535",
+         lambda: heic(100, claimed=65_535), TOO_MANY),
     ]  # fmt: skip
 
 
