@@ -105,7 +105,7 @@ _TAG_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 
                    13: 4, 16: 8}  # fmt: skip
 _NUMBER_TYPES = (3, 4)
 _TEXT_TYPES = (1, 2, 7)  # read as one string of bytes, not as a tuple of numbers
-_TIFF_START = re.compile(rb"(?:II|MM)(?:[*+]\0|\0[*+])")
+TIFF_START = re.compile(rb"(?:II|MM)(?:[*+]\0|\0[*+])")
 
 # TIFF compressions and colours: what Pillow reads by itself, and what it has libtiff read.
 _UNCOMPRESSED, _YCBCR = 1, 6
@@ -277,7 +277,7 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         )
     with parser_errors(data):
         _check_hidden_work(data, limits)
-        if _TIFF_START.match(data):
+        if TIFF_START.match(data):
             _check_tiff(data)
         image = _identify(data, limits)
         in_full = image.format not in ("JPEG", "HEIF")
@@ -382,7 +382,7 @@ def _check_hidden_work(data: bytes, limits: ImageLimits) -> None:
         excessive = len(list(itertools.islice(scans, _MAX_JPEG_SCANS + 1))) > _MAX_JPEG_SCANS
     elif data.startswith(b"GIF8"):
         excessive = _count_gif_blocks(data) > _MAX_GIF_BLOCKS
-    elif data[4:8] == b"ftyp" or _TIFF_START.match(data):
+    elif data[4:8] == b"ftyp" or TIFF_START.match(data):
         excessive = _tags_exceed(data, limits)
     else:
         excessive = False
@@ -474,7 +474,7 @@ def _tags_exceed(data: bytes, limits: ImageLimits) -> bool:
     Pillow copies what each tag claims, and tags may all claim the same bytes.
     """
     claimed = values = 0
-    for match in _TIFF_START.finditer(data):
+    for match in TIFF_START.finditer(data):
         pending: list[int | None] = [None]
         while pending:
             tile_pixels = 1
@@ -568,7 +568,7 @@ def _without_jpeg_tags(data: bytes) -> bytes:
 def _orientation(exif: bytes) -> int:
     """The EXIF orientation, 1..8; 1 where the data says none or is damaged."""
     exif = exif.removeprefix(b"Exif\0\0")
-    if not _TIFF_START.match(exif):
+    if not TIFF_START.match(exif):
         return 1
     for entry in _directory(exif, 0):
         if entry.tag == _ORIENTATION:

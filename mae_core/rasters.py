@@ -24,6 +24,7 @@ from mae_core.errors import ImageFormatError, ImageLimitError
 from mae_core.images import (
     DEFAULT_LIMITS,
     SOUND_COMPRESSIONS,
+    TIFF_START,
     ImageLimits,
     ImageSource,
     Picture,
@@ -38,7 +39,6 @@ from mae_core.images import (
 )
 from mae_core.value_range import RangeSpec, find_value_range, to_levels
 
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NPY_START = b"\x93NUMPY"
 
 # TIFF's tags for the orientation and GDAL's value of pixels without a measurement; its photometric
@@ -227,15 +227,11 @@ def _from_file(source: bytes | str | Path, limits: ImageLimits, chosen: bool) ->
                 "shape (H, W) or (H, W, bands)"
             )
         return raster
-    if head.startswith(_TIFF_STARTS):
+    if TIFF_START.match(head):
         return _from_tiff(source, limits, chosen)
     if head.startswith(b"\x89PNG") and head[24:25] == b"\x10":
         return _from_png(source, limits, is_colour=head[25:26] == b"\x02")
     return None
-
-
-def _file_of(source: bytes | str | Path) -> io.BytesIO | Path:
-    return io.BytesIO(source) if isinstance(source, bytes) else Path(source)
 
 
 def _from_numbers(source: bytes | str | Path, limits: ImageLimits) -> Raster | None:
@@ -266,7 +262,8 @@ def _from_tiff(source: bytes | str | Path, limits: ImageLimits, chosen: bool) ->
         except ImageFormatError as error:
             raise ImageFormatError(f"{error}; or pip install tifffile imagecodecs") from error
     tifffile = importlib.import_module("tifffile")
-    with parser_errors(), tifffile.TiffFile(_file_of(source)) as tiff:
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    with parser_errors(), tifffile.TiffFile(file) as tiff:
         page = tiff.pages.first
         check_size((page.imagewidth, page.imagelength), limits.max_pixels, limits)
         alpha = bool(page.extrasamples) and page.extrasamples[-1] in _ALPHA
@@ -287,8 +284,9 @@ def _from_tiff(source: bytes | str | Path, limits: ImageLimits, chosen: bool) ->
         places = stored.axes.index("Y"), stored.axes.index("X")
         values = np.moveaxis(stored.asarray(), places, (0, 1))
         values = values.reshape(*values.shape[:2], -1)
-        if page.photometric == _WHITE_IS_ZERO:
-            values = ~values if values.dtype.kind in "bu" else values
+        if page.photometric == _WHITE_IS_ZERO and values.dtype.kind in "bu":
+            # Of the bits that the file has, which may be 12 in a number format of 16.
+            values = values ^ np.array(2**page.bitspersample - 1, dtype=values.dtype)
         nodata = page.tags.get(_GDAL_NODATA)
         if nodata is not None and values.dtype != np.uint8:
             measured = values != float(str(nodata.value).strip("\0 "))

@@ -55,7 +55,7 @@ def with_picture_facts(config: TrainConfig, cache: Path) -> TrainConfig:
         pictures = (pack[i] for i in some_of(range(len(pack))))
     else:
         samples = _samples(data, model, cache)
-        # Also where the range is declared: it says of wrong bands before anything is packed.
+        # Also where the range is declared: wrong bands are refused here, before anything is packed.
         found = _reader(data, replace(model, value_range=None)).find_range(samples)
         _compare_ranges(data, model.value_range, found)
         model = replace(model, value_range=model.value_range or found)

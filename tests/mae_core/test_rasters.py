@@ -1,6 +1,7 @@
 """Measurements as pictures: TIFF files of every kind, NumPy files, 16-bit PNG, arrays."""
 
 import io
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,14 @@ def test_white_may_be_zero() -> None:
     values = waves(1, 0, 65535, np.uint16)
     data = tiff(values[:, :, 0], photometric="miniswhite")
     assert np.array_equal(opened(data, 1), levels_of(65535 - values, 0, 65535))
+    bits = imagecodecs.packints_encode(values[:, :, 0] >> 4, 12)
+    tags = {256: SIDE, 257: SIDE, 258: 12, 259: 1, 262: 0, 273: 8, 277: 1, 278: SIDE,
+            279: len(bits)}  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = b"II*\0" + struct.pack("<I", 8 + len(bits))
+    packed = start + bits + struct.pack("<H", len(tags)) + entries + bytes(4)
+    seen = opened(packed, 1, value_range="0,4095")
+    assert np.array_equal(seen, levels_of(4095 - (values >> 4), 0, 4095))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
