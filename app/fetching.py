@@ -492,7 +492,7 @@ class ModelShelf:
         if not self._may_fetch:
             raise CheckpointError(
                 f"{name} is not on this machine, and this page fetches nothing; whoever runs it "
-                f"can fetch it by `python -m mae_core.fetch {name}`"
+                f"can fetch it by `mae fetch {name}`"
             )
 
     def _check_size(self, name: str, size: int) -> None:

@@ -311,7 +311,7 @@ def _require_colour_or_grey(config: ModelConfig) -> None:
         bands = f"bands {list(config.bands)}" if config.bands else f"{config.in_chans} bands"
         raise ConfigError(
             f"the model was trained on {bands} of its pictures, and the page takes colour or grey; "
-            "use python -m mae_core.reconstruct, whose --show chooses what is seen"
+            "use mae reconstruct, whose --show chooses what is seen"
         )
 
 

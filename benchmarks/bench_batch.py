@@ -28,7 +28,7 @@ from PIL import Image
 from benchmarks import reports
 from benchmarks.bench_reconstruct import quartiles
 from mae_core import PRESETS, MaskedAutoencoder, Reconstructor
-from mae_core.reconstruction import ReconstructionRequest
+from mae_core.reconstruct import ReconstructionRequest
 
 PACKAGES = ("torch", "timm")
 SIDE = 320

@@ -48,8 +48,8 @@ from PIL import Image
 from benchmarks import reports
 from mae_core import FITS, STRATEGIES, decode_image
 from mae_core.images import fit_image
-from mae_core.masking import draw_mask
-from mae_core.reconstruction import REMOVED_COLOUR
+from mae_core.model.masking import draw_mask
+from mae_core.reconstruct import REMOVED_COLOUR
 
 EXAMPLES = Path(__file__).parent.parent / "app" / "assets" / "examples"
 PACKAGES = ("gradio", "httpx", "torch")

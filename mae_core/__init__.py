@@ -15,12 +15,10 @@ import sys
 # long. libgomp reads the variables when torch is imported, so they cannot be set later.
 if "-m" in sys.orig_argv[:-1] and "OMP_WAIT_POLICY" not in os.environ:
     _command = sys.orig_argv[sys.orig_argv.index("-m") + 1]
-    if _command.startswith(f"{__name__}."):
+    if _command == __name__ or _command.startswith(f"{__name__}."):
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from mae_core.checkpoint import Weights, load_weights
 from mae_core.config import PRESETS, ModelConfig, preset
-from mae_core.downloads import choose_files, is_offline, is_repository
 from mae_core.errors import (
     CheckpointError,
     ConfigError,
@@ -37,7 +35,8 @@ from mae_core.errors import (
     TrainingError,
 )
 from mae_core.images import FITS, ImageLimits, decode_image
-from mae_core.masking import (
+from mae_core.model.mae import MAEOutput, MaskedAutoencoder
+from mae_core.model.masking import (
     MAX_SEED,
     STRATEGIES,
     PatchMask,
@@ -49,10 +48,9 @@ from mae_core.masking import (
     num_visible,
     random_mask,
 )
-from mae_core.models.mae import MAEOutput, MaskedAutoencoder
-from mae_core.patches import patchify, unpatchify
+from mae_core.model.patches import patchify, unpatchify
 from mae_core.rasters import open_picture
-from mae_core.reconstruction import (
+from mae_core.reconstruct import (
     MAX_IMAGE_SIZE,
     MAX_PATCHES,
     NORM_PIX_VIEWS,
@@ -62,7 +60,8 @@ from mae_core.reconstruction import (
     Reconstructor,
 )
 from mae_core.value_range import RangeSpec
-from mae_core.weights import (
+from mae_core.weights.hub import choose_files, is_repository
+from mae_core.weights.registry import (
     DEFAULT_WEIGHTS,
     WeightsEntry,
     find_weights,
@@ -71,6 +70,8 @@ from mae_core.weights import (
     locate_weights,
     weights_name,
 )
+from mae_core.weights.saved import Weights, load_weights
+from mae_core.weights.transfer import is_offline
 
 __all__ = [
     "DEFAULT_WEIGHTS",

@@ -390,7 +390,7 @@ class DataConfig:
     Attributes:
         folder: Folder of training pictures, searched through all its subfolders; links are
             followed, hidden files and folders are not looked into.
-        pack: Pack of pictures, as `python -m mae_core.pack` makes it.
+        pack: Pack of pictures, as `mae pack` makes it.
         hub: Name of a Hugging Face data set, streamed; needs the `datasets` package.
         shards: WebDataset tar files, streamed: a path or address with `{000..099}` for many;
             needs the `datasets` package.

@@ -17,7 +17,7 @@ from mae_core.config import (
     preset,
 )
 from mae_core.errors import ConfigError
-from mae_core.weights import DEFAULT_WEIGHTS
+from mae_core.weights.registry import DEFAULT_WEIGHTS
 
 
 def quick() -> TrainConfig:

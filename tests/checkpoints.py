@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mae_core.checkpoint import save_checkpoint, save_weights
 from mae_core.config import ModelConfig, to_dict
-from mae_core.models.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.weights.runs import save_checkpoint
+from mae_core.weights.saved import save_weights
 
 State = dict[str, Tensor]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from mae_core.downloads import hub, transfer
+from mae_core.weights import hub, transfer
 
 # Nobody listens there.
 CLOSED = "http://127.0.0.1:9"

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mae_core.checkpoint import load_weights
 from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_pictures
-from mae_core.reconstruction import Reconstructor
-from mae_core.weights import (
+from mae_core.reconstruct import Reconstructor
+from mae_core.weights.registry import (
     DEFAULT_WEIGHTS,
     WEIGHTS_FOLDER,
     WeightsEntry,
     list_weights,
     locate_weights,
 )
+from mae_core.weights.saved import load_weights
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "app" / "assets" / "examples"
 MIB = 2**20

@@ -77,7 +77,7 @@ def _choose(chosen: ChosenWeights, source: str, list_files: ListFiles) -> None:
     if entry is not None and entry.kind != "autoencoder":
         raise CheckpointError(
             f"{source!r} has no decoder ({entry.kind}), so it draws no picture; choose another of "
-            "`python -m mae_core.fetch`"
+            "`mae fetch`"
         )
     if entry is not None and entry.repo is None:
         chosen.fetched_later += [] if entry.bundled else [source]
@@ -97,7 +97,7 @@ def _send(chosen: ChosenWeights, source: str) -> None:
     if path is None or path.is_dir() or path.name.endswith(".index.json"):
         raise ConfigError(
             f"{source!r} is more than one file; make one of it first: "
-            f"`python -m mae_core.convert {source} mine.safetensors --to mae_core`"
+            f"`mae convert {source} mine.safetensors --to mae_core`"
         )
     name = f"{_plain(weights_name(path))}{path.suffix}"
     if _is_running(path, name):

@@ -104,7 +104,7 @@ def open_pack(folder: str | Path, memory: Path | None = None) -> PackedImages:
     if size != lengths.sum():
         raise DataError(
             f"{str(path)!r} has {size:,} bytes instead of {lengths.sum():,}; copy the pack "
-            "again, or make it again with python -m mae_core.pack"
+            "again, or make it again with mae pack"
         )
     # The packs that version 0.1 left in caches have no hash.
     if "sha256" in index:
@@ -131,7 +131,7 @@ def without_holdout(pack: PackedImages, holdout: str | Path) -> PackedImages:
     if not pack.files:
         _log.warning(
             "the pack is of an older version and does not say whether pictures of %r are in it: "
-            "remove it and make it again with python -m mae_core.pack, and they are left out",
+            "remove it and make it again with mae pack, and they are left out",
             str(holdout),
         )
         return pack
@@ -160,7 +160,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(
             f"{str(folder)!r} holds no finished pack, for its {_INDEX_FILE} cannot be read; make "
-            f"one with python -m mae_core.pack PICTURES {folder}"
+            f"one with mae pack PICTURES {folder}"
         ) from error
     if not isinstance(index, dict) or not {"sizes", "names", "unreadable"} <= set(index):
         raise DataError(f"{str(folder / _INDEX_FILE)!r} is not a pack's; make the pack again")
@@ -176,7 +176,7 @@ def _check_hash(path: Path, expected: str, memories: Sequence[Path]) -> None:
         raise DataError(
             f"the pixels of {str(path)!r} are not those that were packed (SHA-256 {found[:12]}… "
             f"instead of {expected[:12]}…); copy the pack again, or make it again with "
-            "python -m mae_core.pack"
+            "mae pack"
         )
     if not any(_remember_check(path, expected, memory) for memory in memories):
         _log.warning("%s cannot be written to: the pack is checked at each start", path.parent)

@@ -20,9 +20,9 @@ from mae_core.config import ModelConfig
 from mae_core.data.folders import find_images, shown
 from mae_core.errors import DataError, ImageError, MaskError
 from mae_core.images import Picture, size_of, to_tensor
-from mae_core.masking import PatchMask, draw_mask
-from mae_core.models.mae import MaskedAutoencoder
-from mae_core.reconstruction import (
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.masking import PatchMask, draw_mask
+from mae_core.reconstruct import (
     compose,
     fit_to_model,
     picture_for,

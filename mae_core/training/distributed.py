@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mae_core.devices import choose_device
 from mae_core.errors import DeviceError, TrainingError
-from mae_core.models.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder
 
 # The first process measures and writes while the others wait.
 _TIMEOUT = datetime.timedelta(hours=1)

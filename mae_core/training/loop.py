@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from mae_core.checkpoint import CHECKPOINT_FILE, load_latest, save_checkpoint
 from mae_core.config import TrainConfig
 from mae_core.data.loader import BatchLoader
 from mae_core.errors import CheckpointError, ConfigError, TrainingError
-from mae_core.masking import PatchMask
-from mae_core.models.cost import forward_flops
-from mae_core.models.mae import MaskedAutoencoder
+from mae_core.model.cost import forward_flops
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.masking import PatchMask
 from mae_core.training.distributed import World, gradients_kept_local
 from mae_core.training.optim import as_one, set_lr
 from mae_core.training.precision import autocast
@@ -36,6 +35,7 @@ from mae_core.training.schedule import image_size_at, lr_at, mask_at
 from mae_core.training.state import RunState, restore
 from mae_core.training.stop import StopRequest
 from mae_core.training.throughput import measure_matmul_rate
+from mae_core.weights.runs import CHECKPOINT_FILE, load_latest, save_checkpoint
 
 _log = logging.getLogger(__name__)
 

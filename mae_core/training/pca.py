@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mae_core.errors import DataError
-from mae_core.patches import patchify
+from mae_core.model.patches import patchify
 
 
 def fit_pca(images: Iterable[Tensor], patch_size: int, components: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import Block
 from torch.utils.checkpoint import checkpoint
 
 from mae_core.devices import cpu_has_bfloat16
-from mae_core.models.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder
 
 
 def training_precision(name: str, device: torch.device) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 
 from PIL import Image
 
-from mae_core.checkpoint import CHECKPOINT_FILE, write_atomically
 from mae_core.config import TrainConfig, from_dict
 from mae_core.errors import ConfigError
 from mae_core.training.charts import Mark, chart, number_text, smoothed
@@ -29,7 +28,9 @@ from mae_core.training.run_log import (
     read_metrics,
 )
 from mae_core.training.schedule import image_size_at
-from mae_core.weights import WEIGHTS_FILE
+from mae_core.weights.files import write_atomically
+from mae_core.weights.registry import WEIGHTS_FILE
+from mae_core.weights.runs import CHECKPOINT_FILE
 
 REPORT_FILE = "report.html"
 

@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mae_core.checkpoint import write_atomically
 from mae_core.errors import CheckpointError, ConfigError
+from mae_core.weights.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 PICTURES_FOLDER = "reconstructions"

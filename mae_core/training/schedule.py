@@ -9,7 +9,7 @@ import torch
 
 from mae_core.config import MaskConfig, OptimConfig, StageConfig, TrainConfig
 from mae_core.errors import ConfigError
-from mae_core.masking import PatchMask, draw_mask, num_visible
+from mae_core.model.masking import PatchMask, draw_mask, num_visible
 
 _log = logging.getLogger(__name__)
 

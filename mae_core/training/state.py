@@ -10,12 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mae_core.checkpoint import (
-    CHECKPOINT_FILE,
-    PREVIOUS_CHECKPOINT_FILE,
-    Contents,
-    load_latest,
-)
 from mae_core.config import (
     ModelConfig,
     TrainConfig,
@@ -25,8 +19,8 @@ from mae_core.config import (
     without_places,
 )
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.models.mae import MaskedAutoencoder
-from mae_core.models.pos_embed import resample_pos_embed
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.pos_embed import resample_pos_embed
 from mae_core.training.distributed import World, distribute, split_like, whole
 from mae_core.training.optim import build_optimizers
 from mae_core.training.precision import (
@@ -36,7 +30,9 @@ from mae_core.training.precision import (
     prefer_fast_attention,
     training_precision,
 )
-from mae_core.weights import read_pretrained, weights_name
+from mae_core.weights.contents import Contents
+from mae_core.weights.registry import read_pretrained, weights_name
+from mae_core.weights.runs import CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE, load_latest
 
 _log = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from app.service import ReconstructionService
 from app.settings import AppSettings
 from app.ui import EXAMPLES, build_page
 from mae_core import MAEError, MaskedAutoencoder, ModelConfig, Reconstruction, Reconstructor
-from mae_core.checkpoint import CHECKPOINT_FILE, save_checkpoint
 from mae_core.config import to_dict
-from mae_core.reconstruction import ReconstructionRequest
+from mae_core.reconstruct import ReconstructionRequest
+from mae_core.weights.runs import CHECKPOINT_FILE, save_checkpoint
 
 Result = TypeVar("Result")
 

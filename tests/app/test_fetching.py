@@ -307,7 +307,7 @@ def test_what_nobody_expected_is_logged_and_not_told(
 def test_nothing_is_fetched_where_that_is_forbidden(world: World) -> None:
     shelf = world.shelf(policy="none")
     assert [offer.name for offer in shelf.offers()] == ["bundled"]
-    with pytest.raises(CheckpointError, match="`python -m mae_core.fetch large`"):
+    with pytest.raises(CheckpointError, match="`mae fetch large`"):
         shelf.get("large")
     assert arrived(shelf, "bundled").name == "bundled"
     assert not world.fetched

@@ -32,7 +32,8 @@ from mae_core import (
     load_pretrained,
     locate_weights,
 )
-from mae_core.checkpoint import CHECKPOINT_FILE, save_weights
+from mae_core.weights.runs import CHECKPOINT_FILE
+from mae_core.weights.saved import save_weights
 from tests.app.serving import example, save_step, small_reconstructor
 from tests.downloading import isolate
 from tests.pictures import draw_picture
@@ -300,7 +301,7 @@ def test_an_unexpected_error_is_that_of_its_job_only(monkeypatch: pytest.MonkeyP
             raise ZeroDivisionError("a bug")
         return image
 
-    monkeypatch.setattr("mae_core.reconstruction.open_picture", opened)
+    monkeypatch.setattr("mae_core.reconstruct.open_picture", opened)
     odd = job(1, picture=Image.new("RGB", (9, 9)))
     results, _ = ServedModel.fixed(small_reconstructor()).run([job(0), odd, job(2)])
     assert [type(one) for one in results] == [Reconstruction, ZeroDivisionError, Reconstruction]

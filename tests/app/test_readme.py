@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import mae_core.weights
+import mae_core.weights.registry
 
 ROOT = Path(__file__).resolve().parents[2]
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
@@ -40,4 +40,4 @@ def test_the_api_snippet_gets_four_pictures_and_facts(
 def test_the_model_that_the_readme_names_is_bundled() -> None:
     named = re.findall(r"mae-[a-z]+(?=`| PICTURES)", (ROOT / "README.md").read_text())
     assert named
-    assert set(named) <= set(mae_core.weights.list_weights())
+    assert set(named) <= set(mae_core.weights.registry.list_weights())

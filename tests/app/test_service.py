@@ -33,8 +33,8 @@ from mae_core import (
     Reconstructor,
     decode_image,
 )
-from mae_core.checkpoint import save_weights
-from mae_core.reconstruction import ReconstructionRequest
+from mae_core.reconstruct import ReconstructionRequest
+from mae_core.weights.saved import save_weights
 from tests.app.serving import (
     HeldReconstructor,
     encoded,

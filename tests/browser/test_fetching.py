@@ -10,9 +10,10 @@ from playwright.sync_api import Locator, Page, expect
 from app.fetching import ModelShelf
 from app.models import ServedModel
 from app.service import ReconstructionService
-from mae_core.checkpoint import save_weights
-from mae_core.downloads import Progress, transfer
-from mae_core.weights import list_weights, locate_weights
+from mae_core.weights import transfer
+from mae_core.weights.registry import list_weights, locate_weights
+from mae_core.weights.saved import save_weights
+from mae_core.weights.transfer import Progress
 from tests.app.serving import example, small_reconstructor
 from tests.browser.conftest import PHONE, TIMEOUT, opened
 from tests.browser.test_page import expected, seen, shows, slide

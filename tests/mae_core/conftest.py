@@ -14,7 +14,7 @@ from mae_core.config import (
     StageConfig,
     TrainConfig,
 )
-from mae_core.models.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder
 from tests.pictures import draw_picture
 
 MakeRun = Callable[..., TrainConfig]

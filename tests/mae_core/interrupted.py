@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from mae_core import train
-from mae_core.entry import run_entry
+from mae_core.commands.entry import run_entry
 from mae_core.training.distributed import end_process
 from mae_core.training.run_log import RunLog
 

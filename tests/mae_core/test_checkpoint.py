@@ -15,17 +15,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mae_core.checkpoint import (
-    load_checkpoint,
-    load_latest,
-    load_weights,
-    save_checkpoint,
-    save_weights,
-    write_atomically,
-)
 from mae_core.config import to_dict
 from mae_core.errors import CheckpointError
-from mae_core.models.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.weights.files import write_atomically
+from mae_core.weights.runs import load_checkpoint, load_latest, save_checkpoint
+from mae_core.weights.saved import load_weights, save_weights
 
 
 def test_weights_come_back_bitwise_with_config_and_record(
@@ -267,9 +262,10 @@ def test_a_kill_at_any_moment_leaves_one_whole_checkpoint(
 
 WRITE_WITH_LITTLE_SPACE = """
 import resource, signal, sys, torch
-from mae_core.checkpoint import save_checkpoint, save_weights
+from mae_core.weights.runs import save_checkpoint
+from mae_core.weights.saved import save_weights
 from mae_core.errors import CheckpointError
-from mae_core.models.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder
 from mae_core.config import ModelConfig
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 out = sys.argv[1]

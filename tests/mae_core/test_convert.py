@@ -14,21 +14,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mae_core.checkpoint import (
-    Contents,
-    Hints,
-    Kind,
-    load_weights,
-    read_contents,
-    save_weights,
-)
-from mae_core.checkpoint.export import write_huggingface, write_official, write_timm
+from mae_core.commands.convert import convert, main
 from mae_core.config import ModelConfig, preset
-from mae_core.convert import convert, main
 from mae_core.errors import CheckpointError, ConfigError, MAEError
 from mae_core.images import to_tensor
-from mae_core.masking import PatchMask, mask_from_noise
-from mae_core.models.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.masking import PatchMask, mask_from_noise
+from mae_core.weights.contents import Contents, Hints, Kind
+from mae_core.weights.export import write_huggingface, write_official, write_timm
+from mae_core.weights.reading import read_contents
+from mae_core.weights.saved import load_weights, save_weights
 from tests.pictures import draw_picture
 from tests.sources import ROOT
 
@@ -408,7 +403,7 @@ def test_a_folder_that_cannot_be_finished_is_removed(
     folder = tmp_path / "out"
     if there:
         folder.mkdir()
-    import mae_core.checkpoint.export as export
+    import mae_core.weights.export as export
 
     whole = export.write_atomically
 
@@ -587,7 +582,7 @@ def test_guessed_heads_are_said_before_a_picture_is_drawn(
 def test_the_command_runs_and_explains_itself(tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "mae_core.convert", *arguments], cwd=ROOT, text=True,
+            [sys.executable, "-m", "mae_core", "convert", *arguments], cwd=ROOT, text=True,
             capture_output=True, timeout=300, check=False,
         )  # fmt: skip
 

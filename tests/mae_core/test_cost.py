@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mae_core.config import ModelConfig, preset
 from mae_core.errors import MaskError
-from mae_core.masking import random_mask
-from mae_core.models.cost import forward_flops
-from mae_core.models.mae import MaskedAutoencoder
+from mae_core.model.cost import forward_flops
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.masking import random_mask
 
 
 def counted_by_torch(config: ModelConfig, grid_size: tuple[int, int], mask_ratio: float) -> int:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mae_core.commands.pack
 import mae_core.data.packed
-import mae_core.pack
 from mae_core.config import DataConfig
 from mae_core.data.folders import FolderImages, find_images
 from mae_core.data.packed import PackedImages, open_pack, pack_folder
@@ -233,7 +233,7 @@ def test_the_command_packs_a_folder_to_train_on(
     picture_folder: Path, tmp_path: Path, hashed: list[Path]
 ) -> None:
     out = tmp_path / "packs" / "mine"
-    command = ["mae_core.pack", str(picture_folder), str(out), "short_side=40"]
+    command = ["mae_core", "pack", str(picture_folder), str(out), "short_side=40"]
     done = subprocess.run(
         [sys.executable, "-m", *command], cwd=ROOT, check=False, capture_output=True, text=True
     )
@@ -250,15 +250,15 @@ def test_mistakes_of_the_command_are_said(
     folder, out = str(picture_folder), str(tmp_path / "out")
     for arguments in ([folder], [folder, "short_side=40"]):
         with pytest.raises(ConfigError, match="a folder for the pack"):
-            mae_core.pack.main(arguments)
+            mae_core.commands.pack.main(arguments)
     with pytest.raises(ConfigError, match="short_side is 4"):
-        mae_core.pack.main([folder, out, "short_side=4"])
+        mae_core.commands.pack.main([folder, out, "short_side=4"])
     with pytest.raises(ConfigError, match="crop"):
-        mae_core.pack.main([folder, out, "crop=centre"])
+        mae_core.commands.pack.main([folder, out, "crop=centre"])
     with pytest.raises(DataError, match="is not a folder"):
-        mae_core.pack.main([str(tmp_path / "missing"), out])
-    assert mae_core.pack.main([]) == 0
-    assert "python -m mae_core.pack" in capsys.readouterr().out
+        mae_core.commands.pack.main([str(tmp_path / "missing"), out])
+    assert mae_core.commands.pack.main([]) == 0
+    assert "mae pack" in capsys.readouterr().out
 
 
 def copied_pack(picture_folder: Path, tmp_path: Path) -> Path:
@@ -308,5 +308,5 @@ def test_a_pack_of_other_pixels_is_refused(picture_folder: Path, tmp_path: Path)
     with pytest.raises(DataError, match="bytes instead of"):
         open_pictures(config, tmp_path / "cache")
     (pack / "pictures.json").unlink()
-    with pytest.raises(DataError, match="no finished pack.*mae_core.pack"):
+    with pytest.raises(DataError, match="no finished pack.*mae pack"):
         open_pictures(config, tmp_path / "cache")

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from mae_core import PRESETS, MaskedAutoencoder, ReconstructionRequest, Reconstructor, devices
+from mae_core.commands.entry import run_entry
 from mae_core.devices import choose_threads
-from mae_core.entry import run_entry
 from tests.pictures import draw_picture
 from tests.sources import ROOT
 
@@ -111,14 +111,14 @@ atexit.register(lambda: print("spins:", os.environ.get("GOMP_SPINCOUNT"), "torch
     ("line", "given", "spins"),
     [
         (["-m", "mae_core.train", "--help"], {}, "1000"),
-        (["-u", "-m", "mae_core.reconstruct", "--help"], {}, "1000"),
+        (["-u", "-m", "mae_core", "reconstruct", "--help"], {}, "1000"),
         (["-m", "app", "--help"], {}, "1000"),
         (["-m", "mae_core.train", "--help"], {"GOMP_SPINCOUNT": "7"}, "7"),
         (["-m", "mae_core.train", "--help"], {"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
         (["-m", "app", "--help"], {"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
         (["-m", "theirs"], {}, "None"),
         (["-c", "import mae_core"], {}, "None"),
-        (["-c", "import mae_core.train", "mae_core.train"], {}, "None"),
+        (["-c", "import mae_core.commands.train", "mae_core.commands.train"], {}, "None"),
     ],
 )
 def test_only_our_own_commands_have_threads_spin_briefly(

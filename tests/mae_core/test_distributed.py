@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_core.checkpoint import load_weights
+from mae_core.commands.train import run
 from mae_core.config import SystemConfig, TrainConfig
 from mae_core.errors import ConfigError, DeviceError, TrainingError
-from mae_core.models.mae import MaskedAutoencoder
-from mae_core.train import run
+from mae_core.model.mae import MaskedAutoencoder
 from mae_core.training.distributed import World, distribute, joined_world
+from mae_core.weights.saved import load_weights
 from tests.mae_core.conftest import MakeRun
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,7 +133,7 @@ def test_a_mistake_is_told_once_and_ends_all_processes(tmp_path: Path) -> None:
     said = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
     assert len([text for text in said if "is not a folder" in text]) == 1
     assert all("is not a folder" in text or "another process" in text for text in said)
-    assert "mae_core/train.py" not in done.stderr
+    assert "mae_core/commands/train.py" not in done.stderr
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(run_config: MakeRun) -> None:

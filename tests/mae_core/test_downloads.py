@@ -19,19 +19,16 @@ import httpx2
 import pytest
 from huggingface_hub import constants, scan_cache_dir, try_to_load_from_cache
 
-from mae_core.downloads import (
+from mae_core.errors import DownloadError
+from mae_core.weights import transfer
+from mae_core.weights.hub import choose_files, fetch_repository, find_repository, is_repository
+from mae_core.weights.transfer import (
     RemoteFile,
     checkpoints_folder,
-    choose_files,
     fetch_file,
-    fetch_repository,
-    find_repository,
-    is_repository,
     shown_bytes,
     terminal_bar,
-    transfer,
 )
-from mae_core.errors import DownloadError
 from tests.downloading import CLOSED, Seen, isolate, use_hub
 from tests.file_server import FileServer, running_file_server
 from tests.hub import TOKEN, Hub, running_hub

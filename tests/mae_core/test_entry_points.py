@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import mae_core.reconstruct
-from mae_core.checkpoint import save_weights
+import mae_core.commands.reconstruct
 from mae_core.config import ModelConfig
-from mae_core.models.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.weights.saved import save_weights
 from tests.pictures import draw_picture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ def test_reconstruct_writes_panels_and_metrics(
     out = tmp_path / "out" / "deep"
     image = next(picture_folder.rglob("*.png"))
     command = [str(image), "--mask-ratio", "0.75", "--seed", "2", "--weights", str(weights)]
-    assert mae_core.reconstruct.main([*command, "--device", "cpu", "--out", str(out)]) == 0
+    assert mae_core.commands.reconstruct.main([*command, "--device", "cpu", "--out", str(out)]) == 0
     assert {path.name for path in out.iterdir()} == {
         "original.png", "masked.png", "reconstruction.png", "pasted.png", "panels.png",
         "metrics.json",
@@ -55,7 +55,7 @@ def test_reconstruct_takes_a_size_and_a_view(
             "normalized": "no PSNR in this view"}  # fmt: skip
     for view, words in said.items():
         options = ["--image-size", "96", "--fit", "whole", "--view", view]
-        assert mae_core.reconstruct.main([*command, *options]) == 0
+        assert mae_core.commands.reconstruct.main([*command, *options]) == 0
         facts = json.loads((tmp_path / "out" / "metrics.json").read_text())
         assert (facts["view"], facts["width"], facts["height"]) == (view, 160, 96)
         assert words in capsys.readouterr().out

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import mae_core.fetch
-from mae_core.checkpoint import save_weights
-from mae_core.models.mae import MaskedAutoencoder
-from mae_core.weights import list_weights, locate_weights
+import mae_core.commands.fetch
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.weights.registry import list_weights, locate_weights
+from mae_core.weights.saved import save_weights
 from tests.downloading import isolate
 from tests.hub import TOKEN, Hub, running_hub
 
@@ -34,7 +34,7 @@ def start(fake_hub: Hub, tmp_path: Path, *names: str) -> subprocess.Popen[str]:
         "TORCH_HOME": str(tmp_path / "torch"),
     }  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, "-m", "mae_core.fetch", *names], cwd=ROOT, env=environment, text=True,
+        [sys.executable, "-m", "mae_core", "fetch", *names], cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -67,7 +67,7 @@ def test_without_a_name_there_is_a_table(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     isolate(monkeypatch, tmp_path)
-    assert mae_core.fetch.main([]) == 0
+    assert mae_core.commands.fetch.main([]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["name", "size", "here"]
     assert [row.split()[0] for row in rows] == list(list_weights())
@@ -80,5 +80,5 @@ def test_without_a_name_there_is_a_table(
 
 
 def test_what_is_here_is_named_and_not_fetched(capsys: pytest.CaptureFixture[str]) -> None:
-    assert mae_core.fetch.main(["mae-tiny"]) == 0
+    assert mae_core.commands.fetch.main(["mae-tiny"]) == 0
     assert capsys.readouterr().out.strip() == str(locate_weights("mae-tiny"))

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from mae_core.checkpoint import Contents, Hints, load_weights, read_contents
 from mae_core.config import ModelConfig
 from mae_core.errors import CheckpointError
-from mae_core.masking import mask_from_noise
+from mae_core.model.masking import mask_from_noise
+from mae_core.weights.contents import Contents, Hints
+from mae_core.weights.reading import read_contents
+from mae_core.weights.saved import load_weights
 from tests import checkpoints
 from tests.checkpoints import SMALL
 

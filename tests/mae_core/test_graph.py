@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from mae_core import graph
-from mae_core.checkpoint import Weights
 from mae_core.config import ModelConfig
 from mae_core.errors import CheckpointError, ConfigError, PatchError
-from mae_core.graph import ONNX_OPSET, PROGRAM_FACTS, describe, export_onnx, export_program
-from mae_core.masking import PatchMask, block_mask, custom_mask, mask_from_noise, random_mask
-from mae_core.models.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.masking import PatchMask, block_mask, custom_mask, mask_from_noise, random_mask
+from mae_core.weights.onnx import ONNX_OPSET, PROGRAM_FACTS, describe, export_onnx, export_program
+from mae_core.weights.saved import Weights
 from tests.sources import ROOT
 
 MICRO = ModelConfig(

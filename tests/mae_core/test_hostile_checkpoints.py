@@ -20,9 +20,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mae_core.checkpoint import load_checkpoint, load_weights, read_contents
-from mae_core.checkpoint.files import read_json
 from mae_core.errors import CheckpointError
+from mae_core.weights.files import read_json
+from mae_core.weights.reading import read_contents
+from mae_core.weights.runs import load_checkpoint
+from mae_core.weights.saved import load_weights
 from tests import checkpoints
 from tests.checkpoints import SMALL
 
@@ -418,7 +420,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 import mae_core
-from mae_core.checkpoint import read_contents
+from mae_core.weights.reading import read_contents
 from mae_core.errors import CheckpointError
 
 def peak():

@@ -1,4 +1,4 @@
-"""python -m mae_core.info: what it says of each format, and of what is not there."""
+"""mae info: what it says of each format, and of what is not there."""
 
 import json
 import shlex
@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-import mae_core.info
-from mae_core.checkpoint import save_weights
-from mae_core.checkpoint.names import official_from_huggingface
+import mae_core.commands.info
 from mae_core.config import PRESETS
-from mae_core.models.mae import MaskedAutoencoder
-from mae_core.weights import list_weights
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.weights.names import official_from_huggingface
+from mae_core.weights.registry import list_weights
+from mae_core.weights.saved import save_weights
 from tests import checkpoints
 from tests.checkpoints import SMALL
 
@@ -36,7 +36,7 @@ def _empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def info(weights: object, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    assert mae_core.info.main([str(weights), "--json"]) == 0
+    assert mae_core.commands.info.main([str(weights), "--json"]) == 0
     facts: dict[str, Any] = json.loads(capsys.readouterr().out)
     return facts
 
@@ -130,7 +130,7 @@ def test_variants_are_not_offered_where_they_do_not_open(
 def test_the_text_has_a_line_for_each_field(
     written: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert mae_core.info.main([str(written["official full"])]) == 0
+    assert mae_core.commands.info.main([str(written["official full"])]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["embed_dim", "192", "(shapes)"] for line in lines)
     assert any(line.split() == ["num_heads", "3", "(known", "width)"] for line in lines)
@@ -146,7 +146,7 @@ def test_what_a_file_writes_cannot_steer_the_terminal(
     model.load_state_dict(checkpoints.random_state(SMALL), assign=True)
     record = {"recipe": "\x1b[2J" + "x" * 10_000, "\x1b]0;": 1}
     save_weights(tmp_path / "x.safetensors", model, record=record)
-    assert mae_core.info.main([str(tmp_path / "x.safetensors")]) == 0
+    assert mae_core.commands.info.main([str(tmp_path / "x.safetensors")]) == 0
     text = capsys.readouterr().out
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) < 1000
@@ -162,7 +162,7 @@ def test_every_name_that_is_not_here_is_described_from_the_manifest(
         assert facts["on_this_machine"] is False
         assert (facts["kind"], facts["licence"]) == (entry.kind, entry.licence)
         assert facts["parameters"] == {"total": entry.parameters}
-        assert facts["fetch"] == f"python -m mae_core.fetch {name}"
+        assert facts["fetch"] == f"mae fetch {name}"
     facts = info("somebody/weights", capsys)
     assert facts["fetch"].endswith("fetch somebody/weights")
     # A mistyped path may look like a repository.
@@ -187,7 +187,7 @@ def test_writers_of_the_tests_and_the_names_of_the_program_agree() -> None:
 )
 def test_it_runs_as_a_command(weights: str, status: int, words: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mae_core.info", weights], cwd=ROOT, check=False,
+        [sys.executable, "-m", "mae_core", "info", weights], cwd=ROOT, check=False,
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == status

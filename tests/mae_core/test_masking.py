@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mae_core.errors import MaskError
-from mae_core.masking import (
+from mae_core.model.masking import (
     MAX_SEED,
     STRATEGIES,
     PatchMask,

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mae_core.checkpoint import load_weights, save_weights
 from mae_core.config import ModelConfig, preset
 from mae_core.errors import ConfigError, PatchError
-from mae_core.masking import PatchMask, draw_mask, mask_from_noise, random_mask
-from mae_core.models.mae import LossKind, MaskedAutoencoder, reconstruction_loss
-from mae_core.models.pos_embed import sincos_pos_embed
-from mae_core.patches import normalize_patches, patchify, unpatchify
+from mae_core.model.mae import LossKind, MaskedAutoencoder, reconstruction_loss
+from mae_core.model.masking import PatchMask, draw_mask, mask_from_noise, random_mask
+from mae_core.model.patches import normalize_patches, patchify, unpatchify
+from mae_core.model.pos_embed import sincos_pos_embed
+from mae_core.weights.saved import load_weights, save_weights
 from tests import references
 
 OFFICIAL_KEYS = Path(__file__).with_name("official_keys_base.txt")

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mae_core.checkpoint.names import huggingface_from_official, official_from_huggingface
 from mae_core.config import ModelConfig
 from mae_core.errors import CheckpointError
-from mae_core.masking import mask_from_noise
-from mae_core.models.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.masking import mask_from_noise
+from mae_core.weights.names import huggingface_from_official, official_from_huggingface
 
 OFFICIAL_KEYS = Path(__file__).with_name("official_keys_base.txt")
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mae_core.errors import PatchError
-from mae_core.patches import (
+from mae_core.model.patches import (
     PatchStatistics,
     denormalize_patches,
     grid_of,

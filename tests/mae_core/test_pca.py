@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mae_core.errors import DataError
-from mae_core.patches import patchify
+from mae_core.model.patches import patchify
 from mae_core.training.pca import fit_pca
 from tests import references
 

@@ -13,14 +13,15 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-import mae_core.push
-from mae_core.checkpoint import load_weights, save_checkpoint, save_weights
+import mae_core.commands.push
+from mae_core.commands.push import PushConfig, collect, push
 from mae_core.config import to_dict
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.model_card import write_card
-from mae_core.models.mae import MaskedAutoencoder
-from mae_core.push import PushConfig, collect, push
+from mae_core.model.mae import MaskedAutoencoder
 from mae_core.training.run_log import read_metrics
+from mae_core.weights.model_card import write_card
+from mae_core.weights.runs import save_checkpoint
+from mae_core.weights.saved import load_weights, save_weights
 from tests.hub import TOKEN, Hub, running_hub
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +37,7 @@ RECORD: dict[str, Any] = {
 
 @pytest.fixture
 def run(small_model: MaskedAutoencoder, tmp_path: Path) -> Path:
-    """The folder of a finished run, as `mae_core.train` leaves it."""
+    """The folder of a finished run, as `mae train` leaves it."""
     folder = tmp_path / "flowers"
     (folder / "reconstructions").mkdir(parents=True)
     for step, colour in ((0, "red"), (500, "green"), (1000, "blue")):
@@ -73,7 +74,7 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 
 def pushed(environment: dict[str, str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "mae_core.push", *map(str, arguments)],
+        [sys.executable, "-m", "mae_core", "push", *map(str, arguments)],
         capture_output=True, text=True, cwd=ROOT, env=environment, check=False,
     )  # fmt: skip
     assert TOKEN not in done.stdout + done.stderr
@@ -111,7 +112,7 @@ def test_a_run_arrives_whole_in_one_commit(
 PUSH_EACH = """
 import os, sys
 from mae_core.errors import HubError
-from mae_core.push import main
+from mae_core.commands.push import main
 for command in sys.argv[2:]:
     token, *arguments = command.split()
     os.environ["HF_TOKEN"] = token.partition("=")[2]
@@ -175,7 +176,7 @@ def test_no_way_to_the_hub_is_a_sentence(
 def test_a_dry_run_writes_the_folder_and_sends_nothing(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mae_core.push, "HfApi", None)
+    monkeypatch.setattr(mae_core.commands.push, "HfApi", None)
     folder = Path(push(run, "me/flowers", PushConfig(dry_run=True)))
     assert folder == run / "hub"
     expected = collect(run, "me/flowers", license_name="unknown")
@@ -225,11 +226,11 @@ def test_names_that_no_hub_has_are_refused(run: Path, name: str) -> None:
 
 def test_mistakes_on_the_command_line_are_sentences(run: Path) -> None:
     with pytest.raises(ConfigError, match="RUN_DIR USER/NAME"):
-        mae_core.push.main([str(run)])
+        mae_core.commands.push.main([str(run)])
     with pytest.raises(ConfigError, match="no field is called 'public'"):
-        mae_core.push.main([str(run), "me/flowers", "public=true"])
+        mae_core.commands.push.main([str(run), "me/flowers", "public=true"])
     with pytest.raises(ConfigError, match="private='maybe'"):
-        mae_core.push.main([str(run), "me/flowers", "private=maybe"])
+        mae_core.commands.push.main([str(run), "me/flowers", "private=maybe"])
 
 
 def card_of(run: Path, **record: object) -> str:

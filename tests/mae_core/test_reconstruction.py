@@ -25,10 +25,10 @@ from mae_core.errors import (
     MaskError,
     PatchError,
 )
-from mae_core.masking import PatchMask, custom_mask, random_mask
-from mae_core.models.mae import MaskedAutoencoder
-from mae_core.patches import normalize_patches, patch_statistics, patchify, unpatchify
-from mae_core.reconstruction import (
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.masking import PatchMask, custom_mask, random_mask
+from mae_core.model.patches import normalize_patches, patch_statistics, patchify, unpatchify
+from mae_core.reconstruct import (
     NORM_PIX_VIEWS,
     Rebuilt,
     ReconstructionRequest,
@@ -525,8 +525,8 @@ import torch
 from pathlib import Path
 from PIL import Image
 from mae_core.config import PRESETS, with_overrides
-from mae_core.models.mae import MaskedAutoencoder
-from mae_core.reconstruction import Reconstructor
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.reconstruct import Reconstructor
 
 def peak():
     # Not getrusage's: a child process begins with what its parent had at most.

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from mae_core import DEFAULT_WEIGHTS, MaskedAutoencoder, ModelConfig, load_weights, locate_weights
-from mae_core.checkpoint import Hints, read_contents
-from mae_core.checkpoint.target import predicts_normalized_pixels
-from mae_core.masking import random_mask
+from mae_core.model.masking import random_mask
+from mae_core.weights.contents import Hints
+from mae_core.weights.reading import read_contents
+from mae_core.weights.target import predicts_normalized_pixels
 
 STEPS = 150
 

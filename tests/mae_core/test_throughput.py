@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_core.config import preset
-from mae_core.masking import random_mask
-from mae_core.models.cost import forward_flops
-from mae_core.models.mae import MaskedAutoencoder
+from mae_core.model.cost import forward_flops
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.masking import random_mask
 from mae_core.training import throughput
 from mae_core.training.precision import prefer_fast_attention
 from mae_core.training.throughput import measure_matmul_rate

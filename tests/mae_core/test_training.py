@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-import mae_core.train
-from mae_core.checkpoint import load_checkpoint, load_latest, load_weights, save_checkpoint
+import mae_core.commands.train
+from mae_core.commands.train import main, run
 from mae_core.config import (
     MaskConfig,
     ModelConfig,
@@ -28,10 +28,9 @@ from mae_core.config import (
     with_overrides,
 )
 from mae_core.errors import CheckpointError, ConfigError, MAEError, TrainingError
-from mae_core.masking import PatchMask
-from mae_core.models.mae import MaskedAutoencoder, reconstruction_loss
+from mae_core.model.mae import MaskedAutoencoder, reconstruction_loss
+from mae_core.model.masking import PatchMask
 from mae_core.recipes import RECIPES, recipe
-from mae_core.train import main, run
 from mae_core.training import loop, optim, precision
 from mae_core.training.distributed import World, whole
 from mae_core.training.optim import Float32Muon, build_optimizers
@@ -50,6 +49,8 @@ from mae_core.training.schedule import (
 )
 from mae_core.training.state import start_run
 from mae_core.training.stop import StopRequest
+from mae_core.weights.runs import load_checkpoint, load_latest, save_checkpoint
+from mae_core.weights.saved import load_weights
 from tests.mae_core.conftest import MakeRun
 
 CPU = torch.device("cpu")
@@ -338,13 +339,13 @@ def test_a_run_learns_and_leaves_everything_behind(run_config: MakeRun, tmp_path
 
 def _stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have SIGTERM arrive while the run measures after this step."""
-    measure = mae_core.train._measure
+    measure = mae_core.commands.train._measure
 
     def stop(model: MaskedAutoencoder, held_out: list[Image.Image]) -> dict[str, float]:
         signal.raise_signal(signal.SIGTERM)
         return measure(model, held_out)
 
-    monkeypatch.setattr(mae_core.train, "_measure", stop)
+    monkeypatch.setattr(mae_core.commands.train, "_measure", stop)
 
 
 @pytest.mark.parametrize("stopped_after", [3, 6])
@@ -822,7 +823,9 @@ def test_what_cannot_work_is_said_before_pictures_are_packed(
 ) -> None:
     config = _refused(change, run_config(), monkeypatch)
     packed: list[object] = []
-    monkeypatch.setattr(mae_core.train, "open_pictures", lambda *given: packed.append(given))
+    monkeypatch.setattr(
+        mae_core.commands.train, "open_pictures", lambda *given: packed.append(given)
+    )
     with pytest.raises(MAEError, match=message):
         run(config, "test")
     assert not packed

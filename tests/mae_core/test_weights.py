@@ -8,24 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-import mae_core.weights
-from mae_core.checkpoint import (
-    CHECKPOINT_FILE,
-    PREVIOUS_CHECKPOINT_FILE,
-    Contents,
-    Hints,
-    Kind,
-    load_weights,
-    save_checkpoint,
-    save_weights,
-)
-from mae_core.checkpoint.export import write_huggingface, write_official
+import mae_core.weights.registry
 from mae_core.config import ModelConfig, to_dict
-from mae_core.downloads import checkpoints_folder
 from mae_core.errors import CheckpointError, DownloadError
-from mae_core.models.mae import MaskedAutoencoder
-from mae_core.reconstruction import Reconstructor
-from mae_core.weights import (
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.reconstruct import Reconstructor
+from mae_core.weights.contents import Contents, Hints, Kind
+from mae_core.weights.export import write_huggingface, write_official
+from mae_core.weights.registry import (
     WeightsEntry,
     find_weights,
     list_weights,
@@ -34,6 +24,9 @@ from mae_core.weights import (
     read_pretrained,
     weights_name,
 )
+from mae_core.weights.runs import CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE, save_checkpoint
+from mae_core.weights.saved import load_weights, save_weights
+from mae_core.weights.transfer import checkpoints_folder
 from tests.downloading import Seen, isolate, use_hub
 from tests.file_server import FileServer, running_file_server
 from tests.hub import Hub, running_hub
@@ -57,7 +50,7 @@ def folder(small_model: MaskedAutoencoder, tmp_path: Path, monkeypatch: pytest.M
         "format": "mae_core", "target": "pixels", "parameters": 1,
     }  # fmt: skip
     (tmp_path / "manifest.json").write_text(json.dumps([entry]))
-    monkeypatch.setattr(mae_core.weights, "WEIGHTS_FOLDER", tmp_path)
+    monkeypatch.setattr(mae_core.weights.registry, "WEIGHTS_FOLDER", tmp_path)
     return tmp_path
 
 
@@ -218,7 +211,7 @@ def test_published_weights_are_fetched_checked_and_read_with_what_is_known_of_th
     publish(official)
     assert list(list_weights()) == ["mine", "theirs"]
     assert find_weights("theirs") is None
-    with pytest.raises(CheckpointError, match="`python -m mae_core.fetch theirs`"):
+    with pytest.raises(CheckpointError, match="`mae fetch theirs`"):
         locate_weights("theirs", fetch=False)
     assert server.downloads == []
     seen = Seen()

@@ -24,18 +24,20 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import mae_core.info
-from mae_core.checkpoint import Contents, Hints, load_weights, read_contents, save_weights
-from mae_core.checkpoint.torch_files import read_torch
+import mae_core.commands.info
+from mae_core.commands.convert import main as convert_main
 from mae_core.config import ModelConfig, from_dict, to_dict
-from mae_core.convert import main as convert_main
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.masking import random_mask
-from mae_core.models.cost import forward_flops
-from mae_core.models.mae import MaskedAutoencoder
-from mae_core.models.pos_embed import sincos_pos_embed
-from mae_core.reconstruction import Reconstructor
-from mae_core.weights import load_pretrained
+from mae_core.model.cost import forward_flops
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.masking import random_mask
+from mae_core.model.pos_embed import sincos_pos_embed
+from mae_core.reconstruct import Reconstructor
+from mae_core.weights.contents import Contents, Hints
+from mae_core.weights.reading import read_contents
+from mae_core.weights.registry import load_pretrained
+from mae_core.weights.saved import load_weights, save_weights
+from mae_core.weights.torch_files import read_torch
 from tests import checkpoints
 from tests.checkpoints import SMALL, State
 from tests.mae_core.test_hostile_checkpoints import rezipped
@@ -763,7 +765,7 @@ def test_folders_of_parts_are_named(nested: bool, tmp_path: Path) -> None:
     folder = tmp_path / "epoch=1.ckpt"
     inner = folder / "checkpoint" if nested else folder
     written(inner, {"module": {}}, "mp_rank_00_model_states.pt")
-    for read in (read_contents, load_pretrained, mae_core.info.describe):
+    for read in (read_contents, load_pretrained, mae_core.commands.info.describe):
         with pytest.raises(CheckpointError, match=r"DeepSpeed.*zero_to_fp32\.py"):
             read(str(folder))
     other = tmp_path / "dcp"
@@ -781,12 +783,12 @@ def test_info_says_where_it_was_found_and_what_was_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path, lightning(solo_learn(STATE)))
-    assert mae_core.info.main([str(path)]) == 0
+    assert mae_core.commands.info.main([str(path)]) == 0
     lines = capsys.readouterr().out
     for words in ("PyTorch Lightning", "found under", "state_dict.backbone", "left aside",
                   "state_dict.classifier (2 tensors)"):  # fmt: skip
         assert words in lines
-    facts = mae_core.info.describe(str(path))
+    facts = mae_core.commands.info.describe(str(path))
     assert facts["written_by"] == "PyTorch Lightning"
     assert facts["found_under"] == ["state_dict.backbone", "state_dict.decoder"]
 
@@ -800,7 +802,7 @@ def test_the_page_and_the_library_open_them_alike(
     assert weights.state.keys() == STATE.keys()
     assert "left aside" in caplog.text
     done = subprocess.run(
-        [sys.executable, "-m", "mae_core.info", str(path)], capture_output=True, text=True,
+        [sys.executable, "-m", "mae_core", "info", str(path)], capture_output=True, text=True,
         check=True,
     )  # fmt: skip
     assert "state_dict.mae" in done.stdout

@@ -1,0 +1,5 @@
+"""`python -m mae_core` is the command `mae`."""
+
+from mae_core.cli import entry
+
+entry()

@@ -1,0 +1,57 @@
+"""Fetch published weights: mae fetch NAME [NAME ...].
+
+    mae fetch                       every name, its size, and whether it is here
+    mae fetch mae-large-visualize   fetched with a bar, and what is left of it next
+    mae fetch USER/NAME             of a repository on the Hugging Face hub
+
+Files go to the caches of torch.hub (TORCH_HOME) and huggingface_hub (HF_HOME), and what is there
+already is not fetched again. The token of private repositories is the one that `hf auth login` or
+HF_TOKEN gives. HF_HUB_OFFLINE=1 or MAE_OFFLINE=1 forbids the network.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+
+from mae_core.weights.registry import WeightsEntry, find_weights, list_weights, locate_weights
+from mae_core.weights.transfer import shown_bytes
+
+_HEAD = ("name", "size", "here", "holds", "predicts", "licence", "what it is")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="mae fetch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of the table, or USER/NAME")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # It tells of every request, with addresses that are as good as a key.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    for name in arguments.names:
+        print(locate_weights(name))
+    if not arguments.names:
+        print(_table())
+    return 0
+
+
+def _table() -> str:
+    rows = [_HEAD, *(_row(entry) for entry in list_weights().values())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _row(entry: WeightsEntry) -> tuple[str, ...]:
+    about = "" if entry.bytes is not None else "about "
+    return (
+        entry.name,
+        about + shown_bytes(entry.expected_bytes),
+        "no" if find_weights(entry.name) is None else "yes",
+        entry.kind,
+        entry.target,
+        entry.licence,
+        entry.summary,
+    )

@@ -1,0 +1,291 @@
+"""A model as a graph that runs without this package: torch.export (.pt2) and ONNX.
+
+The graph draws nothing: which patches are visible is an input, so any mask goes, and what it
+gives is what `MaskedAutoencoder` gives. With h · w = L patches of P values, K of them visible:
+
+    images       (N, C, H, W) float32, (pixel / 255 - mean) / std per channel
+    ids_keep     (N, K) int64, the visible patches
+    ids_restore  (N, L) int64, where each patch stands when the visible ones come first
+    pred         (N, L, P) float32, every patch, pixels in (p, q, c) order
+    latent       (N, 1 + K, D) float32, the encoder's output, the class token first
+
+N and K are any number from 1 on (K up to L). H and W are fixed when the graph is made; its
+position tables are resampled then and stored at that size. A model whose target is principal
+components gives pixels all the same; one with `encoder_mask_tokens` gives a latent of
+(N, 1 + L, D). Attention and everything else are plain operators, in float32.
+
+The ids of a `PatchMask` are those of its fields. Without torch, noise of shape (N, L) is a mask:
+
+    ids_shuffle = numpy.argsort(noise, axis=1, kind="stable")
+    ids_keep = ids_shuffle[:, :K]
+    ids_restore = numpy.argsort(ids_shuffle, axis=1)
+
+Random numbers remove patches at random; an array of 0 and 1, 1 = removed, removes just those,
+with K the number of zeros in each row. The graph does not check its ids: those that are no such
+order give an error of the runtime or a meaningless picture.
+
+The file explains itself: `describe` says what is written in it.
+"""
+
+import importlib
+import io
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mae_core.config import ModelConfig
+from mae_core.errors import ConfigError, PatchError
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.masking import PatchMask
+from mae_core.model.patches import grid_of
+from mae_core.model.pos_embed import resample_pos_embed
+from mae_core.weights.files import write_atomically
+from mae_core.weights.saved import Weights
+
+# The oldest that torch translates to without converting: more runtimes know it.
+ONNX_OPSET = 18
+
+# The one extra file in a .pt2.
+PROGRAM_FACTS = "mae_core.json"
+
+# Protocol buffers end at 2 GiB. torch leaves them at 1.5 GiB; `large` has 1.32e9 bytes.
+_LARGEST_ONE_FILE = 1_500_000_000
+
+_INPUTS = ("images", "ids_keep", "ids_restore")
+_OUTPUTS = ("pred", "latent")
+
+_IDS = (
+    "ids_shuffle = argsort(noise (N, L), axis 1, stable); ids_keep = ids_shuffle[:, :K]; "
+    "ids_restore = argsort(ids_shuffle, axis 1). Random noise removes patches at random; noise "
+    "of 0 (visible) and 1 (removed), K zeros in each row, removes just those"
+)
+
+_UNITS = {
+    False: "pixels normalised as the images are",
+    True: "each patch normalised by its own mean and deviation",
+}
+
+
+def export_program(
+    weights: Weights, path: Path, *, image_size: tuple[int, int] | None = None
+) -> None:
+    """Write a model as a torch.export program, for `torch.export.load`.
+
+    What `describe` says is in its extra file `PROGRAM_FACTS`, as JSON.
+
+    Args:
+        weights: The model.
+        path: Where to, usually `*.pt2`; replaced only once the new file is whole.
+        image_size: (H, W) in pixels that the program takes; the model's own if not given.
+
+    Raises:
+        PatchError: If a side is no multiple of the patch side, or the grid is a single patch.
+        CheckpointError: If the file cannot be written.
+    """
+    grid_size = _grid_for(weights.config, image_size)
+    program = _trace(weights, grid_size)
+    facts = {PROGRAM_FACTS: json.dumps(describe(weights.config, grid_size))}
+
+    # Through memory: where a write to the disk fails, torch's own writer ends the process.
+    content = io.BytesIO()
+    with _quiet():
+        torch.export.save(program, content, extra_files=facts)
+    write_atomically(path, lambda partial: partial.write_bytes(content.getbuffer()))
+
+
+def export_onnx(weights: Weights, path: Path, *, image_size: tuple[int, int] | None = None) -> None:
+    """Write a model as an ONNX file, with what `describe` says as its metadata.
+
+    All is in one file, but for models above 1.5 GB (`huge`), which ONNX cannot hold in one:
+    their parameters go to `path` + `.data` beside it, and the two have to stay together.
+
+    Args:
+        weights: The model.
+        path: Where to, usually `*.onnx`; replaced only once the new file is whole. Where it has
+            a `.data` too, an old graph is taken away first, so that it never meets new data.
+        image_size: (H, W) in pixels that the graph takes; the model's own if not given.
+
+    Raises:
+        ConfigError: If the packages that write ONNX are not installed.
+        PatchError: If a side is no multiple of the patch side, or the grid is a single patch.
+        CheckpointError: If the file cannot be written.
+    """
+    _require_onnx()
+    grid_size = _grid_for(weights.config, image_size)
+    program = _translate(_trace(weights, grid_size))
+    program.model.metadata_props.update(describe(weights.config, grid_size))
+    if sum(tensor.nbytes for tensor in weights.state.values()) > _LARGEST_ONE_FILE:
+        _write_with_data(program, path)
+    else:
+        write_atomically(path, lambda partial: program.save(partial, external_data=False))
+
+
+def describe(config: ModelConfig, grid_size: tuple[int, int]) -> dict[str, str]:
+    """What a graph says of itself: names and short texts; lists are JSON.
+
+    Args:
+        config: The model.
+        grid_size: (h, w) patches of the pictures that it takes.
+    """
+    side = config.patch_size
+    return {
+        "mean": json.dumps(config.mean),
+        "std": json.dumps(config.std),
+        "patch_size": str(side),
+        "grid": json.dumps(grid_size),
+        "image_size": json.dumps((grid_size[0] * side, grid_size[1] * side)),
+        "target": "norm_pix" if config.norm_pix else "pixels",
+        "images": "(N, C, H, W) float32, (pixel / 255 - mean) / std per channel",
+        "ids": _IDS,
+        "pred": "(N, L, P) patches in rows of the grid, values in (row, column, channel) order; "
+        + _UNITS[config.norm_pix],
+        "latent": "the class token, then "
+        + ("all patches in shuffled order" if config.encoder_mask_tokens else "ids_keep's patches"),
+    }
+
+
+class _Graph(nn.Module):
+    """What is written: `MaskedAutoencoder` at one picture size, its ids as tensors."""
+
+    def __init__(self, model: "_OneSize") -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, images: Tensor, ids_keep: Tensor, ids_restore: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`pred` and `latent`, as the module's docstring has them."""
+        mask = (ids_restore >= ids_keep.shape[1]).to(images.dtype)
+        latent = self.model.encode(images, PatchMask(mask, ids_keep, ids_restore))
+        pred = self.model.decode(latent, ids_restore, self.model.grid_size)
+        return self.model.patches_from(pred), latent
+
+
+class _OneSize(MaskedAutoencoder):
+    """A model whose position tables are those of one grid, which need not be square."""
+
+    def __init__(self, weights: Weights, grid_size: tuple[int, int]) -> None:
+        # On `meta` nothing is drawn only to be overwritten.
+        with torch.device("meta"):
+            super().__init__(weights.config)
+        self.grid_size = grid_size
+        source, state = weights.config.table_grid, dict(weights.state)
+        for name in ("pos_embed", "decoder_pos_embed"):
+            state[name] = resample_pos_embed(state[name], source, grid_size)
+            setattr(self, name, nn.Parameter(state[name], requires_grad=False))
+        self.load_state_dict(state, strict=True, assign=True)
+
+    @property
+    def _table_grid(self) -> tuple[int, int]:
+        return self.grid_size
+
+    def decode(self, latent: Tensor, ids_restore: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        """As its base does, with one mask token that all removed patches are taken from.
+
+        A tensor of L - K mask tokens would tie the graph to masks that remove two or more.
+        """
+        tokens = self.decoder_embed(latent)  # (N, 1 + K, E)
+        mask_token = self.mask_token.expand(tokens.shape[0], 1, -1)
+        rows = torch.cat((tokens[:, 1:], mask_token), dim=1)  # (N, K + 1, E)
+        ids = ids_restore.clamp(max=tokens.shape[1] - 1)  # (N, L), K = removed
+        whole = rows.gather(1, ids.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))  # (N, L, E)
+        tokens = torch.cat((tokens[:, :1], whole), dim=1) + self.decoder_pos_embed
+        pred: Tensor = self.decoder_pred(self.decoder_norm(self.decoder_blocks(tokens)))
+        return pred[:, 1:]
+
+
+def _grid_for(config: ModelConfig, image_size: tuple[int, int] | None) -> tuple[int, int]:
+    h, w = config.table_grid
+    height, width = image_size or (h * config.patch_size, w * config.patch_size)
+    grid_size = grid_of(height, width, config.patch_size)
+    if grid_size == (1, 1):
+        raise PatchError(
+            f"a {height}x{width} picture is a single patch, so there is nothing to mask; give "
+            f"an image_size of more patches of {config.patch_size} pixels"
+        )
+    return grid_size
+
+
+def _trace(weights: Weights, grid_size: tuple[int, int]) -> torch.export.ExportedProgram:
+    """The graph, with N and K left open."""
+    config, length = weights.config, grid_size[0] * grid_size[1]
+    height, width = (side * config.patch_size for side in grid_size)
+    # Sizes that are alike would be taken for one: N and K differ, and neither is 1.
+    ids = torch.arange(length).expand(3, -1)
+    examples = (torch.zeros(3, config.in_chans, height, width), ids[:, :2], ids)
+    graph = _Graph(_OneSize(weights, grid_size)).eval()
+    n, k = torch.export.Dim("N", min=1), torch.export.Dim("K", min=1, max=length)
+    shapes = {"images": {0: n}, "ids_keep": {0: n, 1: k}, "ids_restore": {0: n}}
+    with _quiet():
+        program = torch.export.export(graph, examples, dynamic_shapes=shapes)
+    # Three empty pictures, of no use in a file.
+    program.example_inputs = None
+    # They would say where on somebody's disk this file lies.
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def _translate(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
+    # By name, so that the file's sizes are called that.
+    shapes = {"images": {0: "N"}, "ids_keep": {0: "N", 1: "K"}, "ids_restore": {0: "N"}}
+    with _quiet():
+        translated = torch.onnx.export(
+            program, (), input_names=_INPUTS, output_names=_OUTPUTS,
+            opset_version=ONNX_OPSET, dynamic_shapes=shapes, verbose=False,
+        )  # fmt: skip
+    assert translated is not None
+    return translated
+
+
+def _write_with_data(program: torch.onnx.ONNXProgram, path: Path) -> None:
+    """Write a graph that is too large for one file: first its data, then itself."""
+    data = path.with_name(path.name + ".data")
+    graph = b""
+
+    def write_data(partial: Path) -> None:
+        nonlocal graph
+        # The graph names its data by the name it is first written under.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            whole = Path(folder) / path.name
+            program.save(whole, external_data=True)
+            graph = whole.read_bytes()
+            path.unlink(missing_ok=True)
+            (whole.parent / data.name).replace(partial)
+
+    write_atomically(data, write_data)
+    write_atomically(path, lambda partial: partial.write_bytes(graph))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporters say of their own insides; what fails is raised all the same."""
+    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    # They tell each step, a thousand for `base`, to whoever listens to INFO.
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _require_onnx() -> None:
+    try:
+        for name in ("onnx", "onnxscript"):
+            importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            "ONNX files need the packages onnx and onnxscript; pip install -r requirements-onnx.txt"
+        ) from error
