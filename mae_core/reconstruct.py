@@ -45,7 +45,8 @@ from mae_core.images import (
     viewable,
 )
 from mae_core.model.cost import forward_flops
-from mae_core.model.mae import MaskedAutoencoder, reconstruction_loss
+from mae_core.model.losses import reconstruction_loss
+from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask, custom_mask, draw_mask
 from mae_core.model.patches import (
     PatchStatistics,

@@ -8,17 +8,18 @@ Parameter names are the official flat ones, so that published files load unrenam
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mae_core._compat import ensure_torchvision_imports
 from mae_core.config import ModelConfig
-from mae_core.errors import ConfigError, PatchError
-from mae_core.model.masking import PatchMask
+from mae_core.errors import PatchError
+from mae_core.model.masking import PatchMask, draw_mask
 from mae_core.model.patches import grid_of, normalize_patches, patchify
 from mae_core.model.pos_embed import resample_pos_embed, sincos_pos_embed
 
@@ -36,74 +37,17 @@ class MAEOutput:
         pred: (N, L, P) predicted patches: normalised pixels, or per-patch normalised ones
             where the model's target is `norm_pix`; (N, L, q) where it is q principal
             components.
-        loss: () see `reconstruction_loss`.
+        mask: (N, L), 1 = removed.
         latent: (N, 1 + K, D) encoder output, class token first, visible patches in the
             mask's shuffled order; (N, 1 + L, D) with `encoder_mask_tokens`, the removed ones
             after them.
+        ids_restore: (N, L) where each patch stands in that order.
     """
 
     pred: Tensor
-    loss: Tensor
+    mask: Tensor
     latent: Tensor
-
-
-LossKind = Literal["mse", "log_mse"]
-
-# Added to an image's error before the logarithm: keeps nearly perfect images from taking over.
-LOG_MSE_FLOOR = 0.01
-
-
-def reconstruction_loss(
-    pred: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    visible_weight: float = 0.0,
-    kind: LossKind = "mse",
-) -> Tensor:
-    """The error on removed patches, plus `visible_weight` times the visible ones'.
-
-    The paper's loss is `mse` with weight 0: nothing then asks the model to reproduce the
-    patches it sees, and they come out speckled. A small weight cures that.
-
-    Args:
-        pred: (N, L, P).
-        target: (N, L, P).
-        mask: (N, L), 1 = removed; at least one patch removed, or the loss is not a number.
-        visible_weight: Weight of the visible patches' mean error; 0 or more.
-        kind: `mse` is the mean squared error. `log_mse` is the mean over images of the
-            logarithm of each one's own, plus 0.01, so that plain images count as much as busy
-            ones, as in a mean PSNR; an image's visible error is divided by what the logarithm
-            divides the gradient of its removed error by, so that the weight means the same.
-
-    Returns:
-        () float32.
-
-    Raises:
-        ConfigError: If no loss is called `kind`.
-    """
-    error = (pred.float() - target.float()).square().mean(dim=-1)  # (N, L)
-    if kind == "mse":
-        return _mean_squared_error(error, mask, visible_weight)
-    if kind == "log_mse":
-        return _log_mean_squared_error(error, mask, visible_weight)
-    raise ConfigError(f"no loss is called {kind!r}; choose mse or log_mse")
-
-
-def _mean_squared_error(error: Tensor, mask: Tensor, visible_weight: float) -> Tensor:
-    removed = (error * mask).sum() / mask.sum()
-    if visible_weight == 0:
-        return removed
-    visible = 1 - mask
-    return removed + visible_weight * (error * visible).sum() / visible.sum()
-
-
-def _log_mean_squared_error(error: Tensor, mask: Tensor, visible_weight: float) -> Tensor:
-    removed = (error * mask).sum(dim=-1) / mask.sum(dim=-1) + LOG_MSE_FLOOR  # (N,)
-    if visible_weight == 0:
-        return removed.log().mean()
-    visible = 1 - mask
-    seen = (error * visible).sum(dim=-1) / visible.sum(dim=-1)  # (N,)
-    return (removed.log() + visible_weight * seen / removed.detach()).mean()
+    ids_restore: Tensor
 
 
 class MaskedAutoencoder(nn.Module):
@@ -192,28 +136,33 @@ class MaskedAutoencoder(nn.Module):
     def forward(
         self,
         images: Tensor,
-        patch_mask: PatchMask,
-        visible_weight: float = 0.0,
-        loss_kind: LossKind = "mse",
+        patch_mask: PatchMask | None = None,
+        *,
+        mask_ratio: float = 0.75,
+        seed: int | Sequence[int] = 0,
+        strategy: str = "random",
     ) -> MAEOutput:
-        """Encode the visible patches, predict all of them, and compare with the images.
+        """Encode the visible patches and predict all of them.
 
         Args:
             images: (N, C, H, W), normalised; H and W multiples of the patch side.
-            patch_mask: N masks of L = h * w patches, on the images' device.
-            visible_weight: See `reconstruction_loss`.
-            loss_kind: Likewise.
+            patch_mask: N masks of L = h * w patches, on the images' device; if not given, it is
+                drawn by `draw_mask` from the rest.
+            mask_ratio: Fraction removed, 0..1.
+            seed: Of the masks, or one for each image.
+            strategy: `random`, `block` or `grid`.
 
         Raises:
             PatchError: If the images do not divide into patches or do not fit the mask.
-            ConfigError: If no loss is called `loss_kind`.
+            MaskError: If ratio, seed or strategy are not allowed.
         """
+        grid_size = self.grid_of(images)
+        if patch_mask is None:
+            drawn = draw_mask(strategy, len(images), grid_size, mask_ratio, seed=seed)
+            patch_mask = drawn.to(images.device)
         latent = self.encode(images, patch_mask)
-        pred = self.decode(latent, patch_mask.ids_restore, self.grid_of(images))
-        loss = reconstruction_loss(
-            pred, self.target(images), patch_mask.mask, visible_weight, loss_kind
-        )
-        return MAEOutput(pred, loss, latent)
+        pred = self.decode(latent, patch_mask.ids_restore, grid_size)
+        return MAEOutput(pred, patch_mask.mask, latent, patch_mask.ids_restore)
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """The (h, w) patch grid of (N, C, H, W) images.

@@ -25,6 +25,7 @@ from mae_core.config import TrainConfig
 from mae_core.data.loader import BatchLoader
 from mae_core.errors import CheckpointError, ConfigError, TrainingError
 from mae_core.model.cost import forward_flops
+from mae_core.model.losses import reconstruction_loss
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask
 from mae_core.training.distributed import World, gradients_kept_local
@@ -233,11 +234,13 @@ class Trainer:
             more = start + size < len(images)
             with gradients_kept_local(state.forward, local=more):
                 with autocast(state.precision, images.device):
-                    output = state.forward(
-                        images[start : start + size], mask.rows(start, start + size),
+                    part = images[start : start + size]
+                    output = state.forward(part, mask.rows(start, start + size))
+                    loss = reconstruction_loss(
+                        output.pred, state.model.target(part), output.mask,
                         config.visible_weight, config.loss,
                     )  # fmt: skip
-                loss = output.loss / config.system.accumulate
+                loss = loss / config.system.accumulate
                 state.scaler.scale(loss).backward()
             total += loss.detach()
         return total
