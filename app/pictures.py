@@ -13,7 +13,8 @@ from typing import BinaryIO, Protocol
 from PIL import Image
 
 from app.cache import LRUCache
-from mae_core import RangeSpec, decode_image
+from app.decoding import decode_upload
+from mae_core import RangeSpec
 
 # A decoded picture takes at most 12 MiB.
 _DECODED_BYTES = 96 * 2**20
@@ -111,7 +112,7 @@ class Pictures:
         Args:
             source: Where its bytes come from.
             digest: Their SHA-256.
-            value_range: Of values of more than 8 bits; see `decode_image`.
+            value_range: Of values of more than 8 bits; see `decode_upload`.
 
         Raises:
             FileNotFoundError: If the file is gone, or is another by now.
@@ -122,7 +123,7 @@ class Pictures:
             data = source.read()
             if hashlib.sha256(data).hexdigest() != digest:
                 raise FileNotFoundError("the picture was replaced")
-            picture = decode_image(data, value_range=value_range)
+            picture = decode_upload(data, value_range=value_range)
             self._decoded.put((digest, value_range), picture)
         return picture
 

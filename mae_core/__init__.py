@@ -34,7 +34,8 @@ from mae_core.errors import (
     PatchError,
     TrainingError,
 )
-from mae_core.images import FITS, ImageLimits, decode_image
+from mae_core.images import FITS, open_picture
+from mae_core.measurements import RangeSpec
 from mae_core.model.mae import MAEOutput, MaskedAutoencoder
 from mae_core.model.masking import (
     MAX_SEED,
@@ -49,7 +50,7 @@ from mae_core.model.masking import (
     random_mask,
 )
 from mae_core.model.patches import patchify, unpatchify
-from mae_core.rasters import open_picture
+from mae_core.photographs import ImageLimits, decode_image
 from mae_core.reconstruct import (
     MAX_IMAGE_SIZE,
     MAX_PATCHES,
@@ -59,7 +60,6 @@ from mae_core.reconstruct import (
     ReconstructionRequest,
     Reconstructor,
 )
-from mae_core.value_range import RangeSpec
 from mae_core.weights.hub import choose_files, is_repository
 from mae_core.weights.registry import (
     DEFAULT_WEIGHTS,

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from mae_core.commands.entry import add_measurement_flags, numbers
-from mae_core.images import FITS, read_file
+from mae_core.images import FITS
 from mae_core.model.masking import STRATEGIES
+from mae_core.photographs import read_file
 from mae_core.reconstruct import (
     NORM_PIX_VIEWS,
     Reconstruction,

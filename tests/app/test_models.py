@@ -181,7 +181,7 @@ def test_an_answer_is_kept_under_the_state_that_gave_it(
         save_step(run, 600)
         return Image.new("RGB", (112, 112))
 
-    monkeypatch.setattr("app.pictures.decode_image", then_save)
+    monkeypatch.setattr("app.pictures.decode_upload", then_save)
     answer = service.reconstruct(example("cat"), 0.75, 2)
     assert answer.facts["step"] == 600
     assert service.reconstruct(example("cat"), 0.75, 2) is answer

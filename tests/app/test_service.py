@@ -129,7 +129,7 @@ def test_a_picture_is_decoded_once_while_sliders_move(monkeypatch: pytest.Monkey
         decoded.append(len(data))
         return decode_image(data, **options)
 
-    monkeypatch.setattr("app.pictures.decode_image", counting)
+    monkeypatch.setattr("app.pictures.decode_upload", counting)
     service = small_service()
     for seed in range(5):
         service.reconstruct(example("cat"), 0.75, seed)

@@ -1,0 +1,315 @@
+"""Images of more than 8 bits a value, or of other bands than red, green and blue.
+
+An image of 8 bits says by its dtype which values are black and white. A measurement does not:
+12-bit values in a 16-bit file fill a sixteenth of it, and floats have any unit. A value range maps
+such values to 0..255. It is declared by whoever knows the data, or found from the values.
+
+TIFF files of any dtype, bands, tiles and compression are read by tifffile and imagecodecs, 16-bit
+colour PNG files by imagecodecs (`requirements-science.txt`). `images.open_image` calls the readers.
+"""
+
+import importlib
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from mae_core.errors import ConfigError, ImageFormatError, ImageLimitError
+
+# The values that become 0 and 255: one pair for all bands, or one a band.
+ValueRange: TypeAlias = tuple[tuple[float, float], ...]
+
+# What a caller may ask for: `auto`, `dtype`, a pair, or a pair a band.
+RangeSpec: TypeAlias = str | Sequence[float] | ValueRange
+
+# Raises an error for a (width, height) that is not allowed.
+SizeCheck: TypeAlias = Callable[[tuple[int, int]], None]
+
+# A range that is found leaves out this share of the values at either end.
+_PERCENTILES = (0.1, 99.9)
+
+# Values looked at in each image.
+_SAMPLED_VALUES = 2**18
+
+# What interpolation adds beyond a full range.
+_OVERSHOOT = 0.05
+
+# TIFF: tags for the orientation and GDAL's value of pixels that were not measured; photometric
+# interpretations; extra samples that are transparency.
+_ORIENTATION, _GDAL_NODATA = 274, 42113
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
+_ALPHA = (1, 2)
+
+# TIFF compressions that Pillow reads as they are: none, LZW, deflate, PackBits, deflate.
+SOUND_COMPRESSIONS = (1, 5, 8, 32773, 32946)
+
+# Bytes of a TIFF's values in memory.
+_MAX_TIFF_BYTES = 2**31
+
+
+def as_value_range(spec: RangeSpec) -> ValueRange | Literal["auto", "dtype"]:
+    """A value range as people give it.
+
+    Args:
+        spec: `auto`, `dtype`, `LOW,HIGH`, a pair of numbers, or a pair a band.
+
+    Raises:
+        ConfigError: If it is none of these, or a low value is not below its high value.
+    """
+    if isinstance(spec, str) and spec in ("auto", "dtype"):
+        return "auto" if spec == "auto" else "dtype"
+    try:
+        parts: Any = spec.split(",") if isinstance(spec, str) else spec
+        values = np.atleast_1d(np.array(parts, dtype=np.float64))
+        pairs = values.reshape(-1, 2) if values.ndim == 2 or values.size == 2 else values[:0]
+    except (ValueError, TypeError):
+        pairs = np.zeros((0, 2))
+    if not (len(pairs) and np.isfinite(pairs).all() and (pairs[:, 0] < pairs[:, 1]).all()):
+        raise ConfigError(
+            f"the value range is {spec!r}; give auto, dtype, or LOW,HIGH such as 0,4095"
+        )
+    return tuple((float(low), float(high)) for low, high in pairs)
+
+
+def find_value_range(images: Iterable[npt.NDArray[Any]], spec: RangeSpec = "auto") -> ValueRange:
+    """The value range of a data set, or of one image.
+
+    `auto` takes the full range of the dtype where the values use more than half of it (uint8:
+    always; uint16: 0 to 65535; floats: 0 to 1, or 0 to 255). Else it takes the 0.1th and the
+    99.9th percentile: of all bands together for one or three bands, whose ratios are a colour, and
+    of each band for other numbers of bands.
+
+    Args:
+        images: (H, W, B) arrays of the same B. Values that are not finite count as missing. Read
+            once; only a sample of each is kept.
+        spec: See `as_value_range`.
+
+    Returns:
+        One pair, or one a band.
+
+    Raises:
+        ConfigError: If `spec` is not allowed.
+        ImageFormatError: If no value is finite.
+    """
+    given = as_value_range(spec)
+    if not isinstance(given, str):
+        return given
+    samples, dtypes = [], set()
+    for values in images:
+        dtypes.add(values.dtype)
+        flat = values.reshape(-1, values.shape[-1])
+        samples.append(flat[:: max(1, flat.size // _SAMPLED_VALUES)])
+        if given == "dtype":
+            break
+    dtype = np.result_type(*dtypes)
+    if given == "dtype" or dtype == np.uint8:
+        return ((0.0, _full(dtype)),)
+    sample = np.concatenate(samples).astype(np.float64)
+    columns = [sample.ravel()] if sample.shape[1] in (1, 3) else list(sample.T)
+    return tuple(_found(column[np.isfinite(column)], dtype) for column in columns)
+
+
+def _found(values: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> tuple[float, float]:
+    if not values.size:
+        raise ImageFormatError("the picture holds no finite value; check how it was written")
+    low, high = (float(value) for value in np.percentile(values, _PERCENTILES))
+    fulls = {"f": (1.0, 255.0), "u": (_full(dtype),), "b": (1.0,)}.get(dtype.kind, ())
+    for full in fulls:
+        fits = low >= -_OVERSHOOT * full and high <= (1 + _OVERSHOOT) * full
+        if fits and (high > full / 2 or low == high):
+            return 0.0, full
+    # A flat image tells nothing but its level.
+    return (low, high) if low < high else (low - 1, low + 1)
+
+
+def _full(dtype: np.dtype[Any]) -> float:
+    return 1.0 if dtype.kind in "fb" else float(np.iinfo(dtype).max)
+
+
+def to_levels(values: npt.NDArray[Any], value_range: ValueRange) -> npt.NDArray[np.uint8]:
+    """Values as 0..255, rounded to nearest and clipped.
+
+    Args:
+        values: (H, W, B); values that are not finite become 0.
+        value_range: One pair, or one a band.
+
+    Returns:
+        (H, W, B).
+
+    Raises:
+        ConfigError: If there are other than one or B pairs.
+    """
+    bands = values.shape[-1]
+    if len(value_range) not in (1, bands):
+        raise ConfigError(
+            f"{len(value_range)} value ranges are given for {bands} bands; give one for all, or "
+            "one a band"
+        )
+    levels = np.empty(values.shape, dtype=np.uint8)
+    # Band by band, to bound the memory that floats take.
+    for band in range(bands):
+        low, high = value_range[band % len(value_range)]
+        if values.dtype == np.uint8 and (low, high) == (0, 255):
+            levels[..., band] = values[..., band]
+            continue
+        scaled = values[..., band].astype(np.result_type(values.dtype, np.float32))
+        scaled -= low
+        scaled *= 255 / (high - low)
+        scaled[~np.isfinite(scaled)] = 0
+        levels[..., band] = np.clip(np.rint(scaled, out=scaled), 0, 255, out=scaled)
+    return levels
+
+
+def range_in_words(value_range: ValueRange) -> str:
+    """Such as `0 to 4095`, or one for each band."""
+    return ", ".join(f"{low:g} to {high:g}" for low, high in value_range)
+
+
+@dataclass(frozen=True)
+class Raster:
+    """An image's values as they are stored.
+
+    Attributes:
+        values: (H, W, B) in the file's dtype; floats that are not finite where nothing was
+            measured.
+        seen: How many of the first bands a person sees, if the file says so: of RGB three, of grey
+            with transparency one; else 0.
+        profile: ICC profile of its colours, if any.
+    """
+
+    values: npt.NDArray[Any]
+    seen: int = 0
+    profile: bytes | None = None
+
+    def select(self, channels: int, bands: Sequence[int] = ()) -> npt.NDArray[Any]:
+        """The bands that are a model's channels.
+
+        Args:
+            channels: C of the model.
+            bands: Numbers of bands from 1. Without any, all of them if they are C; else those
+                that a person sees. A single band stands for three.
+
+        Returns:
+            (H, W, C).
+
+        Raises:
+            ImageFormatError: If there are other bands than the model takes.
+        """
+        found = self.values.shape[2]
+        picked = self.values
+        if bands:
+            if not all(1 <= band <= found for band in bands):
+                raise ImageFormatError(
+                    f"bands {_listed(bands)} are asked for, and the picture has 1 to {found}"
+                )
+            picked = picked[..., [band - 1 for band in bands]]
+        elif found != channels and self.seen:
+            picked = picked[..., : self.seen]
+        count = picked.shape[2]
+        if count not in (1, channels) or (count == 1 and channels not in (1, 3)):
+            given = (
+                f"{count} band{'s' if count > 1 else ''} {'chosen' if bands else 'in the picture'}"
+            )
+            advice = "give a picture that has them all"
+            if found >= channels:
+                advice = f"choose as many, such as bands={_listed(range(1, channels + 1))}"
+            raise ImageFormatError(f"{given}, and the model takes {channels}; {advice}")
+        return np.repeat(picked, channels, axis=2) if count < channels else picked
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ",".join(str(number) for number in numbers)
+
+
+def raster_of(
+    array: npt.NDArray[Any], check_size: SizeCheck, *, as_bands: bool = True
+) -> Raster | None:
+    """An array (H, W) or (H, W, B) of numbers as a raster; None for a photograph.
+
+    Of uint8, one band, three, or four with transparency are a photograph, unless `as_bands`.
+    """
+    if array.ndim not in (2, 3) or array.dtype.kind not in "buif":
+        raise ImageFormatError(
+            f"this array is {array.dtype} of shape {array.shape}; give (H, W) or (H, W, bands) of "
+            "numbers"
+        )
+    values = array[:, :, None] if array.ndim == 2 else array
+    if not as_bands and values.dtype == np.uint8 and values.shape[2] in (1, 3, 4):
+        return None
+    # As many rows as an image has channels, and more channels than any image has.
+    if array.ndim == 3 and len(array) < 16 <= array.shape[2]:
+        raise ImageFormatError(
+            f"this array is of shape {array.shape}; give (H, W, bands), or floats in 0..1 of shape "
+            "(C, H, W) for a model of C channels"
+        )
+    check_size((array.shape[1], array.shape[0]))
+    return Raster(values)
+
+
+def read_npy(source: bytes | str | Path, check_size: SizeCheck) -> Raster | None:
+    """A NumPy file; its shape is judged before its values are read."""
+    if isinstance(source, bytes):
+        array = np.load(io.BytesIO(source), allow_pickle=False)
+    else:
+        array = np.load(source, mmap_mode="r", allow_pickle=False)
+    return raster_of(array, check_size)
+
+
+def read_tiff(
+    source: bytes | str | Path, check_size: SizeCheck, *, as_bands: bool
+) -> Raster | None:
+    """A TIFF of any dtype, bands, tiles and compression, in grey, RGB or bands; by tifffile.
+
+    None for a photograph, unless `as_bands`: palettes, inks, profiles and transparency on white
+    are Pillow's. With `as_bands`, pages of one size are bands; else the first page is the image.
+    """
+    tifffile = importlib.import_module("tifffile")
+    with tifffile.TiffFile(io.BytesIO(source) if isinstance(source, bytes) else source) as tiff:
+        page = tiff.pages.first
+        check_size((page.imagewidth, page.imagelength))
+        alpha = bool(page.extrasamples) and page.extrasamples[-1] in _ALPHA
+        seen = 3 if page.photometric == _RGB else page.samplesperpixel - alpha
+        plain = page.dtype == np.uint8 and seen in (1, 3) and page.samplesperpixel <= seen + alpha
+        sound = page.compression in SOUND_COMPRESSIONS and not page.is_tiled
+        if page.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) or (
+            plain and sound and not as_bands
+        ):
+            return None
+        stored = tiff.series[0] if as_bands else page
+        if stored.nbytes > _MAX_TIFF_BYTES:
+            raise ImageLimitError(
+                f"the picture's values take {stored.nbytes / 2**30:.3g} GiB; at most "
+                f"{_MAX_TIFF_BYTES / 2**30:.3g} are read: cut it into tiles"
+            )
+        axes = stored.axes.index("Y"), stored.axes.index("X")
+        values = np.moveaxis(stored.asarray(), axes, (0, 1))
+        values = values.reshape(*values.shape[:2], -1)
+        if page.photometric == _WHITE_IS_ZERO and values.dtype.kind in "bu":
+            # Of the bits that the file has, which may be 12 in a dtype of 16.
+            values = values ^ np.array(2**page.bitspersample - 1, dtype=values.dtype)
+        nodata = page.tags.get(_GDAL_NODATA)
+        if nodata is not None and values.dtype != np.uint8:
+            measured = values != float(str(nodata.value).strip("\0 "))
+            values = np.where(measured, values, np.nan)
+        turned = upright(values, page.tags.valueof(_ORIENTATION, 1))
+        return Raster(turned, seen, page.iccprofile)
+
+
+def upright(values: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """A stored (H, W, ...) array as it is seen, by its EXIF or TIFF orientation.
+
+    Args:
+        values: Rows and columns as they are stored.
+        orientation: 1 to 8; by others nothing is turned.
+    """
+    if orientation in (5, 6, 7, 8):
+        values = values.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return values

@@ -1,0 +1,167 @@
+"""What the page refuses before a parser runs. `mae_core.decode_image` has its own tests."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.decoding import decode_upload
+from mae_core import ImageFormatError, ImageLimitError
+
+HIDDEN = "the file holds far more hidden data than its picture needs; save it again"
+SIDE = 16  # the smallest side taken by default
+
+
+def encode(image: Image.Image, file_format: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def photo(width: int = 48, height: int = 32) -> Image.Image:
+    """A smooth picture with a different colour everywhere."""
+    y, x = np.mgrid[0:height, 0:width]
+    channels = (x * 255 // (width - 1), y * 255 // (height - 1), (x + y) * 255 // (width + height))
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(decode_upload(data)).astype(int)
+
+
+def tiff(tags: dict[int, tuple[int, int, int]], body: bytes, order: str = "<") -> bytes:
+    """A TIFF with `body` at byte 8; tags are number: (type, count, value or offset)."""
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(body))
+    entries = b""
+    for tag, (kind, count, value) in sorted(tags.items()):
+        short = order == ">" and kind == 3 and count == 1
+        entries += struct.pack(order + "HHII", tag, kind, count, value << 16 if short else value)
+    return start + body + struct.pack(order + "H", len(tags)) + entries + bytes(4)
+
+
+def grey_tiff(
+    body: bytes,
+    bits: int,
+    photometric: int = 1,
+    tags: dict[int, tuple[int, int, int]] | None = None,
+) -> bytes:
+    own = {256: (3, 1, SIDE), 257: (3, 1, SIDE), 258: (3, 1, bits), 259: (3, 1, 1),
+            262: (3, 1, photometric), 273: (4, 1, 8), 277: (3, 1, 1), 278: (3, 1, SIDE),
+            279: (4, 1, len(body))}  # fmt: skip
+    return tiff(own | (tags or {}), body)
+
+
+def jpeg_with_segment(data: bytes, marker: int, payload: bytes, times: int = 1) -> bytes:
+    segment = struct.pack(">BBH", 0xFF, marker, len(payload) + 2) + payload
+    return data[:2] + segment * times + data[2:]
+
+
+JPEG = encode(photo(), "JPEG")
+GIF = encode(photo(), "GIF")
+
+
+def repeated_scans(times: int) -> bytes:
+    data = encode(photo(), "JPEG", progressive=True)
+    scan = data[data.rfind(b"\xff\xda") : -2]
+    return data[:-2] + scan * times + data[-2:]
+
+
+def commented_gif(blocks: int) -> bytes:
+    start = 13 + 3 * 2 ** ((GIF[10] & 7) + 1)
+    return GIF[:start] + b"!\xfe" + (b"\xff" + bytes(255)) * blocks + b"\0" + GIF[start:]
+
+
+def test_jpeg_scans_are_bounded() -> None:
+    assert decode_upload(repeated_scans(30)).size == photo().size
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(repeated_scans(50))
+
+
+def test_what_looks_like_scans_behind_or_beside_the_pixels_is_not_counted() -> None:
+    """Phones append films to their photos; a film has any bytes."""
+    looks = b"\xff\xda\xff\xe1\0\xffExif\0\0" * 500
+    # The length of nothing comes first, lest a reader that goes on skips what it should not see.
+    for data in (JPEG + b"\0\2" + looks, jpeg_with_segment(JPEG, 0xEF, looks)):
+        assert np.array_equal(pixels(data), pixels(JPEG))
+
+
+def test_scans_do_not_hide_behind_a_marker_that_stands_alone() -> None:
+    # A reader that took 0xFF01 for a segment would skip the scans after it.
+    scan = repeated_scans(1)[len(repeated_scans(0)) - 2 : -2]
+    hidden = b"\xff\x01" + scan * 150
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(repeated_scans(0)[:-2] + hidden + b"\xff\xd9")
+
+
+def test_exif_segments_are_bounded() -> None:
+    # All of a photo's EXIF data at its longest, and many short pieces, which are joined one by one.
+    segment = b"Exif\0\0" + bytes(60_000)
+    assert np.array_equal(pixels(jpeg_with_segment(JPEG, 0xE1, segment, 300)), pixels(JPEG))
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(jpeg_with_segment(JPEG, 0xE1, b"Exif\0\0a", 1_000_000))
+
+
+def test_gif_comments_are_bounded() -> None:
+    assert np.array_equal(pixels(commented_gif(1000)), pixels(GIF))
+    for blocks in (9000, 80_000):
+        with pytest.raises(ImageLimitError, match=HIDDEN):
+            decode_upload(commented_gif(blocks))
+    start = 13 + 3 * 2 ** ((GIF[10] & 7) + 1)
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(GIF[:start] + b"!\xfe\x01a\0" * 9000 + GIF[start:])
+
+
+def test_tiff_tiles_larger_than_a_picture() -> None:
+    body = zlib.compress(bytes(100))
+    tiles = {259: (3, 1, 8), 322: (4, 1, 40000), 323: (4, 1, 40000), 324: (4, 1, 8),
+             325: (4, 1, len(body))}  # fmt: skip
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(grey_tiff(body, 8, tags=tiles))
+
+
+def test_tiff_tags_are_bounded() -> None:
+    tags = {40000 + number: (3, 1, 0) for number in range(5000)}
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(grey_tiff(bytes(SIDE**2), 8, tags=tags))
+
+
+def short_strip_tiff(*more: tuple[int, int]) -> bytes:
+    """A TIFF of 512 x 1024 whose one JPEG strip holds 8 rows, and further (tag, value)."""
+    strip = encode(Image.new("L", (512, 8), 128), "JPEG")
+    tags = [(256, 512), (257, 1024), (258, 8), (259, 7), (262, 1), (273, 8), (277, 1), (278, 1024),
+            (279, len(strip)), *more]  # fmt: skip
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4, 1, value)
+        for tag, value in sorted(tags, key=lambda tag: tag[0])
+    )
+    return (
+        b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip
+        + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        # Pillow 12 shows the process's memory in the other 1016 rows.
+        short_strip_tiff(),
+        # libtiff takes the first of two entries, Pillow 12 the last.
+        short_strip_tiff((259, 5)),
+        short_strip_tiff((259, 1)),
+        encode(photo(), "TIFF", compression="jpeg"),
+        encode(photo().convert("1"), "TIFF", compression="group4"),
+        grey_tiff(bytes(SIDE**2), 8, tags={259: (3, 1, 5), 322: (3, 1, 16), 323: (3, 1, 16)}),
+        grey_tiff(bytes(SIDE**2), 8, photometric=6, tags={259: (3, 1, 5)}),
+        grey_tiff(bytes(SIDE**2), 8, tags={259: (3, 2, 5)}),
+        grey_tiff(bytes(SIDE**2), 8, tags={259: (1, 1, 5)}),
+    ],
+    ids=["short strip", "two compressions", "second is none", "jpeg", "fax", "tiles", "ycbcr",
+         "two values", "bytes"],
+)  # fmt: skip
+def test_tiffs_that_may_show_memory_are_refused(data: bytes) -> None:
+    with pytest.raises(ImageFormatError, match="compressed by LZW or deflate"):
+        decode_upload(data)
