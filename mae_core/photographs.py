@@ -437,8 +437,8 @@ def _check_tags(data: bytes, limits: ImageLimits) -> None:
     taken = 0
     for match in _TIFF_START.finditer(data):
         pending: list[int | None] = [None]
-        while pending:
-            taken += _TAG_BYTES
+        while pending and taken <= limits.max_bytes:
+            taken += _TAG_BYTES  # an empty directory takes its time, too
             for tag in tiff_tags(data, match.start(), pending.pop()):
                 is_text = tag.kind in _TEXT_TYPES
                 taken += _TAG_BYTES * (1 if is_text else max(tag.length, 1))
@@ -446,10 +446,11 @@ def _check_tags(data: bytes, limits: ImageLimits) -> None:
                 if tag.number in TiffTags.TAGS_V2_GROUPS:
                     pending.append(tag.value)
                 if taken > limits.max_bytes:
-                    raise ImageLimitError(
-                        "the file holds far more hidden data than its picture needs; save it "
-                        "again as PNG"
-                    )
+                    break
+        if taken > limits.max_bytes:
+            raise ImageLimitError(
+                "the file holds far more hidden data than its picture needs; save it again as PNG"
+            )
 
 
 def _check_tiff(data: bytes) -> None:

@@ -943,6 +943,11 @@ def test_a_tiff_directory_that_points_at_itself() -> None:
         decode_image(looped)
 
 
+def test_a_tiff_that_begins_again_and_again() -> None:
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_image(b"II*\0\xff\xff\xff\x7f" * 400_000)
+
+
 def test_tiff_values_are_bounded() -> None:
     body = struct.pack("<H", 8) * 200_000
     with pytest.raises(ImageLimitError, match=HIDDEN):
