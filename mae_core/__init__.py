@@ -34,7 +34,7 @@ from mae_core.errors import (
     PatchError,
     TrainingError,
 )
-from mae_core.images import FITS, open_picture
+from mae_core.images import FITS, open_image
 from mae_core.measurements import RangeSpec
 from mae_core.model.mae import MAEOutput, MaskedAutoencoder
 from mae_core.model.masking import (
@@ -122,7 +122,7 @@ __all__ = [
     "locate_weights",
     "mask_from_noise",
     "num_visible",
-    "open_picture",
+    "open_image",
     "patchify",
     "preset",
     "random_mask",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mae_core.errors import ConfigError
-from mae_core.value_range import as_value_range
+from mae_core.measurements import as_value_range
 
 # What the official models were trained with, and ours: ImageNet's channel statistics.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

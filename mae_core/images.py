@@ -1,6 +1,6 @@
 """Images in and out: a file, an array or a PIL image -> a model's pixels -> a PIL image.
 
-`open_picture` is the library's door to every image. It ends in a model's channels and 8 bits a
+`open_image` is the library's door to every image. It ends in a model's channels and 8 bits a
 value: photographs as a person sees them (`photographs`), measurements by a range of their values
 (`measurements`). `fit_image` brings an image to whole patches; `to_tensor` and `to_pil` go to the
 model's pixels and back. What is no image but has the model's own channels (`is_channels`) goes in
@@ -42,11 +42,11 @@ from mae_core.photographs import (
     to_srgb,
 )
 
-# What `open_picture` takes.
+# What `open_image` takes.
 ImageSource: TypeAlias = bytes | str | Path | Image.Image | npt.NDArray[Any]
 
 # An image of a model's channels: PIL for one or three, else (H, W, C) uint8.
-Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8]
+DecodedImage: TypeAlias = Image.Image | npt.NDArray[np.uint8]
 
 FITS = ("crop", "squash", "whole")
 
@@ -54,14 +54,14 @@ FITS = ("crop", "squash", "whole")
 _WHOLE_MAX_ASPECT = 4
 
 
-def open_picture(
+def open_image(
     source: ImageSource,
     channels: int = 3,
     *,
     bands: Sequence[int] = (),
     value_range: RangeSpec = "auto",
     limits: ImageLimits = DEFAULT_LIMITS,
-) -> Picture:
+) -> DecodedImage:
     """Any image, with the channels that a model takes.
 
     A photograph is what `decode_image` makes of it. Of a measurement the bands are chosen, and its
@@ -96,7 +96,7 @@ def open_picture(
     if values.dtype == np.uint8:
         value_range = "dtype"
     levels = to_levels(values, find_value_range([values], value_range))
-    image: Picture = levels
+    image: DecodedImage = levels
     if channels == 1:
         image = Image.fromarray(levels[:, :, 0])
     elif channels == 3:
@@ -164,14 +164,14 @@ def _read_grey(source: bytes | str | Path | Image.Image, limits: ImageLimits) ->
     return None if values is None else Raster(values[:, :, None])
 
 
-def size_of(image: Picture) -> tuple[int, int]:
+def size_of(image: DecodedImage) -> tuple[int, int]:
     """(width, height) of an image."""
     if isinstance(image, np.ndarray):
         return image.shape[1], image.shape[0]
     return image.size
 
 
-def of_each_band(image: Picture, change: Callable[[Image.Image], Image.Image]) -> Picture:
+def of_each_band(image: DecodedImage, change: Callable[[Image.Image], Image.Image]) -> DecodedImage:
     """What `change` makes of a PIL image, or of each band of an array."""
     if isinstance(image, np.ndarray):
         planes = [Image.fromarray(np.ascontiguousarray(band)) for band in image.transpose(2, 0, 1)]
@@ -179,12 +179,12 @@ def of_each_band(image: Picture, change: Callable[[Image.Image], Image.Image]) -
     return change(image)
 
 
-def resized(image: Picture, size: tuple[int, int]) -> Picture:
+def resized(image: DecodedImage, size: tuple[int, int]) -> DecodedImage:
     """An image of another (width, height), bicubic with antialiasing."""
     return of_each_band(image, lambda band: band.resize(size, Image.Resampling.BICUBIC))
 
 
-def fit_image(image: Picture, fit: str, *, image_size: int, patch_size: int) -> Picture:
+def fit_image(image: DecodedImage, fit: str, *, image_size: int, patch_size: int) -> DecodedImage:
     """Bring an image to whole patches, bicubic with antialiasing.
 
     Args:
@@ -234,7 +234,7 @@ def fitted_size(
     return width, height
 
 
-def to_tensor(image: Picture, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def to_tensor(image: DecodedImage, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """An image as the model's input.
 
     Args:

@@ -33,17 +33,19 @@ from mae_core.config import ModelConfig
 from mae_core.devices import choose_device, choose_precision, choose_threads
 from mae_core.errors import ConfigError, ImageLimitError, MAEError, MaskError
 from mae_core.images import (
+    DecodedImage,
     ImageSource,
-    Picture,
     channels_to_tensor,
     fit_image,
     fitted_size,
     is_channels,
+    open_image,
     size_of,
     to_pil,
     to_tensor,
     viewable,
 )
+from mae_core.measurements import RangeSpec
 from mae_core.model.cost import forward_flops
 from mae_core.model.losses import reconstruction_loss
 from mae_core.model.mae import MaskedAutoencoder
@@ -55,8 +57,6 @@ from mae_core.model.patches import (
     patchify,
     unpatchify,
 )
-from mae_core.rasters import open_picture
-from mae_core.value_range import RangeSpec
 from mae_core.weights.contents import Hints
 from mae_core.weights.registry import load_pretrained, weights_name
 from mae_core.weights.saved import Weights
@@ -239,7 +239,7 @@ class _Prepared:
     """
 
     request: ReconstructionRequest
-    ready: Picture | Tensor
+    ready: DecodedImage | Tensor
     grid_size: tuple[int, int]
     patch_mask: PatchMask
 
@@ -339,7 +339,7 @@ class Reconstructor:
         """Remove patches of a picture and rebuild it.
 
         Args:
-            image: Bytes of a picture file, a path, a PIL image or an array (see `open_picture`),
+            image: Bytes of a picture file, a path, a PIL image or an array (see `open_image`),
                 which are made grey for a model of one channel; or, for a model of any number of
                 channels, a tensor or an array (C, H, W) of floats in 0..1, whose sides are
                 multiples of the patch side. Such channels are not resized.
@@ -356,7 +356,7 @@ class Reconstructor:
             bands: Which bands of the picture are the model's channels, numbered from 1; those it
                 was trained on if empty.
             value_range: `auto`, `dtype` or pairs, for values of more than 8 bits (see
-                `open_picture`); what the model was trained on, else `auto`, if not given.
+                `open_image`); what the model was trained on, else `auto`, if not given.
 
         Raises:
             ImageError: If the picture cannot be used.
@@ -454,7 +454,7 @@ class Reconstructor:
             for i, one in enumerate(prepared)
         ]  # fmt: skip
 
-    def _input(self, ready: Picture | Tensor) -> Tensor:
+    def _input(self, ready: DecodedImage | Tensor) -> Tensor:
         """(1, C, H, W) as the model takes it."""
         if isinstance(ready, Tensor):
             return ready
@@ -484,7 +484,7 @@ class Reconstructor:
         request = replace(request, strategy="custom", mask_ratio=ratio)
         return _Prepared(request, ready, grid_size, given)
 
-    def _fitted(self, request: ReconstructionRequest) -> Picture | Tensor:
+    def _fitted(self, request: ReconstructionRequest) -> DecodedImage | Tensor:
         """A picture fitted to the model, or channels as its input."""
         config, image, image_size = self.config, request.image, request.image_size
         if is_channels(image, config.in_chans):
@@ -536,11 +536,11 @@ def picture_for(
     config: ModelConfig,
     bands: Sequence[int] = (),
     value_range: RangeSpec | None = None,
-) -> Picture:
+) -> DecodedImage:
     """Any picture with the channels of a model, of the bands and the range it was trained on.
 
     Args:
-        source: See `open_picture`.
+        source: See `open_image`.
         config: The model's shape.
         bands: Go before the model's.
         value_range: Likewise; `auto` where neither is given.
@@ -549,15 +549,15 @@ def picture_for(
         ImageError: If the picture cannot be used.
         ConfigError: If the range is not allowed.
     """
-    return open_picture(
+    return open_image(
         source, config.in_chans, bands=bands or config.bands,
         value_range=value_range or config.value_range or "auto",
     )  # fmt: skip
 
 
 def fit_to_model(
-    picture: Picture, config: ModelConfig, fit: str = "crop", image_size: int | None = None
-) -> Picture:
+    picture: DecodedImage, config: ModelConfig, fit: str = "crop", image_size: int | None = None
+) -> DecodedImage:
     """Bring a picture to a size that a model takes.
 
     Args:

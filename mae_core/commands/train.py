@@ -39,7 +39,8 @@ from mae_core.evaluation.reconstruction import (
     load_pictures,
     summarize,
 )
-from mae_core.images import Picture
+from mae_core.images import DecodedImage
+from mae_core.measurements import range_in_words
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.recipes import RECIPES, recipe
 from mae_core.reconstruct import Reconstructor
@@ -62,7 +63,6 @@ from mae_core.training.state import (
     with_shape_of_weights,
 )
 from mae_core.training.stop import StopRequest, stop_on_signals
-from mae_core.value_range import range_in_words
 from mae_core.weights.files import write_atomically
 from mae_core.weights.registry import WEIGHTS_FILE
 from mae_core.weights.saved import save_weights
@@ -246,7 +246,7 @@ def _principal_components(config: TrainConfig, pictures: Source) -> tuple[Tensor
     return fit_pca(crops.split(32), config.model.patch_size, config.model.pca_components)
 
 
-def _training_crops(config: TrainConfig, pictures: Source) -> list[Picture]:
+def _training_crops(config: TrainConfig, pictures: Source) -> list[DecodedImage]:
     """Without a hold-out, training pictures are drawn, but never measured."""
     mean, std = (torch.tensor(v)[:, None, None] for v in (config.model.mean, config.model.std))
     crops = _first_crops(config, pictures, _GRID_ROWS) * std + mean
@@ -307,18 +307,18 @@ def _pixels_of_step(config: TrainConfig, step: int) -> float:
     return image_size_at(step, config.steps, config.stages) ** 2
 
 
-def _holdout(config: TrainConfig) -> list[Picture]:
+def _holdout(config: TrainConfig) -> list[DecodedImage]:
     return load_pictures(config.data.holdout, config.model) if config.data.holdout else []
 
 
-def _measure(model: MaskedAutoencoder, held_out: list[Picture]) -> dict[str, float]:
+def _measure(model: MaskedAutoencoder, held_out: list[DecodedImage]) -> dict[str, float]:
     if not held_out:
         return {}
     summary = summarize(evaluate_reconstruction(model, held_out, baselines=False))["model"]
     return {f"holdout_{name}": figure.mean for name, figure in summary.items()}
 
 
-def _draw_grid(model: MaskedAutoencoder, pictures: Sequence[Picture]) -> Image.Image:
+def _draw_grid(model: MaskedAutoencoder, pictures: Sequence[DecodedImage]) -> Image.Image:
     """The four panels of a few pictures, always under the same masks."""
     device = str(model.pos_embed.device)
     reconstructor = Reconstructor(model, "run", device=device, precision="float32")

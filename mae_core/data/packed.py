@@ -27,7 +27,7 @@ from tqdm import tqdm
 from mae_core.data.folders import check_unreadable, find_images, shown
 from mae_core.data.reading import PictureReader
 from mae_core.errors import DataError, ImageError
-from mae_core.value_range import ValueRange
+from mae_core.measurements import ValueRange
 
 _log = logging.getLogger(__name__)
 

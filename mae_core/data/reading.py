@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae_core.errors import DataError, ImageError
-from mae_core.images import resized, size_of
-from mae_core.rasters import open_picture, read_raster
-from mae_core.value_range import RangeSpec, ValueRange, find_value_range
+from mae_core.images import open_image, read_raster, resized, size_of
+from mae_core.measurements import RangeSpec, ValueRange, find_value_range
 
 # Pictures that are looked at to find the range of a data set.
 SAMPLED = 64
@@ -28,7 +27,7 @@ class PictureReader:
     Attributes:
         channels: C of the model.
         bands: Numbers of the bands, from 1, that are the channels; all if empty.
-        value_range: Of values of more than 8 bits; see `open_picture`.
+        value_range: Of values of more than 8 bits; see `open_image`.
         short_side: Larger pictures are reduced to this shorter side, in pixels; 0 for none.
     """
 
@@ -43,9 +42,7 @@ class PictureReader:
         Raises:
             ImageError: If it cannot be used.
         """
-        picture = open_picture(
-            source, self.channels, bands=self.bands, value_range=self.value_range
-        )
+        picture = open_image(source, self.channels, bands=self.bands, value_range=self.value_range)
         width, height = size_of(picture)
         scale = self.short_side / min(width, height)
         if 0 < scale < 1:

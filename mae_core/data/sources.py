@@ -18,7 +18,7 @@ from mae_core.data.packed import PackedImages, open_pack, pack_folder, without_h
 from mae_core.data.reading import SAMPLED, PictureReader, channel_statistics, some_of
 from mae_core.data.streams import PictureStream, import_datasets
 from mae_core.errors import DataError
-from mae_core.value_range import ValueRange, range_in_words
+from mae_core.measurements import ValueRange, range_in_words
 
 __all__ = [
     "PictureStream", "Source", "expand_braces", "open_pictures", "with_picture_facts",

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from mae_core.config import ModelConfig
 from mae_core.data.folders import find_images, shown
 from mae_core.errors import DataError, ImageError, MaskError
-from mae_core.images import Picture, size_of, to_tensor
+from mae_core.images import DecodedImage, size_of, to_tensor
+from mae_core.measurements import RangeSpec
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask, draw_mask
 from mae_core.reconstruct import (
@@ -31,7 +32,6 @@ from mae_core.reconstruct import (
     removed_psnr,
     removed_ssim,
 )
-from mae_core.value_range import RangeSpec
 
 _log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class FittedPictures:
         """Files, readable or not."""
         return len(self._paths)
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[DecodedImage]:
         """The readable pictures, sorted by path; others are named in the log and skipped.
 
         Raises:
@@ -197,7 +197,7 @@ class FittedPictures:
         if not self.names:
             raise DataError(f"no file below {str(self._folder)!r} could be read as a picture")
 
-    def _fitted(self, path: Path) -> Picture | ImageError:
+    def _fitted(self, path: Path) -> DecodedImage | ImageError:
         try:
             return self._fit(self._open(path))
         except ImageError as error:
@@ -206,14 +206,14 @@ class FittedPictures:
 
 def load_pictures(
     folder: str | Path, config: ModelConfig, fit: str = "crop", image_size: int | None = None
-) -> list[Picture]:
+) -> list[DecodedImage]:
     """All of `FittedPictures` at once."""
     return list(FittedPictures(folder, config, fit, image_size))
 
 
 def evaluate_reconstruction(
     model: MaskedAutoencoder,
-    pictures: Iterable[Picture],
+    pictures: Iterable[DecodedImage],
     *,
     mask_ratio: float = 0.75,
     seed: int = 0,
@@ -262,7 +262,7 @@ def evaluate_reconstruction(
 
 def _batches(
     model: MaskedAutoencoder,
-    pictures: Iterable[Picture],
+    pictures: Iterable[DecodedImage],
     mask_ratio: float,
     seed: int,
     strategy: str,

@@ -301,7 +301,7 @@ def test_an_unexpected_error_is_that_of_its_job_only(monkeypatch: pytest.MonkeyP
             raise ZeroDivisionError("a bug")
         return image
 
-    monkeypatch.setattr("mae_core.reconstruct.open_picture", opened)
+    monkeypatch.setattr("mae_core.reconstruct.open_image", opened)
     odd = job(1, picture=Image.new("RGB", (9, 9)))
     results, _ = ServedModel.fixed(small_reconstructor()).run([job(0), odd, job(2)])
     assert [type(one) for one in results] == [Reconstruction, ZeroDivisionError, Reconstruction]

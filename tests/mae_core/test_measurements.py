@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 from mae_core.errors import ConfigError, ImageError, ImageFormatError, ImageLimitError
-from mae_core.images import open_picture, read_raster
+from mae_core.images import open_image, read_raster
 from mae_core.measurements import as_value_range, find_value_range, to_levels
 from mae_core.photographs import ImageLimits, decode_image
 
@@ -47,7 +47,7 @@ def levels_of(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def opened(source: Any, channels: int, **options: Any) -> np.ndarray:
-    picture = np.asarray(open_picture(source, channels, **options)).astype(int)
+    picture = np.asarray(open_image(source, channels, **options)).astype(int)
     return picture if picture.ndim == 3 else picture[:, :, None]
 
 
@@ -114,7 +114,7 @@ def test_other_bands_than_the_model_takes(
 ) -> None:
     for data in (tiff(waves(bands, 0, 3000, np.uint16), **BLACK_IS_ZERO), npy(waves(bands))):
         with pytest.raises(ImageFormatError, match=sentence):
-            open_picture(data, channels, bands=chosen)
+            open_image(data, channels, bands=chosen)
 
 
 def test_the_fourth_band_beside_rgb() -> None:
@@ -183,7 +183,7 @@ def test_numpy_files(dtype: str, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_other_numpy_files_are_refused_in_a_sentence(data: bytes) -> None:
     with pytest.raises(ImageFormatError, match="damaged or cut short|this array is "):
-        open_picture(data, 2)
+        open_image(data, 2)
 
 
 @pytest.mark.parametrize("most", [4095, 65535])
@@ -200,7 +200,7 @@ def test_16_bit_colours_in_png_keep_all_bits(most: int) -> None:
 def test_the_fourth_band_of_an_array_is_none_of_transparency(dtype: str) -> None:
     values = waves(4, 0, 4095, dtype)
     with pytest.raises(ImageFormatError, match="4 bands in the picture, and the model takes 3"):
-        open_picture(values)
+        open_image(values)
     seen = opened(values, 3, bands=(1, 2, 3), value_range="0,4095")
     assert np.abs(seen - levels_of(values[:, :, :3], 0, 4095)).max() <= 1
     assert np.abs(opened(values, 4, value_range="0,4095") - levels_of(values, 0, 4095)).max() <= 1
@@ -255,7 +255,7 @@ def test_sizes_are_judged_before_anything_is_decoded() -> None:
     for source, channels in (*((one, 5) for one in bands),
                              (imagecodecs.png_encode(waves(3, 0, 9, np.uint16)), 3)):  # fmt: skip
         with pytest.raises(ImageLimitError, match="64 x 64 pixels"):
-            open_picture(source, channels, limits=limits)
+            open_image(source, channels, limits=limits)
 
 
 def test_the_shape_of_a_numpy_file_is_judged_before_its_values_are_read(tmp_path: Path) -> None:
@@ -266,14 +266,14 @@ def test_the_shape_of_a_numpy_file_is_judged_before_its_values_are_read(tmp_path
         np.lib.format.write_array_header_1_0(file, header)
         file.truncate(file.tell() + 8 * 10**12)
     with pytest.raises(ImageLimitError, match="1000000 x 1000000 pixels"):
-        open_picture(path)
+        open_image(path)
 
 
 def test_a_tiff_of_many_large_pages_is_not_read() -> None:
     # A header may claim any number of pages; each here is the same sparse one.
     data = tiff(np.zeros((900, 1400, 1400), np.uint16), compression="zlib")
     with pytest.raises(ImageLimitError, match="take 3.29 GiB; at most 2 are read"):
-        open_picture(data, 900)
+        open_image(data, 900)
 
 
 def test_large_measurements_are_reduced_as_photographs_are() -> None:
@@ -285,20 +285,20 @@ def test_large_measurements_are_reduced_as_photographs_are() -> None:
 
 def test_an_array_with_its_channels_in_front_is_named() -> None:
     with pytest.raises(ImageFormatError, match=r"of shape \(3, 64, 64\); give \(H, W, bands\)"):
-        open_picture(np.zeros((3, SIDE, SIDE), np.uint16))
+        open_image(np.zeros((3, SIDE, SIDE), np.uint16))
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.9])
 def test_damaged_tiffs_are_a_sentence(cut: float) -> None:
     data = tiff(waves(5, 0, 9, np.uint16), compression="zlib", **BLACK_IS_ZERO)
     with pytest.raises(ImageError):
-        open_picture(data[: int(len(data) * cut)], 5)
+        open_image(data[: int(len(data) * cut)], 5)
 
 
 def test_without_tifffile_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tifffile", None)
     with pytest.raises(ImageFormatError, match="5 bands of 16-bit .*pip install tifffile imagec"):
-        open_picture(tiff(waves(5, 0, 9, np.uint16), **BLACK_IS_ZERO), 5)
+        open_image(tiff(waves(5, 0, 9, np.uint16), **BLACK_IS_ZERO), 5)
     # What Pillow reads needs nothing else.
     values = waves(1, 0, 4095, np.uint16)
     assert np.abs(opened(tiff(values[:, :, 0]), 1) - levels_of(values, 0, 4095)).max() <= 3

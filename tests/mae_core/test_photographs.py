@@ -24,7 +24,7 @@ from PIL import Image, ImageCms, ImageFile, features
 from PIL.GifImagePlugin import GifImageFile
 
 from mae_core.errors import ConfigError, ImageError, ImageFormatError, ImageLimitError
-from mae_core.images import open_picture
+from mae_core.images import open_image
 from mae_core.photographs import ImageLimits, decode_image
 
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
@@ -59,7 +59,7 @@ def decoded(data: bytes) -> np.ndarray:
 
 def shown(source: Any, **options: Any) -> np.ndarray:
     """A file's or PIL image's photograph; of an array, what the door to all images makes of it."""
-    door = open_picture if isinstance(source, np.ndarray) else decode_image
+    door = open_image if isinstance(source, np.ndarray) else decode_image
     return pixels(door(source, **options))
 
 
@@ -337,7 +337,7 @@ def test_values_that_are_missing_are_black(missing: float) -> None:
         assert (seen[0] == 0).all()
         assert np.array_equal(seen[1:], np.rint(numbers[1:] * 255))
     with pytest.raises(ImageFormatError, match="no finite value"):
-        open_picture(np.full((SIDE, SIDE), missing, dtype=np.float32))
+        open_image(np.full((SIDE, SIDE), missing, dtype=np.float32))
 
 
 # Values of 12 bits in 16, of a number format of 32 bits, with signs, and in another unit.
@@ -573,19 +573,19 @@ def test_paths_and_bytes_give_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64", "float16"])
 def test_arrays(dtype: str, shape: tuple[int, ...]) -> None:
     white = {"uint8": 255, "uint16": 65535}.get(dtype, 1)
-    seen = pixels(open_picture(np.full(shape, white / 5, dtype=dtype)))
+    seen = pixels(open_image(np.full(shape, white / 5, dtype=dtype)))
     assert seen.shape == (SIDE, 32, 3)
     assert np.abs(seen - 51).max() <= 0.5
 
 
 def test_the_fourth_band_of_8_bits_is_transparency() -> None:
     expected = round(51 / 5 + 204)
-    assert (pixels(open_picture(np.full((SIDE, 32, 4), 51, np.uint8))) == expected).all()
+    assert (pixels(open_image(np.full((SIDE, 32, 4), 51, np.uint8))) == expected).all()
 
 
 def test_an_array_that_is_a_view_with_steps() -> None:
     array = np.asarray(photo())
-    assert np.array_equal(pixels(open_picture(array[::-1, ::-1])), array[::-1, ::-1])
+    assert np.array_equal(pixels(open_image(array[::-1, ::-1])), array[::-1, ::-1])
 
 
 @pytest.mark.parametrize(
@@ -595,12 +595,12 @@ def test_an_array_that_is_a_view_with_steps() -> None:
 )  # fmt: skip
 def test_senseless_arrays_are_refused(array: np.ndarray) -> None:
     with pytest.raises(ImageFormatError, match=r"this array is .* give \(H, W\)"):
-        open_picture(array)
+        open_image(array)
 
 
 @pytest.mark.parametrize("source", [None, 7, 1.5, ["a.png"], {"path": "a.png"}, io.BytesIO(b"")])
 def test_wrong_types_are_refused(source: Any) -> None:
-    for door in (decode_image, open_picture):
+    for door in (decode_image, open_image):
         with pytest.raises(ImageFormatError, match=r"is not a picture; give a file's bytes"):
             door(source)
 
