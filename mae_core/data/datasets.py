@@ -1,8 +1,8 @@
-"""Images with labels: which files of a folder they are, how they are read, a folder as a data set.
+"""Data sets of (image, label): which files of a folder are images, and how they are read.
 
-Every data set gives `(image, label)`: an (H, W, C) uint8 array, and the number of its class or -1.
-Classes are torchvision's `ImageFolder`'s: the folders directly below the root. Packs (`pack`) and
-streams (`streams`) list and read images by what is here.
+An image is (H, W, C) uint8, a label the number of its class or -1. Classes are those of
+torchvision's `ImageFolder`: the folders directly below the root. `pack` and `streams` build on
+this module.
 """
 
 import contextlib
@@ -49,10 +49,12 @@ _START_BYTES = 64
 # Formats that some machines cannot read, and what to do there.
 _REMEDIES = {"AVIF": "take a build of Pillow that reads AVIF", "HEIC": "pip install pillow-heif"}
 
-# Most RAW photos start as a TIFF does, and hold a thumbnail.
-_RAW_PHOTOS = frozenset(
-    (".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
-)
+# No images whatever their first bytes: videos, and RAW photos, most of which start as a TIFF does
+# and hold a thumbnail.
+_NO_IMAGES = frozenset((
+    ".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm",
+    ".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw",
+))  # fmt: skip
 
 # Written by other programs; names that begin with a dot are hidden as well.
 _HIDDEN_FOLDERS = frozenset(("__macosx", "@eadir", "$recycle.bin"))
@@ -74,11 +76,11 @@ _Identity: TypeAlias = tuple[int, int]
 
 
 class MapDataset(Protocol):
-    """A data set whose samples have numbers; several threads may read it."""
+    """A data set whose samples have numbers. Several threads may read it."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; a label is an index into them."""
+        """Names of the classes, in the order of their numbers."""
 
     def __len__(self) -> int: ...
 
@@ -134,31 +136,34 @@ def _existing(folder: str | Path) -> Path:
 
 
 def _described(skipped: Counter[str]) -> str:
-    counts = [(kind, count) for kind, count in skipped.most_common() if count]
-    if not counts:
-        return ""
-    remedies = {f"{name} image": f" ({remedy})" for name, remedy in _REMEDIES.items()}
-    parts = [
-        f"{count:,} {kind}{'s' if count > 1 else ''}{remedies.get(kind, '')}"
-        for kind, count in counts[:_NAMED_KINDS]
-    ]
-    if len(counts) > _NAMED_KINDS:
-        parts.append(f"{sum(count for _, count in counts[_NAMED_KINDS:]):,} of other kinds")
-    return "; skipped " + ", ".join(parts)
+    parts = []
+    named = (+skipped).most_common(_NAMED_KINDS)
+    for kind, count in named:
+        remedy = _REMEDIES.get(kind.removesuffix(" image"))
+        parts.append(f"{count:,} {kind}{'s' * (count > 1)}{f' ({remedy})' if remedy else ''}")
+    others = skipped.total() - sum(count for _, count in named)
+    if others:
+        parts.append(f"{others:,} of other kinds")
+    return "; skipped " + ", ".join(parts) if parts else ""
 
 
 def _list_images(root: Path) -> tuple[dict[_Identity, str], Counter[str]]:
     """Images below a folder, relative to it, and how many files of each kind were skipped."""
     images: dict[_Identity, str] = {}
     skipped: Counter[str] = Counter()
-    reads = {"AVIF": features.check("avif"), "HEIC": find_spec("pillow_heif") is not None}
-    for path, status in _walk(str(root), skipped):
+    unreadable = {"AVIF": not features.check("avif"), "HEIC": find_spec("pillow_heif") is None}
+    for path in _walk(str(root), skipped):
+        try:
+            status = os.stat(path) if os.path.exists(path) else os.lstat(path)
+        except OSError:
+            skipped["unreadable file"] += 1
+            continue
         identity = status.st_dev, status.st_ino
         kind = _format_or_kind(path, status)
-        if kind in _FORMATS and not reads.get(kind, True):
-            skipped[f"{kind} image"] += 1
-        elif kind not in _FORMATS:
+        if kind not in _FORMATS:
             skipped[kind] += 1
+        elif unreadable.get(kind):
+            skipped[f"{kind} image"] += 1
         elif identity in images:
             skipped["duplicate link"] += 1
         else:
@@ -166,51 +171,43 @@ def _list_images(root: Path) -> tuple[dict[_Identity, str], Counter[str]]:
     return images, skipped
 
 
-def _walk(root: str, skipped: Counter[str]) -> Iterator[tuple[str, os.stat_result]]:
-    """Every file below a folder with the status of what it links to.
+def _walk(root: str, skipped: Counter[str]) -> Iterator[str]:
+    """Every file below a folder.
 
     Each folder is entered once, so links may form circles. Links are followed last, so a folder
     is found under its own name.
     """
+
+    def warn(error: OSError) -> None:
+        _log.warning("skipped the folder %s: %s", shown(error.filename), error.strerror)
+        skipped["unreadable folder"] += 1
+
     entered: set[_Identity] = set()
-    folders, links = [root], list[str]()
-    while folders or links:
-        folder = folders.pop() if folders else links.pop(0)
-        try:
+    links = [root]
+    while links:
+        for folder, subfolders, files in os.walk(links.pop(0), onerror=warn):
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in entered:
+                subfolders.clear()
                 continue
             entered.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as entries:
-                content = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            _log.warning("skipped the folder %s: %s", shown(folder), error.strerror or error)
-            skipped["unreadable folder"] += 1
-            continue
-        for entry in content:
-            found = _status(entry.path)
-            if found is None:
-                skipped["unreadable file"] += 1
-            elif not stat.S_ISDIR(found.st_mode):
-                yield entry.path, found
-            elif entry.name.startswith(".") or entry.name.lower() in _HIDDEN_FOLDERS:
-                skipped["hidden folder"] += 1
-            else:
-                (links if entry.is_symlink() else folders).append(entry.path)
-
-
-def _status(path: str) -> os.stat_result | None:
-    """Of the file a link leads to, or of the link itself if it is broken."""
-    for look in (os.stat, os.lstat):
-        with contextlib.suppress(OSError):
-            return look(path)
-    return None
+            yield from (os.path.join(folder, name) for name in sorted(files))
+            visible = [
+                name
+                for name in sorted(subfolders)
+                if not name.startswith(".") and name.lower() not in _HIDDEN_FOLDERS
+            ]
+            skipped["hidden folder"] += len(subfolders) - len(visible)
+            links += filter(os.path.islink, [os.path.join(folder, name) for name in visible])
+            # `os.walk` enters them in this order, but no links.
+            subfolders[:] = reversed(visible)
 
 
 def _format_or_kind(path: str, status: os.stat_result) -> str:
     """The format of an image, or what else a file is."""
     name = os.path.basename(path)
     suffix = os.path.splitext(name)[1].lower()
+    other = f"{shown(suffix)} file" if suffix else "unknown file"
     if name.startswith(".") or name.lower() in _HIDDEN_FILES:
         return "hidden file"
     if stat.S_ISLNK(status.st_mode):
@@ -218,11 +215,8 @@ def _format_or_kind(path: str, status: os.stat_result) -> str:
         return _FORMAT_OF.get(suffix, "broken link")
     if not stat.S_ISREG(status.st_mode):
         return "special file"
-    if suffix in _FORMAT_OF:
-        return _FORMAT_OF[suffix]
-    other = f"{shown(suffix)} file" if suffix else "unknown file"
-    if suffix in _RAW_PHOTOS:
-        return other
+    if suffix in _FORMAT_OF or suffix in _NO_IMAGES:
+        return _FORMAT_OF.get(suffix, other)
     try:
         with open(path, "rb") as file:
             return format_of(file.read(_START_BYTES)) or other
@@ -257,16 +251,7 @@ def find_classes(names: Iterable[str]) -> tuple[NDArray[np.int64], tuple[str, ..
 
 
 def check_unreadable(unreadable: Sequence[str], total: int, max_unreadable: float) -> None:
-    """Refuse a folder with too many unreadable files.
-
-    Args:
-        unreadable: Names of the unreadable files.
-        total: Number of all files.
-        max_unreadable: Largest share of unreadable files, 0..1.
-
-    Raises:
-        DataError: If the share is larger, or no file is readable.
-    """
+    """Raise a DataError if the share of unreadable files is too large, or no file is readable."""
     if len(unreadable) == total or len(unreadable) > max_unreadable * total:
         raise DataError(
             f"{len(unreadable)} of {total} files are unreadable, such as "
@@ -306,10 +291,7 @@ class ImageReader:
         return np.atleast_3d(np.asarray(image))
 
     def find_range(self, sources: Sequence[Path | bytes]) -> ValueRange | None:
-        """Find the common range of some of these images, evenly spaced.
-
-        Returns:
-            The range, or None if every image has 8 bits a value.
+        """Find the common value range of some of these images; None if all have 8 bits a value.
 
         Raises:
             DataError: If none of the images can be read.
@@ -351,14 +333,15 @@ def channel_statistics(
     Raises:
         DataError: If there are no images.
     """
-    sums: list[NDArray[np.float64]] = []
+    count = 0
+    total = squares = np.zeros(1)
     for image in images:
         pixels = image.reshape(-1, image.shape[2]) / 255
-        count = np.full(pixels.shape[1], len(pixels))
-        sums.append(np.stack([count, pixels.sum(axis=0), np.square(pixels).sum(axis=0)]))
-    if not sums:
+        count += len(pixels)
+        total = total + pixels.sum(axis=0)
+        squares = squares + np.square(pixels).sum(axis=0)
+    if not count:
         raise DataError("no image can be read to measure the channels' means; check the files")
-    count, total, squares = np.sum(sums, axis=0)
     mean = total / count
     # A flat channel has no deviation to divide by.
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-4))
@@ -386,17 +369,7 @@ class FolderImages:
         max_unreadable: float,
         holdout: str | Path = "",
     ) -> None:
-        """Find the images of a folder and its subfolders.
-
-        Args:
-            folder: See `find_images`.
-            reader: Reads the images.
-            max_unreadable: Largest share of unreadable files, 0..1.
-            holdout: See `find_images`.
-
-        Raises:
-            DataError: If there is no image.
-        """
+        """Find the images by `find_images`; `max_unreadable` is a share of them, 0..1."""
         root = Path(folder).expanduser()
         self._paths = find_images(folder, holdout)
         self.names = [path.relative_to(root).as_posix() for path in self._paths]

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -32,7 +32,6 @@ from mae_core.data.datasets import (
     FolderImages,
     ImageReader,
     MapDataset,
-    Sample,
     channel_statistics,
     find_images,
     some_of,
@@ -129,9 +128,14 @@ def with_data_facts(config: TrainConfig, cache: Path) -> TrainConfig:
         _check_pack(pack, data, model)
         images = (pack[i][0] for i in some_of(range(len(pack))))
     else:
-        files = _sample_files(data, model, cache)
         # Also where the range is declared: wrong bands are refused here, before packing.
-        found = _reader(data, replace(model, value_range=None)).find_range(files)
+        reader = _reader(data, replace(model, value_range=None))
+        files: Sequence[Path | bytes]
+        if data.hub or data.shards:
+            files = list(itertools.islice(open_stream(data, reader, cache).files(), SAMPLED))
+        else:
+            files = find_images(data.folder, data.holdout, quiet=True)
+        found = reader.find_range(files)
         _warn_of_range(data, model.value_range, found)
         model = replace(model, value_range=model.value_range or found)
         images = _reader(data, model).readable(files)
@@ -147,14 +151,6 @@ def _reader(data: DataConfig, model: ModelConfig) -> ImageReader:
     return ImageReader(
         model.in_chans, model.bands, model.value_range or data.range, data.short_side
     )
-
-
-def _sample_files(data: DataConfig, model: ModelConfig, cache: Path) -> Sequence[Path | bytes]:
-    """All files of a folder, or the first of a stream."""
-    if data.hub or data.shards:
-        stream = open_stream(data, _reader(data, model), cache)
-        return list(itertools.islice(stream.files(), SAMPLED))
-    return find_images(data.folder, data.holdout, quiet=True)
 
 
 def _warn_of_range(data: DataConfig, known: ValueRange | None, found: ValueRange | None) -> None:
@@ -187,31 +183,6 @@ def _check_pack(pack: PackedImages, data: DataConfig, model: ModelConfig) -> Non
                 f"the pack in {data.pack!r} has {name} {packed} and the run {wanted}; give the "
                 f"same, or pack the images again with {name}="
             )
-
-
-class _Cut(NamedTuple):
-    """What a thread makes of one sample.
-
-    `pixels` are the finished crop for a CPU, else the region of the crop. `start` is the first
-    byte of the region in a pack.
-    """
-
-    crop: Crop
-    label: int
-    pixels: NDArray[np.uint8]
-    start: int
-
-
-class _Prepared(NamedTuple):
-    """A batch before the work of the device, which only the thread that trains gives to it.
-
-    `pixels` are (N, C, S, S) finished crops without regions, else the flat pixels to crop.
-    """
-
-    pixels: Tensor
-    regions: Regions | None
-    factors: Tensor | None
-    labels: Tensor
 
 
 class BatchLoader:
@@ -264,7 +235,8 @@ class BatchLoader:
             for values in (mean, std)
         )
         self._on_host = device.type == "cpu"
-        self._resident: Tensor | None = None
+        self._resident: Tensor | None = None  # the pixels of a pack, with the images' offsets
+        self._offsets = np.zeros(0, dtype=np.int64)
 
     def batches(
         self, start: int, stop: int, side_at: Callable[[int], int]
@@ -285,7 +257,7 @@ class BatchLoader:
         """
         if self._resident is None and self._is_worth_copying((stop - start) * self._share):
             self._copy_to_device()
-        waiting: deque[Future[_Prepared]] = deque()
+        waiting: deque[Future[tuple[Callable[[], Tensor], Tensor]]] = deque()
         with self._threads(self._config.workers) as pool, self._threads(1) as background:
             items = self._items(start, pool)
 
@@ -296,11 +268,11 @@ class BatchLoader:
                 for step in range(start, min(start + _AHEAD, stop)):
                     submit(step)
                 for step in range(start, stop):
-                    prepared = waiting.popleft().result()
-                    images = self._finish(prepared, side_at(step))
+                    make_images, labels = waiting.popleft().result()
+                    images = make_images()
                     if step + _AHEAD < stop:
                         submit(step + _AHEAD)
-                    yield images, prepared.labels
+                    yield images, labels
             finally:
                 for future in waiting:
                     future.cancel()
@@ -317,7 +289,7 @@ class BatchLoader:
     def _copy_to_device(self) -> None:
         """Copy the pack in pieces, as it may be larger than the memory of the host."""
         assert isinstance(self._dataset, PackedImages)
-        pixels = self._dataset.pixels
+        pixels, self._offsets = self._dataset.pixels, self._dataset.offsets
         copy = torch.empty(pixels.size, dtype=torch.uint8, device=self._device)
         for start in tqdm(range(0, pixels.size, _COPY_BYTES), desc=f"to {self._device}"):
             piece = np.array(pixels[start : start + _COPY_BYTES])
@@ -325,19 +297,20 @@ class BatchLoader:
         self._resident = copy
 
     def _threads(self, count: int) -> ThreadPoolExecutor:
-        if self._device.type != "cuda":
-            return ThreadPoolExecutor(count)
-        # A thread starts on the first GPU, whichever the process uses.
-        set_device = torch.cuda.set_device
-        return ThreadPoolExecutor(count, initializer=set_device, initargs=(self._device,))
+        def begin() -> None:
+            # A thread starts on the first GPU, whichever the process uses.
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)
+
+        return ThreadPoolExecutor(count, initializer=begin)
 
     def _numbers(self, step: int) -> range:
         """Numbers of this rank's samples in a step."""
         first = step * self._batch_size + self._rank * self._share
         return range(first, first + self._share)
 
-    def _items(self, start: int, pool: ThreadPoolExecutor) -> Iterator[int | Sample]:
-        """This rank's samples from step `start` on: indices, or a stream's samples themselves."""
+    def _items(self, start: int, pool: ThreadPoolExecutor) -> Iterator[Any]:
+        """This rank's samples from step `start` on: indices, or the samples of a stream."""
         if isinstance(self._dataset, ImageStream):
             # `datasets` shuffles by a single number.
             seed = int(np.random.SeedSequence((self._seed, _ORDER)).generate_state(1)[0])
@@ -357,36 +330,46 @@ class BatchLoader:
                 yield int(order[place])
 
     def _prepare(
-        self, items: Iterator[int | Sample], step: int, side: int, pool: ThreadPoolExecutor
-    ) -> _Prepared:
+        self, items: Iterator[Any], step: int, side: int, pool: ThreadPoolExecutor
+    ) -> tuple[Callable[[], Tensor], Tensor]:
+        """A batch's labels, and what makes its images.
+
+        The latter gives work to the device, so the thread that trains has to call it.
+        """
         samples = list(zip(self._numbers(step), items, strict=False))
         parts = [samples[i : i + _PART] for i in range(0, len(samples), _PART)]
         cuts = [cut for part in pool.map(partial(self._cut, side), parts) for cut in part]
-        crops, labels, arrays, starts = map(list, zip(*cuts, strict=True))
-        factors = color_factors(crops)
+        arrays, starts, crops, classes = map(list, zip(*cuts, strict=True))
+        labels, factors = torch.tensor(classes), color_factors(crops)
         if self._on_host:
             # uint8 until it is used: float32 takes four times the memory.
-            pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-            return _Prepared(pixels, None, factors, torch.tensor(labels))
-        pins = self._device.type == "cuda"
-        if self._resident is not None:
-            pixels = self._resident
-        else:
-            # Pinned memory is used again only after the copy out of it; torch sees to that.
+            squares = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+            return partial(self._finish, squares, factors), labels
+        pinned = self._device.type == "cuda"
+        pixels = self._resident
+        if pixels is None:
             *starts, size = itertools.accumulate((a.size for a in arrays), initial=0)
-            pixels = torch.empty(size, dtype=torch.uint8, pin_memory=pins)
+            # torch uses pinned memory again only after the copy out of it.
+            pixels = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
             np.concatenate([a.reshape(-1) for a in arrays], out=pixels.numpy())
         row_bytes = [a.strides[0] for a in arrays]
         regions = crop_regions(starts, row_bytes, crops, channels=arrays[0].shape[2])
-        if pins:
+        if pinned:
             regions = regions._replace(where=regions.where.pin_memory())
             factors = None if factors is None else factors.pin_memory()
-        return _Prepared(pixels, regions, factors, torch.tensor(labels))
+        return partial(self._crop_on_device, pixels, regions, side, factors), labels
 
-    def _cut(self, side: int, samples: Sequence[tuple[int, int | Sample]]) -> list[_Cut]:
+    def _cut(
+        self, side: int, samples: Sequence[tuple[int, Any]]
+    ) -> list[tuple[NDArray[np.uint8], int, Crop, int]]:
+        """Pixels, first byte, crop and label of each sample.
+
+        Pixels are the finished crop for a CPU, else the region of the crop; the first byte is that
+        of the region in a resident pack.
+        """
         cuts = []
         for number, item in samples:
-            image, label = self._load(item)
+            image, label = item if isinstance(self._dataset, ImageStream) else self._dataset[item]
             height, width, channels = image.shape
             rng = np.random.default_rng((self._seed, _CROP, number))
             crop = draw_crop(height, width, self._config, rng)
@@ -397,26 +380,20 @@ class BatchLoader:
             elif self._resident is None:
                 pixels = np.ascontiguousarray(pixels)
             else:
-                assert isinstance(self._dataset, PackedImages)
-                start = int(self._dataset.offsets[item]) + (top * width + left) * channels
-            cuts.append(_Cut(crop, label, pixels, start))
+                start = int(self._offsets[item]) + (top * width + left) * channels
+            cuts.append((pixels, start, crop, label))
         return cuts
 
-    def _load(self, item: int | Sample) -> Sample:
-        if isinstance(item, tuple):
-            return item
-        assert not isinstance(self._dataset, ImageStream)
-        return self._dataset[item]
+    def _crop_on_device(
+        self, pixels: Tensor, regions: Regions, side: int, factors: Tensor | None
+    ) -> Tensor:
+        """Asynchronous, as the tensors are pinned or on the device already."""
+        where = regions.where.to(self._device, non_blocking=True)
+        if factors is not None:
+            factors = factors.to(self._device, non_blocking=True)
+        pixels = pixels.to(self._device, non_blocking=True)
+        return self._finish(crop_batch(pixels, regions._replace(where=where), side), factors)
 
-    def _finish(self, prepared: _Prepared, side: int) -> Tensor:
-        """The batch on the device; asynchronous there, as the source is pinned."""
-        pixels, regions, factors, _ = prepared
-        if regions is None:
-            levels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-        else:
-            where = regions.where.to(self._device, non_blocking=True)
-            if factors is not None:
-                factors = factors.to(self._device, non_blocking=True)
-            pixels = pixels.to(self._device, non_blocking=True)
-            levels = crop_batch(pixels, regions._replace(where=where), side)
+    def _finish(self, levels: Tensor, factors: Tensor | None) -> Tensor:
+        levels = levels.to(torch.float32, memory_format=torch.contiguous_format)
         return normalize(levels, factors, self._mean, self._std)

@@ -1,7 +1,6 @@
 """A folder of images decoded once into one memory-mapped file of uint8 pixels.
 
-Decoding is most of a loader's work. Every epoch and every later run reads a pack at the speed of
-memory instead. A pack is a folder of
+Decoding is most of a loader's work; a pack is read at the speed of memory. It is a folder of
 
 - `pictures.u8`: all pixels, one image after another;
 - `pictures.json`: names, sizes, the SHA-256 of the pixels and of each source file. It is written

@@ -1,9 +1,8 @@
 """Hub data sets and tar shards, streamed by the Hugging Face `datasets` package.
 
-The order of a stream is a function of the seed, the epoch and the number of ranks: each rank gets
-a part of its own (`split_dataset_by_node`), shuffled by shards and then within a buffer. Decoding
-threads do not change it. A resumed run skips the samples it has used: they are read again, within
-the current epoch, but not decoded.
+The order is a function of the seed, the epoch and the number of ranks: each rank gets its own part
+(`split_dataset_by_node`), shuffled by shards and then within a buffer. A resumed run skips what it
+has used: within the current epoch that is read again, but not decoded.
 
 An image that cannot be read or fetched is counted, and the next one is used in its place too.
 """
@@ -16,6 +15,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,44 +43,31 @@ _MIN_SEEN = 1000
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
+@dataclass
 class ImageStream:
-    """An endless stream of images with labels, in an order of its own.
+    """An endless stream of (image, label), in an order of its own.
 
     Attributes:
-        classes: Names of the classes; empty where the data set names none.
+        examples: A `datasets.IterableDataset` that does not decode images.
+        column: Where the images are.
+        label_column: Where the labels are, if there are any.
+        classes: Names of the classes, if the data set has them.
+        name: Of the data set, for messages.
+        cache: Folder for the lengths of past epochs, so that a resumed run need not read them.
+        reader: Reads the images.
+        max_unreadable: Largest share of unreadable images, 0..1.
     """
 
-    def __init__(
-        self,
-        examples: Any,
-        column: str,
-        label_column: str = "",
-        *,
-        name: str,
-        cache: Path,
-        reader: ImageReader,
-        max_unreadable: float,
-        classes: tuple[str, ...] = (),
-    ) -> None:
-        """Stream the images of a data set.
+    examples: Any
+    column: str
+    label_column: str
+    classes: tuple[str, ...]
+    name: str
+    cache: Path
+    reader: ImageReader
+    max_unreadable: float
 
-        Args:
-            examples: A `datasets.IterableDataset` that does not decode images.
-            column: Where the images are.
-            label_column: Where the labels are; every label is -1 if empty.
-            name: Of the data set, for messages.
-            cache: Folder for the lengths of past epochs, so that a resumed run need not read them.
-            reader: Reads the images.
-            max_unreadable: Largest share of unreadable images, 0..1.
-            classes: Names of the classes.
-        """
-        self.classes = classes
-        self._examples = examples
-        self._column, self._label_column = column, label_column
-        self._name = name
-        self._cache = cache
-        self._reader = reader
-        self._max_unreadable = max_unreadable
+    def __post_init__(self) -> None:
         self._seen = self._unreadable = 0
 
     def samples(
@@ -93,18 +80,9 @@ class ImageStream:
         pool: ThreadPoolExecutor,
         workers: int,
     ) -> Iterator[Sample]:
-        """Stream one rank's images from number `first` on, epoch after epoch, without end.
+        """Stream one rank's samples from number `first` on, epoch after epoch, without end.
 
-        Args:
-            first: Images that this rank has used already.
-            seed: Of the order.
-            rank: Of this process.
-            world_size: Number of ranks.
-            pool: Threads that decode.
-            workers: Number of these threads.
-
-        Yields:
-            (H, W, C) uint8, and the label or -1.
+        `pool` decodes, with `workers` threads; their number does not change the samples.
 
         Raises:
             DataError: If the stream breaks off, has no image for this rank, or too many of its
@@ -113,8 +91,8 @@ class ImageStream:
         waiting: deque[tuple[Future[NDArray[np.uint8] | ImageError], int]] = deque()
         missing = 0
         for example in self._epochs(first, seed, rank, world_size):
-            label = example.get(self._label_column)
-            future = pool.submit(self._decode, example.get(self._column))
+            label = example.get(self.label_column)
+            future = pool.submit(self._decode, example.get(self.column))
             waiting.append((future, label if isinstance(label, int) else -1))
             if len(waiting) <= _DECODE_AHEAD * workers:
                 continue
@@ -132,21 +110,21 @@ class ImageStream:
 
     def files(self) -> Iterator[Path | bytes]:
         """Files of the first epoch, unshuffled, without those that cannot be fetched."""
-        for example in self._reported(self._examples):
+        for example in self._reported(self.examples):
             with contextlib.suppress(ImageError):
-                yield _file_of(example.get(self._column))
+                yield _file_of(example.get(self.column))
 
     def _epochs(self, first: int, seed: int, rank: int, world_size: int) -> Iterator[Any]:
         """One rank's encoded examples from number `first` on."""
-        source, path = f"{self._name}, seed {seed}", f"stream-{rank}-of-{world_size}.json"
-        lengths = _read_lengths(self._cache / path, source)
+        source, path = f"{self.name}, seed {seed}", f"stream-{rank}-of-{world_size}.json"
+        lengths = _read_lengths(self.cache / path, source)
         epoch, skipped = 0, first
         while epoch < len(lengths) and skipped >= lengths[epoch]:
             skipped -= lengths[epoch]
             epoch += 1
         if skipped:
-            _log.info("skipping %d images of %s that were used already", skipped, self._name)
-        examples = self._examples.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
+            _log.info("skipping %d images of %s that were used already", skipped, self.name)
+        examples = self.examples.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
         split = importlib.import_module("datasets.distributed").split_dataset_by_node
         examples = split(examples, rank=rank, world_size=world_size)
         while True:
@@ -158,12 +136,12 @@ class ImageStream:
                     yield example
             if not length:
                 raise DataError(
-                    f"{self._name} has no image for process {rank} of {world_size}; use fewer "
+                    f"{self.name} has no image for process {rank} of {world_size}; use fewer "
                     "processes or another data set"
                 )
             if epoch == len(lengths):
                 lengths.append(length)
-                _write_lengths(self._cache / path, source, lengths)
+                _write_lengths(self.cache / path, source, lengths)
             epoch, skipped = epoch + 1, max(skipped - length, 0)
 
     def _reported(self, examples: Any) -> Iterator[Any]:
@@ -172,24 +150,24 @@ class ImageStream:
         # Networks, file systems and formats raise errors without a common base.
         except Exception as error:
             raise DataError(
-                f"reading {self._name} broke off ({type(error).__name__}: {error}); start the "
+                f"reading {self.name} broke off ({type(error).__name__}: {error}); start the "
                 "same command again to go on from the last checkpoint"
             ) from error
 
     def _decode(self, value: Any) -> NDArray[np.uint8] | ImageError:
         try:
-            return self._reader(_file_of(value))
+            return self.reader(_file_of(value))
         except ImageError as error:
             return error
 
     def _count_unreadable(self, error: ImageError) -> None:
         self._unreadable += 1
-        _log.warning("skipped image %d of %s: %s", self._seen, self._name, error)
-        limit = self._max_unreadable * max(self._seen, _MIN_SEEN)
+        _log.warning("skipped image %d of %s: %s", self._seen, self.name, error)
+        limit = self.max_unreadable * max(self._seen, _MIN_SEEN)
         if self._unreadable > limit or self._unreadable == _MIN_SEEN == self._seen:
             raise DataError(
-                f"{self._unreadable} of the {self._seen} images of {self._name} that were read "
-                f"are unreadable; at most {self._max_unreadable:.0%} may be: choose another "
+                f"{self._unreadable} of the {self._seen} images of {self.name} that were read "
+                f"are unreadable; at most {self.max_unreadable:.0%} may be: choose another "
                 "column or data set, or raise data.max_unreadable"
             )
 
@@ -214,10 +192,7 @@ def _write_lengths(path: Path, source: str, lengths: list[int]) -> None:
 
 
 def _file_of(value: Any) -> bytes | Path:
-    """The file of an image, from a column that is not decoded.
-
-    An ImageError says that it cannot be fetched, or that the column holds something else.
-    """
+    """The file of an image, from a column that is not decoded."""
     content = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(content, bytes):
         return content
@@ -269,13 +244,12 @@ def open_stream(config: DataConfig, reader: ImageReader, cache: Path) -> ImageSt
         column = columns[0]
     features = examples.features or {}
     label_column, *_ = [*_columns_of(examples, "ClassLabel"), "cls"]
-    classes = getattr(features.get(label_column), "names", None) or ()
+    classes = tuple(getattr(features.get(label_column), "names", ()))
+    # Images are decoded by the reader: the package sets no limits.
+    examples = examples.decode(False) if features else examples
     return ImageStream(
-        # Images are decoded by the reader: the package sets no limits.
-        examples.decode(False) if features else examples,
-        column, label_column, name=name, cache=cache, reader=reader,
-        max_unreadable=config.max_unreadable, classes=tuple(classes),
-    )  # fmt: skip
+        examples, column, label_column, classes, name, cache, reader, config.max_unreadable
+    )
 
 
 def _load(name: str, path: str, **options: Any) -> Any:

@@ -239,7 +239,7 @@ def test_a_folder_that_cannot_be_opened_is_named(
     def refuse(folder: str) -> object:
         # As the system does, but to root as well.
         if folder.endswith("a"):
-            raise PermissionError(errno.EACCES, "Permission denied")
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
         return scan(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
