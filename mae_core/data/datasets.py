@@ -370,9 +370,10 @@ class FolderImages:
         holdout: str | Path = "",
     ) -> None:
         """Find the images by `find_images`; `max_unreadable` is a share of them, 0..1."""
-        root = Path(folder).expanduser()
         self._paths = find_images(folder, holdout)
-        self.names = [path.relative_to(root).as_posix() for path in self._paths]
+        # Faster than `relative_to`, for a million files.
+        depth = len(Path(folder).expanduser().parts)
+        self.names = ["/".join(path.parts[depth:]) for path in self._paths]
         self._labels, self.classes = find_classes(self.names)
         self._reader = reader
         self._max_unreadable = max_unreadable
