@@ -824,7 +824,7 @@ def test_what_cannot_work_is_said_before_pictures_are_packed(
     config = _refused(change, run_config(), monkeypatch)
     packed: list[object] = []
     monkeypatch.setattr(
-        mae_core.commands.train, "open_pictures", lambda *given: packed.append(given)
+        mae_core.commands.train, "open_dataset", lambda *given: packed.append(given)
     )
     with pytest.raises(MAEError, match=message):
         run(config, "test")
