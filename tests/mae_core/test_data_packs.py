@@ -157,7 +157,7 @@ def test_a_cache_that_cannot_be_written_is_a_sentence(picture_folder: Path, tmp_
         make_pack(picture_folder, tmp_path / "file" / "cache")
 
 
-# Of packs that version 1.0 made of `picture_folder`: of photographs, and of measurements.
+# How earlier versions wrote a reader into the fingerprint: of photographs, and of measurements.
 OLD_TEXTS = {
     ImageReader(short_side=56): "56",
     ImageReader(4, (), ((0.0, 3000.0),), 40): (
