@@ -39,9 +39,8 @@ from benchmarks.bench_reconstruct import Run, quartiles
 from benchmarks.bench_train import ours, random_images
 from mae_core import PRESETS
 from mae_core.config import DataConfig
-from mae_core.data.folders import find_images
-from mae_core.data.loader import BatchLoader
-from mae_core.data.sources import Source, open_pictures
+from mae_core.data.datasets import find_images
+from mae_core.data.loader import BatchLoader, Dataset, open_dataset
 
 SIDE = 224
 # Batches before the timed ones: more than the loader prepares ahead.
@@ -67,15 +66,15 @@ def gather_pictures(args: argparse.Namespace, folder: Path) -> None:
         picture.save(folder / f"{i:06d}.jpg", quality=90)
 
 
-def open_sources(args: argparse.Namespace, work: Path) -> dict[str, tuple[Source, DataConfig]]:
+def open_sources(args: argparse.Namespace, work: Path) -> dict[str, tuple[Dataset, DataConfig]]:
     """What is loaded from, by name."""
     folder = work / "pictures"
     gather_pictures(args, folder)
     base = DataConfig(short_side=args.short_side, workers=args.workers)
     decoded = replace(base, folder=str(folder), decode="epoch")
     packed = replace(base, folder=str(folder))
-    pack = open_pictures(packed, work / "cache")
-    sources = {"folder, decoded each epoch": (open_pictures(decoded, work), decoded)}
+    pack = open_dataset(packed, work / "cache")
+    sources = {"folder, decoded each epoch": (open_dataset(decoded, work), decoded)}
     if args.device == "cpu":
         sources["pack"] = (pack, packed)
     else:
@@ -83,7 +82,7 @@ def open_sources(args: argparse.Namespace, work: Path) -> dict[str, tuple[Source
         sources["pack, regions travel"] = (pack, packed)
     if importlib.util.find_spec("datasets"):
         shards = replace(base, shards=str(write_shards(folder, work)))
-        sources["shards"] = (open_pictures(shards, work), shards)
+        sources["shards"] = (open_dataset(shards, work), shards)
     return sources
 
 
@@ -100,7 +99,7 @@ def write_shards(folder: Path, work: Path) -> Path:
     return work / "shard-{0..3}.tar"
 
 
-def loading(source: Source, config: DataConfig, args: argparse.Namespace) -> Speed:
+def loading(source: Dataset, config: DataConfig, args: argparse.Namespace) -> Speed:
     """The loader alone."""
     loader = BatchLoader(
         source, config, batch_size=args.batch_size, seed=0, mean=(0.5,) * 3, std=(0.25,) * 3,

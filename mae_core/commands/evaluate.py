@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mae_core.commands.entry import add_measurement_flags
-from mae_core.data.folders import shown
+from mae_core.data.datasets import shown
 from mae_core.evaluation.reconstruction import (
     MAX_PSNR,
     Figures,

@@ -1,15 +1,14 @@
-"""Pack a folder of pictures: mae pack FOLDER OUT [field=value …].
+"""Pack a folder of images: mae pack FOLDER OUT [field=value …].
 
-    mae pack PICTURES packs/mine
-    mae pack PICTURES packs/mine short_side=160
+    mae pack IMAGES packs/mine
+    mae pack IMAGES packs/mine short_side=160
 
-Decodes every picture once and writes `OUT/pictures.u8`, all pixels one picture after another,
-and `OUT/pictures.json`, which says where each begins and has the SHA-256 of the pixels and
-of each file. Train on it with `data.pack=OUT`, also where the pictures themselves are not;
-pictures of `data.holdout` that are in the pack are left out then, told by their files' hashes.
-Packing again does nothing unless a file came, went or changed.
+Decodes every image once and writes `OUT/pictures.u8`, all pixels one image after another, and
+`OUT/pictures.json`, the index, with the SHA-256 of the pixels and of each file. Train on it with
+`data.pack=OUT`, on any machine; images of `data.holdout` in the pack are left out, told by the
+hashes of their files. Packing again does nothing unless a file came, went or changed.
 
-Fields: `short_side=256`, the most pixels that a picture keeps on its shorter side, 0 for all of
+Fields: `short_side=256`, the most pixels that an image keeps on its shorter side, 0 for all of
 them; `max_unreadable=0.05`, the largest share of files that may be unreadable; and for measurements
 `channels=3`, `bands=3,2,1` and `range=auto`, which `DataConfig` explains.
 """
@@ -18,18 +17,16 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from mae_core.config import DataConfig, ModelConfig, with_overrides
-from mae_core.data.folders import find_images
-from mae_core.data.packed import pack_folder
-from mae_core.data.reading import PictureReader
+from mae_core.data.datasets import ImageReader, find_images
+from mae_core.data.pack import pack_folder
 from mae_core.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class PackConfig:
-    """How pictures are packed; the fields of `DataConfig` that matter here, and its limits."""
+    """How images are packed: fields of `DataConfig`, with its limits."""
 
     short_side: int = DataConfig.short_side
     max_unreadable: float = DataConfig.max_unreadable
@@ -50,16 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__doc__)
         return 0
     if len(arguments) < 2 or "=" in arguments[1]:
-        raise ConfigError("give a folder of pictures and a folder for the pack")
+        raise ConfigError("give a folder of images and a folder for the pack")
     folder, out, *overrides = arguments
     config = with_overrides(PackConfig(), overrides)
-    reader = PictureReader(config.channels, config.bands, config.range, config.short_side)
+    reader = ImageReader(config.channels, config.bands, config.range, config.short_side)
     found = reader.find_range(find_images(folder, quiet=True))
-    if found is not None:
-        reader = replace(reader, value_range=found)
-    pack = pack_folder(folder, Path(out), reader=reader, max_unreadable=config.max_unreadable)
+    reader = replace(reader, value_range=found or config.range)
+    pack = pack_folder(folder, out, reader=reader, max_unreadable=config.max_unreadable)
     print(
-        f"{len(pack)} pictures, {pack.pixels.nbytes / 1e6:.0f} MB in {out}; "
+        f"{len(pack)} images, {pack.pixels.nbytes / 1e6:.0f} MB in {out}; "
         f"train on them with data.pack={out}"
     )
     return 0

@@ -21,7 +21,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +29,9 @@ from PIL import Image
 from torch import Tensor
 
 from mae_core.config import TrainConfig, to_dict, with_overrides, without_places
-from mae_core.data.folders import find_images
-from mae_core.data.loader import BatchLoader, Pictures
-from mae_core.data.sources import open_pictures, with_picture_facts
-from mae_core.data.streams import PictureStream
+from mae_core.data.datasets import find_images
+from mae_core.data.loader import BatchLoader, Dataset, open_dataset, with_data_facts
+from mae_core.data.streams import ImageStream
 from mae_core.errors import CheckpointError
 from mae_core.evaluation.reconstruction import (
     evaluate_reconstruction,
@@ -68,8 +67,6 @@ from mae_core.weights.registry import WEIGHTS_FILE
 from mae_core.weights.saved import save_weights
 
 _log = logging.getLogger(__name__)
-
-Source: TypeAlias = Pictures | PictureStream
 
 # Pictures in the grid that is drawn at every evaluation.
 _GRID_ROWS = 6
@@ -149,7 +146,7 @@ def _run_in(world: World, stop: StopRequest, config: TrainConfig, recipe_name: s
     if world.is_first:
         _write_config(config, recipe_name)
     pictures = _open_pictures(config, world)
-    if _counts_epochs(config) and not isinstance(pictures, PictureStream):
+    if _counts_epochs(config) and not isinstance(pictures, ImageStream):
         config = with_steps(config, len(pictures))
     note_changes(state, config)
     # Neither a checkpoint nor weights brought any.
@@ -177,7 +174,7 @@ def _with_facts(config: TrainConfig) -> TrainConfig:
     Raises:
         CheckpointError: If the checkpoint to go on from cannot be used.
         ConfigError: If TensorBoard is missing, or a stream is given in epochs.
-        DataError: If the hold-out is missing or holds no picture, or as of `with_picture_facts`.
+        DataError: If the hold-out is missing or holds no picture, or as of `with_data_facts`.
     """
     if config.tensorboard:
         import_tensorboard()
@@ -185,7 +182,7 @@ def _with_facts(config: TrainConfig) -> TrainConfig:
         find_images(config.data.holdout, quiet=True)
     if config.data.hub or config.data.shards or not _counts_epochs(config):
         config = with_steps(config, None)
-    config = with_saved_facts(config) or with_picture_facts(config, _cache(config))
+    config = with_saved_facts(config) or with_data_facts(config, _cache(config))
     if config.model.value_range:
         words = range_in_words(config.model.value_range)
         _log.info("values from %s become black to white", words)
@@ -207,10 +204,10 @@ def _shaped(config: TrainConfig, model_changes: Sequence[str], world: World) -> 
     return shaped if world.is_first else with_shape_of_weights(config, model_changes)
 
 
-def _open_pictures(config: TrainConfig, world: World) -> Source:
+def _open_pictures(config: TrainConfig, world: World) -> Dataset:
     """The pictures; the first process packs them, and the others find them packed."""
     if world.is_first:
-        pictures = open_pictures(config.data, _cache(config), config.model)
+        pictures = open_dataset(config.data, _cache(config), config.model)
     world.wait()
     if world.is_first:
         return pictures
@@ -218,14 +215,14 @@ def _open_pictures(config: TrainConfig, world: World) -> Source:
     if data.folder and data.decode == "once":
         # The pack itself, without a look at every file of the folder in every process.
         data = replace(data, folder="", pack=str(_cache(config)), holdout="")
-    return open_pictures(data, _cache(config), config.model)
+    return open_dataset(data, _cache(config), config.model)
 
 
 def _cache(config: TrainConfig) -> Path:
     return Path(config.data.cache or Path(config.out) / "cache")
 
 
-def _loader(config: TrainConfig, pictures: Source, world: World) -> BatchLoader:
+def _loader(config: TrainConfig, pictures: Dataset, world: World) -> BatchLoader:
     return BatchLoader(
         pictures, config.data, batch_size=config.batch_size, seed=config.seed,
         mean=config.model.mean, std=config.model.std,
@@ -233,20 +230,20 @@ def _loader(config: TrainConfig, pictures: Source, world: World) -> BatchLoader:
     )  # fmt: skip
 
 
-def _first_crops(config: TrainConfig, pictures: Source, count: int) -> Tensor:
+def _first_crops(config: TrainConfig, pictures: Dataset, count: int) -> Tensor:
     """The first crops of the run, at the model's own size: (count, C, H, W), on the CPU."""
     alone = World(0, 1, torch.device("cpu"))
     loader = _loader(replace(config, batch_size=count), pictures, alone)
     with closing(loader.batches(0, 1, lambda step: config.model.image_size)) as batches:
-        return next(batches)
+        return next(batches)[0]
 
 
-def _principal_components(config: TrainConfig, pictures: Source) -> tuple[Tensor, Tensor]:
+def _principal_components(config: TrainConfig, pictures: Dataset) -> tuple[Tensor, Tensor]:
     crops = _first_crops(config, pictures, _PCA_PICTURES)
     return fit_pca(crops.split(32), config.model.patch_size, config.model.pca_components)
 
 
-def _training_crops(config: TrainConfig, pictures: Source) -> list[DecodedImage]:
+def _training_crops(config: TrainConfig, pictures: Dataset) -> list[DecodedImage]:
     """Without a hold-out, training pictures are drawn, but never measured."""
     mean, std = (torch.tensor(v)[:, None, None] for v in (config.model.mean, config.model.std))
     crops = _first_crops(config, pictures, _GRID_ROWS) * std + mean
@@ -257,7 +254,7 @@ def _train_in_sight(
     config: TrainConfig,
     recipe_name: str,
     state: RunState,
-    pictures: Source,
+    pictures: Dataset,
     trainer: Callable[..., Trainer],
 ) -> bool:
     """Train in the first process, which leaves all that people look at."""
@@ -336,7 +333,7 @@ def _draw_grid(model: MaskedAutoencoder, pictures: Sequence[DecodedImage]) -> Im
 
 
 def _write_weights(
-    config: TrainConfig, recipe_name: str, state: RunState, pictures: Source, world: World
+    config: TrainConfig, recipe_name: str, state: RunState, pictures: Dataset, world: World
 ) -> None:
     """The model for use, with the record of its training. Every process has to ask."""
     if not (world.is_first or config.system.shard):
@@ -351,13 +348,13 @@ def _write_weights(
 
 
 def _record(
-    config: TrainConfig, recipe_name: str, state: RunState, pictures: Source, world: World
+    config: TrainConfig, recipe_name: str, state: RunState, pictures: Dataset, world: World
 ) -> dict[str, Any]:
     """How the weights came about, for their file's header; names no path of this machine."""
     return {
         "recipe": recipe_name, "init_from": state.init_from, "train": without_places(config),
         "changes": state.changes,
-        "pictures": None if isinstance(pictures, PictureStream) else len(pictures),
+        "pictures": None if isinstance(pictures, ImageStream) else len(pictures),
         "pictures_seen": state.step * config.batch_size, "steps": state.step,
         "rollbacks": state.rollbacks, "hours": round(state.seconds / 3600, 3),
         "processes": world.size, "device": _device_name(state),

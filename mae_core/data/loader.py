@@ -1,71 +1,196 @@
-"""Batches of crops, each a pure function of (seed, step).
+"""What a run reads: its data set, and batches of crops that are a function of (seed, step).
 
-Sample number k of a run is picture k of an endless sequence of shuffled epochs, cropped by
-a generator seeded with (seed, k). So a resumed run sees the very batches that the
-undisturbed run would have seen, however many threads prepare them; and process r of W takes
-its share of each batch, so that all of them together see what one would have seen. Streams
-have an order of their own (see `streams`); their crops are drawn alike.
+Sample k of a run is image k of an endless sequence of shuffled epochs, cropped by a generator
+seeded with (seed, k). So a resumed run sees the batches of the undisturbed one, however many
+threads prepare them, and rank r of W takes its share of each batch. Streams have an order of
+their own (see `streams`); their crops are drawn alike.
 
-Where the pixels are cropped depends on the device. For a CPU, threads crop each picture. For
-others the batch is cropped there, out of the regions that threads cut; or, with
-`data.resident`, out of a pack that was copied there as a whole, if it takes no more than half of
-the device's free memory and so many pictures are asked for.
+Crops are made where the model is. For a CPU, threads crop image by image. For other devices,
+threads cut out the regions of the crops, and the batch is cropped on the device; with
+`data.resident` a whole pack is copied there once instead, and only the boxes travel.
 """
 
+import itertools
+import logging
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from itertools import islice
-from typing import Protocol
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
-from mae_core.config import DataConfig
-from mae_core.data.augment import Crop, draw_crop
-from mae_core.data.croppers import (
-    Cropper,
-    HostCrops,
-    Joined,
-    Pixels,
-    RegionCrops,
-    ResidentCrops,
-    choose_cropper,
+from mae_core.config import DataConfig, ModelConfig, TrainConfig, declared_facts
+from mae_core.data.datasets import (
+    SAMPLED,
+    FolderImages,
+    ImageReader,
+    MapDataset,
+    channel_statistics,
+    find_images,
+    some_of,
 )
-from mae_core.data.crops import finish
-from mae_core.data.streams import PictureStream
-from mae_core.errors import ConfigError
+from mae_core.data.pack import PackedImages, open_pack, pack_folder, without_holdout
+from mae_core.data.streams import ImageStream, open_stream
+from mae_core.data.transforms import (
+    Crop,
+    Regions,
+    color_factors,
+    crop_batch,
+    crop_image,
+    crop_regions,
+    draw_crop,
+    normalize,
+)
+from mae_core.errors import ConfigError, DataError
+from mae_core.measurements import ValueRange, range_in_words
 
-# Names the kinds of chance, so that none shares a stream with another.
+_log = logging.getLogger(__name__)
+
+# What a `BatchLoader` makes batches of.
+Dataset: TypeAlias = MapDataset | ImageStream
+
+# Seed words of the different kinds of chance, so that their numbers are independent.
 _ORDER, _CROP = 0, 1
 
 # Batches prepared ahead of the step that uses them.
 _AHEAD = 4
 
-# Pictures that a thread loads and cuts in one go.
+# Images loaded and cut by one task of a thread.
 _PART = 8
 
-# Loads one picture, when it is called.
-_Load = Callable[[], Pixels]
+# Largest share of a device's free memory that a pack may take.
+_RESIDENT_SHARE = 0.5
+
+# Bytes of a pack copied to a device at once.
+_COPY_BYTES = 2**26
 
 
-class Pictures(Protocol):
-    """Anything that holds (H, W, C) uint8 pictures by number; several threads may ask."""
+def open_dataset(config: DataConfig, cache: Path, model: ModelConfig | None = None) -> Dataset:
+    """Open the data set that a config names, for a `BatchLoader`.
 
-    def __len__(self) -> int: ...
+    Ranks that share a cache open it one after the other: the first packs the folder or checks the
+    pack, and the others find that done.
 
-    def __getitem__(self, index: int, /) -> NDArray[np.uint8]: ...
+    Args:
+        config: Names one source.
+        cache: Folder for what is kept between starts: a folder's pack, the note of a pack's passed
+            check, a stream's epoch lengths.
+        model: Channels, bands and value range of the images; photographs if not given.
+
+    Raises:
+        DataError: If the source is missing, cannot be read, or has too few readable images.
+    """
+    model = model or ModelConfig()
+    if config.pack:
+        pack = open_pack(config.pack, memory=cache)
+        if not len(pack):
+            raise DataError(f"the pack in {config.pack!r} is empty; make one of more images")
+        _check_pack(pack, config, model)
+        return without_holdout(pack, config.holdout) if config.holdout else pack
+    reader = _reader(config, model)
+    if config.hub or config.shards:
+        return open_stream(config, reader, cache)
+    if config.decode == "epoch":
+        return FolderImages(
+            config.folder, reader=reader, max_unreadable=config.max_unreadable,
+            holdout=config.holdout,
+        )  # fmt: skip
+    return pack_folder(
+        config.folder, cache, reader=reader, max_unreadable=config.max_unreadable,
+        holdout=config.holdout,
+    )  # fmt: skip
+
+
+def with_data_facts(config: TrainConfig, cache: Path) -> TrainConfig:
+    """Complete a run's model by what its images say: bands, value range, channel statistics.
+
+    The value range is found in some of the images (see `data.range`). The statistics are measured
+    there for models of other than three channels, unless they are given.
+
+    Raises:
+        DataError: If the source is missing or has no images, or none of those that are tried can
+            be read with the channels of the model.
+    """
+    data, model = config.data, declared_facts(config).model
+    images: Iterable[NDArray[np.uint8]]
+    if data.pack:
+        pack = open_pack(data.pack, memory=cache)
+        if pack.channels == model.in_chans:
+            value_range = model.value_range or pack.value_range
+            model = replace(model, bands=model.bands or pack.bands, value_range=value_range)
+        _check_pack(pack, data, model)
+        images = (pack[i][0] for i in some_of(range(len(pack))))
+    else:
+        # Also where the range is declared: wrong bands are refused here, before packing.
+        reader = _reader(data, replace(model, value_range=None))
+        files: Sequence[Path | bytes]
+        if data.hub or data.shards:
+            files = list(itertools.islice(open_stream(data, reader, cache).files(), SAMPLED))
+        else:
+            files = find_images(data.folder, data.holdout, quiet=True)
+        found = reader.find_range(files)
+        _warn_of_range(data, model.value_range, found)
+        model = replace(model, value_range=model.value_range or found)
+        images = _reader(data, model).readable(files)
+    unmeasured = (0.5,) * model.in_chans
+    if model.in_chans != 3 and (model.mean, model.std) == (unmeasured, unmeasured):
+        mean, std = channel_statistics(images)
+        model = replace(model, mean=mean, std=std)
+        _log.info("channel means %s, deviations %s", mean, std)
+    return replace(config, model=model)
+
+
+def _reader(data: DataConfig, model: ModelConfig) -> ImageReader:
+    return ImageReader(
+        model.in_chans, model.bands, model.value_range or data.range, data.short_side
+    )
+
+
+def _warn_of_range(data: DataConfig, known: ValueRange | None, found: ValueRange | None) -> None:
+    """Warn if a declared range has no effect, or that of the weights does not fit."""
+    if found is None and data.range != "auto":
+        _log.warning(
+            "data.range=%s does nothing: no image that was looked at has more than 8 bits",
+            data.range,
+        )  # fmt: skip
+    if known and found and data.range == "auto":
+        spans = zip(known * (len(found) // len(known) or 1), found, strict=False)
+        if any(max(abs(a - c), abs(b - d)) > (b - a) / 2 for (a, b), (c, d) in spans):
+            _log.warning(
+                "the weights of init_from map values from %s, and these images have values from "
+                "%s; data.range=LOW,HIGH changes that",
+                range_in_words(known), range_in_words(found),
+            )  # fmt: skip
+
+
+def _check_pack(pack: PackedImages, data: DataConfig, model: ModelConfig) -> None:
+    """Refuse a pack whose channels, bands or range are not the run's."""
+    facts = {
+        "channels": (pack.channels, model.in_chans),
+        "bands": (list(pack.bands), list(model.bands)),
+        "range": (pack.value_range, pack.value_range and model.value_range),
+    }
+    for name, (packed, wanted) in facts.items():
+        if packed != wanted:
+            raise DataError(
+                f"the pack in {data.pack!r} has {name} {packed} and the run {wanted}; give the "
+                f"same, or pack the images again with {name}="
+            )
 
 
 class BatchLoader:
-    """Makes one process's batches in the background, in order."""
+    """Makes the batches of one rank in the background, in order."""
 
     def __init__(
         self,
-        pictures: Pictures | PictureStream,
+        dataset: Dataset,
         config: DataConfig,
         *,
         batch_size: int,
@@ -76,164 +201,199 @@ class BatchLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Draw batches of crops.
+        """Make batches of crops.
 
         Args:
-            pictures: As `open_pictures` gives them.
-            config: How they are cropped, and by how many threads.
-            batch_size: Pictures in a step, over all processes; a multiple of `world_size`.
+            dataset: As `open_dataset` gives it.
+            config: How images are cropped, and by how many threads.
+            batch_size: Images in a step over all ranks; a multiple of `world_size`.
             seed: Fixes order and crops.
-            mean: Channel means in 0..1, C of them.
-            std: Channel deviations, likewise.
+            mean: C channel means in 0..1.
+            std: C channel deviations.
             device: Where the batches are wanted.
             rank: Of this process.
-            world_size: Processes in all.
+            world_size: Number of ranks.
 
         Raises:
-            ConfigError: If the batch does not divide over the processes.
+            ConfigError: If the batch does not divide over the ranks.
         """
         if batch_size % world_size:
             raise ConfigError(
                 f"batch_size {batch_size} does not divide over {world_size} processes; make it a "
                 "multiple of them"
             )
-        self._pictures = pictures
-        self._config = config
+        if device.type == "cuda" and device.index is None:
+            # Background threads would take the first GPU.
+            device = torch.device("cuda", torch.cuda.current_device())
+        self._dataset, self._config = dataset, config
         self._batch_size, self._share = batch_size, batch_size // world_size
         self._seed = seed
         self._rank, self._world_size = rank, world_size
-        self._device = _numbered(device)
+        self._device = device
         self._mean, self._std = (
-            torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).to(self._device)
+            torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).to(device)
             for values in (mean, std)
         )
-        self._cropper: Cropper | None = None
-        self._epoch = -1
-        self._epoch_order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._on_host = device.type == "cpu"
+        self._resident: Tensor | None = None  # the pixels of a pack, with the images' offsets
+        self._offsets = np.zeros(0, dtype=np.int64)
 
     def batches(
         self, start: int, stop: int, side_at: Callable[[int], int]
-    ) -> Generator[Tensor, None, None]:
-        """This process's part of the batches of steps `start` up to `stop`.
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Make this rank's share of the batches of steps `start` up to `stop`.
 
         Args:
             start: First step.
             stop: One past the last step.
-            side_at: The side of the crops in pixels, by step.
+            side_at: Side S of the crops in pixels, by step.
 
         Yields:
-            (batch_size / world_size, C, side, side) float32, normalised, on the device.
+            Images (N, C, S, S) float32, normalised, on the device, for N = batch_size /
+            world_size; and labels (N,) int64 on the CPU, -1 where there is none.
 
         Raises:
-            DataError: If the source breaks off, or too many pictures are unreadable.
+            DataError: If a stream breaks off, or too many images are unreadable.
         """
-        cropper = self._cropper_for((stop - start) * self._share)
-        waiting: deque[Future[Joined]] = deque()
-        with self._threads(self._config.workers) as pool, self._threads(1) as one:
-            loading = self._loading(start, pool)
+        if self._resident is None and self._is_worth_copying((stop - start) * self._share):
+            self._copy_to_device()
+        waiting: deque[Future[tuple[Callable[[], Tensor], Tensor]]] = deque()
+        with self._threads(self._config.workers) as pool, self._threads(1) as background:
+            items = self._items(start, pool)
 
-            def prepare(step: int) -> None:
-                waiting.append(
-                    one.submit(self._prepare, cropper, loading, step, side_at(step), pool)
-                )
+            def submit(step: int) -> None:
+                waiting.append(background.submit(self._prepare, items, step, side_at(step), pool))
 
             try:
                 for step in range(start, min(start + _AHEAD, stop)):
-                    prepare(step)
+                    submit(step)
                 for step in range(start, stop):
-                    levels, factors = waiting.popleft().result()()
+                    make_images, labels = waiting.popleft().result()
+                    images = make_images()
                     if step + _AHEAD < stop:
-                        prepare(step + _AHEAD)
-                    yield finish(levels, factors, self._mean, self._std)
+                        submit(step + _AHEAD)
+                    yield images, labels
             finally:
                 for future in waiting:
                     future.cancel()
 
-    def _cropper_for(self, count: int) -> Cropper:
-        """The cropper for a run of so many pictures; a whole pack is worth copying once."""
-        if self._cropper is None or not isinstance(self._cropper, ResidentCrops):
-            self._cropper = choose_cropper(
-                self._pictures, self._device, count, resident=self._config.resident
-            )
-        return self._cropper
+    def _is_worth_copying(self, count: int) -> bool:
+        """Whether a pack may go to the GPU, fits there, and each of its images is used."""
+        if not (self._config.resident and self._device.type == "cuda"):
+            return False
+        if not isinstance(self._dataset, PackedImages) or count < len(self._dataset):
+            return False
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return self._dataset.pixels.nbytes <= _RESIDENT_SHARE * free
+
+    def _copy_to_device(self) -> None:
+        """Copy the pack in pieces, as it may be larger than the memory of the host."""
+        assert isinstance(self._dataset, PackedImages)
+        pixels, self._offsets = self._dataset.pixels, self._dataset.offsets
+        copy = torch.empty(pixels.size, dtype=torch.uint8, device=self._device)
+        for start in tqdm(range(0, pixels.size, _COPY_BYTES), desc=f"to {self._device}"):
+            piece = np.array(pixels[start : start + _COPY_BYTES])
+            copy[start : start + piece.size].copy_(torch.from_numpy(piece))
+        self._resident = copy
 
     def _threads(self, count: int) -> ThreadPoolExecutor:
-        if self._device.type != "cuda":
-            return ThreadPoolExecutor(count)
-        # A thread begins on the first GPU, whichever the process uses.
-        return ThreadPoolExecutor(
-            count, initializer=torch.cuda.set_device, initargs=(self._device,)
-        )
+        def begin() -> None:
+            # A thread starts on the first GPU, whichever the process uses.
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)
+
+        return ThreadPoolExecutor(count, initializer=begin)
 
     def _numbers(self, step: int) -> range:
-        """The numbers of this process's samples in a step."""
+        """Numbers of this rank's samples in a step."""
         first = step * self._batch_size + self._rank * self._share
         return range(first, first + self._share)
 
-    def _index_of(self, number: int, length: int) -> int:
-        """Which picture sample `number` is of."""
-        epoch, place = divmod(number, length)
-        if epoch != self._epoch:
-            rng = np.random.default_rng((self._seed, _ORDER, epoch))
-            self._epoch, self._epoch_order = epoch, rng.permutation(length)
-        return int(self._epoch_order[place])
-
-    def _draw(self, number: int, height: int, width: int) -> Crop:
-        rng = np.random.default_rng((self._seed, _CROP, number))
-        return draw_crop(height, width, self._config, rng)
-
-    def _loading(self, start: int, pool: ThreadPoolExecutor) -> Callable[[range], list[_Load]]:
-        """What gives the pictures of the numbers of each step in turn, from step `start` on."""
-        pictures = self._pictures
-        if not isinstance(pictures, PictureStream):
-            length = len(pictures)
-            return lambda numbers: [
-                partial(pictures.__getitem__, self._index_of(number, length)) for number in numbers
-            ]
-        # The shuffling of a stream wants one number.
-        seed = int(np.random.SeedSequence((self._seed, _ORDER)).generate_state(1)[0])
-        stream = pictures.pictures(
-            start * self._share, seed=seed, rank=self._rank, world_size=self._world_size,
-            pool=pool, workers=self._config.workers,
-        )  # fmt: skip
-        return lambda numbers: [partial(_same, picture) for picture in islice(stream, len(numbers))]
+    def _items(self, start: int, pool: ThreadPoolExecutor) -> Iterator[Any]:
+        """This rank's samples from step `start` on: indices, or the samples of a stream."""
+        if isinstance(self._dataset, ImageStream):
+            # `datasets` shuffles by a single number.
+            seed = int(np.random.SeedSequence((self._seed, _ORDER)).generate_state(1)[0])
+            yield from self._dataset.samples(
+                start * self._share, seed=seed, rank=self._rank, world_size=self._world_size,
+                pool=pool, workers=self._config.workers,
+            )  # fmt: skip
+            return
+        length = len(self._dataset)
+        current, order = -1, np.zeros(0, dtype=np.int64)
+        for step in itertools.count(start):
+            for number in self._numbers(step):
+                epoch, place = divmod(number, length)
+                if epoch != current:
+                    rng = np.random.default_rng((self._seed, _ORDER, epoch))
+                    current, order = epoch, rng.permutation(length)
+                yield int(order[place])
 
     def _prepare(
-        self,
-        cropper: Cropper,
-        loading: Callable[[range], list[_Load]],
-        step: int,
-        side: int,
-        pool: ThreadPoolExecutor,
-    ) -> Joined:
-        """All of a batch but what the thread that trains has to do."""
-        numbers = self._numbers(step)
-        if isinstance(cropper, ResidentCrops):
-            indices = [self._index_of(number, len(cropper)) for number in numbers]
-            crops = [self._draw(n, *cropper.size(i)) for n, i in zip(numbers, indices, strict=True)]
-            return cropper.join(indices, crops, side)
-        samples = list(zip(numbers, loading(numbers), strict=True))
+        self, items: Iterator[Any], step: int, side: int, pool: ThreadPoolExecutor
+    ) -> tuple[Callable[[], Tensor], Tensor]:
+        """A batch's labels, and what makes its images.
+
+        The latter gives work to the device, so the thread that trains has to call it.
+        """
+        samples = list(zip(self._numbers(step), items, strict=False))
         parts = [samples[i : i + _PART] for i in range(0, len(samples), _PART)]
-        done = [cut for part in pool.map(partial(self._cut, cropper, side), parts) for cut in part]
-        return cropper.join([cut for cut, _ in done], [crop for _, crop in done], side)
+        cuts = [cut for part in pool.map(partial(self._cut, side), parts) for cut in part]
+        arrays, starts, crops, classes = map(list, zip(*cuts, strict=True))
+        labels, factors = torch.tensor(classes), color_factors(crops)
+        if self._on_host:
+            # uint8 until it is used: float32 takes four times the memory.
+            squares = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+            return partial(self._finish, squares, factors), labels
+        pinned = self._device.type == "cuda"
+        pixels = self._resident
+        if pixels is None:
+            *starts, size = itertools.accumulate((a.size for a in arrays), initial=0)
+            # torch uses pinned memory again only after the copy out of it.
+            pixels = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+            np.concatenate([a.reshape(-1) for a in arrays], out=pixels.numpy())
+        row_bytes = [a.strides[0] for a in arrays]
+        regions = crop_regions(starts, row_bytes, crops, channels=arrays[0].shape[2])
+        if pinned:
+            regions = regions._replace(where=regions.where.pin_memory())
+            factors = None if factors is None else factors.pin_memory()
+        return partial(self._crop_on_device, pixels, regions, side, factors), labels
 
     def _cut(
-        self, cropper: HostCrops | RegionCrops, side: int, samples: list[tuple[int, _Load]]
-    ) -> list[tuple[Pixels, Crop]]:
+        self, side: int, samples: Sequence[tuple[int, Any]]
+    ) -> list[tuple[NDArray[np.uint8], int, Crop, int]]:
+        """Pixels, first byte, crop and label of each sample.
+
+        Pixels are the finished crop for a CPU, else the region of the crop; the first byte is that
+        of the region in a resident pack.
+        """
         cuts = []
-        for number, load in samples:
-            picture = load()
-            crop = self._draw(number, picture.shape[0], picture.shape[1])
-            cuts.append((cropper.cut(picture, crop, side), crop))
+        for number, item in samples:
+            image, label = item if isinstance(self._dataset, ImageStream) else self._dataset[item]
+            height, width, channels = image.shape
+            rng = np.random.default_rng((self._seed, _CROP, number))
+            crop = draw_crop(height, width, self._config, rng)
+            left, top, right, bottom = crop.box
+            start, pixels = 0, image[top:bottom, left:right]
+            if self._on_host:
+                pixels = crop_image(image, crop, side)
+            elif self._resident is None:
+                pixels = np.ascontiguousarray(pixels)
+            else:
+                start = int(self._offsets[item]) + (top * width + left) * channels
+            cuts.append((pixels, start, crop, label))
         return cuts
 
+    def _crop_on_device(
+        self, pixels: Tensor, regions: Regions, side: int, factors: Tensor | None
+    ) -> Tensor:
+        """Asynchronous, as the tensors are pinned or on the device already."""
+        where = regions.where.to(self._device, non_blocking=True)
+        if factors is not None:
+            factors = factors.to(self._device, non_blocking=True)
+        pixels = pixels.to(self._device, non_blocking=True)
+        return self._finish(crop_batch(pixels, regions._replace(where=where), side), factors)
 
-def _numbered(device: torch.device) -> torch.device:
-    """The device with its number, as background threads need to be told of a GPU."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
-
-
-def _same(picture: Pixels) -> Pixels:
-    return picture
+    def _finish(self, levels: Tensor, factors: Tensor | None) -> Tensor:
+        levels = levels.to(torch.float32, memory_format=torch.contiguous_format)
+        return normalize(levels, factors, self._mean, self._std)

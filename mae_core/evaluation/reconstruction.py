@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mae_core.config import ModelConfig
-from mae_core.data.folders import find_images, shown
+from mae_core.data.datasets import find_images, shown
 from mae_core.errors import DataError, ImageError, MaskError
 from mae_core.images import DecodedImage, size_of, to_tensor
 from mae_core.measurements import RangeSpec

@@ -183,7 +183,7 @@ class Trainer:
             closing(self.loader.batches(begin, steps, self._image_size_at)) as batches,
         ):
             drawn = pool.submit(self._mask_at, begin)
-            for step, images in enumerate(batches, begin):
+            for step, (images, _) in enumerate(batches, begin):
                 mask = drawn.result()
                 if step + 1 < steps:
                     drawn = pool.submit(self._mask_at, step + 1)

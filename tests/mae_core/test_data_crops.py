@@ -11,10 +11,19 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
-import mae_core.data.crops
+import mae_core.data.transforms
 from mae_core.config import DataConfig
-from mae_core.data.augment import Crop, draw_crop, random_crop_box
-from mae_core.data.crops import Regions, crop_batch, crop_one, factors_of, finish, regions_of
+from mae_core.data.transforms import (
+    Crop,
+    Regions,
+    color_factors,
+    crop_batch,
+    crop_image,
+    crop_regions,
+    draw_crop,
+    normalize,
+    random_crop_box,
+)
 from tests.pictures import draw_picture
 
 CAT = Path(__file__).resolve().parents[2] / "app/assets/examples/cat.jpg"
@@ -52,7 +61,7 @@ def flat_batch(crops: list[Crop] = CROPS) -> tuple[Tensor, Regions]:
         starts.append(int(offsets[i]) + (crop.box[1] * width + crop.box[0]) * 3)
         row_bytes.append(width * 3)
     flat = torch.from_numpy(np.concatenate([picture.ravel() for picture in all_pixels]))
-    return flat, regions_of(starts, row_bytes, crops)
+    return flat, crop_regions(starts, row_bytes, crops)
 
 
 def torchvision_crop(picture: Image.Image | Tensor, crop: Crop, side: int) -> Tensor:
@@ -101,7 +110,7 @@ def test_both_ways_to_a_crop_agree(side: int) -> None:
     flat, regions = flat_batch()
     levels = crop_batch(flat, regions, side)
     for i, crop in enumerate(CROPS):
-        one = crop_one(pictures()[PICTURE_OF[i]], crop, side)
+        one = crop_image(pictures()[PICTURE_OF[i]], crop, side)
         assert one.shape == (side, side, 3)
         off = (levels[i] - torch.from_numpy(one.copy()).permute(2, 0, 1)).abs()
         assert off.max() <= 2
@@ -114,9 +123,9 @@ def test_batches_too_large_to_gather_at_once_are_cropped_in_chunks(
 ) -> None:
     flat, regions = flat_batch()
     whole = crop_batch(flat, regions, 32)
-    monkeypatch.setattr(mae_core.data.crops, "_CHUNK_VALUES", 2 * 160 * 224 * 3)
+    monkeypatch.setattr(mae_core.data.transforms, "_CHUNK_VALUES", 2 * 160 * 224 * 3)
     assert crop_batch(flat, regions, 32).allclose(whole, atol=1)
-    monkeypatch.setattr(mae_core.data.crops, "_CHUNK_VALUES", 1)
+    monkeypatch.setattr(mae_core.data.transforms, "_CHUNK_VALUES", 1)
     assert crop_batch(flat, regions, 32).allclose(whole, atol=1)
 
 
@@ -124,10 +133,12 @@ def test_a_batch_is_cropped_without_reading_anything_back_from_the_device() -> N
     # Nothing on `meta` has a value: whatever reads one fails.
     crops = [crop._replace(factors=(1.1, 0.9, 1.2)) for crop in CROPS]
     flat, regions = flat_batch(crops)
-    there = regions.to(torch.device("meta"))
+    there = regions._replace(where=regions.where.to("meta"))
+    factors = color_factors(crops)
+    assert factors is not None
     levels = crop_batch(flat.to("meta"), there, 32)
     constants = torch.zeros(3, 1, 1, device="meta")
-    images = finish(levels, there.factors, constants, constants)
+    images = normalize(levels, factors.to("meta"), constants, constants)
     assert (images.shape, images.device.type) == ((6, 3, 32, 32), "meta")
 
 
@@ -135,8 +146,8 @@ def test_pixels_beyond_the_box_do_not_show() -> None:
     picture = np.full((20, 20, 3), 255, dtype=np.uint8)
     picture[5:15, 5:15] = 100
     crop = Crop((5, 5, 15, 15), False, None)
-    assert (crop_one(picture, crop, 32) == 100).all()
-    regions = regions_of([(5 * 20 + 5) * 3], [60], [crop])
+    assert (crop_image(picture, crop, 32) == 100).all()
+    regions = crop_regions([(5 * 20 + 5) * 3], [60], [crop])
     assert (crop_batch(torch.from_numpy(picture).flatten(), regions, 32) == 100).all()
 
 
@@ -145,8 +156,8 @@ def test_a_crop_of_everything_is_the_picture_and_a_flip_its_mirror() -> None:
     flat = torch.from_numpy(picture).flatten()
     for flip, expected in ((False, picture), (True, picture[:, ::-1])):
         crop = Crop((0, 0, 16, 16), flip, None)
-        np.testing.assert_array_equal(crop_one(picture, crop, 16), expected)
-        levels = crop_batch(flat, regions_of([0], [48], [crop]), 16)
+        np.testing.assert_array_equal(crop_image(picture, crop, 16), expected)
+        levels = crop_batch(flat, crop_regions([0], [48], [crop]), 16)
         np.testing.assert_array_equal(levels[0].permute(1, 2, 0).numpy(), expected)
 
 
@@ -155,7 +166,7 @@ def test_colour_jitter_is_torchvisions() -> None:
     levels = torch.from_numpy(np.stack([pictures()[1][:64, :64]] * 4)).permute(0, 3, 1, 2).float()
     crops = [Crop((0, 0, 64, 64), False, three) for three in factors]
     mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
-    images = finish(levels.clone(), factors_of(crops), mean, std)
+    images = normalize(levels.clone(), color_factors(crops), mean, std)
     for image, before, (brightness, contrast, saturation) in zip(
         images, levels / 255, factors, strict=True
     ):
@@ -169,7 +180,7 @@ def test_pixels_are_normalised_by_channel() -> None:
     levels = torch.rand(2, 3, 4, 4) * 255
     mean, std = torch.tensor([0.1, 0.5, 0.7]), torch.tensor([0.2, 0.3, 0.4])
     expected = TF.normalize(levels / 255, mean.tolist(), std.tolist())
-    images = finish(levels.clone(), None, mean.view(3, 1, 1), std.view(3, 1, 1))
+    images = normalize(levels.clone(), None, mean.view(3, 1, 1), std.view(3, 1, 1))
     torch.testing.assert_close(images, expected)
 
 

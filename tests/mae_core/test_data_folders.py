@@ -1,4 +1,4 @@
-"""Which files of a folder are pictures, and what is said of the others."""
+"""Which files of a folder are images, of which class, and what is said of the others."""
 
 import errno
 import importlib.util
@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
-import mae_core.data.folders
+import mae_core.data.datasets
 from mae_core.config import DataConfig
-from mae_core.data.folders import FORMATS, FolderImages, find_images
-from mae_core.data.packed import PackedImages, open_pack, pack_folder
-from mae_core.data.reading import PictureReader
-from mae_core.data.sources import open_pictures
+from mae_core.data.datasets import FolderImages, ImageReader, find_images, format_of
+from mae_core.data.loader import open_dataset
+from mae_core.data.pack import PackedImages, open_pack, pack_folder
 from mae_core.errors import DataError
 from tests.pictures import draw_picture
 
-READER = PictureReader(short_side=56)
+READER = ImageReader(short_side=56)
 HEIC_START = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
 
 
@@ -40,20 +40,22 @@ def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 def without_heic(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        mae_core.data.folders, "find_spec",
+        mae_core.data.datasets, "find_spec",
         lambda name: None if name == "pillow_heif" else find(name),
     )  # fmt: skip
 
 
 def openings(config: DataConfig, cache: Path) -> dict[str, list[str]]:
     """What is trained on with each way of decoding, by name."""
-    packed = open_pictures(config, cache)
+    packed = open_dataset(config, cache)
     assert isinstance(packed, PackedImages)
-    each = open_pictures(replace(config, decode="epoch"), cache)
+    each = open_dataset(replace(config, decode="epoch"), cache)
     assert isinstance(each, FolderImages)
     for i, name in enumerate(packed.names):
-        np.testing.assert_array_equal(each[i], packed[i], err_msg=name)
+        np.testing.assert_array_equal(each[i][0], packed[i][0], err_msg=name)
+        assert each[i][1] == packed[i][1]
     assert len(each) == len(packed)
+    assert each.classes == packed.classes
     return packed.names
 
 
@@ -64,8 +66,8 @@ def test_a_holdout_inside_the_training_folder_is_not_trained_on(
     trained = openings(config, tmp_path / "cache")
     assert len(trained) == 6
     assert all(name.startswith("b/") for name in trained)
-    assert "6 pictures below" in said.text
-    assert "skipped 6 hold-out pictures" in said.text
+    assert "6 images below" in said.text
+    assert "skipped 6 hold-out images" in said.text
 
 
 def test_a_holdout_is_the_same_pictures_under_any_name(
@@ -93,7 +95,7 @@ def test_a_holdout_that_leaves_nothing_to_train_on_is_refused(
     (tmp_path / "link").symlink_to(picture_folder, target_is_directory=True)
     with pytest.raises(DataError, match="is the training folder itself"):
         find_images(picture_folder, tmp_path / "link")
-    with pytest.raises(DataError, match="no picture lies below .*; skipped 6 hold-out pictures"):
+    with pytest.raises(DataError, match="no image lies below .*; skipped 6 hold-out images"):
         find_images(picture_folder / "a", picture_folder)
     with pytest.raises(DataError, match="'nowhere' is not a folder"):
         find_images(picture_folder, "nowhere")
@@ -109,13 +111,13 @@ def test_a_pack_made_before_is_trained_on_without_the_holdout(
     for i, name in enumerate(packed.names[2:5]):
         shutil.copy(picture_folder / name, holdout / f"copy{i}{Path(name).suffix}")
     config = DataConfig(pack=str(tmp_path / "pack"), holdout=str(holdout))
-    pack = open_pictures(config, tmp_path / "cache")
+    pack = open_dataset(config, tmp_path / "cache")
     assert isinstance(pack, PackedImages)
     assert pack.names == packed.names[:2] + packed.names[5:]
-    np.testing.assert_array_equal(pack[2], packed[5])
-    assert "9 pictures; skipped 3 of data.holdout" in said.text
-    with pytest.raises(DataError, match="all pictures of the pack are in data.holdout"):
-        open_pictures(replace(config, holdout=str(picture_folder)), tmp_path / "cache")
+    np.testing.assert_array_equal(pack[2][0], packed[5][0])
+    assert "9 images; skipped 3 of data.holdout" in said.text
+    with pytest.raises(DataError, match="all images of the pack are in data.holdout"):
+        open_dataset(replace(config, holdout=str(picture_folder)), tmp_path / "cache")
 
 
 def test_a_pack_that_does_not_know_its_files_says_so(
@@ -126,8 +128,8 @@ def test_a_pack_that_does_not_know_its_files_says_so(
     del index["files"]
     (tmp_path / "pack" / "pictures.json").write_text(json.dumps(index))
     config = DataConfig(pack=str(tmp_path / "pack"), holdout=str(picture_folder / "a"))
-    assert len(open_pictures(config, tmp_path / "cache")) == 12  # type: ignore[arg-type]
-    assert "does not say whether pictures of" in caplog.text
+    assert len(open_dataset(config, tmp_path / "cache")) == 12  # type: ignore[arg-type]
+    assert "does not say whether images of" in caplog.text
 
 
 def test_linked_class_folders_are_followed(picture_folder: Path, tmp_path: Path) -> None:
@@ -138,6 +140,49 @@ def test_linked_class_folders_are_followed(picture_folder: Path, tmp_path: Path)
     assert len(names(train)) == 12
     assert names(train)[0] == "cat/01.jpg"
     assert len(pack_folder(train, tmp_path / "pack", reader=READER, max_unreadable=0)) == 12
+
+
+def test_classes_are_those_of_torchvision(picture_folder: Path, tmp_path: Path) -> None:
+    theirs = ImageFolder(picture_folder)
+    expected = {Path(path): label for path, label in theirs.samples}
+    ours = FolderImages(picture_folder, reader=READER, max_unreadable=0)
+    pack = pack_folder(picture_folder, tmp_path / "pack", reader=READER, max_unreadable=0)
+    assert ours.classes == pack.classes == tuple(theirs.classes) == ("a", "b")
+    for i, name in enumerate(ours.names):
+        assert ours[i][1] == pack[i][1] == expected[picture_folder / name]
+    again = open_pack(tmp_path / "pack")
+    assert (again.classes, again.labels.tolist()) == (pack.classes, pack.labels.tolist())
+
+
+def test_an_image_in_the_root_has_no_class(picture_folder: Path, tmp_path: Path) -> None:
+    draw_picture(0).save(picture_folder / "zz.png")
+    folder = FolderImages(picture_folder, reader=READER, max_unreadable=0)
+    assert [folder[i][1] for i in range(13)] == [0] * 6 + [1] * 6 + [-1]
+    flat = FolderImages(picture_folder / "a", reader=READER, max_unreadable=0)
+    assert flat.classes == ()
+    assert {flat[i][1] for i in range(6)} == {-1}
+
+
+def test_a_folder_without_images_to_train_on_is_no_class(
+    picture_folder: Path, tmp_path: Path
+) -> None:
+    (picture_folder / "notes").mkdir()
+    (picture_folder / "notes" / "a.txt").write_text("hello")
+    config = DataConfig(folder=str(picture_folder), holdout=str(picture_folder / "a"))
+    openings(config, tmp_path / "cache")
+    folder = open_dataset(replace(config, decode="epoch"), tmp_path)
+    assert folder.classes == ("b",)
+
+
+def test_the_label_is_of_the_image_that_takes_the_place_of_an_unreadable_one(
+    picture_folder: Path,
+) -> None:
+    (picture_folder / "a" / "11.webp").write_bytes(b"not a picture")
+    folder = FolderImages(picture_folder, reader=READER, max_unreadable=0.1)
+    assert folder.names[5] == "a/11.webp"
+    image, label = folder[5]
+    np.testing.assert_array_equal(image, folder[6][0])
+    assert label == 1
 
 
 def test_links_that_run_in_circles_end_and_each_file_counts_once(
@@ -171,9 +216,9 @@ def test_what_is_skipped_is_counted_by_kind(
     os.mkfifo(picture_folder / "pipe.jpg")
     assert names(picture_folder) == before
     assert said.messages[-1] == (
-        f"12 pictures below {str(picture_folder)!r}; skipped 4 hidden folders, 3 hidden files, "
-        "3 HEIC pictures (pip install pillow-heif), 1 video, 1 unknown file, 1 empty file, "
-        "1 special file, 1 RAW photo, 2 of other kinds"
+        f"12 images below {str(picture_folder)!r}; skipped 4 hidden folders, 3 hidden files, "
+        "3 HEIC images (pip install pillow-heif), 1 .mov file, 1 unknown file, 1 .csv file, "
+        "1 special file, 1 .nef file, 2 of other kinds"
     )
 
 
@@ -182,7 +227,7 @@ def test_a_folder_of_nothing_to_read_says_what_lies_there(
 ) -> None:
     (tmp_path / "a.heic").write_bytes(HEIC_START)
     (tmp_path / "b.txt").write_text("hello")
-    with pytest.raises(DataError, match=r"skipped 1 HEIC picture \(pip install .*, 1 text file; "):
+    with pytest.raises(DataError, match=r"skipped 1 HEIC image \(pip install .*, 1 .txt file; "):
         find_images(tmp_path)
 
 
@@ -194,7 +239,7 @@ def test_a_folder_that_cannot_be_opened_is_named(
     def refuse(folder: str) -> object:
         # As the system does, but to root as well.
         if folder.endswith("a"):
-            raise PermissionError(errno.EACCES, "Permission denied")
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
         return scan(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
@@ -233,8 +278,7 @@ def test_content_decides_where_the_suffix_does_not(tmp_path: Path) -> None:
     ],
 )
 def test_formats_are_told_by_their_first_bytes(start: bytes, name: str | None) -> None:
-    found = next((known.name for known in FORMATS if known.start.match(start)), None)
-    assert found == name
+    assert format_of(start) == name
 
 
 def test_a_picture_suffix_is_believed_without_opening_the_file(
@@ -308,7 +352,7 @@ def test_a_name_in_any_encoding_is_read_each_epoch(
     odd_folder: Path, said: pytest.LogCaptureFixture
 ) -> None:
     folder = FolderImages(odd_folder, reader=READER, max_unreadable=0.5)
-    assert {folder[i].shape for i in range(len(folder))} == {(56, 75, 3)}
+    assert {folder[i][0].shape for i in range(len(folder))} == {(56, 75, 3)}
     assert len(folder.unreadable) == len(ODD_NAMES)
     assert all(line.encode() and line.isprintable() for line in said.messages)
 

@@ -1,8 +1,7 @@
-"""Batches: which pictures, which crops, for which process, on which device."""
+"""Batches: which images, which crops, for which process, on which device."""
 
+import dataclasses
 import threading
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-import mae_core.data.croppers
 import mae_core.data.loader
 from mae_core.config import DataConfig
-from mae_core.data.croppers import HostCrops, RegionCrops, ResidentCrops, choose_cropper
-from mae_core.data.loader import BatchLoader
-from mae_core.data.packed import PackedImages, pack_folder
-from mae_core.data.reading import PictureReader
-from mae_core.data.sources import open_pictures
+from mae_core.data.datasets import ImageReader
+from mae_core.data.loader import BatchLoader, open_dataset
+from mae_core.data.pack import PackedImages, pack_folder
 from mae_core.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
@@ -49,14 +45,18 @@ def loader_of(
     pictures: object, batch_size: int = 4, seed: int = 0, device: torch.device = CPU,
     config: DataConfig | None = None, **processes: int,
 ) -> BatchLoader:  # fmt: skip
+    # Picture i of a list has label i.
+    dataset = (
+        [(one, i) for i, one in enumerate(pictures)] if isinstance(pictures, list) else pictures
+    )
     return BatchLoader(
-        pictures, config or DataConfig(), batch_size=batch_size, seed=seed,  # type: ignore[arg-type]
+        dataset, config or DataConfig(), batch_size=batch_size, seed=seed,  # type: ignore[arg-type]
         mean=MEAN, std=STD, device=device, **processes,
     )  # fmt: skip
 
 
 def batches(loader: BatchLoader, start: int, stop: int, side: int = 8) -> list[Tensor]:
-    return list(loader.batches(start, stop, lambda step: side))
+    return [images for images, _ in loader.batches(start, stop, lambda step: side)]
 
 
 def levels_of(images: Tensor) -> Tensor:
@@ -105,12 +105,12 @@ def test_a_run_resumed_at_any_step_sees_the_same_batches() -> None:
     def side_at(step: int) -> int:
         return 8 if step < 3 else 16
 
-    whole = list(loader_of(noisy_pictures()).batches(0, 7, side_at))
+    whole = [images for images, _ in loader_of(noisy_pictures()).batches(0, 7, side_at)]
     assert [tuple(b.shape) for b in whole] == [(4, 3, 8, 8)] * 3 + [(4, 3, 16, 16)] * 4
     for start in range(1, 7):
         for workers in (1, 3):
             loader = loader_of(noisy_pictures(), config=DataConfig(workers=workers))
-            resumed = list(loader.batches(start, 7, side_at))
+            resumed = [images for images, _ in loader.batches(start, 7, side_at)]
             assert all(a.equal(b) for a, b in zip(whole[start:], resumed, strict=True))
     assert not whole[0].equal(batches(loader_of(noisy_pictures(), seed=1), 0, 1)[0])
 
@@ -131,38 +131,53 @@ def test_all_processes_together_see_the_batch_of_one(world_size: int) -> None:
     assert all(a.allclose(b, atol=1e-5) for a, b in zip(alone, together, strict=True))
 
 
+def test_every_image_comes_with_its_label(cropping: str) -> None:
+    classes = ["cat", "zebra", ""]
+    names = [f"{classes[i % 3]}/{i}.png".lstrip("/") for i in range(10)]
+    pictures = dataclasses.replace(packed(plain_pictures()), names=names)
+    assert pictures.classes == ("cat", "zebra")
+    for rank, world_size in ((0, 1), (1, 2)):
+        loader = loader_of(pictures, batch_size=8, rank=rank, world_size=world_size)
+        for images, labels in cropped(loader, cropping).batches(1, 4, lambda step: 8):
+            assert (labels.dtype, labels.device) == (torch.int64, CPU)
+            levels = levels_of(images).mean(dim=(1, 2, 3)).round().int().tolist()
+            assert labels.tolist() == [(0, 1, -1)[level % 3] for level in levels]
+
+
 def test_a_batch_has_to_divide_over_the_processes() -> None:
     with pytest.raises(ConfigError, match="batch_size 10 does not divide over 4 processes"):
         loader_of(plain_pictures(), batch_size=10, world_size=4)
 
 
 @pytest.fixture(params=["host", "regions", "resident"])
-def cropper(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each of the croppers in turn, all on the CPU."""
-
-    def choose(
-        pictures: PackedImages, device: torch.device, count: int, *, resident: bool
-    ) -> object:
-        kinds = {"host": HostCrops, "regions": lambda: RegionCrops(device)}
-        return kinds.get(request.param, lambda: ResidentCrops(pictures, device))()
-
-    monkeypatch.setattr(mae_core.data.loader, "choose_cropper", choose)
+def cropping(request: pytest.FixtureRequest) -> str:
+    """Each of the ways to crop in turn, all on the CPU."""
     return str(request.param)
 
 
+def cropped(loader: BatchLoader, cropping: str) -> BatchLoader:
+    """A loader that crops in one of these ways."""
+    loader._on_host = cropping == "host"
+    if cropping == "resident":
+        loader._copy_to_device()
+    return loader
+
+
 @pytest.mark.parametrize("channels", [1, 2, 4, 13])
-def test_each_channel_is_cropped_as_it_would_be_among_three(cropper: str, channels: int) -> None:
+def test_each_channel_is_cropped_as_it_would_be_among_three(cropping: str, channels: int) -> None:
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (30 + i, 40, channels), dtype=np.uint8) for i in range(7)]
     loader = BatchLoader(
         packed(pictures), DataConfig(), batch_size=4, seed=0, mean=MEAN[:1] * channels,
         std=STD[:1] * channels, device=CPU,
     )  # fmt: skip
-    images = torch.cat(batches(loader, 0, 3))
+    images = torch.cat(batches(cropped(loader, cropping), 0, 3))
     assert images.shape == (12, channels, 8, 8)
     for channel in range(channels):
         three = [np.repeat(picture[:, :, channel : channel + 1], 3, axis=2) for picture in pictures]
-        alone = levels_of(torch.cat(batches(loader_of(packed(three)), 0, 3)))[:, 0]
+        alone = levels_of(torch.cat(batches(cropped(loader_of(packed(three)), cropping), 0, 3)))[
+            :, 0
+        ]
         levels = (images[:, channel] * STD[0] + MEAN[0]) * 255
         # Sums of another order round a few of them to the level beside it.
         difference = (levels - alone).abs()
@@ -171,24 +186,22 @@ def test_each_channel_is_cropped_as_it_would_be_among_three(cropper: str, channe
 
 
 @pytest.mark.parametrize("crop", ["random", "fixed", "centre"])
-def test_all_croppers_make_the_same_batches(cropper: str, crop: str) -> None:
+def test_all_ways_to_crop_make_the_same_batches(cropping: str, crop: str) -> None:
     pictures = packed(noisy_pictures())
     config = DataConfig(crop=crop)  # type: ignore[arg-type]
-    images = torch.cat(batches(loader_of(pictures, config=config), 1, 5, side=24))
-    reference = BatchLoader(
-        noisy_pictures(), config, batch_size=4, seed=0, mean=MEAN, std=STD, device=CPU
-    )
-    reference._cropper_for = lambda count: HostCrops()  # type: ignore[method-assign]
-    expected = torch.cat(batches(reference, 1, 5, side=24))
+    loader = cropped(loader_of(pictures, config=config), cropping)
+    images = torch.cat(batches(loader, 1, 5, side=24))
+    expected = torch.cat(batches(loader_of(noisy_pictures(), config=config), 1, 5, side=24))
     off = (levels_of(images) - levels_of(expected)).abs()
-    assert off.max() < (0.01 if cropper == "host" else 2.01)
+    assert off.max() < (0.01 if cropping == "host" else 2.01)
     assert off.mean() < 0.02
 
 
-def test_all_croppers_jitter_colours(cropper: str) -> None:
+def test_all_ways_to_crop_jitter_colours(cropping: str) -> None:
     pictures = packed([np.full((20, 20, 3), 100, dtype=np.uint8)] * 4)
     config = DataConfig(color_jitter=0.5, crop="centre", flip=False)
-    levels = levels_of(torch.cat(batches(loader_of(pictures, config=config), 0, 8)))
+    loader = cropped(loader_of(pictures, config=config), cropping)
+    levels = levels_of(torch.cat(batches(loader, 0, 8)))
     brightness = levels.mean(dim=(1, 2, 3)) / 100
     for number, value in enumerate(brightness):
         rng = np.random.default_rng((0, 1, number))
@@ -198,34 +211,33 @@ def test_all_croppers_jitter_colours(cropper: str) -> None:
 def test_a_pack_goes_to_the_device_if_asked_for_and_it_takes_at_most_half_of_what_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pictures, cuda = packed(plain_pictures()), torch.device("cuda", 0)
-    made: list[tuple[object, torch.device]] = []
-
-    class Recorded(ResidentCrops):
-        def __init__(self, pack: PackedImages, device: torch.device) -> None:
-            made.append((pack, device))
-
-    choose = partial(choose_cropper, resident=True)
-    free = 2 * pictures.pixels.nbytes
-    monkeypatch.setattr(mae_core.data.croppers, "ResidentCrops", Recorded)
+    pack = packed(plain_pictures())
+    free = 2 * pack.pixels.nbytes
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
-    assert isinstance(choose(pictures, cuda, 10), Recorded)
-    assert made == [(pictures, cuda)]
-    assert isinstance(choose(pictures, cuda, 9), RegionCrops)
-    assert isinstance(choose(plain_pictures(), cuda, 10), RegionCrops)
-    assert isinstance(choose(pictures, torch.device("mps"), 10), RegionCrops)
-    assert isinstance(choose(pictures, CPU, 10), HostCrops)
-    assert isinstance(choose_cropper(pictures, cuda, 10, resident=False), RegionCrops)
-    assert len(made) == 1
+
+    def is_copied(
+        pictures: object = pack, device: str = "cuda:0", count: int = 10, resident: bool = True
+    ) -> bool:
+        loader = loader_of(pictures, config=DataConfig(resident=resident))
+        loader._device = torch.device(device)
+        return loader._is_worth_copying(count)
+
+    assert is_copied()
+    assert not is_copied(count=9)
+    assert not is_copied(plain_pictures())
+    assert not is_copied(device="mps")
+    assert not is_copied(device="cpu")
+    assert not is_copied(resident=False)
     free -= 1
-    assert isinstance(choose(pictures, cuda, 10), RegionCrops)
+    assert not is_copied()
 
 
 def test_large_packs_are_copied_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = packed(noisy_pictures())
-    monkeypatch.setattr(mae_core.data.croppers, "_COPY_BYTES", 1000)
-    resident = ResidentCrops(pictures, CPU)
-    np.testing.assert_array_equal(resident._pixels.numpy(), pictures.pixels)
+    monkeypatch.setattr(mae_core.data.loader, "_COPY_BYTES", 1000)
+    loader = cropped(loader_of(pictures), "resident")
+    assert loader._resident is not None
+    np.testing.assert_array_equal(loader._resident.numpy(), pictures.pixels)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -236,9 +248,9 @@ def test_a_gpu_gets_the_batches_of_a_cpu_without_waiting_for_it(steps: int) -> N
     expected = batches(loader_of(pictures, config=config), 0, steps, side=24)
     loader = loader_of(pictures, config=config, device=torch.device("cuda"))
     made: list[Tensor] = []
-    running: Iterator[Tensor] = loader.batches(0, steps, lambda step: 24)
+    running = (images for images, _ in loader.batches(0, steps, lambda step: 24))
     made.append(next(running))  # copies the pack, which may wait
-    assert isinstance(loader._cropper, RegionCrops if steps == 1 else ResidentCrops)
+    assert (loader._resident is None) == (steps == 1)
     torch.cuda.set_sync_debug_mode("error")
     try:
         made.extend(running)
@@ -254,12 +266,12 @@ def test_a_folder_decoded_once_or_each_epoch_gives_the_same_batches(
     picture_folder: Path, tmp_path: Path, kind: str
 ) -> None:
     config = DataConfig(folder=str(picture_folder), short_side=40, decode=kind)  # type: ignore[arg-type]
-    pictures = open_pictures(config, tmp_path / "cache")
+    pictures = open_dataset(config, tmp_path / "cache")
     made = batches(loader_of(pictures, config=config), 0, 5)
     pack = pack_folder(
-        picture_folder, tmp_path / "other", reader=PictureReader(short_side=40), max_unreadable=0
+        picture_folder, tmp_path / "other", reader=ImageReader(short_side=40), max_unreadable=0
     )
-    expected = batches(loader_of([pack[i] for i in range(len(pack))]), 0, 5)
+    expected = batches(loader_of([pack[i][0] for i in range(len(pack))]), 0, 5)
     assert all(a.equal(b) for a, b in zip(made, expected, strict=True))
     assert (tmp_path / "cache").exists() == (kind == "once")
 
@@ -270,7 +282,7 @@ def test_too_many_unreadable_files_stop_the_run_that_finds_them(
     config = DataConfig(folder=str(picture_folder), decode="epoch", max_unreadable=0.1)
     for name in ("a/01.jpg", "a/03.png"):
         (picture_folder / name).write_bytes(b"not a picture")
-    pictures = open_pictures(config, tmp_path)
+    pictures = open_dataset(config, tmp_path)
     before = threading.active_count()
     with pytest.raises(DataError, match="2 of 12 files are unreadable"):
         batches(loader_of(pictures, config=config), 0, 3)

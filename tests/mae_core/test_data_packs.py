@@ -1,6 +1,7 @@
 """Folders decoded once into a pack, or whenever a picture is asked for."""
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -14,12 +15,11 @@ import pytest
 from PIL import Image
 
 import mae_core.commands.pack
-import mae_core.data.packed
+import mae_core.data.pack
 from mae_core.config import DataConfig
-from mae_core.data.folders import FolderImages, find_images
-from mae_core.data.packed import PackedImages, open_pack, pack_folder
-from mae_core.data.reading import PictureReader
-from mae_core.data.sources import open_pictures
+from mae_core.data.datasets import FolderImages, ImageReader, find_images
+from mae_core.data.loader import open_dataset
+from mae_core.data.pack import PackedImages, open_pack, pack_folder
 from mae_core.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,21 +29,22 @@ def make_pack(
     folder: Path, cache: Path, max_unreadable: float = 0.2, short_side: int = 56
 ) -> PackedImages:
     return pack_folder(
-        folder, cache, reader=PictureReader(short_side=short_side), max_unreadable=max_unreadable
+        folder, cache, reader=ImageReader(short_side=short_side), max_unreadable=max_unreadable
     )
 
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that are read through for their hash."""
+    """The files of pixels that are read through for their hash."""
     files: list[Path] = []
-    hash_of = mae_core.data.packed._hash_of
+    sha256 = mae_core.data.pack._sha256
 
-    def spy(path: Path) -> str:
-        files.append(path)
-        return hash_of(path)
+    def spy(path: Path, **options: bool) -> str:
+        if path.suffix == ".u8":
+            files.append(path)
+        return sha256(path, **options)
 
-    monkeypatch.setattr(mae_core.data.packed, "_hash_of", spy)
+    monkeypatch.setattr(mae_core.data.pack, "_sha256", spy)
     return files
 
 
@@ -58,7 +59,7 @@ def test_a_pack_holds_every_picture_of_every_subfolder(
         picture = Image.open(picture_folder / name).convert("RGB")
         size = (round(picture.width * 56 / 60), 56)
         expected = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
-        np.testing.assert_array_equal(pack[i], expected)
+        np.testing.assert_array_equal(pack[i][0], expected)
 
 
 def test_a_pack_is_made_once_and_again_when_a_file_changes(
@@ -72,7 +73,7 @@ def test_a_pack_is_made_once_and_again_when_a_file_changes(
     assert not hashed  # what was just written need not be read again
     Image.new("RGB", (90, 70), "red").save(picture_folder / "new.png")
     assert len(make_pack(picture_folder, cache)) == 13
-    assert make_pack(picture_folder, cache, short_side=40)[0].shape[0] == 40
+    assert make_pack(picture_folder, cache, short_side=40)[0][0].shape[0] == 40
 
 
 @pytest.mark.parametrize("damage", ["index", "list", "short", "gone", "flipped"])
@@ -80,7 +81,7 @@ def test_a_damaged_pack_of_a_cache_is_made_again(
     picture_folder: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = tmp_path / "cache"
-    first = make_pack(picture_folder, cache)[3].copy()
+    first = make_pack(picture_folder, cache)[3][0].copy()
     pixels = cache / "pictures.u8"
     if damage == "index":
         (cache / "pictures.json").write_text('{"finger')
@@ -93,7 +94,7 @@ def test_a_damaged_pack_of_a_cache_is_made_again(
     else:
         flip_a_byte(pixels)
     with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(make_pack(picture_folder, cache)[3], first)
+        np.testing.assert_array_equal(make_pack(picture_folder, cache)[3][0], first)
     assert "packing again" in caplog.text
 
 
@@ -111,9 +112,9 @@ def test_a_pack_killed_at_the_last_moment_is_made_again(
     cache = tmp_path / "cache"
     code = (
         "import os, signal, sys; os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from mae_core.data.packed import pack_folder\n"
-        "from mae_core.data.reading import PictureReader\n"
-        "reader = PictureReader(short_side=56)\n"
+        "from mae_core.data.pack import pack_folder\n"
+        "from mae_core.data.datasets import ImageReader\n"
+        "reader = ImageReader(short_side=56)\n"
         "pack_folder(sys.argv[1], sys.argv[2], reader=reader, max_unreadable=0)"
     )
     done = subprocess.run(
@@ -156,6 +157,45 @@ def test_a_cache_that_cannot_be_written_is_a_sentence(picture_folder: Path, tmp_
         make_pack(picture_folder, tmp_path / "file" / "cache")
 
 
+# How earlier versions wrote a reader into the fingerprint: of photographs, and of measurements.
+OLD_TEXTS = {
+    ImageReader(short_side=56): "56",
+    ImageReader(4, (), ((0.0, 3000.0),), 40): (
+        "PictureReader(channels=4, bands=(), value_range=((0.0, 3000.0),), short_side=40)"
+    ),
+}
+
+
+@pytest.mark.parametrize("reader", OLD_TEXTS)
+def test_packs_of_earlier_versions_are_not_made_again(
+    picture_folder: Path, reader: ImageReader
+) -> None:
+    paths = find_images(picture_folder)
+    digest = hashlib.sha256(OLD_TEXTS[reader].encode())
+    for path in paths:
+        status = path.stat()
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    assert mae_core.data.pack._fingerprint(paths, reader) == digest.hexdigest()
+
+
+def test_an_index_has_the_fields_of_earlier_versions(picture_folder: Path, tmp_path: Path) -> None:
+    make_pack(picture_folder, tmp_path / "cache")
+    assert list(json.loads((tmp_path / "cache" / "pictures.json").read_text())) == [
+        "fingerprint", "names", "sizes", "files", "unreadable", "sha256", "channels", "bands",
+        "value_range",
+    ]  # fmt: skip
+
+
+def test_a_class_of_unreadable_images_keeps_its_number(
+    picture_folder: Path, tmp_path: Path
+) -> None:
+    (picture_folder / "aa").mkdir()
+    (picture_folder / "aa" / "bad.jpg").write_bytes(b"not a picture")
+    pack = make_pack(picture_folder, tmp_path / "cache")
+    assert pack.classes == ("a", "aa", "b")
+    assert pack.labels.tolist() == [0] * 6 + [2] * 6
+
+
 def test_unreadable_files_are_named_skipped_and_fatal_above_a_share(
     picture_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -183,12 +223,12 @@ def test_nothing_readable_is_never_enough(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 of 1 files are unreadable"):
         make_pack(folder, tmp_path / "cache", max_unreadable=1.0)
     with pytest.raises(DataError, match="1 of 1 files are unreadable"):
-        FolderImages(folder, reader=PictureReader(short_side=56), max_unreadable=1.0)[0]
+        FolderImages(folder, reader=ImageReader(short_side=56), max_unreadable=1.0)[0]
 
 
 def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("hello")
-    with pytest.raises(DataError, match="no picture lies below"):
+    with pytest.raises(DataError, match="no image lies below"):
         find_images(tmp_path)
     with pytest.raises(DataError, match="is not a folder"):
         find_images(tmp_path / "missing")
@@ -200,10 +240,10 @@ def test_pictures_decoded_each_time_are_those_of_a_pack(
     picture_folder: Path, tmp_path: Path
 ) -> None:
     pack = make_pack(picture_folder, tmp_path / "cache")
-    folder = FolderImages(picture_folder, reader=PictureReader(short_side=56), max_unreadable=0)
+    folder = FolderImages(picture_folder, reader=ImageReader(short_side=56), max_unreadable=0)
     assert len(folder) == len(pack)
     for i in range(len(pack)):
-        np.testing.assert_array_equal(folder[i], pack[i])
+        np.testing.assert_array_equal(folder[i][0], pack[i][0])
 
 
 def test_the_next_picture_takes_the_place_of_one_found_unreadable(
@@ -214,17 +254,17 @@ def test_the_next_picture_takes_the_place_of_one_found_unreadable(
         (picture_folder / names[i]).write_bytes(b"not a picture")
     for order in (range(12), reversed(range(12))):
         folder = FolderImages(
-            picture_folder, reader=PictureReader(short_side=56), max_unreadable=0.25
+            picture_folder, reader=ImageReader(short_side=56), max_unreadable=0.25
         )
         caplog.clear()
-        pictures = {i: folder[i] for i in order}
+        pictures = {i: folder[i][0] for i in order}
         np.testing.assert_array_equal(pictures[4], pictures[6])
         np.testing.assert_array_equal(pictures[5], pictures[6])
         np.testing.assert_array_equal(pictures[11], pictures[0])
         assert folder.unreadable == [names[i] for i in (4, 5, 11)]
         assert caplog.text.count("skipped") == 3
-    strict = FolderImages(picture_folder, reader=PictureReader(short_side=56), max_unreadable=0.2)
-    assert strict[4].shape == strict[6].shape
+    strict = FolderImages(picture_folder, reader=ImageReader(short_side=56), max_unreadable=0.2)
+    assert strict[4][0].shape == strict[6][0].shape
     with pytest.raises(DataError, match="3 of 12 files are unreadable"):
         strict[11]
 
@@ -238,8 +278,8 @@ def test_the_command_packs_a_folder_to_train_on(
         [sys.executable, "-m", *command], cwd=ROOT, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0
-    assert f"12 pictures, 0 MB in {out}; train on them with data.pack={out}" in done.stdout
-    pack = open_pictures(DataConfig(pack=str(out)), tmp_path / "cache")
+    assert f"12 images, 0 MB in {out}; train on them with data.pack={out}" in done.stdout
+    pack = open_dataset(DataConfig(pack=str(out)), tmp_path / "cache")
     assert len(pack) == 12  # type: ignore[arg-type]
     assert not hashed
 
@@ -303,10 +343,10 @@ def test_a_pack_of_other_pixels_is_refused(picture_folder: Path, tmp_path: Path)
     config = DataConfig(pack=str(pack))
     for _ in range(2):  # a check that failed is not remembered as passed
         with pytest.raises(DataError, match="not those that were packed.*copy the pack again"):
-            open_pictures(config, tmp_path / "cache")
+            open_dataset(config, tmp_path / "cache")
     (pack / "pictures.u8").write_bytes(content[:-1])
     with pytest.raises(DataError, match="bytes instead of"):
-        open_pictures(config, tmp_path / "cache")
+        open_dataset(config, tmp_path / "cache")
     (pack / "pictures.json").unlink()
     with pytest.raises(DataError, match="no finished pack.*mae pack"):
-        open_pictures(config, tmp_path / "cache")
+        open_dataset(config, tmp_path / "cache")

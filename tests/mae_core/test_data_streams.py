@@ -19,9 +19,8 @@ from PIL import Image
 
 import mae_core.data.streams
 from mae_core.config import DataConfig
-from mae_core.data.loader import BatchLoader
-from mae_core.data.sources import PictureStream, expand_braces, open_pictures
-from mae_core.data.streams import DATASETS_VERSION
+from mae_core.data.loader import BatchLoader, open_dataset
+from mae_core.data.streams import DATASETS_VERSION, ImageStream, expand_braces
 from mae_core.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,19 +41,26 @@ def _key_of(value: Any) -> str:
     return "bytes" if isinstance(value, bytes) else "path"
 
 
-def write_parquet(path: Path, values: list[Any], column: str = "image") -> None:
-    """A file of a hub data set; each value is a picture's file or its path."""
+def write_parquet(
+    path: Path, values: list[Any], column: str = "image", classes: list[str] | None = None
+) -> None:
+    """A file of a hub data set; each value is a picture's file or its path.
+
+    Labels are row numbers, modulo the number of classes if there are any.
+    """
     import pyarrow
     import pyarrow.parquet
 
     kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    features = {column: {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}
+    label = {"names": classes, "_type": "ClassLabel"} if classes else {"_type": "Value"}
+    features = {column: {"_type": "Image"}, "label": {"dtype": "int64", **label}}
     schema = pyarrow.schema(
         [(column, kind), ("label", pyarrow.int64())],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
     rows = [{"bytes": None, "path": None, _key_of(value): value} for value in values]
-    table = pyarrow.table({column: rows, "label": list(range(len(rows)))}, schema=schema)
+    labels = [i % len(classes or rows) for i in range(len(rows))]
+    table = pyarrow.table({column: rows, "label": labels}, schema=schema)
     path.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(table, path)
 
@@ -84,23 +90,23 @@ def hub(tmp_path: Path) -> Path:
     return tmp_path / "hub"
 
 
-def open_hub(hub: Path, cache: Path, **fields: Any) -> PictureStream:
-    stream = open_pictures(DataConfig(hub=str(hub), **fields), cache)
-    assert isinstance(stream, PictureStream)
+def open_hub(hub: Path, cache: Path, **fields: Any) -> ImageStream:
+    stream = open_dataset(DataConfig(hub=str(hub), **fields), cache)
+    assert isinstance(stream, ImageStream)
     return stream
 
 
 def levels_of(
-    stream: PictureStream, count: int, first: int = 0, *, seed: int = 0, rank: int = 0,
+    stream: ImageStream, count: int, first: int = 0, *, seed: int = 0, rank: int = 0,
     world_size: int = 1, workers: int = 2,
 ) -> list[int]:  # fmt: skip
     """Levels of a process's pictures number `first` up to `first + count`."""
     with ThreadPoolExecutor(workers) as pool:
-        pictures = stream.pictures(
+        samples = stream.samples(
             first, seed=seed, rank=rank, world_size=world_size, pool=pool, workers=workers
         )
-        found = [int(picture.mean().round()) for picture in islice(pictures, count)]
-        pictures.close()  # type: ignore[attr-defined]
+        found = [int(image.mean().round()) for image, _ in islice(samples, count)]
+        samples.close()  # type: ignore[attr-defined]
         return found
 
 
@@ -123,6 +129,42 @@ def test_a_stream_resumes_at_any_picture_with_any_number_of_workers(
         for cache in (tmp_path / "cache", tmp_path / f"lost-{first}"):
             resumed = levels_of(open_hub(hub, cache), 130 - first, first, workers=workers)
             assert resumed == whole[first:], (cache, first)
+
+
+def labels_by_level(stream: ImageStream, count: int) -> dict[int, int]:
+    with ThreadPoolExecutor(2) as pool:
+        samples = stream.samples(0, seed=0, rank=0, world_size=1, pool=pool, workers=2)
+        found = {int(image.mean().round()): label for image, label in islice(samples, count)}
+        samples.close()  # type: ignore[attr-defined]
+        return found
+
+
+@needs_datasets
+def test_labels_are_of_the_class_label_column(hub: Path, tmp_path: Path) -> None:
+    values = [file_of(level) for level in range(9)]
+    values[4] = b"not a picture"
+    write_parquet(tmp_path / "named" / "train.parquet", values, classes=["cat", "dog", "fox"])
+    stream = open_hub(tmp_path / "named", tmp_path / "cache")
+    assert stream.classes == ("cat", "dog", "fox")
+    labels = labels_by_level(stream, 40)
+    assert labels == {level: level % 3 for level in range(9) if level != 4}
+    # A column of plain numbers may be anything.
+    stream = open_hub(hub, tmp_path / "cache")
+    assert stream.classes == ()
+    assert set(labels_by_level(stream, 40).values()) == {-1}
+
+
+@needs_datasets
+def test_labels_of_shards_are_their_cls_files(shards: str, tmp_path: Path) -> None:
+    files = {}
+    for level in range(6):
+        files[f"{level}.png"] = file_of(level)
+        files[f"{level}.cls"] = str(100 + level).encode()
+    write_tar(tmp_path / "labelled.tar", files)
+    stream = open_shards(str(tmp_path / "labelled.tar"), tmp_path / "cache")
+    assert stream.classes == ()
+    assert labels_by_level(stream, 20) == {level: 100 + level for level in range(6)}
+    assert set(labels_by_level(open_shards(shards, tmp_path / "cache"), 24).values()) == {-1}
 
 
 @needs_datasets
@@ -183,7 +225,7 @@ def test_the_next_picture_takes_the_place_of_an_unreadable_one(
         levels = levels_of(stream, 20)
     assert {3, 4}.isdisjoint(levels)
     assert set(levels[:10]) | set(levels[10:11]) == {0, 1, 2, 5, 6, 7, 8, 9}
-    assert caplog.text.count("skipped picture") >= 4
+    assert caplog.text.count("skipped image") >= 4
     # Every sample keeps its number, so a resumed run needs not decode what it skips.
     for first in range(12):
         again = open_hub(tmp_path / "hub", tmp_path / "cache")
@@ -202,7 +244,7 @@ def test_too_many_unreadable_pictures_stop_the_run(
     with pytest.raises(DataError, match="of the data set .* unreadable; at most 10% may be"):
         levels_of(open_hub(tmp_path / "hub", tmp_path / "cache", max_unreadable=0.1), 100)
     write_parquet(tmp_path / "none" / "train.parquet", [b"not a picture"] * 3)
-    with pytest.raises(DataError, match="20 of the 20 pictures"):
+    with pytest.raises(DataError, match="20 of the 20 images"):
         levels_of(open_hub(tmp_path / "none", tmp_path / "cache", max_unreadable=1.0), 1)
 
 
@@ -226,8 +268,8 @@ def test_pictures_are_reduced_like_those_of_a_folder(tmp_path: Path) -> None:
     write_parquet(tmp_path / "hub" / "train.parquet", [file.getvalue()])
     stream = open_hub(tmp_path / "hub", tmp_path / "cache", short_side=40)
     with ThreadPoolExecutor(1) as pool:
-        pictures = stream.pictures(0, seed=0, rank=0, world_size=1, pool=pool, workers=1)
-        assert next(pictures).shape == (40, 60, 3)
+        samples = stream.samples(0, seed=0, rank=0, world_size=1, pool=pool, workers=1)
+        assert next(samples)[0].shape == (40, 60, 3)
 
 
 @needs_datasets
@@ -247,7 +289,7 @@ def test_a_data_set_that_cannot_be_opened_is_a_sentence(hub: Path, tmp_path: Pat
 def test_a_process_without_pictures_is_told(tmp_path: Path) -> None:
     write_parquet(tmp_path / "hub" / "train.parquet", [file_of(1)])
     stream = open_hub(tmp_path / "hub", tmp_path / "cache")
-    with pytest.raises(DataError, match="no picture for process 1 of 2; use fewer processes"):
+    with pytest.raises(DataError, match="no image for process 1 of 2; use fewer processes"):
         levels_of(stream, 1, rank=1, world_size=2)
 
 
@@ -273,9 +315,9 @@ def shards(tmp_path: Path) -> str:
     return str(tmp_path / "train-{00..02}.tar")
 
 
-def open_shards(pattern: str, cache: Path, **fields: Any) -> PictureStream:
-    stream = open_pictures(DataConfig(shards=pattern, **fields), cache)
-    assert isinstance(stream, PictureStream)
+def open_shards(pattern: str, cache: Path, **fields: Any) -> ImageStream:
+    stream = open_dataset(DataConfig(shards=pattern, **fields), cache)
+    assert isinstance(stream, ImageStream)
     return stream
 
 
@@ -296,10 +338,10 @@ def test_shards_stream_every_picture_and_resume(shards: str, tmp_path: Path) -> 
 @needs_datasets
 def test_shards_that_cannot_be_used_are_a_sentence(tmp_path: Path) -> None:
     write_tar(tmp_path / "text.tar", {"0.txt": b"a", "1.txt": b"b"})
-    with pytest.raises(DataError, match="hold no pictures for each example"):
+    with pytest.raises(DataError, match="hold no images for each example"):
         open_shards(str(tmp_path / "text.tar"), tmp_path)
     write_tar(tmp_path / "both.tar", {"0.jpg": file_of(0), "0.png": file_of(0)})
-    with pytest.raises(DataError, match="hold jpg, png pictures for each example"):
+    with pytest.raises(DataError, match="hold jpg, png images for each example"):
         open_shards(str(tmp_path / "both.tar"), tmp_path)
     (tmp_path / "no.tar").write_bytes(b"not a tar file" * 100)
     with pytest.raises(DataError, match="no.tar' cannot be opened"):
@@ -326,10 +368,10 @@ def test_a_shard_that_breaks_off_stops_the_run_in_a_sentence(tmp_path: Path) -> 
 def stream_batches(hub: Path, cache: Path, start: int, workers: int) -> list[torch.Tensor]:
     config = DataConfig(hub=str(hub), workers=workers)
     loader = BatchLoader(
-        open_pictures(config, cache), config, batch_size=8, seed=3, mean=(0.5,) * 3,
+        open_dataset(config, cache), config, batch_size=8, seed=3, mean=(0.5,) * 3,
         std=(0.2,) * 3, device=torch.device("cpu"), rank=1, world_size=2,
     )  # fmt: skip
-    return list(loader.batches(start, 12, lambda step: 16))
+    return [images for images, _ in loader.batches(start, 12, lambda step: 16)]
 
 
 @needs_datasets
@@ -350,7 +392,7 @@ def test_without_the_package_a_stream_says_how_to_install_it(
     (tmp_path / "train.tar").touch()
     for config in (DataConfig(hub="a/b"), DataConfig(shards=str(tmp_path / "train.tar"))):
         with pytest.raises(DataError, match=f"pip install datasets=={DATASETS_VERSION}"):
-            open_pictures(config, tmp_path)
+            open_dataset(config, tmp_path)
 
 
 def test_the_version_named_is_the_version_pinned() -> None:

@@ -310,5 +310,5 @@ def test_an_evaluated_folder_is_listed_as_a_trained_one(
     (picture_folder / "notes.txt").write_text("hello")
     with caplog.at_level(logging.INFO):
         assert len(load_pictures(picture_folder, small_config)) == 12
-    assert "12 pictures below" in caplog.text
-    assert "skipped 1 text file" in caplog.text
+    assert "12 images below" in caplog.text
+    assert "skipped 1 .txt file" in caplog.text

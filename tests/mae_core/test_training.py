@@ -805,7 +805,7 @@ def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
     [
         ("tensorboard", "tensorboard=true needs the tensorboard package"),
         ("no hold-out", "is not a folder"),
-        ("empty hold-out", "no picture lies below"),
+        ("empty hold-out", "no image lies below"),
         ("channels", "tried can be read: 3 bands in the picture, and the model takes 4"),
         ("bands and range", "tried can be read: bands 1,2,7 are asked for"),
         ("bands", "tried can be read: bands 1,2,7 are asked for, and the picture has 1 to 3"),
@@ -824,7 +824,7 @@ def test_what_cannot_work_is_said_before_pictures_are_packed(
     config = _refused(change, run_config(), monkeypatch)
     packed: list[object] = []
     monkeypatch.setattr(
-        mae_core.commands.train, "open_pictures", lambda *given: packed.append(given)
+        mae_core.commands.train, "open_dataset", lambda *given: packed.append(given)
     )
     with pytest.raises(MAEError, match=message):
         run(config, "test")

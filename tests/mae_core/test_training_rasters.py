@@ -14,7 +14,7 @@ import torch
 import mae_core.commands.pack
 from mae_core.commands.train import run
 from mae_core.config import DataConfig, TrainConfig
-from mae_core.data.packed import open_pack
+from mae_core.data.pack import open_pack
 from mae_core.errors import CheckpointError, ConfigError, DataError
 from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_pictures
 from mae_core.reconstruct import Reconstructor
@@ -154,7 +154,7 @@ def test_a_pack_of_measurements(
     )
     pack = open_pack(out)
     assert pack.channels == 4
-    assert pack[0].shape == (56, 65, 4)
+    assert pack[0][0].shape == (56, 65, 4)
     config = run_config()
     data = DataConfig(pack=str(out))
     with pytest.raises(DataError, match="has channels 4 and the run 3; give the same"):
@@ -217,7 +217,7 @@ def test_weights_of_another_range_are_warned_of(
     caplog.clear()
     begun = dataclasses.replace(on(run_config, dark, 1), init_from=weights)
     run(dataclasses.replace(begun, out=first.out + "2"), "test")
-    assert "these pictures have values from" in caplog.text
+    assert "these images have values from" in caplog.text
     assert load_weights(Path(first.out + "2") / "weights.safetensors").config.value_range == (
         load_weights(weights).config.value_range
     )
@@ -253,4 +253,4 @@ def test_a_range_of_photographs_does_nothing_and_that_is_said(
 ) -> None:
     config = run_config()
     run(dataclasses.replace(config, data=dataclasses.replace(config.data, range="0,99")), "test")
-    assert "data.range=0,99 does nothing: no picture" in caplog.text
+    assert "data.range=0,99 does nothing: no image" in caplog.text

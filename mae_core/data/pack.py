@@ -1,0 +1,337 @@
+"""A folder of images decoded once into one memory-mapped file of uint8 pixels.
+
+Decoding is most of a loader's work; a pack is read at the speed of memory. It is a folder of
+
+- `pictures.u8`: all pixels, one image after another;
+- `pictures.json`: names, sizes, the SHA-256 of the pixels and of each source file. It is written
+  last, so a pack without it is unfinished and made again;
+- `pictures.checked`: a note that the pixels had their hash, so that they are not read through at
+  every start.
+
+Labels follow from the names, as in a folder.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from mae_core.data.datasets import (
+    ImageReader,
+    Sample,
+    check_unreadable,
+    find_classes,
+    find_images,
+    shown,
+)
+from mae_core.errors import DataError, ImageError
+from mae_core.measurements import ValueRange
+
+_log = logging.getLogger(__name__)
+
+_PIXELS_FILE = "pictures.u8"
+_INDEX_FILE = "pictures.json"
+_CHECKED_FILE = "pictures.checked"
+_PARTIAL = ".partial"
+
+# Bytes hashed at once.
+_BLOCK = 2**24
+
+# Images decoded before they are written, which bounds memory.
+_DECODED_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class PackedImages:
+    """M images of their own sizes in one memory-mapped array.
+
+    Attributes:
+        pixels: (total bytes,) uint8.
+        offsets: (M,) first byte of each image.
+        sizes: (M, 2) height and width of each image.
+        names: Source files, relative to their folder.
+        unreadable: Source files that were skipped.
+        files: SHA-256 of each source file; empty for a pack of version 0.1.
+        channels: C of the images.
+        bands: Which bands of the files they are; all if empty.
+        value_range: Values that became 0 and 255, of files of more than 8 bits; else None.
+        labels: (M,) number of the class of each image, or -1.
+        classes: Names of the classes, as of the folder that was packed.
+    """
+
+    pixels: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    names: list[str]
+    unreadable: list[str]
+    files: list[str] = field(default_factory=list)
+    channels: int = 3
+    bands: tuple[int, ...] = ()
+    value_range: ValueRange | None = None
+    labels: NDArray[np.int64] = field(init=False)
+    classes: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        labels, classes = find_classes([*self.names, *self.unreadable])
+        object.__setattr__(self, "labels", labels[: len(self)])
+        object.__setattr__(self, "classes", classes)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Image `index` as (H, W, C) uint8, and its label or -1."""
+        height, width = (int(side) for side in self.sizes[index])
+        start = int(self.offsets[index])
+        pixels = self.pixels[start : start + height * width * self.channels]
+        return pixels.reshape(height, width, self.channels), int(self.labels[index])
+
+
+def open_pack(folder: str | Path, memory: Path | None = None) -> PackedImages:
+    """Open a pack, and check the hash of its pixels unless that was done before.
+
+    Args:
+        folder: Folder of the pack.
+        memory: Another folder that may hold the note of a passed check, for a pack in a folder
+            that cannot be written to.
+
+    Raises:
+        DataError: If there is no finished pack, or its pixels are not those that were packed.
+    """
+    folder = Path(folder).expanduser()
+    index = _read_index(folder)
+    sizes = np.array(index["sizes"], dtype=np.int64).reshape(-1, 2)
+    channels = index.get("channels", 3)  # not in older packs
+    lengths = sizes.prod(axis=1) * channels
+    path = folder / _PIXELS_FILE
+    size = path.stat().st_size if path.is_file() else 0
+    if size != lengths.sum():
+        raise DataError(
+            f"{str(path)!r} has {size:,} bytes instead of {lengths.sum():,}; copy the pack "
+            "again, or make it again with mae pack"
+        )
+    if "sha256" in index:  # not in packs of version 0.1
+        _verify(path, index["sha256"], [folder, *([memory] if memory else [])])
+    pixels = np.memmap(path, np.uint8, "r") if size else np.zeros(0, dtype=np.uint8)
+    value_range = index.get("value_range")
+    return PackedImages(
+        pixels, np.cumsum(lengths) - lengths, sizes,
+        index["names"], index["unreadable"], index.get("files", []),
+        channels, tuple(index.get("bands", ())),
+        None if value_range is None else tuple((low, high) for low, high in value_range),
+    )  # fmt: skip
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((folder / _INDEX_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{str(folder)!r} holds no finished pack, for its {_INDEX_FILE} cannot be read; make "
+            f"one with mae pack IMAGES {folder}"
+        ) from error
+    if not isinstance(index, dict) or not {"sizes", "names", "unreadable"} <= set(index):
+        raise DataError(f"{str(folder / _INDEX_FILE)!r} is not a pack's; make the pack again")
+    return index
+
+
+def _verify(path: Path, sha256: str, memories: Sequence[Path]) -> None:
+    """Check the hash of the pixels, unless one of these folders notes that it was right."""
+    passed = _check_note(path, sha256)
+    for memory in memories:
+        with contextlib.suppress(OSError, ValueError):
+            if (memory / _CHECKED_FILE).read_text(encoding="utf-8") == passed:
+                return
+    found = _sha256(path, progress=True)
+    if found != sha256:
+        raise DataError(
+            f"the pixels of {str(path)!r} are not those that were packed (SHA-256 {found[:12]}… "
+            f"instead of {sha256[:12]}…); copy the pack again, or make it again with mae pack"
+        )
+    _write_check_note(path, sha256, memories)
+
+
+def _check_note(path: Path, sha256: str) -> str:
+    """Text that changes whenever the file is written again."""
+    status = path.stat()
+    return json.dumps({"sha256": sha256, "size": status.st_size, "mtime_ns": status.st_mtime_ns})
+
+
+def _write_check_note(path: Path, sha256: str, memories: Sequence[Path]) -> None:
+    for memory in memories:
+        with contextlib.suppress(OSError):
+            memory.mkdir(parents=True, exist_ok=True)
+            (memory / _CHECKED_FILE).write_text(_check_note(path, sha256), encoding="utf-8")
+            return
+    _log.warning("%s cannot be written to: the pack is checked at each start", path.parent)
+
+
+def _sha256(path: Path, *, progress: bool = False) -> str:
+    """Hash of a file; empty if it cannot be read."""
+    digest = hashlib.sha256()
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        bar = tqdm(total=size, desc="checking", unit="B", unit_scale=True, disable=not progress)
+        with bar:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                bar.update(len(block))
+        return digest.hexdigest()
+    return ""
+
+
+def without_holdout(pack: PackedImages, holdout: str | Path) -> PackedImages:
+    """Leave out the images of a folder, told by the hashes of their files.
+
+    Raises:
+        DataError: If the folder is missing or has no images, or no image is left.
+    """
+    held_out = {_sha256(path) for path in find_images(holdout)} - {""}
+    if not pack.files:
+        _log.warning(
+            "the pack is of an older version and does not say whether images of %r are in it: "
+            "remove it and make it again with mae pack, and they are left out",
+            str(holdout),
+        )
+        return pack
+    kept = [i for i, digest in enumerate(pack.files) if digest not in held_out]
+    if not kept:
+        raise DataError(
+            f"all images of the pack are in data.holdout {str(holdout)!r}; give a folder of "
+            "other images, or some of them"
+        )
+    if len(kept) < len(pack):
+        _log.info("%d images; skipped %d of data.holdout", len(kept), len(pack) - len(kept))
+    return replace(
+        pack, offsets=pack.offsets[kept], sizes=pack.sizes[kept],
+        names=[pack.names[i] for i in kept], files=[pack.files[i] for i in kept],
+    )  # fmt: skip
+
+
+def pack_folder(
+    folder: str | Path,
+    cache: str | Path,
+    *,
+    reader: ImageReader,
+    max_unreadable: float,
+    holdout: str | Path = "",
+) -> PackedImages:
+    """Open the pack of a folder; make it first if it is missing, damaged or out of date.
+
+    Args:
+        folder: See `find_images`.
+        cache: Folder of the pack.
+        reader: Reads the images.
+        max_unreadable: Largest share of unreadable files, 0..1.
+        holdout: See `find_images`.
+
+    Raises:
+        DataError: If there is no image, too many files are unreadable, or the pack cannot be
+            written.
+    """
+    paths = find_images(folder, holdout)
+    cache = Path(cache).expanduser()
+    fingerprint = _fingerprint(paths, reader)
+    pack = None
+    if (cache / _INDEX_FILE).exists():
+        try:
+            if _read_index(cache).get("fingerprint") == fingerprint:
+                pack = open_pack(cache)
+        except DataError as error:
+            _log.warning("packing again: %s", error)
+    if pack is None:
+        _make_pack(paths, Path(folder).expanduser(), cache, reader, fingerprint)
+        pack = open_pack(cache)
+    # The pack stays even if this fails: both remedies are then quick to try.
+    check_unreadable(pack.unreadable, len(paths), max_unreadable)
+    return pack
+
+
+def _fingerprint(paths: Sequence[Path], reader: ImageReader) -> str:
+    """Changes whenever a file comes, goes, is written again, or is read in another way."""
+    # The texts of earlier versions, for their packs to stay valid.
+    how = str(reader.short_side)
+    if reader != ImageReader(short_side=reader.short_side):
+        how = repr(reader).replace("ImageReader", "PictureReader", 1)
+    digest = hashlib.sha256(how.encode())
+    for path in paths:
+        try:
+            status = path.stat()
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        except OSError:  # a broken link; it is unreadable later
+            state = ""
+        digest.update(os.fsencode(f"{path}\0{state}\n"))
+    return digest.hexdigest()
+
+
+def _make_pack(
+    paths: Sequence[Path], root: Path, cache: Path, reader: ImageReader, fingerprint: str
+) -> None:
+    value_range = None if isinstance(reader.value_range, str) else reader.value_range
+    names, sizes, files, unreadable = list[str](), list[tuple[int, int]](), list[str](), list[str]()
+    digest = hashlib.sha256()
+    partial = cache / (_PIXELS_FILE + _PARTIAL)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        (cache / _INDEX_FILE).unlink(missing_ok=True)
+        with partial.open("wb") as file:
+            decoded = tqdm(_decoded(paths, reader), total=len(paths), desc="packing", unit="img")
+            for path, (image, file_hash) in zip(paths, decoded, strict=True):
+                name = path.relative_to(root).as_posix()
+                if isinstance(image, ImageError):
+                    _log.warning("skipped %s: %s", shown(name), image)
+                    unreadable.append(name)
+                    continue
+                pixels = image.tobytes()
+                digest.update(pixels)
+                file.write(pixels)
+                names.append(name)
+                sizes.append((image.shape[0], image.shape[1]))
+                files.append(file_hash)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(cache / _PIXELS_FILE)
+        _write_check_note(cache / _PIXELS_FILE, digest.hexdigest(), [cache])
+        index = {
+            "fingerprint": fingerprint, "names": names, "sizes": sizes, "files": files,
+            "unreadable": unreadable, "sha256": digest.hexdigest(),
+            "channels": reader.channels, "bands": reader.bands, "value_range": value_range,
+        }  # fmt: skip
+        partial_index = cache / (_INDEX_FILE + _PARTIAL)
+        partial_index.write_text(json.dumps(index), encoding="utf-8")
+        partial_index.replace(cache / _INDEX_FILE)
+    except OSError as error:
+        # Half a pack is of no use, and fills the disk.
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise DataError(
+            f"the images cannot be packed into {str(cache)!r}: {error.strerror or error}; free "
+            "space, choose another folder (data.cache), pack them smaller (short_side), or take "
+            "data.decode=epoch, which needs no space"
+        ) from error
+
+
+def _decoded(
+    paths: Sequence[Path], reader: ImageReader
+) -> Iterator[tuple[NDArray[np.uint8] | ImageError, str]]:
+    """Each image or its error, and the hash of its file, in order; several threads decode."""
+
+    def decode(path: Path) -> tuple[NDArray[np.uint8] | ImageError, str]:
+        try:
+            return reader(path), _sha256(path)
+        except ImageError as error:
+            return error, ""
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(paths), _DECODED_AT_ONCE):
+            yield from pool.map(decode, paths[start : start + _DECODED_AT_ONCE])
