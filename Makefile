@@ -1,15 +1,17 @@
 # Every target sets up what it needs in .venv, once; again only when the requirements change.
 #
-#   make install   the set-up alone
+#   make install   the set-up alone: the page, training and the command .venv/bin/mae
 #   make demo      the page on this machine          ARGS="--port 7861" passes flags on
 #   make test      all tests                         ARGS="-k masking" passes flags on
 #   make check     lint, formatting, types
 #   make bench     side by side with peers; writes benchmarks/results/
 #
-# PYTHON=python3.12 picks the interpreter that .venv is made with (3.11 to 3.12).
+# PYTHON=python3.13 picks the interpreter that .venv is made with (3.11 to 3.14).
+# TORCH_INDEX= takes PyTorch from pip's own index, which has CUDA; another address, from there.
 
 PYTHON ?= python3
 ARGS ?=
+CPU_TORCH := https://download.pytorch.org/whl/cpu
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 .PHONY: help install demo test check bench
 
 help:
-	@sed -n '3,9s/^# \{0,1\}//p' Makefile
+	@sed -n '3,10s/^# \{0,1\}//p' Makefile
 
 install: $(RUNTIME)
 
@@ -45,20 +47,33 @@ bench: $(DEV)
 	$(BIN)/python -m benchmarks.parity
 
 $(VENV)/.created:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
-		echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 to 3.12 is needed:" \
-			"make PYTHON=python3.12 ..." >&2; \
-		exit 1; \
-	}
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@fail() { echo "error: $$1" >&2; exit 1; }; \
+	command -v $(PYTHON) >/dev/null || \
+		fail "there is no $(PYTHON); install Python 3.11 to 3.14, or name yours: make PYTHON=..."; \
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
+		fail "$(PYTHON) is $$($(PYTHON) --version 2>&1); 3.11 to 3.14 is needed: make PYTHON=python3.13"; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		fail "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; \
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-$(RUNTIME): requirements.txt | $(VENV)/.created
-	@echo "Installing requirements.txt into $(VENV); torch is large, so this takes minutes once."
-	$(PIP) install -r requirements.txt
+# A machine without an NVIDIA GPU is spared CUDA where PyTorch's index of CPU builds answers. Sizes
+# are of torch 2.13.0 and what it brings on x86-64, without the rest.
+$(RUNTIME): requirements.txt requirements-train.txt pyproject.toml | $(VENV)/.created
+	@index="$(TORCH_INDEX)"; what="from pip's own index; with CUDA, it is 2.7 GB"; \
+	if [ "$(origin TORCH_INDEX)" = undefined ] && [ "$$(uname -s)" = Linux ] \
+		&& [ ! -e /proc/driver/nvidia ] && ! command -v nvidia-smi >/dev/null \
+		&& $(BIN)/python -c 'import urllib.request as web; web.urlopen("$(CPU_TORCH)/torch/", timeout=5)' \
+			2>/dev/null; \
+	then index=$(CPU_TORCH); fi; \
+	if [ -n "$$index" ]; then what="from $$index; for the CPU, it is 0.2 GB"; fi; \
+	echo "Installing into $(VENV), which takes minutes once. PyTorch comes $$what."; \
+	set -ex; \
+	$(PIP) install $${index:+--extra-index-url "$$index"} -r requirements-train.txt; \
+	$(PIP) install --no-deps --editable .
 	@touch $@
 
 $(DEV): requirements-dev.txt requirements-data.txt requirements-onnx.txt requirements-science.txt \
-		requirements-train.txt $(RUNTIME)
+		$(RUNTIME)
 	$(PIP) install -r requirements-dev.txt
 	@touch $@

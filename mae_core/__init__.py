@@ -1,77 +1,104 @@
-"""Masked autoencoders (He et al. 2022): see a picture rebuilt, train your own.
+"""Masked autoencoders (He et al. 2022): reconstruct images, read and write weights, train.
 
-from mae_core import Reconstructor
-r = Reconstructor.from_pretrained()
-out = r("photo.jpg", mask_ratio=0.75, seed=2)
-out.panels()["pasted"].save("pasted.png")
+    import mae_core
+
+    model = mae_core.load_pretrained("mae-tiny").build()
+    mae_core.Reconstructor(model)("cat.jpg", mask_ratio=0.75, seed=2).strip().save("cat.png")
+
+A name is imported with its module when it is first used: `import mae_core` alone, and so
+`mae --help`, does not wait for torch and timm. The parts (`mae_core.weights`, `mae_core.images`)
+have more names than these.
 """
 
-import os
-import sys
+import importlib
+from typing import TYPE_CHECKING, Any
 
-# For `python -m mae_core.train` and its like only, never for programs that import the library.
-# OpenMP's threads spin at each barrier until the last of them arrives. If another program occupies
-# a core, that one is not scheduled and the spinning wastes its time: a step takes several times as
-# long. libgomp reads the variables when torch is imported, so they cannot be set later.
-if "-m" in sys.orig_argv[:-1] and "OMP_WAIT_POLICY" not in os.environ:
-    _command = sys.orig_argv[sys.orig_argv.index("-m") + 1]
-    if _command == __name__ or _command.startswith(f"{__name__}."):
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+if TYPE_CHECKING:
+    from mae_core.config import PRESETS, ModelConfig, preset
+    from mae_core.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DeviceError,
+        DownloadError,
+        HubError,
+        ImageError,
+        ImageFormatError,
+        ImageLimitError,
+        MAEError,
+        MaskError,
+        PatchError,
+        TrainingError,
+    )
+    from mae_core.images import FITS, open_image
+    from mae_core.measurements import RangeSpec
+    from mae_core.model.mae import MAEOutput, MaskedAutoencoder
+    from mae_core.model.masking import (
+        MAX_SEED,
+        STRATEGIES,
+        PatchMask,
+        block_mask,
+        custom_mask,
+        draw_mask,
+        grid_mask,
+        mask_from_noise,
+        num_visible,
+        random_mask,
+    )
+    from mae_core.model.patches import patchify, unpatchify
+    from mae_core.photographs import ImageLimits, decode_image
+    from mae_core.reconstruct import (
+        MAX_IMAGE_SIZE,
+        MAX_PATCHES,
+        NORM_PIX_VIEWS,
+        Rebuilt,
+        Reconstruction,
+        ReconstructionRequest,
+        Reconstructor,
+    )
+    from mae_core.weights.hub import choose_files, is_repository
+    from mae_core.weights.registry import (
+        DEFAULT_WEIGHTS,
+        WeightsEntry,
+        find_weights,
+        list_weights,
+        load_pretrained,
+        locate_weights,
+        weights_name,
+    )
+    from mae_core.weights.saved import Weights, load_weights
+    from mae_core.weights.transfer import is_offline
 
-from mae_core.config import PRESETS, ModelConfig, preset
-from mae_core.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    DeviceError,
-    DownloadError,
-    HubError,
-    ImageError,
-    ImageFormatError,
-    ImageLimitError,
-    MAEError,
-    MaskError,
-    PatchError,
-    TrainingError,
-)
-from mae_core.images import FITS, open_image
-from mae_core.measurements import RangeSpec
-from mae_core.model.mae import MAEOutput, MaskedAutoencoder
-from mae_core.model.masking import (
-    MAX_SEED,
-    STRATEGIES,
-    PatchMask,
-    block_mask,
-    custom_mask,
-    draw_mask,
-    grid_mask,
-    mask_from_noise,
-    num_visible,
-    random_mask,
-)
-from mae_core.model.patches import patchify, unpatchify
-from mae_core.photographs import ImageLimits, decode_image
-from mae_core.reconstruct import (
-    MAX_IMAGE_SIZE,
-    MAX_PATCHES,
-    NORM_PIX_VIEWS,
-    Rebuilt,
-    Reconstruction,
-    ReconstructionRequest,
-    Reconstructor,
-)
-from mae_core.weights.hub import choose_files, is_repository
-from mae_core.weights.registry import (
-    DEFAULT_WEIGHTS,
-    WeightsEntry,
-    find_weights,
-    list_weights,
-    load_pretrained,
-    locate_weights,
-    weights_name,
-)
-from mae_core.weights.saved import Weights, load_weights
-from mae_core.weights.transfer import is_offline
+# Where each public name is; the imports above say the same to type checkers.
+_NAMES = {
+    "config": ("PRESETS", "ModelConfig", "preset"),
+    "errors": (
+        "CheckpointError", "ConfigError", "DataError", "DeviceError", "DownloadError", "HubError",
+        "ImageError", "ImageFormatError", "ImageLimitError", "MAEError", "MaskError", "PatchError",
+        "TrainingError",
+    ),
+    "images": ("FITS", "open_image"),
+    "measurements": ("RangeSpec",),
+    "photographs": ("ImageLimits", "decode_image"),
+    "model.mae": ("MAEOutput", "MaskedAutoencoder"),
+    "model.masking": (
+        "MAX_SEED", "STRATEGIES", "PatchMask", "block_mask", "custom_mask", "draw_mask",
+        "grid_mask", "mask_from_noise", "num_visible", "random_mask",
+    ),
+    "model.patches": ("patchify", "unpatchify"),
+    "reconstruct": (
+        "MAX_IMAGE_SIZE", "MAX_PATCHES", "NORM_PIX_VIEWS", "Rebuilt", "Reconstruction",
+        "ReconstructionRequest", "Reconstructor",
+    ),
+    "weights.hub": ("choose_files", "is_repository"),
+    "weights.registry": (
+        "DEFAULT_WEIGHTS", "WeightsEntry", "find_weights", "list_weights", "load_pretrained",
+        "locate_weights", "weights_name",
+    ),
+    "weights.saved": ("Weights", "load_weights"),
+    "weights.transfer": ("is_offline",),
+}  # fmt: skip
+_HOME = {name: f"mae_core.{module}" for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "DEFAULT_WEIGHTS",
@@ -129,3 +156,24 @@ __all__ = [
     "unpatchify",
     "weights_name",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name from its module, or a part of the package."""
+    part = f"mae_core.{name}"
+    try:
+        value = (
+            getattr(importlib.import_module(_HOME[name]), name)
+            if name in _HOME
+            else importlib.import_module(part)
+        )
+    except ModuleNotFoundError as error:
+        if error.name != part:
+            raise
+        raise AttributeError(f"module 'mae_core' has no attribute {name!r}") from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,55 +1,316 @@
-"""What a model is made of, as plain frozen data.
+"""Configuration as plain frozen data: a model, a training run.
 
-`ModelConfig` describes a masked autoencoder; `PRESETS` names five of them. Any config
-goes to and from JSON (`to_dict`, `from_dict`) and takes `field.path=value` changes from a
-command line (`with_overrides`).
+`ModelConfig` describes a masked autoencoder, `PRESETS` names five of them, and `TrainConfig` is a
+whole run. Any frozen dataclass goes to and from plain data (`to_dict`, `from_dict`) and files
+(`save_yaml`, `load_yaml`), and takes `field.path=value` changes from a command line
+(`with_overrides`).
 """
 
 import contextlib
 import dataclasses
+import difflib
+import functools
 import json
-import math
+import logging
 import numbers
+import re
+import reprlib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mae_core.errors import ConfigError
 from mae_core.measurements import as_value_range
 
-# What the official models were trained with, and ours: ImageNet's channel statistics.
+# ImageNet's channel statistics: of the official models' training, and of ours.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Fields of a model that count something.
-_COUNTS = (
-    "image_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads",
-    "decoder_embed_dim", "decoder_depth", "decoder_num_heads",
-)  # fmt: skip
+# The fields of `DataConfig` that may name where training images come from.
+SOURCES = ("folder", "pack", "hub", "shards")
 
-# Fields that `to_dict` leaves out where they are None or empty, so that a model that does not need
-# them is described as it was before there were any.
+# `to_dict` leaves these fields of a model out where they are None or empty, so that the record of
+# a model without them is the same as before they existed.
 _OPTIONAL = ("decoder_mlp_ratio", "grid", "bands", "value_range")
 
+# Fields of earlier versions, which changed nothing in a model. Files that have them still open.
+_REMOVED = ("shard", "tensorboard")
 
-def _convert_numbers(config: Any) -> None:
-    """Make Python's own numbers of numpy's, which JSON and torch do not take."""
-    for item in dataclasses.fields(config):
-        object.__setattr__(config, item.name, _plain_number(getattr(config, item.name)))
+# The second field of each pair counts only where the first is 0. A command line that gives the
+# second alone sets the first, which a recipe may have, to 0.
+_PREFERRED = (
+    ("epochs", "steps"),
+    ("optim.warmup_epochs", "optim.warmup_steps"),
+    ("optim.lr", "optim.base_lr"),
+)
+
+_log = logging.getLogger(__name__)
+
+Config = TypeVar("Config")
 
 
-def _plain_number(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_plain_number(item) for item in value)
+def to_dict(config: Any) -> dict[str, Any]:
+    """A frozen dataclass as plain data, ready for JSON and YAML."""
+
+    def set_fields(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {
+            name: value for name, value in items if value not in (None, ()) or name not in _OPTIONAL
+        }
+
+    return dataclasses.asdict(config, dict_factory=set_fields)
+
+
+def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """Build a frozen dataclass from plain data, as `to_dict` wrote it, now or in earlier versions.
+
+    Fields that are left out have their defaults. A model may be given by the name of a preset.
+
+    Raises:
+        ConfigError: If a field is unknown, a value has the wrong type, or the fields do not go
+            together.
+    """
+    return _build(cls, values, "")
+
+
+def save_yaml(config: Any, path: str | Path, **extra: Any) -> None:
+    """Write a frozen dataclass as YAML, which `load_yaml` reads.
+
+    Args:
+        config: The dataclass.
+        path: The file.
+        extra: Written before the fields. `load_yaml` passes over `recipe` alone.
+    """
+    text = yaml.safe_dump(
+        {**extra, **to_dict(config)}, sort_keys=False, default_flow_style=None, width=100
+    )
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def load_yaml(cls: type[Config], path: str | Path) -> Config:
+    """Read a frozen dataclass from a YAML file, or from the `config.json` of an earlier version.
+
+    Raises:
+        ConfigError: If the file cannot be read or is not YAML, and as of `from_dict`.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        is_json = Path(path).suffix == ".json"
+        values = json.loads(text) if is_json else _YamlLoader(text).get_single_data()
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be read: {reason}") from error
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path} holds no fields; write lines such as steps: 1000")
+    try:
+        return from_dict(cls, {name: values[name] for name in values if name != "recipe"})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+class _YamlLoader(yaml.SafeLoader):  # type: ignore[misc]
+    """PyYAML reads YAML 1.1, where 1e-4 is text; here it is a number, as in YAML 1.2."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)  # fmt: skip
+
+
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """Change fields of a config by `field.path=value` texts.
+
+    A value is read as JSON, or as it stands where it is no JSON or the field takes text. Lists
+    need no brackets, one number where two are needed is both of them, and a whole number may
+    be written as 1e5. `model=base` is the preset. The config is checked once all changes are made,
+    so fields that hang together may be given in any order.
+
+    Raises:
+        ConfigError: If a text has no `=`, a field is unknown, a value has the wrong type or
+            the changed fields do not go together.
+    """
+    given = {text.partition("=")[0] for text in overrides}
+    if isinstance(config, TrainConfig):
+        aside = [first for first, other in _PREFERRED if other in given and first not in given]
+        overrides = [*overrides, *(f"{name}=0" for name in aside)]
+    values = to_dict(config)
+    for text in overrides:
+        path, separator, value = text.partition("=")
+        if not separator or not path:
+            raise ConfigError(f"{text!r} is not of the form field=value, such as epochs=20")
+        _set_field(values, type(config), path, value)
+    return from_dict(type(config), values)
+
+
+def _set_field(values: dict[str, Any], cls: type, path: str, text: str) -> None:
+    """Change the entry of `values`, the plain data of a `cls`, that the path leads to."""
+    *parents, last = path.split(".")
+    for name in parents:
+        hint = _hint_of(cls, name)
+        if not _is_config(hint):
+            raise ConfigError(f"{path!r}: {name} has no fields of its own")
+        cls, values = hint, values[name]
+    hint = _hint_of(cls, last)
+    value = _checked(hint, _read(hint, text), path)
+    values[last] = to_dict(value) if _is_config(value) else value
+
+
+def _read(hint: Any, text: str) -> Any:
+    """A value from a command line."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = {"True": True, "False": False, "None": None}.get(text, text)
+    if hint is str and not isinstance(value, str):
+        return text  # a folder called 007 or 1e3
+    if typing.get_origin(hint) is tuple:
+        items = typing.get_args(hint)
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                return json.loads(f"[{text}]")
+        elif isinstance(value, int | float):
+            return [value] * (1 if Ellipsis in items else len(items))
+    return value
+
+
+def _build(cls: type[Config], values: Mapping[str, Any], path: str) -> Config:
+    fields = {}
+    for name, value in values.items():
+        if name in _REMOVED and name not in _hints(cls):
+            if value:
+                _log.warning("%s%s=%s of an earlier version is left out", path, name, value)
+            continue
+        fields[name] = _checked(_hint_of(cls, name), value, f"{path}{name}")
+    return cls(**fields)
+
+
+def _checked(hint: Any, value: Any, path: str) -> Any:
+    """`value` as the annotated type, or a ConfigError that says what the field takes."""
+    items = typing.get_args(hint)
+    if _is_config(hint):
+        if isinstance(value, hint):
+            return value
+        if isinstance(value, Mapping):
+            return _build(hint, value, f"{path}.")
+        if hint is ModelConfig and isinstance(value, str):
+            return preset(value)
+    elif items and _is_config(items[0]):
+        if isinstance(value, list | tuple):
+            return tuple(_checked(items[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+    else:
+        with contextlib.suppress(ValidationError, RecursionError):
+            return _adapter(hint).validate_python(_plain(value))
+    raise ConfigError(f"{path}={reprlib.repr(value)}: {_wanted(hint)} is needed")
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def _wanted(hint: Any) -> str:
+    """What a field takes, in words."""
+    words = {
+        bool: "true or false", int: "a whole number", float: "a finite number",
+        str: "text (in quotes)", types.NoneType: "null",
+    }  # fmt: skip
+    bounds = {Ge: "of at least {0.ge}", Gt: "above {0.gt}", Le: "up to {0.le}", Lt: "below {0.lt}"}
+    origin, items = typing.get_origin(hint), typing.get_args(hint)
+    if hint in words:
+        return words[hint]
+    if origin is Annotated:
+        told = [bounds[type(bound)].format(bound) for bound in hint.__metadata__]
+        return f"{_wanted(items[0])} {' and '.join(told)}"
+    if origin is Literal:
+        return f"one of {', '.join(items)}"
+    if origin is tuple:
+        length = "" if Ellipsis in items else f" of {len(items)}"
+        return f"a list{length}, each {_wanted(items[0])},"
+    if items:
+        return " or ".join(_wanted(item) for item in items)
+    return f"a mapping of fields of {hint.__name__}"
+
+
+def _hint_of(cls: type, name: str) -> Any:
+    """The type of a field, or a ConfigError that says which fields there are."""
+    hints = _hints(cls)
+    if name in hints:
+        return hints[name]
+    paths = list(_paths(cls))
+    near = [path for path in paths if path.endswith(f".{name}")]
+    near = near or difflib.get_close_matches(str(name), paths)
+    told = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(hints)}"
+    raise ConfigError(f"{cls.__name__} has no field {str(name)[:60]}; {told}")
+
+
+def _paths(cls: type) -> Iterator[str]:
+    for name, hint in _hints(cls).items():
+        yield name
+        if _is_config(hint):
+            yield from (f"{name}.{path}" for path in _paths(hint))
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def _is_config(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint)
+
+
+def _plain(value: Any) -> Any:
+    """Lists as tuples, and Python's own numbers, whole ones as integers."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item) for item in value)
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
-    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, int) else value
+    if isinstance(value, numbers.Real) and not isinstance(value, int):
+        value = float(value)
+        return int(value) if value.is_integer() else value
+    return value
+
+
+Count = Annotated[int, Ge(1)]
+NotNegativeInt = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+PositiveShare = Annotated[float, Gt(0), Le(1)]
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class Checked:
+    """Base of the configurations: each field has the type and bounds of its annotation.
+
+    Lists become tuples and numpy's numbers Python's own, for JSON and torch take no others.
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            object.__setattr__(self, name, _checked(hint, getattr(self, name), name))
+
+
+def _check_width(name: str, width: int, heads: int) -> None:
+    if width % heads:
+        raise ConfigError(f"{name} {width} does not divide into {heads} heads; pick a multiple")
+    if width % 4:
+        raise ConfigError(f"{name} {width} is not a multiple of 4, as sin-cos positions need")
+
+
+def _check_order(path: str, pair: tuple[float, float]) -> None:
+    if pair[0] > pair[1]:
+        raise ConfigError(f"{path} is {list(pair)}; give the smaller number first")
+
+
+@dataclass(frozen=True)
+class ModelConfig(Checked):
     """A masked autoencoder's shape (He et al. 2022, section 3 and A.1).
 
     Attributes:
@@ -74,52 +335,45 @@ class ModelConfig:
         mean: Channel means that images are normalised with, in 0..1. ImageNet's for three
             channels; for others 0.5, and training measures them, unless they are given.
         std: Channel deviations that images are normalised with, in 0..1; likewise.
-        bands: Which bands of a picture the channels are, numbered from 1; all if empty.
-        value_range: The values, of pictures of more than 8 bits, that become 0 and 1: one pair, or
+        bands: Which bands of an image the channels are, numbered from 1; all if empty.
+        value_range: The values, of images of more than 8 bits, that become 0 and 1: one pair, or
             one a channel. None for photographs.
         grid: (h, w) patches that the position tables are made for; None is the square one.
     """
 
-    image_size: int = 224
-    patch_size: int = 16
-    in_chans: int = 3
-    embed_dim: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    decoder_embed_dim: int = 512
-    decoder_depth: int = 8
-    decoder_num_heads: int = 16
-    mlp_ratio: float = 4.0
-    decoder_mlp_ratio: float | None = None
+    image_size: Count = 224
+    patch_size: Count = 16
+    in_chans: Count = 3
+    embed_dim: Count = 768
+    depth: Count = 12
+    num_heads: Count = 12
+    decoder_embed_dim: Count = 512
+    decoder_depth: Count = 8
+    decoder_num_heads: Count = 16
+    mlp_ratio: Positive = 4.0
+    decoder_mlp_ratio: Positive | None = None
     norm_pix: bool = False
-    pca_components: int = 0
+    pca_components: NotNegativeInt = 0
     encoder_mask_tokens: bool = False
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: Positive = 1e-6
     mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    bands: tuple[int, ...] = ()
+    std: tuple[Positive, ...] = IMAGENET_STD
+    bands: tuple[Count, ...] = ()
     value_range: tuple[tuple[float, float], ...] | None = None
-    grid: tuple[int, int] | None = None
+    grid: tuple[Count, Count] | None = None
 
     def __post_init__(self) -> None:
-        _convert_numbers(self)
+        super().__post_init__()
         if self.in_chans != 3 and (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD):
             for name in ("mean", "std"):
                 object.__setattr__(self, name, (0.5,) * self.in_chans)
-        for name in _COUNTS:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.pca_components <= self.patch_dim:
+        if self.pca_components > self.patch_dim:
             raise ConfigError(
                 f"pca_components is {self.pca_components}; a patch has {self.patch_dim} values, "
                 "so give 0 to that many"
             )
         if self.pca_components and self.norm_pix:
             raise ConfigError("the target is norm_pix or pca_components, not both")
-        if not (0 < self.mlp_ratio < math.inf and 0 < self.layer_norm_eps < math.inf):
-            raise ConfigError("mlp_ratio and layer_norm_eps must be numbers above 0")
-        if not 0 < self.mlp_ratios[1] < math.inf:
-            raise ConfigError("decoder_mlp_ratio must be a number above 0, or null")
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
@@ -131,26 +385,25 @@ class ModelConfig:
             )
         _check_width("embed_dim", self.embed_dim, self.num_heads)
         _check_width("decoder_embed_dim", self.decoder_embed_dim, self.decoder_num_heads)
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) != self.in_chans:
+        self._check_channels()
+
+    def _check_channels(self) -> None:
+        for name, counts in (
+            ("mean", {self.in_chans}), ("std", {self.in_chans}),
+            ("bands", {0, 1, self.in_chans}), ("value_range", {1, self.in_chans}),
+        ):  # fmt: skip
+            values = getattr(self, name)
+            if values is not None and len(values) not in counts:
                 raise ConfigError(
-                    f"{name} has {len(getattr(self, name))} values for in_chans={self.in_chans}; "
-                    "give one value a channel"
+                    f"{name} has {len(values)} values for in_chans={self.in_chans}; give one "
+                    "value a channel"
                 )
-        if not all(0 < value < math.inf for value in self.std):
-            raise ConfigError(f"std is {self.std}; each value must be a number above 0")
-        _check_bands("bands", self.bands, self.in_chans)
         if self.value_range is not None:
             as_value_range(self.value_range)
-            if len(self.value_range) not in (1, self.in_chans):
-                raise ConfigError(
-                    f"value_range has {len(self.value_range)} pairs for in_chans={self.in_chans}; "
-                    "give one, or one a channel"
-                )
 
     @property
     def grid_size(self) -> int:
-        """Patches along one side of a square picture of `image_size`."""
+        """Patches along one side of a square image of `image_size`."""
         return self.image_size // self.patch_size
 
     @property
@@ -175,20 +428,6 @@ class ModelConfig:
         return self.pca_components or self.patch_dim
 
 
-def _check_bands(name: str, bands: tuple[int, ...], channels: int) -> None:
-    if bands and (len(bands) not in (1, channels) or min(bands) < 1):
-        raise ConfigError(
-            f"{name} is {list(bands)} and in_chans is {channels}; give that many numbers from 1"
-        )
-
-
-def _check_width(name: str, width: int, heads: int) -> None:
-    if width % heads:
-        raise ConfigError(f"{name} {width} does not divide into {heads} heads; pick a multiple")
-    if width % 4:
-        raise ConfigError(f"{name} {width} is not a multiple of 4, as sin-cos positions need")
-
-
 PRESETS: dict[str, ModelConfig] = {
     "tiny": ModelConfig(embed_dim=192, num_heads=3, decoder_embed_dim=160, decoder_depth=4,
                         decoder_num_heads=5),
@@ -211,208 +450,38 @@ def preset(name: str) -> ModelConfig:
     return PRESETS[name]
 
 
-Config = TypeVar("Config")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A frozen dataclass as plain data, ready for JSON."""
-
-    def set_fields(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {
-            name: value for name, value in items if value not in (None, ()) or name not in _OPTIONAL
-        }
-
-    return dataclasses.asdict(config, dict_factory=set_fields)
-
-
-def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """Build a frozen dataclass from plain data, as `to_dict` wrote it.
-
-    Raises:
-        ConfigError: If a field is unknown or a value has the wrong type.
-    """
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(
-            f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(hints)}"
-        )
-    return cls(**{name: _coerce(hints[name], value, name) for name, value in values.items()})
-
-
-def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """Change fields of a config by `field.path=value` texts.
-
-    A value is read as JSON, or as it stands where it is no JSON or the field takes text. Lists
-    need no brackets, one number where two are needed is both of them, and a whole number may
-    be written as 1e5. The config is checked once all changes are made, so fields that hang
-    together may be given in any order.
-
-    Raises:
-        ConfigError: If a text has no `=`, a field is unknown, a value has the wrong type or
-            the changed fields do not go together.
-    """
-    values = to_dict(config)
-    given = {text.partition("=")[0] for text in overrides}
-    if isinstance(config, TrainConfig):
-        aside = [
-            other for name, other in _OVERRIDES_OF_FIELDS if name in given and other not in given
-        ]
-        overrides = [*overrides, *(f"{other}=0" for other in aside)]
-    for text in overrides:
-        path, separator, value = text.partition("=")
-        if not separator or not path:
-            raise ConfigError(f"{text!r} is not of the form field=value, such as epochs=20")
-        _set_at(values, type(config), path.split("."), value, path)
-    return from_dict(type(config), values)
-
-
-# What counts only where the other is 0, and the other.
-_OVERRIDES_OF_FIELDS = (
-    ("steps", "epochs"),
-    ("optim.warmup_steps", "optim.warmup_epochs"),
-    ("optim.base_lr", "optim.lr"),
-)
-
-
-def _set_at(values: dict[str, Any], cls: type, path: list[str], text: str, full_path: str) -> None:
-    """Change the entry of `values`, the plain data of a `cls`, that the path leads to."""
-    hints = typing.get_type_hints(cls)
-    name, rest = path[0], path[1:]
-    if name not in hints:
-        raise ConfigError(f"no field is called {full_path!r}; here it may be {', '.join(hints)}")
-    hint = hints[name]
-    if not rest:
-        values[name] = _plain(_coerce(hint, _read_value(hint, text), full_path))
-    elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        _set_at(values[name], hint, rest, text, full_path)
-    else:
-        raise ConfigError(f"{full_path!r}: {name} has no fields of its own")
-
-
-def _plain(value: Any) -> Any:
-    return to_dict(value) if dataclasses.is_dataclass(value) else value
-
-
-def _read_value(hint: Any, text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = {"True": True, "False": False, "None": None}.get(text, text)
-    if typing.get_origin(hint) is tuple:
-        value = _read_list(hint, text, value)
-    # A folder called 007 or 1e3 is a name, not a number.
-    return text if hint is str and not isinstance(value, str) else value
-
-
-def _read_list(hint: Any, text: str, value: Any) -> Any:
-    """A list without its brackets, or one number for all of as many as are needed."""
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            return json.loads(f"[{text}]")
-    numbers_needed = typing.get_args(hint)
-    if isinstance(value, int | float) and not dataclasses.is_dataclass(numbers_needed[0]):
-        return [value] * (1 if Ellipsis in numbers_needed else len(numbers_needed))
-    return value
-
-
-def _coerce(hint: Any, value: Any, name: str) -> Any:
-    """`value` as the annotated type, or a ConfigError that says what the field takes."""
-    value = _plain_number(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    origin = typing.get_origin(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if isinstance(value, hint):
-            return value
-        if isinstance(value, Mapping):
-            return from_dict(hint, value)
-    elif origin is tuple:
-        return _coerce_tuple(hint, value, name)
-    elif origin is types.UnionType:
-        return _coerce_union(hint, value, name)
-    elif origin is typing.Literal:
-        if value in typing.get_args(hint):
-            return value
-        raise ConfigError(f"{name}={value!r}: choose one of {', '.join(typing.get_args(hint))}")
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if math.isfinite(value):
-            return float(value)
-        raise ConfigError(f"{name}={value!r}: a finite number is needed")
-    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    raise ConfigError(f"{name}={value!r}: {getattr(hint, '__name__', hint)} is needed")
-
-
-def _coerce_tuple(hint: Any, value: Any, name: str) -> tuple[Any, ...]:
-    args = typing.get_args(hint)
-    if not isinstance(value, list | tuple):
-        raise ConfigError(f"{name}={value!r}: a list such as [1, 2] is needed")
-    if args[-1] is Ellipsis:
-        return tuple(_coerce(args[0], item, name) for item in value)
-    if len(value) != len(args):
-        raise ConfigError(f"{name}={value!r}: {len(args)} values are needed")
-    return tuple(_coerce(arg, item, name) for arg, item in zip(args, value, strict=True))
-
-
-def _coerce_union(hint: Any, value: Any, name: str) -> Any:
-    for option in typing.get_args(hint):
-        if option is type(None):
-            if value is None:
-                return None
-            continue
-        try:
-            return _coerce(option, value, name)
-        except ConfigError:
-            continue
-    raise ConfigError(f"{name}={value!r}: {hint} is needed")
-
-
-# The fields of `DataConfig` that may name where training pictures come from.
-SOURCES = ("folder", "pack", "hub", "shards")
-
-
-def _check_range(name: str, pair: tuple[float, float], least: float, most: float) -> None:
-    low, high = pair
-    if not least < low <= high <= most:
-        raise ConfigError(
-            f"{name} is {list(pair)}; give two numbers, smaller first, above {least:g} and at "
-            f"most {most:g}"
-        )
-
-
 @dataclass(frozen=True)
-class DataConfig:
-    """Where pictures come from and how they are cropped.
+class DataConfig(Checked):
+    """Where images come from and how they are cropped.
 
     One of `folder`, `pack`, `hub` and `shards` names the source.
 
     Attributes:
-        folder: Folder of training pictures, searched through all its subfolders; links are
+        folder: Folder of training images, searched through all its subfolders; links are
             followed, hidden files and folders are not looked into.
-        pack: Pack of pictures, as `mae pack` makes it.
+        pack: Pack of images, as `mae pack` makes it.
         hub: Name of a Hugging Face data set, streamed; needs the `datasets` package.
         shards: WebDataset tar files, streamed: a path or address with `{000..099}` for many;
             needs the `datasets` package.
         split: Part of the `hub` data set.
-        column: Where the pictures are in the `hub` data set.
-        holdout: Folder of pictures to measure on and never train on; none if empty. It may lie
+        column: Where the images are in the `hub` data set.
+        holdout: Folder of images to measure on and never train on; none if empty. It may lie
             inside `folder`, or link to its files.
-        cache: Folder for the packed pictures; inside the run's folder if empty.
-        decode: A folder's pictures are decoded `once` into a pack, or in each `epoch`, which
+        cache: Folder for the packed images; inside the run's folder if empty.
+        decode: A folder's images are decoded `once` into a pack, or in each `epoch`, which
             needs no space on the disk but more of the processor.
-        bands: Which bands of the pictures are the model's channels, numbered from 1; all if empty.
-        range: The values, of pictures of more than 8 bits, that become black and white: `auto` for
+        bands: Which bands of the images are the model's channels, numbered from 1; all if empty.
+        range: The values, of images of more than 8 bits, that become black and white: `auto` for
             the percentiles of the data set, or the full range of its number format if more than
             half of that is used (see `find_value_range`); `dtype` for the full range; or
             `LOW,HIGH`.
-        short_side: Pictures are kept with their shorter side at most this many pixels; 0 for as
+        short_side: Images are kept with their shorter side at most this many pixels; 0 for as
             they are.
         max_unreadable: Largest share of unreadable files, 0..1; above it the run stops.
-        crop: `random` is RandomResizedCrop; `fixed` a window of seven eighths of the picture's
+        crop: `random` is RandomResizedCrop; `fixed` a window of seven eighths of the image's
             shorter side at a random place; `centre` the same square every time (He et al.
             2022, table 1e).
-        crop_area: Smallest and largest share of the picture's area in a `random` crop.
+        crop_area: Smallest and largest share of the image's area in a `random` crop.
         crop_aspect: Smallest and largest width over height of a `random` crop.
         flip: Whether half of the crops are mirrored.
         color_jitter: Brightness, contrast and saturation are each multiplied by a factor drawn
@@ -430,42 +499,36 @@ class DataConfig:
     column: str = "image"
     holdout: str = ""
     cache: str = ""
-    decode: typing.Literal["once", "epoch"] = "once"
-    bands: tuple[int, ...] = ()
+    decode: Literal["once", "epoch"] = "once"
+    bands: tuple[Count, ...] = ()
     range: str = "auto"
-    short_side: int = 256
-    max_unreadable: float = 0.05
-    crop: typing.Literal["random", "fixed", "centre"] = "random"
-    crop_area: tuple[float, float] = (0.2, 1.0)
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    short_side: NotNegativeInt = 256
+    max_unreadable: Share = 0.05
+    crop: Literal["random", "fixed", "centre"] = "random"
+    crop_area: tuple[PositiveShare, PositiveShare] = (0.2, 1.0)
+    crop_aspect: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     flip: bool = True
-    color_jitter: float = 0.0
-    workers: int = 4
+    color_jitter: Share = 0.0
+    workers: Count = 4
     resident: bool = False
 
     def __post_init__(self) -> None:
-        _convert_numbers(self)
+        super().__post_init__()
         named = [name for name in SOURCES if getattr(self, name)]
         if len(named) > 1:
             raise ConfigError(f"data.{' and data.'.join(named)} are given; give one source")
         as_value_range(self.range)
-        _check_range("data.crop_area", self.crop_area, 0.0, 1.0)
-        _check_range("data.crop_aspect", self.crop_aspect, 0.0, float("inf"))
-        if self.short_side != 0 and self.short_side < 16:
+        _check_order("data.crop_area", self.crop_area)
+        _check_order("data.crop_aspect", self.crop_aspect)
+        if 0 < self.short_side < 16:
             raise ConfigError(
                 f"data.short_side is {self.short_side}; give at least 16 pixels, or 0 to keep "
-                "pictures as they are"
+                "images as they are"
             )
-        if not 0 <= self.max_unreadable <= 1:
-            raise ConfigError(f"data.max_unreadable is {self.max_unreadable}; give 0 to 1")
-        if not 0 <= self.color_jitter <= 1:
-            raise ConfigError(f"data.color_jitter is {self.color_jitter}; give 0 to 1")
-        if self.workers < 1:
-            raise ConfigError(f"data.workers is {self.workers}; give at least 1")
 
 
 @dataclass(frozen=True)
-class MaskConfig:
+class MaskConfig(Checked):
     """How masks are drawn, once for each step's batch.
 
     Attributes:
@@ -475,27 +538,27 @@ class MaskConfig:
         grid: Share of steps with grid masks. The three shares add up to 1.
     """
 
-    ratio: tuple[float, float] = (0.75, 0.75)
-    random: float = 1.0
-    block: float = 0.0
-    grid: float = 0.0
+    ratio: tuple[PositiveShare, PositiveShare] = (0.75, 0.75)
+    random: Share = 1.0
+    block: Share = 0.0
+    grid: Share = 0.0
 
     def __post_init__(self) -> None:
-        _convert_numbers(self)
-        _check_range("mask.ratio", self.ratio, 0.0, 1.0)
+        super().__post_init__()
+        _check_order("mask.ratio", self.ratio)
         shares = (self.random, self.block, self.grid)
-        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        if abs(sum(shares) - 1) > 1e-6:
             raise ConfigError(f"mask.random, block and grid are {shares}; they must add up to 1")
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Checked):
     """The optimiser and its schedule (He et al. 2022, A.1).
 
     Attributes:
         name: `adamw`, or `muon` for the blocks' matrices with AdamW for the rest.
         lr: Peak learning rate, as is. Where it is 0, the peak is base_lr * batch_size / 256;
-            `base_lr=` on a command line puts the `lr` of a recipe aside.
+            `base_lr=` on a command line sets the `lr` of a recipe to 0.
         base_lr: Peak learning rate of a batch of 256; not looked at where `lr` is above 0.
         weight_decay: Of all parameters but biases and norms.
         betas: AdamW's.
@@ -505,46 +568,37 @@ class OptimConfig:
         clip_grad: Largest norm of the whole gradient; 0 for no clipping.
     """
 
-    name: typing.Literal["adamw", "muon"] = "adamw"
-    lr: float = 0.0
-    base_lr: float = 1.5e-4
-    weight_decay: float = 0.05
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: NotNegative = 0.0
+    base_lr: NotNegative = 1.5e-4
+    weight_decay: NotNegative = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
-    warmup_steps: int = 300
-    warmup_epochs: float = 0.0
-    final_lr: float = 0.0
-    clip_grad: float = 1.0
+    warmup_steps: NotNegativeInt = 300
+    warmup_epochs: NotNegative = 0.0
+    final_lr: NotNegative = 0.0
+    clip_grad: NotNegative = 1.0
 
     def __post_init__(self) -> None:
-        _convert_numbers(self)
+        super().__post_init__()
         if not self.lr and not self.base_lr:
             raise ConfigError("optim.lr and optim.base_lr are both 0; give one of them")
-        for name in (
-            "lr", "base_lr", "weight_decay", "final_lr", "clip_grad", "warmup_steps",
-            "warmup_epochs",
-        ):  # fmt: skip
-            if getattr(self, name) < 0:
-                raise ConfigError(f"optim.{name} is {getattr(self, name)}; give 0 or more")
 
 
 @dataclass(frozen=True)
-class StageConfig:
-    """A part of the run at one picture size; small pictures first, as few tokens are cheap.
+class StageConfig(Checked):
+    """A part of the run at one image size; small images first, as few tokens are cheap.
 
     Attributes:
         image_size: Side of the crops in pixels; a multiple of the patch side.
         share: Share of all steps; the shares of a run add up to 1.
     """
 
-    image_size: int = 224
+    image_size: Count = 224
     share: float = 1.0
-
-    def __post_init__(self) -> None:
-        _convert_numbers(self)
 
 
 @dataclass(frozen=True)
-class SystemConfig:
+class SystemConfig(Checked):
     """How the machine does the work; nothing here changes what is computed, beyond rounding.
 
     Attributes:
@@ -557,20 +611,15 @@ class SystemConfig:
             (fully_shard), for models that do not fit one device.
     """
 
-    precision: typing.Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    accumulate: int = 1
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    accumulate: Count = 1
     checkpoint_activations: bool = False
     compile: bool = False
     shard: bool = False
 
-    def __post_init__(self) -> None:
-        _convert_numbers(self)
-        if self.accumulate < 1:
-            raise ConfigError(f"system.accumulate is {self.accumulate}; give at least 1")
-
 
 @dataclass(frozen=True)
-class RecoveryConfig:
+class RecoveryConfig(Checked):
     """What happens when the loss jumps or stops being a number.
 
     Attributes:
@@ -580,39 +629,37 @@ class RecoveryConfig:
             average; 0 to notice only numbers that are not finite.
     """
 
-    max_rollbacks: int = 3
-    lr_factor: float = 0.5
-    spike: float = 4.0
+    max_rollbacks: NotNegativeInt = 3
+    lr_factor: PositiveShare = 0.5
+    spike: NotNegative = 4.0
 
     def __post_init__(self) -> None:
-        _convert_numbers(self)
-        if self.max_rollbacks < 0 or not 0 < self.lr_factor <= 1:
-            raise ConfigError("recovery: max_rollbacks is 0 or more, lr_factor above 0 up to 1")
-        if self.spike != 0 and self.spike <= 1:
+        super().__post_init__()
+        if 0 < self.spike <= 1:
             raise ConfigError(f"recovery.spike is {self.spike}; give 0, or a number above 1")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """A whole training run.
 
     Attributes:
         model: The model.
-        data: The pictures.
+        data: The images.
         mask: The masks.
         optim: The optimiser.
         system: How the machine does the work.
         recovery: What happens when the loss jumps.
-        stages: Picture sizes in turn.
-        out: Folder of the run: checkpoint, weights, metrics and pictures.
+        stages: Image sizes in turn.
+        out: Folder of the run: checkpoint, weights, metrics and images.
         resume: Checkpoint, or folder of a run, to go on from where `out` holds none.
         init_from: Weights to begin with, where there is nothing to go on from: a name, a file or
             a folder of any published format, a run, or USER/NAME on the Hugging Face hub.
         steps: Optimiser steps in all.
-        epochs: The same as passes over all pictures; takes the place of `steps` where above 0.
-        batch_size: Pictures in a step, over all processes.
+        epochs: The same as passes over all images; takes the place of `steps` where above 0.
+        batch_size: Images in a step, over all processes.
         loss: `mse` is the paper's; `log_mse` the mean over images of the logarithm of each
-            one's error, so that plain pictures count as much as busy ones, as in a mean PSNR.
+            one's error, so that plain images count as much as busy ones, as in a mean PSNR.
         visible_weight: Weight of the loss on visible patches; the paper's is 0, which leaves
             them speckled in the reconstruction.
         ema: Decay for each step of a running average of the parameters, 0..1, which is what is
@@ -635,27 +682,20 @@ class TrainConfig:
     out: str = "runs/mae"
     resume: str = ""
     init_from: str = ""
-    steps: int = 1000
-    epochs: float = 0.0
-    batch_size: int = 64
-    loss: typing.Literal["mse", "log_mse"] = "mse"
-    visible_weight: float = 0.0
-    ema: float = 0.0
-    export_dtype: typing.Literal["float32", "float16"] = "float32"
-    seed: int = 0
-    eval_every: int = 500
-    save_every: int = 250
+    steps: Count = 1000
+    epochs: NotNegative = 0.0
+    batch_size: Count = 64
+    loss: Literal["mse", "log_mse"] = "mse"
+    visible_weight: NotNegative = 0.0
+    ema: Annotated[float, Ge(0), Lt(1)] = 0.0
+    export_dtype: Literal["float32", "float16"] = "float32"
+    seed: NotNegativeInt = 0
+    eval_every: Count = 500
+    save_every: Count = 250
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        _convert_numbers(self)
-        for name in ("steps", "batch_size", "eval_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if min(self.visible_weight, self.seed, self.epochs) < 0:
-            raise ConfigError("visible_weight, seed and epochs must be 0 or more")
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"ema is {self.ema}; give 0, or a decay below 1 such as 0.999")
+        super().__post_init__()
         if self.system.shard and self.optim.name == "muon":
             raise ConfigError(
                 "muon needs whole matrices and system.shard splits them; set optim.name=adamw"
@@ -668,7 +708,7 @@ class TrainConfig:
         if abs(sum(stage.share for stage in self.stages) - 1) > 1e-6:
             raise ConfigError("the stages' shares must add up to 1")
         for stage in self.stages:
-            if stage.image_size < 1 or stage.image_size % self.model.patch_size:
+            if stage.image_size % self.model.patch_size:
                 raise ConfigError(
                     f"a stage's image_size {stage.image_size} is not a multiple of the patch "
                     f"side {self.model.patch_size}"
@@ -684,7 +724,7 @@ def declared_facts(config: TrainConfig) -> TrainConfig:
     """The run with a model of the bands and the value range that `config.data` declares."""
     model, spec = config.model, as_value_range(config.data.range)
     bands = config.data.bands or model.bands
-    # `dtype` is asked of the pictures again, whatever range the weights of `init_from` have.
+    # `dtype` is asked of the images again, whatever range the weights of `init_from` have.
     inherited = None if spec == "dtype" else model.value_range
     value_range = inherited if isinstance(spec, str) else spec
     return dataclasses.replace(

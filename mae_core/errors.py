@@ -2,14 +2,14 @@
 
     MAEError
     ├── ConfigError        a field, recipe or command-line value that is not allowed
-    ├── PatchError         pictures and patch grids that do not fit each other
+    ├── PatchError         images and patch grids that do not fit each other
     ├── MaskError          a mask ratio, seed or mask that is not allowed
-    ├── ImageError         a picture that cannot be used
-    │   ├── ImageFormatError     not a picture, or a format that is not accepted
-    │   └── ImageLimitError      a picture too large, too small or too narrow
+    ├── ImageError         an image that cannot be used
+    │   ├── ImageFormatError     not an image, or a format that is not accepted
+    │   └── ImageLimitError      an image too large, too small or too narrow
     ├── CheckpointError    a file of weights or a checkpoint that cannot be used
-    ├── DataError          a folder of pictures that cannot be trained or evaluated on
-    ├── DeviceError        a device that is not there
+    ├── DataError          a folder of images that cannot be trained or evaluated on
+    ├── DeviceError        a device that is not on this machine
     ├── DownloadError      weights that cannot be fetched
     ├── HubError           a hub that cannot be reached or refuses
     └── TrainingError      a training run that cannot go on
@@ -20,52 +20,89 @@ Each message says what was given, what is allowed and what to do. Entry points c
 
 
 class MAEError(Exception):
-    """Base of every error a caller can cause and mend."""
+    """Base of every error that a caller can cause and mend.
+
+    Attributes:
+        code: What went wrong, for programs: a page shows its own sentence for a code, in the
+            language of its visitor. Each class has a default; `raise` may name a finer one.
+        parameters: What such a sentence needs besides, by name: the value given, the limit.
+    """
+
+    code = "error"
+
+    def __init__(self, message: str = "", *, code: str | None = None, **parameters: object) -> None:
+        super().__init__(message)
+        self.code = code or type(self).code
+        self.parameters = parameters
 
 
 class ConfigError(MAEError):
     """A field, recipe or command-line value that is not allowed."""
 
+    code = "config"
+
 
 class PatchError(MAEError):
-    """Pictures and patch grids that do not fit each other."""
+    """Images and patch grids that do not fit each other."""
+
+    code = "patches"
 
 
 class MaskError(MAEError):
     """A mask ratio, seed or mask that is not allowed."""
 
+    code = "mask"
+
 
 class ImageError(MAEError):
-    """A picture that cannot be used."""
+    """An image that cannot be used."""
+
+    code = "image"
 
 
 class ImageFormatError(ImageError):
-    """Not a picture, or a format that is not accepted."""
+    """Not an image, or a format that is not accepted."""
+
+    code = "image_format"
 
 
 class ImageLimitError(ImageError):
-    """A picture too large, too small or too narrow."""
+    """An image too large, too small or too narrow."""
+
+    code = "image_limit"
 
 
 class CheckpointError(MAEError):
     """A file of weights or a checkpoint that cannot be used."""
 
+    code = "checkpoint"
+
 
 class DataError(MAEError):
-    """A folder of pictures that cannot be trained or evaluated on."""
+    """A folder of images that cannot be trained or evaluated on."""
+
+    code = "data"
 
 
 class DeviceError(MAEError):
-    """A device that is not there."""
+    """A device that is not on this machine."""
+
+    code = "device"
 
 
 class DownloadError(MAEError):
     """Weights that cannot be fetched."""
 
+    code = "download"
+
 
 class HubError(MAEError):
     """A hub that cannot be reached or refuses."""
 
+    code = "hub"
+
 
 class TrainingError(MAEError):
     """A training run that cannot go on."""
+
+    code = "training"

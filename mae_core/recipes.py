@@ -1,7 +1,7 @@
 """Named training configurations, each a function that returns one.
 
-Start from a name on the command line and change any field: `python -m mae_core.train quick
-data.folder=PICTURES optim.lr=1e-3`.
+A command line starts from a name and changes any field: `mae train quick data.folder=IMAGES
+optim.lr=1e-3`.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from mae_core.weights.registry import DEFAULT_WEIGHTS
 
 
 def quick() -> TrainConfig:
-    """A first look at one's own pictures: minutes on two CPU cores, blurred but recognisable."""
+    """A first look at your own images: minutes on two CPU cores, blurred but recognisable."""
     return TrainConfig(
         model=preset("tiny"),
         data=DataConfig(short_side=160, crop_area=(0.25, 1.0)),
@@ -56,7 +56,7 @@ def bundled_tiny() -> TrainConfig:
 
 
 def small_data() -> TrainConfig:
-    """A thousand to a hundred thousand pictures of one's own, on one GPU: hours."""
+    """1,000 to 100,000 images of your own on one GPU: hours."""
     return TrainConfig(
         model=preset("small"),
         mask=MaskConfig(ratio=(0.4, 0.9), random=0.8, block=0.15, grid=0.05),
@@ -71,7 +71,7 @@ def small_data() -> TrainConfig:
 
 
 def adapt() -> TrainConfig:
-    """Go on from trained weights (`init_from=`) with pictures of one's own: minutes to hours."""
+    """Continue from trained weights (`init_from=`) on your own images: minutes to hours."""
     return TrainConfig(
         data=DataConfig(crop_area=(0.25, 1.0)),
         mask=MaskConfig(ratio=(0.4, 0.9), random=0.8, block=0.15, grid=0.05),
@@ -88,7 +88,7 @@ def adapt() -> TrainConfig:
 
 
 def cifar() -> TrainConfig:
-    """Pictures of 32 x 32 pixels, such as CIFAR: `tiny` with patches of 2 pixels."""
+    """Images of 32 x 32 pixels, such as CIFAR: `tiny` with patches of 2 pixels."""
     return TrainConfig(
         model=replace(preset("tiny"), image_size=32, patch_size=2),
         data=DataConfig(short_side=32),
@@ -119,7 +119,7 @@ def _paper(model: str) -> TrainConfig:
     """Pre-training as He et al. 2022 do it (A.1), with normalised pixels as the target."""
     return TrainConfig(
         model=replace(preset(model), norm_pix=True),
-        # Crops of the pictures themselves; a pack of ImageNet would take some 335 GB.
+        # Crops of the original files; a pack of ImageNet would take some 335 GB.
         data=DataConfig(decode="epoch", short_side=0),
         optim=OptimConfig(base_lr=1.5e-4, warmup_epochs=40, clip_grad=0.0),
         out=f"runs/{model}",

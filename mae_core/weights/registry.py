@@ -27,7 +27,9 @@ from mae_core.weights.transfer import (
     terminal_bar,
 )
 
-WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "weights"
+# `weights/` of the checkout; pip installs it into the package as `bundled/`.
+_INSTALLED = Path(__file__).resolve().parents[1] / "bundled"
+WEIGHTS_FOLDER = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / "weights"
 
 # What a finished run's weights are called.
 WEIGHTS_FILE = "weights.safetensors"

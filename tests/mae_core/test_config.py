@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,10 +18,13 @@ from mae_core.config import (
     DataConfig,
     MaskConfig,
     ModelConfig,
+    OptimConfig,
     StageConfig,
     TrainConfig,
     from_dict,
+    load_yaml,
     preset,
+    save_yaml,
     to_dict,
     with_overrides,
     without_places,
@@ -45,6 +50,11 @@ class Outer:
     out: str = "runs"
     limit: int | None = None
     flip: bool = True
+
+
+COUNT = "a whole number of at least 1"
+PAIR = "a list of 2, each a finite number,"
+POSITIVE = "a finite number above 0"
 
 
 def refusal(text: str) -> str:
@@ -98,7 +108,7 @@ def test_grid_and_patch_dim() -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("value", [0, -1])
 def test_counts_are_at_least_one(name: str, value: int) -> None:
-    with pytest.raises(ConfigError, match=refusal(f"{name} is {value}; it must be at least 1")):
+    with pytest.raises(ConfigError, match=refusal(f"{name}={value}: {COUNT} is needed")):
         ModelConfig(**{name: value})
 
 
@@ -114,18 +124,23 @@ def test_counts_are_at_least_one(name: str, value: int) -> None:
         ({"in_chans": 4, "mean": (0.5, 0.5, 0.5)},
          "mean has 3 values for in_chans=4; give one value a channel"),
         ({"in_chans": 4, "bands": (1, 2)},
-         "bands is [1, 2] and in_chans is 4; give that many numbers from 1"),
+         "bands has 2 values for in_chans=4; give one value a channel"),
         ({"bands": (0, 1, 2)},
-         "bands is [0, 1, 2] and in_chans is 3; give that many numbers from 1"),
+         f"bands=(0, 1, 2): a list, each {COUNT}, is needed"),
         ({"value_range": ((5.0, 1.0),)},
          "the value range is ((5.0, 1.0),); give auto, dtype, or LOW,HIGH such as 0,4095"),
         ({"in_chans": 4, "mean": (0.5,) * 4},
          "std has 3 values for in_chans=4; give one value a channel"),
-        ({"std": (0.2, 0.0, 0.2)}, "std is (0.2, 0.0, 0.2); each value must be a number above 0"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio and layer_norm_eps must be numbers above 0"),
-        ({"layer_norm_eps": float("nan")}, "mlp_ratio and layer_norm_eps must be numbers above 0"),
-        ({"mlp_ratio": float("inf")}, "mlp_ratio and layer_norm_eps must be numbers above 0"),
-        ({"layer_norm_eps": -1e-6}, "mlp_ratio and layer_norm_eps must be numbers above 0"),
+        ({"std": (0.2, 0.0, 0.2)}, f"std=(0.2, 0.0, 0.2): a list, each {POSITIVE}, is needed"),
+        ({"mean": (0.2, float("nan"), 0.2)},
+         "mean=(0.2, nan, 0.2): a list, each a finite number, is needed"),
+        ({"mlp_ratio": 0.0}, f"mlp_ratio=0.0: {POSITIVE} is needed"),
+        ({"decoder_mlp_ratio": -1.0}, f"decoder_mlp_ratio=-1.0: {POSITIVE} or null is needed"),
+        ({"layer_norm_eps": float("nan")}, f"layer_norm_eps=nan: {POSITIVE} is needed"),
+        ({"mlp_ratio": float("inf")}, f"mlp_ratio=inf: {POSITIVE} is needed"),
+        ({"layer_norm_eps": -1e-6}, f"layer_norm_eps=-1e-06: {POSITIVE} is needed"),
+        ({"depth": True}, f"depth=True: {COUNT} is needed"),
+        ({"depth": "12"}, f"depth='12': {COUNT} is needed"),
     ],
 )  # fmt: skip
 def test_models_that_cannot_be(changes: dict[str, Any], message: str) -> None:
@@ -162,12 +177,116 @@ def test_nested_config_goes_through_json() -> None:
     assert from_dict(Outer, json.loads(json.dumps(to_dict(config)))) == config
 
 
+def test_a_direct_call_is_checked_and_lists_become_tuples() -> None:
+    config = ModelConfig(mean=[0, 0.5, 1])  # type: ignore[arg-type]
+    assert (config.mean, type(config.mean[0])) == ((0.0, 0.5, 1.0), float)
+    with pytest.raises(
+        ConfigError, match=refusal("crop=1: one of random, fixed, centre is needed")
+    ):
+        DataConfig(crop=1)  # type: ignore[arg-type]
+
+
+def test_a_deep_value_is_refused_in_a_short_sentence() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (deep, "x" * 100_000, list(range(100_000))):
+        with pytest.raises(ConfigError, match="^std=") as caught:
+            from_dict(ModelConfig, {"std": value})
+        assert len(str(caught.value)) < 200
+    with pytest.raises(ConfigError) as caught:
+        from_dict(ModelConfig, {"x" * 100_000: 1})
+    assert len(str(caught.value)) < 500
+
+
+def test_a_preset_is_a_model() -> None:
+    assert from_dict(TrainConfig, {"model": "small"}).model == PRESETS["small"]
+    with pytest.raises(ConfigError, match="no preset is called 'giant'"):
+        from_dict(TrainConfig, {"model": "giant"})
+
+
+# --- files
+
+
+def test_a_run_goes_through_yaml(tmp_path: Path) -> None:
+    config = TrainConfig(
+        model=PRESETS["tiny"], stages=(StageConfig(64, 0.5), StageConfig(share=0.5)), epochs=1e-7,
+        out="runs/\u5c71 # no: comment\udcff", data=DataConfig(folder="007"),
+    )  # fmt: skip
+    save_yaml(config, tmp_path / "config.yaml", recipe="quick")
+    assert load_yaml(TrainConfig, tmp_path / "config.yaml") == config
+    assert (tmp_path / "config.yaml").read_text().startswith("recipe: quick\nmodel:")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("limit: 1e5", Outer(limit=100_000)),
+        ("inner: {lr: 1e-4}", Outer(inner=Inner(lr=1e-4))),
+        ("inner:\n  lr: -2.5E+3", Outer(inner=Inner(lr=-2500))),
+        ("inner: {betas: [0.5, 1]}", Outer(inner=Inner(betas=(0.5, 1.0)))),
+        ("stages:\n- lr: 1\n- {}", Outer(stages=(Inner(lr=1.0), Inner()))),
+        ("out: '007'\nlimit: null\nflip: false", Outer(out="007", flip=False)),
+        ("recipe: quick\nout: 007a", Outer(out="007a")),
+    ],
+)
+def test_yaml_is_read_as_people_write_it(text: str, expected: Outer, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    assert load_yaml(Outer, tmp_path / "a.yaml") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("out: 7", ": out=7: text (in quotes) is needed"),
+        ("out: 2026-01-01", ": out=datetime.date(2026, 1, 1): text (in quotes) is needed"),
+        ("limt: 7", ": Outer has no field limt; did you mean limit?"),
+        ("1: 7", ": Outer has no field 1; it has inner, stages, out, limit, flip"),
+        ("- 7", " holds no fields; write lines such as steps: 1000"),
+        ("", " holds no fields; write lines such as steps: 1000"),
+        ("a: [", " cannot be read: while parsing a flow"),
+        ("out: !!python/object/apply:os.system [ls]", " cannot be read: could not determine a"),
+        ("\udcff", " cannot be read: 'utf-8' codec can't decode"),
+    ],
+)
+def test_yaml_that_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_bytes(os.fsencode(text))
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'{path}{message}')}"):
+        load_yaml(Outer, path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a\.yaml cannot be read: .*No such file"):
+        load_yaml(Outer, tmp_path / "a.yaml")
+
+
+def test_the_json_of_an_earlier_version_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TrainConfig(optim=OptimConfig(base_lr=1e-6))
+    values = {"recipe": "quick", **to_dict(config), "tensorboard": False}
+    values["system"]["shard"] = False
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert load_yaml(TrainConfig, tmp_path / "config.json") == config
+    assert not caplog.records
+
+
+def test_fields_of_earlier_versions_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    assert from_dict(Outer, {"inner": {"shard": False}, "tensorboard": False}) == Outer()
+    assert not caplog.records
+    assert from_dict(Outer, {"inner": {"shard": True}}) == Outer()
+    assert caplog.messages == ["inner.shard=True of an earlier version is left out"]
+    with pytest.raises(ConfigError, match="Outer has no field tensorboard"):
+        with_overrides(Outer(), ["tensorboard=false"])
+
+
 def test_fields_left_out_have_their_defaults() -> None:
     assert from_dict(ModelConfig, {"depth": 3}) == ModelConfig(depth=3)
 
 
 def test_unknown_fields_are_named() -> None:
-    with pytest.raises(ConfigError, match="^Inner has no field decay, wd; it has lr, betas, name$"):
+    with pytest.raises(ConfigError, match="^Inner has no field wd; it has lr, betas, name$"):
         from_dict(Inner, {"wd": 1, "lr": 1e-3, "decay": 2})
 
 
@@ -252,25 +371,28 @@ def test_the_config_given_stays_as_it_was() -> None:
     [
         ("flip", "'flip' is not of the form field=value, such as epochs=20"),
         ("=3", "'=3' is not of the form field=value, such as epochs=20"),
-        ("speed=3",
-         "no field is called 'speed'; here it may be inner, stages, out, limit, flip"),
-        ("inner.wd=3", "no field is called 'inner.wd'; here it may be lr, betas, name"),
+        ("speed=3", "Outer has no field speed; it has inner, stages, out, limit, flip"),
+        ("flop=3", "Outer has no field flop; did you mean flip?"),
+        ("betas=3", "Outer has no field betas; did you mean inner.betas?"),
+        ("inner.wd=3", "Inner has no field wd; it has lr, betas, name"),
         ("out.lr=3", "'out.lr': out has no fields of its own"),
-        ("inner=3", "inner=3: Inner is needed"),
-        ("inner.lr=fast", "inner.lr='fast': float is needed"),
-        ("inner.lr=true", "inner.lr=True: float is needed"),
+        ("inner=3", "inner=3: a mapping of fields of Inner is needed"),
+        ("inner.lr=fast", "inner.lr='fast': a finite number is needed"),
+        ("inner.lr=true", "inner.lr=True: a finite number is needed"),
         ("inner.lr=NaN", "inner.lr=nan: a finite number is needed"),
         ("inner.lr=1e999", "inner.lr=inf: a finite number is needed"),
-        ("inner.betas=few", "inner.betas='few': a list such as [1, 2] is needed"),
-        ("inner.betas=0.9,0.95,1", "inner.betas=[0.9, 0.95, 1]: 2 values are needed"),
-        ("inner.betas=true", "inner.betas=True: float is needed"),
-        ("stages=3", "stages=3: a list such as [1, 2] is needed"),
-        ("inner.betas=[0.9]", "inner.betas=[0.9]: 2 values are needed"),
-        ("inner.betas=[0.9, null]", "inner.betas=None: float is needed"),
-        ("inner.name=sgd", "inner.name='sgd': choose one of adamw, muon"),
-        ("limit=few", "limit='few': int | None is needed"),
-        ("flip=1", "flip=1: bool is needed"),
-        ("flip=yes", "flip='yes': bool is needed"),
+        ("inner.betas=few", f"inner.betas='few': {PAIR} is needed"),
+        ("inner.betas=0.9,0.95,1", f"inner.betas=[0.9, 0.95, 1]: {PAIR} is needed"),
+        ("inner.betas=true", f"inner.betas=[True, True]: {PAIR} is needed"),
+        ("inner.betas=[0.9]", f"inner.betas=[0.9]: {PAIR} is needed"),
+        ("inner.betas=[0.9, null]", f"inner.betas=[0.9, None]: {PAIR} is needed"),
+        ("stages=few", "stages='few': a list, each a mapping of fields of Inner, is needed"),
+        ("stages=3", "stages[0]=3: a mapping of fields of Inner is needed"),
+        ('stages=[{}, {"lr": "x"}]', "stages[1].lr='x': a finite number is needed"),
+        ("inner.name=sgd", "inner.name='sgd': one of adamw, muon is needed"),
+        ("limit=few", "limit='few': a whole number or null is needed"),
+        ("flip=1", "flip=1: true or false is needed"),
+        ("flip=yes", "flip='yes': true or false is needed"),
         ('inner={"wd": 1}', "Inner has no field wd; it has lr, betas, name"),
     ],
 )  # fmt: skip
@@ -280,9 +402,9 @@ def test_overrides_that_cannot_be(text: str, message: str) -> None:
 
 
 def test_whole_numbers_are_not_rounded() -> None:
-    with pytest.raises(ConfigError, match=refusal("depth=1.5: int is needed")):
+    with pytest.raises(ConfigError, match=refusal(f"depth=1.5: {COUNT} is needed")):
         with_overrides(preset("tiny"), ["depth=1.5"])
-    with pytest.raises(ConfigError, match=refusal("depth=True: int is needed")):
+    with pytest.raises(ConfigError, match=refusal(f"depth=True: {COUNT} is needed")):
         with_overrides(preset("tiny"), ["depth=true"])
 
 
@@ -290,29 +412,43 @@ def test_whole_numbers_are_not_rounded() -> None:
     ("texts", "message"),
     [
         (["data.folder=a", "data.pack=b"], "data.folder and data.pack are given; give one source"),
-        (["data.color_jitter=1.5"], "data.color_jitter is 1.5; give 0 to 1"),
-        (["data.workers=0"], "data.workers is 0; give at least 1"),
-        (["data.crop=corner"], "data.crop='corner': choose one of random, fixed, centre"),
+        (
+            ["data.color_jitter=1.5"],
+            "data.color_jitter=1.5: a finite number of at least 0 and up to 1",
+        ),
+        (["data.workers=0"], f"data.workers=0: {COUNT}"),
+        (["data.crop=corner"], "data.crop='corner': one of random, fixed, centre"),
         (["model.pca_components=769"], "a patch has 768 values, so give 0 to that many"),
         (["model.pca_components=9", "model.norm_pix=true"], "norm_pix or pca_components, not both"),
-        (["optim.lr=-1"], "optim.lr is -1.0; give 0 or more"),
+        (["optim.lr=-1"], "optim.lr=-1: a finite number of at least 0"),
         (["optim.lr=0", "optim.base_lr=0"], "optim.lr and optim.base_lr are both 0"),
         (["data.short_side=15"], "data.short_side is 15; give at least 16 pixels, or 0 to keep"),
-        (["optim.warmup_epochs=-1"], "optim.warmup_epochs is -1.0; give 0 or more"),
-        (["system.accumulate=0"], "system.accumulate is 0; give at least 1"),
+        (["optim.warmup_epochs=-1"], "optim.warmup_epochs=-1: a finite number of at least 0"),
+        (["system.accumulate=0"], f"system.accumulate=0: {COUNT}"),
         (["system.shard=true", "optim.name=muon"], "muon needs whole matrices"),
-        (["recovery.max_rollbacks=-1"], "max_rollbacks is 0 or more"),
-        (["recovery.lr_factor=0"], "lr_factor above 0 up to 1"),
+        (["recovery.max_rollbacks=-1"], "recovery.max_rollbacks=-1: a whole number of at least 0"),
+        (["recovery.lr_factor=0"], "recovery.lr_factor=0: a finite number above 0 and up to 1"),
         (["recovery.spike=1"], "recovery.spike is 1.0; give 0, or a number above 1"),
-        (["ema=1"], "ema is 1.0; give 0, or a decay below 1"),
-        (["epochs=-1"], "visible_weight, seed and epochs must be 0 or more"),
+        (["ema=1"], "ema=1: a finite number of at least 0 and below 1"),
+        (["epochs=-1"], "epochs=-1: a finite number of at least 0"),
+        (["mask.ratio=0.9,0.5"], "mask.ratio is [0.9, 0.5]; give the smaller number first"),
+        (["mask.ratio=0"], "a list of 2, each a finite number above 0 and up to 1"),
+        (["lr=1"], "TrainConfig has no field lr; did you mean optim.lr?"),
         (['stages=[{"image_size": 16}]'], "a stage's image_size 16 is a single patch"),
-        (["loss=l1"], "loss='l1': choose one of mse, log_mse"),
+        (["loss=l1"], "loss='l1': one of mse, log_mse"),
     ],
 )
 def test_runs_that_cannot_be(texts: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         with_overrides(TrainConfig(), texts)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_preset_is_changed_by_the_fields_after_it(order: int) -> None:
+    config = with_overrides(TrainConfig(), ["model=tiny", "model.norm_pix=true"][::order])
+    assert config.model == dataclasses.replace(PRESETS["tiny"], norm_pix=order == 1)
+    with pytest.raises(ConfigError, match="no preset is called 'giant'; choose one of tiny"):
+        with_overrides(TrainConfig(), ["model=giant"])
 
 
 def test_numbers_may_be_written_as_people_write_them() -> None:
@@ -337,7 +473,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert kinds == {int}
     assert json.loads(json.dumps(to_dict(config)))["mask"]["ratio"] == [0.5, 0.75]
     assert from_dict(TrainConfig, {"seed": np.int64(2)}).seed == 2
-    with pytest.raises(ConfigError, match="steps=1.5: int is needed"):
+    with pytest.raises(ConfigError, match="steps=.*1.5.*: a whole number of at least 1 is needed"):
         from_dict(TrainConfig, {"steps": np.float64(1.5)})
 
 
