@@ -60,7 +60,7 @@ from mae_core.reconstruct import (
     Reconstructor,
 )
 from mae_core.value_range import RangeSpec
-from mae_core.weights.hub import choose_files, is_repository
+from mae_core.weights.hub import choose_files, is_offline, is_repository
 from mae_core.weights.registry import (
     DEFAULT_WEIGHTS,
     WeightsEntry,
@@ -71,7 +71,6 @@ from mae_core.weights.registry import (
     weights_name,
 )
 from mae_core.weights.saved import Weights, load_weights
-from mae_core.weights.transfer import is_offline
 
 __all__ = [
     "DEFAULT_WEIGHTS",

@@ -140,8 +140,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(404, {"error": "no"}, {"X-Error-Code": "EntryNotFound"})
         if repo_id in self.server.gated and not known:
             return self._answer(401, {"error": "no"}, {"X-Error-Code": "GatedRepo"})
-        commit = {"X-Repo-Commit": self.server.newest(repo_id)}
-        return send_file(self, self.server, data, _blob_name(name, data), commit)
+        tag = _blob_name(name, data)
+        known_by = {
+            "X-Repo-Commit": self.server.newest(repo_id), "X-Linked-Etag": f'"{tag}"',
+            "X-Linked-Size": str(len(data)),
+        }  # fmt: skip
+        return send_file(self, self.server, data, tag, known_by)
 
     def do_PUT(self) -> None:
         if self.path.startswith("/api/spaces/"):
@@ -173,7 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def _route(self, parse: Any) -> None:
         hub, path = self.server, self.path.split("?")[0]

@@ -14,18 +14,21 @@ from typing import Literal
 
 from mae_core.errors import CheckpointError, DownloadError
 from mae_core.weights.contents import Contents, Hints, Kind
-from mae_core.weights.hub import choose_files, fetch_repository, find_repository, is_repository
-from mae_core.weights.reading import read_contents
-from mae_core.weights.saved import Weights, load_weights
-from mae_core.weights.sources import check_not_sharded
-from mae_core.weights.transfer import (
+from mae_core.weights.hub import (
     Progress,
     RemoteFile,
     checkpoints_folder,
+    choose_files,
     fetch_file,
+    fetch_repository,
+    find_repository,
+    is_repository,
     shown_bytes,
     terminal_bar,
 )
+from mae_core.weights.reading import read_contents
+from mae_core.weights.saved import Weights, load_weights
+from mae_core.weights.sources import check_not_sharded
 
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "weights"
 
