@@ -46,7 +46,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from tqdm import tqdm
 
-from mae_core.errors import DownloadError
+from mae_core.errors import CheckpointError, DownloadError
+from mae_core.weights.files import read_json
 
 # Called with the bytes so far and in all, where that is known. An exception ends the download.
 Progress = Callable[[int, int | None], None]
@@ -67,6 +68,9 @@ MAX_BYTES = 16 * 2**30
 _WAIT_SECONDS = 0.5
 _MAX_REDIRECTS = 10
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
+
+# Our own weights, where a folder or repository has them.
+OURS = "weights.safetensors"
 
 _REPOSITORY = re.compile(
     r"(?!.*(?:\.\.|--|\.git$))[a-z0-9](?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?",
@@ -139,7 +143,7 @@ def choose_files(names: Iterable[str], *, torch_files: bool = True) -> tuple[str
     there = set(names)
     others = [name for name in there if re.fullmatch(r"[\w.-]+\.safetensors", name, re.ASCII)]
     candidates = [
-        ("weights.safetensors",),
+        (OURS,),
         ("model.safetensors",),
         _sharded(there, "model.safetensors"),
         tuple(others) if len(others) == 1 else (),
@@ -310,10 +314,13 @@ def find_repository(repo_id: str) -> Path | None:
     """The folder of a repository in huggingface_hub's cache if its weights are there, or None."""
     try:
         folder = Path(snapshot_download(repo_id, local_files_only=True))
-        names = [path.name for path in folder.iterdir() if path.is_file()]
-    except (OSError, ValueError):
+        chosen = choose_files(path.name for path in folder.iterdir() if path.is_file())
+        if "config.json" in chosen and "mae_core" in read_json(folder / "config.json"):
+            # Pushed by this package: transformers fetches the half of it that lacks the record.
+            return folder if OURS in chosen else None
+    except (OSError, ValueError, CheckpointError):
         return None
-    return folder if choose_files(names) else None
+    return folder if chosen else None
 
 
 def fetch_repository(
@@ -345,43 +352,46 @@ def fetch_repository(
     host, cache = httpx2.URL(constants.ENDPOINT).host, Path(constants.HF_HUB_CACHE)
     with _explained(repo_id, host, everything=True):
         commit, files = _list_files(repo_id, token, torch_files)
-    total, done, received = sum(file.bytes for file in files), 0, []
     with _explained(repo_id, host):
         cache.mkdir(parents=True, exist_ok=True)
-        here = [try_to_load_from_cache(repo_id, file.name, cache, commit) for file in files]
-        missing = [file for file, path in zip(files, here, strict=True) if path is None]
+        missing = [
+            file for file in files
+            if not isinstance(try_to_load_from_cache(repo_id, file.name, cache, commit), str)
+        ]  # fmt: skip
         check_space(repo_id, cache, sum(file.bytes for file in missing))
+    total, done = sum(file.bytes for file in files), 0
     progress(0, total)
+    for file in files:
+        title = f"{file.name} of {repo_id}"
+        bar = _bar(title, file.bytes, _shifted(progress, done, total))
+        with _explained(title, host), _plain_downloads():
+            path = Path(hf_hub_download(
+                repo_id, file.name, revision=commit, token=token, tqdm_class=bar
+            ))  # fmt: skip
+            wrong = file in missing and _mismatch(path, file.bytes, sha256=file.sha256)
+        if wrong:
+            _remove(path)
+            raise DownloadError(f"{title} was removed: {wrong}; try again")
+        done += file.bytes
+        progress(done, total)
     try:
-        for file in files:
-            title = f"{file.name} of {repo_id}"
-            bar = _bar(title, file.bytes, _shifted(progress, done, total))
-            with _explained(title, host), _plain_downloads():
-                path = Path(
-                    hf_hub_download(
-                        repo_id, file.name, revision=commit, token=token, tqdm_class=bar
-                    )
-                )
-            if file in missing:
-                received.append(path)
-                with _explained(title, host):
-                    difference = _mismatch(path, file.bytes, sha256=file.sha256)
-                if difference is not None:
-                    raise DownloadError(f"{title} was removed: {difference}; try again")
-            done += file.bytes
-            progress(done, total)
         if check is not None:
             check(path.parent)
     except Exception:
-        for path in received:
-            blob = path.resolve()
-            path.unlink(missing_ok=True)
-            blob.unlink(missing_ok=True)
+        for file in missing:
+            _remove(path.with_name(file.name))
         raise
     with _explained(repo_id, host, everything=True):
         # Notes in the cache which commit is the newest; `find_repository` goes by that.
         HfApi().resolve_revision(repo_id, token=token)
     return path.parent
+
+
+def _remove(path: Path) -> None:
+    """Remove a file from huggingface_hub's cache, and the content that it links to."""
+    content = path.resolve()
+    path.unlink(missing_ok=True)
+    content.unlink(missing_ok=True)
 
 
 def _list_files(repo_id: str, token: bool | None, torch_files: bool) -> tuple[str, list[_Listed]]:

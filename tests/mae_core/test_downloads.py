@@ -652,6 +652,17 @@ def test_shards_come_together(fake_hub: Hub) -> None:
     assert find_repository("me/large") == folder
 
 
+def test_whole_shards_of_a_cut_download_are_kept(fake_hub: Hub) -> None:
+    files = {name: DATA + name.encode() for name in SHARDS}
+    fake_hub.publish("me/large", {INDEX: json.dumps({"weight_map": {}}).encode(), **files})
+    fake_hub.habits.cuts = [10**9, 10**9, *GIVEN_UP]
+    refusal(lambda: fetch_repository("me/large", progress=Seen()))
+    assert find_repository("me/large") is None
+    fake_hub.downloads.clear()
+    fetch_repository("me/large", progress=Seen())
+    assert hub_files(fake_hub) == SHARDS[1:]
+
+
 def test_names_of_repositories_are_told_from_others() -> None:
     for name in ("me/flowers", "facebook/vit-mae-base", "timm/vit_base_patch16_224.mae", "a/b"):
         assert is_repository(name), name
