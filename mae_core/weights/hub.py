@@ -32,7 +32,7 @@ import torch
 from huggingface_hub import (
     HfApi,
     constants,
-    get_session,
+    get_hf_file_metadata,
     hf_hub_download,
     snapshot_download,
     try_to_load_from_cache,
@@ -43,7 +43,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     RepositoryNotFoundError,
 )
-from huggingface_hub.file_download import http_get
+from huggingface_hub.file_download import HfFileMetadata, http_get
 from tqdm import tqdm
 
 from mae_core.errors import CheckpointError, DownloadError
@@ -66,7 +66,6 @@ MAX_BYTES = 16 * 2**30
 
 # How often a process that waits for another one's download reports its progress.
 _WAIT_SECONDS = 0.5
-_MAX_REDIRECTS = 10
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 
 # Our own weights, where a folder or repository has them.
@@ -201,17 +200,17 @@ def fetch_file(remote: RemoteFile, *, progress: Progress, check: Check | None = 
         return path
     _refuse_offline(name)
     with _explained(name, host):
-        address, version, total = _ask_for(remote)
+        found = _ask_for(remote)
         # One file for each version: bytes of two are never mixed.
-        key = hashlib.sha256(f"{remote.url} {version}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{remote.url} {found.etag}".encode()).hexdigest()[:16]
         part = path.with_name(f"{name}.{key}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _acquire(path, lambda: progress(_size(part), total))
+        lock = _acquire(path, lambda: progress(_size(part), found.size))
     with lock:
         if path.is_file():
             return path
         with _explained(name, host):
-            _receive(remote, address, version, total, part, progress)
+            _receive(remote, found, part, progress)
         try:
             with _explained(name, host):
                 difference = remote.mismatch(part)
@@ -230,40 +229,21 @@ def fetch_file(remote: RemoteFile, *, progress: Progress, check: Check | None = 
     return path
 
 
-def _ask_for(remote: RemoteFile) -> tuple[str, str | None, int | None]:
-    """The final address of a file, its version and its size, as far as the server tells."""
-    name, start = remote.path.name, httpx2.URL(remote.url)
-    url = start
-    for _ in range(_MAX_REDIRECTS):
-        _refuse_address(url, start)
-        response = _retried(lambda: _head(str(url)))  # noqa: B023
-        if not response.has_redirect_location:
-            break
-        url = url.join(response.headers["Location"])
-    else:
-        raise DownloadError(f"could not fetch {name} from {start.host}: it redirects without end")
-    # Only a strong tag or a date tells versions apart byte by byte.
-    tag = response.headers.get("ETag", "")
-    version = tag if tag.startswith('"') else response.headers.get("Last-Modified")
-    length = re.fullmatch(r"\d{1,18}", response.headers.get("Content-Length", ""))
-    total = int(length[0]) if length else None
-    if total is not None and total > MAX_BYTES:
+def _ask_for(remote: RemoteFile) -> HfFileMetadata:
+    """The address that a file is redirected to, its version and its size, as the server tells."""
+    start, name = httpx2.URL(remote.url), remote.path.name
+    _refuse_address(start, start)
+    found = _retried(lambda: get_hf_file_metadata(remote.url, token=False, timeout=ANSWER_SECONDS))
+    _refuse_address(httpx2.URL(found.location), start)
+    size = found.size
+    if size is not None and size > MAX_BYTES:
         raise DownloadError(f"{name} is larger than {shown_bytes(MAX_BYTES)}, the most fetched")
-    if None not in (total, remote.bytes) and total != remote.bytes:
+    if size is not None and remote.bytes is not None and size != remote.bytes:
         raise DownloadError(
-            f"{start.host} has another file as {name}: of {total:,} bytes rather than "
+            f"{start.host} has another file as {name}: of {size:,} bytes rather than "
             f"{remote.bytes:,}; it was not fetched"
         )
-    return str(url), version, total
-
-
-def _head(url: str) -> httpx2.Response:
-    response = get_session().head(
-        url, headers={"Accept-Encoding": "identity"}, follow_redirects=False, timeout=ANSWER_SECONDS
-    )
-    if not response.has_redirect_location:
-        response.raise_for_status()
-    return response
+    return found
 
 
 def _acquire(path: Path, report: Callable[[], None]) -> contextlib.AbstractContextManager[Any]:
@@ -276,25 +256,23 @@ def _acquire(path: Path, report: Callable[[], None]) -> contextlib.AbstractConte
             report()
 
 
-def _receive(
-    remote: RemoteFile, address: str, version: str | None, total: int | None, part: Path,
-    progress: Progress,
-) -> None:  # fmt: skip
+def _receive(remote: RemoteFile, found: HfFileMetadata, part: Path, progress: Progress) -> None:
     """Receive what is missing of a file; what is left of other versions is removed."""
-    path = remote.path
+    path, tag, total = remote.path, found.etag, found.size
     for old in path.parent.glob(f"{glob.escape(path.name)}.*partial*"):
-        if old != part or version is None or _size(old) > (total or MAX_BYTES):
+        if old != part or tag is None or _size(old) > (total or MAX_BYTES):
             old.unlink()
     done = _size(part)
     check_space(path.name, path.parent, (total or 0) - done)
     progress(done, total)
-    headers = {"Accept-Encoding": "identity"} | ({"If-Range": version} if version else {})
+    headers = {"Accept-Encoding": "identity"} | ({"If-Range": f'"{tag}"'} if tag else {})
     bar = _bar(path.name, remote.bytes or total or MAX_BYTES, _shifted(progress, 0, total))
     # Unbuffered: what was received is on disk when the connection breaks.
     with part.open("ab", buffering=0) as file, _plain_downloads():
         http_get(
-            address, file, resume_size=done, headers=headers, expected_size=total, tqdm_class=bar
-        )
+            found.location, file, resume_size=done, headers=headers, expected_size=total,
+            tqdm_class=bar,
+        )  # fmt: skip
     progress(_size(part), _size(part))
 
 
@@ -442,7 +420,7 @@ def _retried(ask: Callable[[], _Answer]) -> _Answer:
     for attempt in range(ATTEMPTS):
         try:
             return ask()
-        except (HfHubHTTPError, httpx2.HTTPStatusError) as error:
+        except HfHubHTTPError as error:
             if attempt == ATTEMPTS - 1 or error.response.status_code not in _TRANSIENT:
                 raise
         except httpx2.TransportError:
@@ -552,7 +530,7 @@ def _reason(error: BaseException) -> str:
                 "it has no such repository, or not for everybody; check the name, and for a "
                 "private one run `hf auth login`"
             )
-        if isinstance(cause, HfHubHTTPError | httpx2.HTTPStatusError):
+        if isinstance(cause, HfHubHTTPError):
             status = cause.response.status_code
             return _STATUSES.get(status, f"it answered {status}; try again later")
     for types, sentence in _REASONS:
