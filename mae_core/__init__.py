@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         ReconstructionRequest,
         Reconstructor,
     )
-    from mae_core.weights.hub import choose_files, is_repository
+    from mae_core.weights.hub import choose_files, is_offline, is_repository
     from mae_core.weights.registry import (
         DEFAULT_WEIGHTS,
         WeightsEntry,
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
         weights_name,
     )
     from mae_core.weights.saved import Weights, load_weights
-    from mae_core.weights.transfer import is_offline
 
 # Where each public name is; the imports above say the same to type checkers.
 _NAMES = {
@@ -90,13 +89,12 @@ _NAMES = {
         "MAX_IMAGE_SIZE", "MAX_PATCHES", "NORM_PIX_VIEWS", "Rebuilt", "Reconstruction",
         "ReconstructionRequest", "Reconstructor",
     ),
-    "weights.hub": ("choose_files", "is_repository"),
+    "weights.hub": ("choose_files", "is_offline", "is_repository"),
     "weights.registry": (
         "DEFAULT_WEIGHTS", "WeightsEntry", "find_weights", "list_weights", "load_pretrained",
         "locate_weights", "weights_name",
     ),
     "weights.saved": ("Weights", "load_weights"),
-    "weights.transfer": ("is_offline",),
 }  # fmt: skip
 _HOME = {name: f"mae_core.{module}" for module, names in _NAMES.items() for name in names}
 

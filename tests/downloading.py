@@ -2,11 +2,12 @@
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
-from mae_core.weights import hub, transfer
+from mae_core.weights import hub
 
 # Nobody listens there.
 CLOSED = "http://127.0.0.1:9"
@@ -19,8 +20,9 @@ def isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     use_hub(monkeypatch, CLOSED)
     monkeypatch.setenv("HF_TOKEN", "")
-    for module in (transfer, hub):
-        monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(hub, "PAUSE_SECONDS", 0.01)
+    # The client's own pauses between attempts.
+    monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda _: None))
 
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:

@@ -19,6 +19,8 @@ class Habits:
     cuts: list[int] = field(default_factory=list)
     # Requests that are answered with headers, and with no body while the server lives.
     silent: int = 0
+    # The same of HEAD requests, which get no headers either.
+    silent_heads: int = 0
     # Where a request is led on to.
     redirects: list[str] = field(default_factory=list)
     # Seconds between two pieces of 4096 bytes.
@@ -49,6 +51,7 @@ class Files:
     def __init__(self) -> None:
         self.habits = Habits()
         self.downloads: list[Request] = []
+        self.heads: list[Request] = []
         # Bodies go on after their first piece when it is set.
         self.gate = threading.Event()
         self.gate.set()
@@ -72,16 +75,23 @@ def send_file(
     request = Request(
         handler.path, handler.headers.get("Range"), handler.headers.get("Authorization")
     )
-    files.downloads.append(request)
+    body = handler.command != "HEAD"
+    # What is asked by HEAD is no download.
+    (files.downloads if body else files.heads).append(request)
     if habits.statuses:
         request.status = habits.statuses.pop(0)
         return _send_empty(handler, request.status, more or {})
     if habits.redirects:
         request.status = 302
-        return _send_empty(handler, 302, {"Location": habits.redirects.pop(0)})
+        return _send_empty(handler, 302, {"Location": habits.redirects.pop(0), **(more or {})})
     # Before the answer begins: whoever gets it may change the habits.
-    cut = habits.cuts.pop(0) if habits.cuts else len(data)
-    silent, habits.silent = habits.silent > 0, max(0, habits.silent - 1)
+    cut = habits.cuts.pop(0) if habits.cuts and body else len(data)
+    if not body and habits.silent_heads:
+        habits.silent_heads -= 1
+        files.ended.wait()
+        return None
+    silent = body and habits.silent > 0
+    habits.silent -= silent
     start = _first_byte(handler, habits, tag)
     if habits.corrupt:
         data = bytes(byte ^ 0x55 for byte in data[:64]) + data[64:]
@@ -92,7 +102,7 @@ def send_file(
     handler.end_headers()
     if silent:
         files.ended.wait()
-    if handler.command != "HEAD":
+    if body:
         _send_body(handler, files, request, data[start or 0 :][:cut])
     return None
 
@@ -168,6 +178,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.downloads.append(Request(self.path, None, None, 404))
             return _send_empty(self, 404, {})
         return send_file(self, self.server, data, hashlib.sha256(data).hexdigest())
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
 
 @contextmanager

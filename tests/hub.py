@@ -47,6 +47,9 @@ class Space:
         return stage.removeprefix("old:")
 
 
+# What a commit has of a file that it deletes.
+DELETED = b"deleted by this commit"
+
 # What the hub puts into a new Space.
 NEW_FILES = {".gitattributes": b"*.safetensors filter=lfs\n", "README.md": b"---\nsdk: x\n---\n"}
 
@@ -84,7 +87,8 @@ class Hub(ThreadingHTTPServer, Files):
 
     def files(self, repo_id: str) -> dict[str, bytes]:
         """What somebody who downloads the repository gets."""
-        return {name: data for commit in self.commits[repo_id] for name, data in commit.items()}
+        files = {name: data for commit in self.commits[repo_id] for name, data in commit.items()}
+        return {name: data for name, data in files.items() if data != DELETED}
 
     def publish(self, repo_id: str, files: dict[str, bytes]) -> None:
         """Have a commit bring files to a repository that everybody sees."""
@@ -123,10 +127,15 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(hub.refuse_once.pop(refused), {"error": "not today"})
         if path.startswith("/api/spaces/"):
             return self._space(None)
+        tree = path.endswith("/tree/main")
+        path = path.removesuffix("/tree/main")
         found = re.fullmatch(r"(?:/api/models)?/([^/]+/[^/]+)(?:/resolve/([^/]+)/(.+))?", path)
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if not found or found[1] not in hub.commits or (hub.private[found[1]] and not known):
             return self._answer(404, {"error": "no"}, {"X-Error-Code": "RepoNotFound"})
+        if tree:
+            files = hub.files(found[1]).items()
+            return self._answer(200, [_tree_file(name, data) for name, data in files])
         if found[2] is None:
             return self._answer(200, hub.listing(found[1]))
         return self._send(found[1], found[3], known)
@@ -140,8 +149,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(404, {"error": "no"}, {"X-Error-Code": "EntryNotFound"})
         if repo_id in self.server.gated and not known:
             return self._answer(401, {"error": "no"}, {"X-Error-Code": "GatedRepo"})
-        commit = {"X-Repo-Commit": self.server.newest(repo_id)}
-        return send_file(self, self.server, data, _blob_name(name, data), commit)
+        tag = _blob_name(name, data)
+        known_by = {
+            "X-Repo-Commit": self.server.newest(repo_id), "X-Linked-Etag": f'"{tag}"',
+            "X-Linked-Size": str(len(data)),
+        }  # fmt: skip
+        return send_file(self, self.server, data, tag, known_by)
 
     def do_PUT(self) -> None:
         if self.path.startswith("/api/spaces/"):
@@ -173,7 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def _route(self, parse: Any) -> None:
         hub, path = self.server, self.path.split("?")[0]
@@ -258,9 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _commit_space(self, repo_id: str, lines: list[dict[str, Any]]) -> None:
         space = self.server.spaces[repo_id]
         space.files.update(self._files_of(lines))
-        for line in lines:
-            if line["key"] == "deletedFile":
-                del space.files[line["value"]["path"]]
+        space.files = {name: data for name, data in space.files.items() if data != DELETED}
         front = yaml.safe_load(space.files["README.md"].decode().split("---")[1])
         space.sdk, space.stages = front["sdk"], list(self.server.course)
         space.commits += 1
@@ -293,6 +305,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.server.large[value["oid"]]
+            elif line["key"] == "deletedFile":
+                files[value["path"]] = DELETED
         return files
 
 

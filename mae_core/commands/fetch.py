@@ -13,8 +13,8 @@ import argparse
 import logging
 from collections.abc import Sequence
 
+from mae_core.weights.hub import shown_bytes
 from mae_core.weights.registry import WeightsEntry, find_weights, list_weights, locate_weights
-from mae_core.weights.transfer import shown_bytes
 
 _HEAD = ("name", "size", "here", "holds", "predicts", "licence", "what it is")
 

@@ -35,10 +35,11 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae_core.config import ModelConfig
 from mae_core.errors import ConfigError, PatchError
@@ -58,19 +59,11 @@ PROGRAM_FACTS = "mae_core.json"
 # Protocol buffers end at 2 GiB. torch leaves them at 1.5 GiB; `large` has 1.32e9 bytes.
 _LARGEST_ONE_FILE = 1_500_000_000
 
-_INPUTS = ("images", "ids_keep", "ids_restore")
-_OUTPUTS = ("pred", "latent")
-
 _IDS = (
     "ids_shuffle = argsort(noise (N, L), axis 1, stable); ids_keep = ids_shuffle[:, :K]; "
     "ids_restore = argsort(ids_shuffle, axis 1). Random noise removes patches at random; noise "
     "of 0 (visible) and 1 (removed), K zeros in each row, removes just those"
 )
-
-_UNITS = {
-    False: "pixels normalised as the images are",
-    True: "each patch normalised by its own mean and deviation",
-}
 
 
 def export_program(
@@ -90,11 +83,10 @@ def export_program(
         CheckpointError: If the file cannot be written.
     """
     grid_size = _grid_for(weights.config, image_size)
-    program = _trace(weights, grid_size)
     facts = {PROGRAM_FACTS: json.dumps(describe(weights.config, grid_size))}
-
     # Through memory: where a write to the disk fails, torch's own writer ends the process.
     content = io.BytesIO()
+    program = _trace(weights, grid_size)
     with _quiet():
         torch.export.save(program, content, extra_files=facts)
     write_atomically(path, lambda partial: partial.write_bytes(content.getbuffer()))
@@ -104,12 +96,12 @@ def export_onnx(weights: Weights, path: Path, *, image_size: tuple[int, int] | N
     """Write a model as an ONNX file, with what `describe` says as its metadata.
 
     All is in one file, but for models above 1.5 GB (`huge`), which ONNX cannot hold in one:
-    their parameters go to `path` + `.data` beside it, and the two have to stay together.
+    their parameters go to `path` + `.data` next to it, and the two have to stay together.
 
     Args:
         weights: The model.
         path: Where to, usually `*.onnx`; replaced only once the new file is whole. Where it has
-            a `.data` too, an old graph is taken away first, so that it never meets new data.
+            a `.data` too, an old graph is removed first, so that it never meets new data.
         image_size: (H, W) in pixels that the graph takes; the model's own if not given.
 
     Raises:
@@ -117,7 +109,13 @@ def export_onnx(weights: Weights, path: Path, *, image_size: tuple[int, int] | N
         PatchError: If a side is no multiple of the patch side, or the grid is a single patch.
         CheckpointError: If the file cannot be written.
     """
-    _require_onnx()
+    try:
+        for name in ("onnx", "onnxscript"):
+            importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            "ONNX files need the packages onnx and onnxscript; pip install -r requirements-onnx.txt"
+        ) from error
     grid_size = _grid_for(weights.config, image_size)
     program = _translate(_trace(weights, grid_size))
     program.model.metadata_props.update(describe(weights.config, grid_size))
@@ -135,6 +133,10 @@ def describe(config: ModelConfig, grid_size: tuple[int, int]) -> dict[str, str]:
         grid_size: (h, w) patches of the pictures that it takes.
     """
     side = config.patch_size
+    units = "pixels normalised as the images are"
+    if config.norm_pix:
+        units = "each patch normalised by its own mean and deviation"
+    order = "all patches in shuffled order" if config.encoder_mask_tokens else "ids_keep's patches"
     return {
         "mean": json.dumps(config.mean),
         "std": json.dumps(config.std),
@@ -145,46 +147,33 @@ def describe(config: ModelConfig, grid_size: tuple[int, int]) -> dict[str, str]:
         "images": "(N, C, H, W) float32, (pixel / 255 - mean) / std per channel",
         "ids": _IDS,
         "pred": "(N, L, P) patches in rows of the grid, values in (row, column, channel) order; "
-        + _UNITS[config.norm_pix],
-        "latent": "the class token, then "
-        + ("all patches in shuffled order" if config.encoder_mask_tokens else "ids_keep's patches"),
+        + units,
+        "latent": f"the class token, then {order}",
     }
 
 
-class _Graph(nn.Module):
-    """What is written: `MaskedAutoencoder` at one picture size, its ids as tensors."""
+class _Graph(MaskedAutoencoder):
+    """A model whose position tables are those of one grid, and whose mask is an input."""
 
-    def __init__(self, model: "_OneSize") -> None:
-        super().__init__()
-        self.model = model
+    def __init__(self, weights: Weights, grid_size: tuple[int, int]) -> None:
+        config, state = weights.config, dict(weights.state)
+        side = min(grid_size) * config.patch_size
+        # On `meta` nothing is drawn only to be overwritten.
+        with torch.device("meta"):
+            super().__init__(replace(config, image_size=side, grid=grid_size))
+        for name in ("pos_embed", "decoder_pos_embed"):
+            state[name] = resample_pos_embed(state[name], config.table_grid, grid_size)
+        self.load_state_dict(state, strict=True, assign=True)
+        self.requires_grad_(False)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, images: Tensor, ids_keep: Tensor, ids_restore: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`pred` and `latent`, as the module's docstring has them."""
         mask = (ids_restore >= ids_keep.shape[1]).to(images.dtype)
-        latent = self.model.encode(images, PatchMask(mask, ids_keep, ids_restore))
-        pred = self.model.decode(latent, ids_restore, self.model.grid_size)
-        return self.model.patches_from(pred), latent
-
-
-class _OneSize(MaskedAutoencoder):
-    """A model whose position tables are those of one grid, which need not be square."""
-
-    def __init__(self, weights: Weights, grid_size: tuple[int, int]) -> None:
-        # On `meta` nothing is drawn only to be overwritten.
-        with torch.device("meta"):
-            super().__init__(weights.config)
-        self.grid_size = grid_size
-        source, state = weights.config.table_grid, dict(weights.state)
-        for name in ("pos_embed", "decoder_pos_embed"):
-            state[name] = resample_pos_embed(state[name], source, grid_size)
-            setattr(self, name, nn.Parameter(state[name], requires_grad=False))
-        self.load_state_dict(state, strict=True, assign=True)
-
-    @property
-    def _table_grid(self) -> tuple[int, int]:
-        return self.grid_size
+        latent = self.encode(images, PatchMask(mask, ids_keep, ids_restore))
+        pred = self.decode(latent, ids_restore, self.config.table_grid)
+        return self.patches_from(pred), latent
 
     def decode(self, latent: Tensor, ids_restore: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """As its base does, with one mask token that all removed patches are taken from.
@@ -207,7 +196,7 @@ def _grid_for(config: ModelConfig, image_size: tuple[int, int] | None) -> tuple[
     grid_size = grid_of(height, width, config.patch_size)
     if grid_size == (1, 1):
         raise PatchError(
-            f"a {height}x{width} picture is a single patch, so there is nothing to mask; give "
+            f"a {height}x{width} image is a single patch, so there is nothing to mask; give "
             f"an image_size of more patches of {config.patch_size} pixels"
         )
     return grid_size
@@ -220,12 +209,12 @@ def _trace(weights: Weights, grid_size: tuple[int, int]) -> torch.export.Exporte
     # Sizes that are alike would be taken for one: N and K differ, and neither is 1.
     ids = torch.arange(length).expand(3, -1)
     examples = (torch.zeros(3, config.in_chans, height, width), ids[:, :2], ids)
-    graph = _Graph(_OneSize(weights, grid_size)).eval()
     n, k = torch.export.Dim("N", min=1), torch.export.Dim("K", min=1, max=length)
     shapes = {"images": {0: n}, "ids_keep": {0: n, 1: k}, "ids_restore": {0: n}}
     with _quiet():
+        graph = _Graph(weights, grid_size).eval()
         program = torch.export.export(graph, examples, dynamic_shapes=shapes)
-    # Three empty pictures, of no use in a file.
+    # Three empty images, of no use in a file.
     program.example_inputs = None
     # They would say where on somebody's disk this file lies.
     for node in program.graph.nodes:
@@ -238,7 +227,7 @@ def _translate(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
     shapes = {"images": {0: "N"}, "ids_keep": {0: "N", 1: "K"}, "ids_restore": {0: "N"}}
     with _quiet():
         translated = torch.onnx.export(
-            program, (), input_names=_INPUTS, output_names=_OUTPUTS,
+            program, (), input_names=tuple(shapes), output_names=("pred", "latent"),
             opset_version=ONNX_OPSET, dynamic_shapes=shapes, verbose=False,
         )  # fmt: skip
     assert translated is not None
@@ -279,13 +268,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _require_onnx() -> None:
-    try:
-        for name in ("onnx", "onnxscript"):
-            importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(
-            "ONNX files need the packages onnx and onnxscript; pip install -r requirements-onnx.txt"
-        ) from error

@@ -14,18 +14,21 @@ from typing import Literal
 
 from mae_core.errors import CheckpointError, DownloadError
 from mae_core.weights.contents import Contents, Hints, Kind
-from mae_core.weights.hub import choose_files, fetch_repository, find_repository, is_repository
-from mae_core.weights.reading import read_contents
-from mae_core.weights.saved import Weights, load_weights
-from mae_core.weights.sources import check_not_sharded
-from mae_core.weights.transfer import (
+from mae_core.weights.hub import (
     Progress,
     RemoteFile,
     checkpoints_folder,
+    choose_files,
     fetch_file,
+    fetch_repository,
+    find_repository,
+    is_repository,
     shown_bytes,
     terminal_bar,
 )
+from mae_core.weights.reading import read_contents
+from mae_core.weights.saved import Weights, load_weights
+from mae_core.weights.sources import check_not_sharded
 
 # `weights/` of the checkout; pip installs it into the package as `bundled/`.
 _INSTALLED = Path(__file__).resolve().parents[1] / "bundled"
@@ -321,19 +324,20 @@ def _size_note(entry: WeightsEntry | None) -> str:
 
 def _hints(weights: str | Path | None, path: Path, given: Hints | None) -> Hints:
     """What was given, and of the target what the manifest knows."""
-    known = _known_hints(DEFAULT_WEIGHTS if weights is None else str(weights), path)
+    entry = entry_of(DEFAULT_WEIGHTS if weights is None else str(weights), path)
+    known = Hints() if entry is None else entry.hints
     if given is None:
         return known
     return given if given.norm_pix is not None else replace(given, norm_pix=known.norm_pix)
 
 
-def _known_hints(name: str, path: Path) -> Hints:
+def entry_of(name: str, path: Path) -> WeightsEntry | None:
+    """What the manifest has of that name, or published as a file of that name."""
     entries = list_weights()
     if name in entries:
-        return entries[name].hints
-    by_file = (e for e in entries.values() if e.url and PurePosixPath(e.url).name == path.name)
-    entry = next(by_file, None)
-    return Hints() if entry is None else entry.hints
+        return entries[name]
+    published = (e for e in entries.values() if e.url and PurePosixPath(e.url).name == path.name)
+    return next(published, None)
 
 
 def _verified(entry: WeightsEntry, path: Path) -> Path:

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from playwright.sync_api import Locator, Page, expect
 
 from app.fetching import ModelShelf
 from app.models import ServedModel
 from app.service import ReconstructionService
-from mae_core.weights import transfer
+from mae_core.weights.hub import Progress
 from mae_core.weights.registry import list_weights, locate_weights
 from mae_core.weights.saved import save_weights
-from mae_core.weights.transfer import Progress
 from tests.app.serving import example, small_reconstructor
 from tests.browser.conftest import PHONE, TIMEOUT, opened
 from tests.browser.test_page import expected, seen, shows, slide
@@ -39,7 +39,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         isolate(monkeypatch, tmp_path_factory.mktemp("caches"))
         use_hub(monkeypatch, hub.url)
         # A browser beside it makes for a slow machine, and no test here is of a slow server.
-        monkeypatch.setattr(transfer, "READ_SECONDS", 60)
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 60)
         yield hub
 
 

@@ -19,11 +19,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_core import graph
 from mae_core.config import ModelConfig
 from mae_core.errors import CheckpointError, ConfigError, PatchError
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask, block_mask, custom_mask, mask_from_noise, random_mask
+from mae_core.weights import onnx as graph
 from mae_core.weights.onnx import ONNX_OPSET, PROGRAM_FACTS, describe, export_onnx, export_program
 from mae_core.weights.saved import Weights
 from tests.sources import ROOT
@@ -167,7 +167,7 @@ def test_positions_are_stored_at_the_size_they_are_used(files: Files) -> None:
     operators = {node.op_type for node in onnx.load(folder / "model.onnx").graph.node}
     assert "Resize" not in operators
     program = torch.export.load(folder / "model.pt2")
-    for name in ("model.pos_embed", "model.decoder_pos_embed"):
+    for name in ("pos_embed", "decoder_pos_embed"):
         assert program.state_dict[name].shape[1] == 1 + height * width // 64
 
 
@@ -395,7 +395,7 @@ def test_an_old_graph_never_meets_new_data(
     [
         ((32, 36), "32x36 picture does not divide into patches of 8 pixels"),
         ((0, 32), "0x32 picture does not divide"),
-        ((8, 8), "8x8 picture is a single patch"),
+        ((8, 8), "8x8 image is a single patch"),
     ],
 )
 @pytest.mark.parametrize("export", [export_program, export_onnx])

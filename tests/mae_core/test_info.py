@@ -104,7 +104,7 @@ def test_only_commands_that_work_are_offered(
     config = replace(SMALL, in_chans=channels, mean=statistics, std=statistics)
     path = tmp_path / "a name.safetensors"
     save_weights(path, MaskedAutoencoder(config), record={})
-    commands = [use for use in info(path, capsys)["uses"] if "python -m" in use]
+    commands = info(path, capsys)["uses"]
     assert [use.split()[0].rstrip(":") for use in commands] == [
         "reconstruct", "train", "convert",
     ]  # fmt: skip

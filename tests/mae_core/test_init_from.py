@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_core.commands.convert import convert
 from mae_core.commands.train import main, run
 from mae_core.config import ModelConfig, StageConfig, TrainConfig, with_overrides
 from mae_core.errors import CheckpointError, ConfigError
@@ -18,7 +17,7 @@ from mae_core.recipes import RECIPES
 from mae_core.training.distributed import World
 from mae_core.training.state import RunState, start_run, with_shape_of_weights
 from mae_core.weights.contents import Hints
-from mae_core.weights.export import write_official
+from mae_core.weights.export import convert, write_official
 from mae_core.weights.reading import read_contents
 from mae_core.weights.runs import load_checkpoint
 from mae_core.weights.saved import load_weights, save_weights

@@ -6,24 +6,34 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
+import torch
+from huggingface_hub import ModelCard, hf_hub_download
 from PIL import Image
 
 import mae_core.commands.push
-from mae_core.commands.push import PushConfig, collect, push
 from mae_core.config import to_dict
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.masking import mask_from_noise
 from mae_core.training.run_log import read_metrics
-from mae_core.weights.model_card import write_card
+from mae_core.weights import publish
+from mae_core.weights.hub import fetch_repository, find_repository
+from mae_core.weights.publish import push, write_card, write_repository
+from mae_core.weights.registry import read_pretrained
 from mae_core.weights.runs import save_checkpoint
 from mae_core.weights.saved import load_weights, save_weights
+from tests.downloading import Seen, isolate, use_hub
 from tests.hub import TOKEN, Hub, running_hub
 
+BOTH = {
+    "README.md", "config.json", "weights.safetensors", "model.safetensors",
+    "preprocessor_config.json",
+}  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 SECRET_FOLDER = "/somebodys/private/place"
 
@@ -91,7 +101,7 @@ def test_a_run_arrives_whole_in_one_commit(
     assert hub.private["me/flowers"]
     assert len(hub.commits["me/flowers"]) == 1
     files = hub.files("me/flowers")
-    assert set(files) == {"README.md", "config.json", "weights.safetensors", "reconstructions.png"}
+    assert set(files) == {*BOTH, "reconstructions.png"}
     assert files["weights.safetensors"] == (run / "weights.safetensors").read_bytes()
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(files["weights.safetensors"])
@@ -102,7 +112,8 @@ def test_a_run_arrives_whole_in_one_commit(
     assert "![Reconstructions](reconstructions.png)" in card
     assert ModelCard(card).data.license == "cc-by-4.0"
     config = json.loads(files["config.json"])
-    assert (config["model"]["embed_dim"], config["train"]["steps"]) == (32, 1000)
+    ours = config["mae_core"]
+    assert (ours["model"]["embed_dim"], ours["train"]["steps"]) == (32, 1000)
     # What names this machine's folders stays at home.
     assert not [name for name, data in files.items() if b"/somebodys" in data]
     assert not (run / "hub").exists()
@@ -156,6 +167,21 @@ def test_refusals_are_sentences(run: Path, hub: Hub, environment: dict[str, str]
     assert set(hub.files("me/tulips")) >= {"README.md", "weights.safetensors"}
 
 
+def test_a_push_on_top_of_another_leaves_nothing_of_it(
+    run: Path, small_model: MaskedAutoencoder, hub: Hub, environment: dict[str, str]
+) -> None:
+    assert pushed(environment, run, "me/twice").returncode == 0
+    assert "model.safetensors" in hub.files("me/twice")
+    config = replace(small_model.config, encoder_mask_tokens=True)
+    save_weights(run / "weights.safetensors", MaskedAutoencoder(config), record={})
+    done = pushed(environment, run, "me/twice", "update=true")
+    assert done.returncode == 0, done.stderr
+    # transformers would open the weights of before.
+    assert set(hub.files("me/twice")) == {
+        "README.md", "config.json", "weights.safetensors", "reconstructions.png",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -174,26 +200,116 @@ def test_no_way_to_the_hub_is_a_sentence(
 
 
 def test_a_dry_run_writes_the_folder_and_sends_nothing(
-    run: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(mae_core.commands.push, "HfApi", None)
-    folder = Path(push(run, "me/flowers", PushConfig(dry_run=True)))
+    monkeypatch.setattr(publish, "HfApi", None)
+    (run / "hub").mkdir()
+    (run / "hub" / "model.safetensors").write_bytes(b"of another run")
+    folder = Path(push(run, "me/flowers", dry_run=True))
     assert folder == run / "hub"
-    expected = collect(run, "me/flowers", license_name="unknown")
-    assert {path.name for path in folder.iterdir()} == set(expected)
-    for name, content in expected.items():
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        assert (folder / name).read_bytes() == data
+    write_repository(tmp_path / "expected", "me/flowers", run)
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "expected").iterdir()}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
 
 
-def test_a_run_without_pictures_has_a_card_without_any(run: Path) -> None:
+def test_a_run_without_pictures_has_a_card_without_any(run: Path, tmp_path: Path) -> None:
     for path in (run / "reconstructions").iterdir():
         path.unlink()
-    files = collect(run, "me/flowers", license_name="unknown")
-    assert "reconstructions.png" not in files
-    card = files["README.md"]
-    assert isinstance(card, bytes)
-    assert b"![" not in card
+    write_repository(tmp_path / "out", "me/flowers", run)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == BOTH
+    assert "![" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_transformers_opens_what_was_pushed_and_says_the_same(
+    run: Path, small_model: MaskedAutoencoder, tmp_path: Path
+) -> None:
+    from transformers import AutoImageProcessor, ViTMAEForPreTraining
+
+    write_repository(tmp_path / "out", "me/flowers", run)
+    peer, info = ViTMAEForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
+    config = small_model.config
+    images = torch.randn(2, config.in_chans, config.image_size, config.image_size)
+    drawn = torch.rand(2, config.grid_size**2)
+    with torch.no_grad():
+        ours = small_model.eval()(images, mask_from_noise(drawn, 0.75))
+        theirs = peer.eval()(images, noise=drawn)
+    torch.testing.assert_close(ours.pred, theirs.logits, rtol=0, atol=1e-5)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert tuple(processor.image_mean) == config.mean
+
+
+@pytest.fixture
+def downloads(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolate(monkeypatch, tmp_path / "cache")
+    use_hub(monkeypatch, hub.url)
+
+
+@pytest.mark.usefixtures("downloads")
+def test_what_was_pushed_opens_here_with_nothing_lost(
+    run: Path, small_model: MaskedAutoencoder, hub: Hub, tmp_path: Path
+) -> None:
+    config = replace(
+        small_model.config, norm_pix=True, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6),
+        bands=(3, 2, 1), value_range=((0.0, 4095.0),),
+    )  # fmt: skip
+    save_weights(run / "weights.safetensors", MaskedAutoencoder(config), record=RECORD)
+    write_repository(tmp_path / "out", "me/bands", run)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    hub.publish("me/bands", files)
+    weights = read_pretrained("me/bands", progress=Seen())
+    assert (weights.config, weights.record) == (config, RECORD)
+    said = files["README.md"].decode()
+    assert "transformers' format does not say bands=(3, 2, 1), value_range=((0.0, 4095.0),)" in said
+
+
+@pytest.mark.usefixtures("downloads")
+def test_the_half_that_transformers_fetched_is_not_taken_for_the_whole(
+    run: Path, hub: Hub, tmp_path: Path
+) -> None:
+    write_repository(tmp_path / "out", "me/half", run)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    hub.publish("me/half", files)
+    for name in ("config.json", "model.safetensors"):
+        hf_hub_download("me/half", name)
+    assert find_repository("me/half") is None
+    folder = fetch_repository("me/half", progress=Seen())
+    assert find_repository("me/half") == folder
+    assert read_pretrained("me/half", fetch=False).record == RECORD
+
+
+@pytest.mark.parametrize("changes", [
+    {"pca_components": 7}, {"encoder_mask_tokens": True}, {"grid": (6, 8)},
+])  # fmt: skip
+def test_what_transformers_has_no_place_for_is_pushed_in_our_format_alone(
+    changes: dict[str, Any], run: Path, small_model: MaskedAutoencoder, tmp_path: Path
+) -> None:
+    config = replace(small_model.config, **changes)
+    model = MaskedAutoencoder(config)
+    if config.pca_components:
+        model.set_pca(torch.zeros(config.patch_dim), torch.eye(config.patch_dim)[:, :7])
+    save_weights(run / "weights.safetensors", model, record={})
+    write_repository(tmp_path / "out", "me/flowers", run)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "README.md", "config.json", "weights.safetensors", "reconstructions.png",
+    }  # fmt: skip
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "They are in mae_core's format alone: " in card
+    assert "from_pretrained" not in card
+    assert ModelCard(card).data.library_name == "mae_core"
+    config_file = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config_file["model_type"] == "mae_core"
+
+
+def test_a_decoder_of_its_own_width_is_said_to_transformers(
+    run: Path, small_model: MaskedAutoencoder, tmp_path: Path
+) -> None:
+    config = replace(small_model.config, decoder_mlp_ratio=2.0)
+    save_weights(run / "weights.safetensors", MaskedAutoencoder(config), record={})
+    write_repository(tmp_path / "out", "me/flowers", run)
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert said["decoder_intermediate_size"] == 2 * config.decoder_embed_dim
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_an_unfinished_run_is_refused(
@@ -204,24 +320,24 @@ def test_an_unfinished_run_is_refused(
     values = {"config": config, "model": small_model.state_dict(), "step": 400, "seconds": 1.0}
     save_checkpoint(run / "checkpoint.pt", values)
     with pytest.raises(CheckpointError, match="not finished: it is at step 400 of 1000; start"):
-        push(run, "me/flowers", PushConfig(dry_run=True))
+        push(run, "me/flowers", dry_run=True)
     with pytest.raises(CheckpointError, match="not the folder of a run"):
-        push(tmp_path / "nothing", "me/flowers", PushConfig(dry_run=True))
+        push(tmp_path / "nothing", "me/flowers", dry_run=True)
     with pytest.raises(CheckpointError, match="neither a file of weights"):
-        push(tmp_path, "me/flowers", PushConfig(dry_run=True))
+        push(tmp_path, "me/flowers", dry_run=True)
 
 
 def test_damaged_weights_are_not_uploaded(run: Path) -> None:
     path = run / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-        push(run, "me/flowers", PushConfig(dry_run=True))
+        push(run, "me/flowers", dry_run=True)
 
 
 @pytest.mark.parametrize("name", ["flowers", "a/b/c", "me/", "me/ä", "me/a b", "", "../x/y"])
 def test_names_that_no_hub_has_are_refused(run: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="give USER/NAME, such as me/flowers"):
-        push(run, name, PushConfig(dry_run=True))
+        push(run, name, dry_run=True)
 
 
 def test_mistakes_on_the_command_line_are_sentences(run: Path) -> None:
@@ -234,7 +350,7 @@ def test_mistakes_on_the_command_line_are_sentences(run: Path) -> None:
 
 
 def card_of(run: Path, **record: object) -> str:
-    weights = load_weights(run / "weights.safetensors")
+    weights = read_pretrained(run / "weights.safetensors")
     weights.record.update(record)
     return write_card("me/flowers", weights, read_metrics(run / "metrics.jsonl"), has_grid=False)
 
@@ -244,13 +360,14 @@ def test_the_card_says_what_the_record_says(run: Path) -> None:
     fields = ModelCard(card).data.to_dict()
     assert fields["license"] == "unknown"
     assert fields["pipeline_tag"] == "image-feature-extraction"
-    assert fields["library_name"] == "mae_core"
+    assert fields["library_name"] == "transformers"
     for line in (
-        "| pictures | 27,042 |", "| hours | 0.081 |", "| steps | 1,000 |", "| recipe | quick |",
+        "| images | 27,042 |", "| hours | 0.081 |", "| steps | 1,000 |", "| recipe | quick |",
         "| step | PSNR (dB) | SSIM | loss |", "| 0 | 16 | 0.4 | 0.5 |",
         "| 500 | 16.5 | 0.4 | 0.5 |",
-        "| 1,000 | 18.69 | 0.5132 | 0.3192 |", "hf download me/flowers --local-dir flowers",
-        "python -m app --weights flowers", "Encoder of depth 2 and width 32; decoder",
+        "| 1,000 | 18.69 | 0.5132 | 0.3192 |", 'mae_core.load("me/flowers")',
+        'ViTMAEForPreTraining.from_pretrained("me/flowers")',
+        "python -m app --weights me/flowers", "Encoder of depth 2 and width 32; decoder",
         "ask whoever uploaded the weights",
     ):  # fmt: skip
         assert line in card, line
@@ -264,10 +381,10 @@ def test_the_card_follows_the_record(run: Path) -> None:
     changed = card_of(run, changes=[{"step": 3}], init_from="mae-tiny", pictures=None)
     assert "Fields were changed" in changed
     assert "| began with the weights | mae-tiny |" in changed
-    assert "| pictures |" not in changed
+    assert "| images |" not in changed
     unmeasured = card_of(run, holdout_psnr=None, holdout_ssim=None, holdout_loss=None)
     assert "Nothing was held out" in unmeasured
-    weights = load_weights(run / "weights.safetensors")
+    weights = read_pretrained(run / "weights.safetensors")
     weights.record.clear()
     assert "Nothing is recorded" in write_card("me/x", weights, [], has_grid=False)
 

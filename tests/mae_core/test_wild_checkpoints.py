@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import mae_core.commands.info
+import mae_core.weights.info
 from mae_core.commands.convert import main as convert_main
 from mae_core.config import ModelConfig, from_dict, to_dict
 from mae_core.errors import CheckpointError, ConfigError
@@ -765,7 +766,7 @@ def test_folders_of_parts_are_named(nested: bool, tmp_path: Path) -> None:
     folder = tmp_path / "epoch=1.ckpt"
     inner = folder / "checkpoint" if nested else folder
     written(inner, {"module": {}}, "mp_rank_00_model_states.pt")
-    for read in (read_contents, load_pretrained, mae_core.commands.info.describe):
+    for read in (read_contents, load_pretrained, mae_core.weights.info.describe):
         with pytest.raises(CheckpointError, match=r"DeepSpeed.*zero_to_fp32\.py"):
             read(str(folder))
     other = tmp_path / "dcp"
@@ -788,7 +789,7 @@ def test_info_says_where_it_was_found_and_what_was_left(
     for words in ("PyTorch Lightning", "found under", "state_dict.backbone", "left aside",
                   "state_dict.classifier (2 tensors)"):  # fmt: skip
         assert words in lines
-    facts = mae_core.commands.info.describe(str(path))
+    facts = mae_core.weights.info.describe(str(path))
     assert facts["written_by"] == "PyTorch Lightning"
     assert facts["found_under"] == ["state_dict.backbone", "state_dict.decoder"]
 
