@@ -29,7 +29,7 @@ from torch import Tensor
 from benchmarks import reports
 from benchmarks.peers import transformers_mae
 from mae_core import PRESETS, MaskedAutoencoder, ModelConfig, Reconstructor, mask_from_noise
-from mae_core.model.cost import forward_flops
+from mae_core.model.mae import forward_flops
 
 MASK_RATIO = 0.75
 # Whose versions matter.

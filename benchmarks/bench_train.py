@@ -38,7 +38,7 @@ from benchmarks.bench_reconstruct import Run, quartiles, time_rounds
 from benchmarks.peers import transformers_mae
 from mae_core import PRESETS, MaskedAutoencoder, ModelConfig
 from mae_core.config import MaskConfig, OptimConfig
-from mae_core.model.cost import forward_flops
+from mae_core.model.mae import forward_flops
 from mae_core.training.optim import build_optimizers
 from mae_core.training.precision import autocast, compile_blocks, prefer_fast_attention
 from mae_core.training.schedule import mask_at

@@ -44,9 +44,8 @@ from mae_core.images import (
     to_tensor,
     viewable,
 )
-from mae_core.model.cost import forward_flops
 from mae_core.model.losses import reconstruction_loss
-from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder, forward_flops
 from mae_core.model.masking import PatchMask, custom_mask, draw_mask
 from mae_core.model.patches import (
     PatchStatistics,

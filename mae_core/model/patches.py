@@ -1,4 +1,4 @@
-"""Pictures cut into patches and put together again."""
+"""Images cut into patches and put together again; normalisation of patches."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ NORM_PIX_EPS = 1e-6
 
 
 def grid_of(height: int, width: int, patch_size: int) -> tuple[int, int]:
-    """The (h, w) grid of patches of a picture of that size.
+    """The (h, w) grid of patches of an image of that size.
 
     Raises:
         PatchError: If a side is not a positive multiple of `patch_size`.
     """
     if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
         raise PatchError(
-            f"a {height}x{width} picture does not divide into patches of {patch_size} pixels; "
+            f"a {height}x{width} image does not divide into patches of {patch_size} pixels; "
             f"resize it to multiples of {patch_size}"
         )
     return height // patch_size, width // patch_size
