@@ -1,7 +1,7 @@
 """Masked autoencoders (He et al. 2022): see a picture rebuilt, train your own.
 
-from mae_core import Reconstructor
-r = Reconstructor.from_pretrained()
+from mae_core import Reconstructor, load_pretrained
+r = Reconstructor(load_pretrained().build())
 out = r("photo.jpg", mask_ratio=0.75, seed=2)
 out.panels()["pasted"].save("pasted.png")
 """

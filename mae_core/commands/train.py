@@ -36,7 +36,7 @@ from mae_core.data.streams import PictureStream
 from mae_core.errors import CheckpointError
 from mae_core.evaluation.reconstruction import (
     evaluate_reconstruction,
-    load_pictures,
+    load_images,
     summarize,
 )
 from mae_core.images import Picture
@@ -308,7 +308,7 @@ def _pixels_of_step(config: TrainConfig, step: int) -> float:
 
 
 def _holdout(config: TrainConfig) -> list[Picture]:
-    return load_pictures(config.data.holdout, config.model) if config.data.holdout else []
+    return load_images(config.data.holdout, config.model) if config.data.holdout else []
 
 
 def _measure(model: MaskedAutoencoder, held_out: list[Picture]) -> dict[str, float]:

@@ -95,3 +95,9 @@ def normalize_patches(patches: Tensor, statistics: PatchStatistics | None = None
 def denormalize_patches(patches: Tensor, statistics: PatchStatistics) -> Tensor:
     """Undo `normalize_patches` with the statistics given; patches is (N, L, P)."""
     return patches * torch.sqrt(statistics.var + NORM_PIX_EPS) + statistics.mean
+
+
+def pixel_mask(mask: Tensor, grid_size: tuple[int, int], patch_size: int) -> Tensor:
+    """(N, L) mask of patches -> (N, 1, H, W) mask of pixels, 1 = removed."""
+    cells = mask.reshape(-1, 1, *grid_size)
+    return cells.repeat_interleave(patch_size, dim=2).repeat_interleave(patch_size, dim=3)
