@@ -79,7 +79,7 @@ def choose_threads(flops: float = math.inf) -> int:
     after it. Libraries should leave it to programs.
 
     Args:
-        flops: Floating-point operations of the pass (see `models.cost`).
+        flops: Floating-point operations of the pass (see `forward_flops`).
     """
     # Asked first, for afterwards torch's own number is not known any more.
     most = _all_threads()
