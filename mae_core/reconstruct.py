@@ -62,6 +62,20 @@ from mae_core.rasters import open_picture
 from mae_core.value_range import RangeSpec
 from mae_core.weights.files import write_atomically
 
+__all__ = [
+    "MAX_IMAGE_SIZE",
+    "MAX_PATCHES",
+    "NORM_PIX_VIEWS",
+    "REMOVED_COLOUR",
+    "Rebuilt",
+    "Reconstruction",
+    "ReconstructionRequest",
+    "Reconstructor",
+    "fit_to_model",
+    "open_for_model",
+    "rebuild",
+]
+
 # How a model of per-patch normalised pixels can be shown (see `rebuild`), the default first.
 NORM_PIX_VIEWS = ("estimated", "answer", "normalized")
 
@@ -425,20 +439,11 @@ class Reconstructor:
         """One forward pass of alike requests."""
         config, grid_size = self.config, prepared[0].grid_size
         begun = time.perf_counter()
-        images = torch.cat(
-            [
-                one.image
-                if isinstance(one.image, Tensor)
-                else to_tensor(one.image, config.mean, config.std)
-                for one in prepared
-            ]
-        )
-        masks = [one.mask for one in prepared]
-        patch_mask = PatchMask(
-            torch.cat([mask.mask for mask in masks]),
-            torch.cat([mask.ids_keep for mask in masks]),
-            torch.cat([mask.ids_restore for mask in masks]),
-        )
+        inputs = [
+            image if isinstance(image, Tensor) else to_tensor(image, config.mean, config.std)
+            for image in (one.image for one in prepared)
+        ]
+        images, patch_mask = torch.cat(inputs), PatchMask.cat([one.mask for one in prepared])
         rebuilt = self.rebuild(images, patch_mask, prepared[0].request.view)
         seconds = time.perf_counter() - begun
 

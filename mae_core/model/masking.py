@@ -18,6 +18,19 @@ from torch import Tensor
 
 from mae_core.errors import MaskError
 
+__all__ = [
+    "MAX_SEED",
+    "STRATEGIES",
+    "PatchMask",
+    "block_mask",
+    "custom_mask",
+    "draw_mask",
+    "grid_mask",
+    "mask_from_noise",
+    "num_visible",
+    "random_mask",
+]
+
 MAX_SEED = 2**63 - 1
 
 # A block's share of the image and its height over width, after BEiT (Bao et al. 2022,
@@ -67,6 +80,12 @@ class PatchMask:
     def rows(self, start: int, stop: int) -> "PatchMask":
         """The masks of images `start` up to `stop`."""
         return self._each(lambda tensor: tensor[start:stop])
+
+    @staticmethod
+    def cat(masks: Sequence["PatchMask"]) -> "PatchMask":
+        """Masks of equal L and K as one batch."""
+        columns = zip(*((one.mask, one.ids_keep, one.ids_restore) for one in masks), strict=True)
+        return PatchMask(*(torch.cat(column) for column in columns))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "PatchMask":
         return PatchMask(change(self.mask), change(self.ids_keep), change(self.ids_restore))
