@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks import reports
 from benchmarks.bench_reconstruct import quartiles
-from mae_core import PRESETS, MaskedAutoencoder, Reconstructor
+from mae_core import PRESETS, MaskedAutoencoder, Reconstructor, load_pretrained
 from mae_core.reconstruct import ReconstructionRequest
 
 PACKAGES = ("torch", "timm")
@@ -62,7 +62,8 @@ class Row:
 def reconstructor_of(name: str, device: str, precision: str) -> Reconstructor:
     """Bundled weights, or a preset with random ones."""
     if name not in PRESETS:
-        return Reconstructor.from_pretrained(name, device=device, precision=precision)
+        model = load_pretrained(name).build()
+        return Reconstructor(model, name, device=device, precision=precision)
     torch.manual_seed(0)
     model = MaskedAutoencoder(PRESETS[name])
     return Reconstructor(model, f"random {name}", device=device, precision=precision)

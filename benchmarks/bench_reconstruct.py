@@ -29,7 +29,8 @@ from torch import Tensor
 from benchmarks import reports
 from benchmarks.peers import transformers_mae
 from mae_core import PRESETS, MaskedAutoencoder, ModelConfig, Reconstructor, mask_from_noise
-from mae_core.model.cost import forward_flops
+from mae_core.model.losses import reconstruction_loss
+from mae_core.model.mae import forward_flops
 
 MASK_RATIO = 0.75
 # Whose versions matter.
@@ -69,10 +70,13 @@ class Row:
 def ours(config: ModelConfig, precision: str, device: str, images: Tensor, noise: Tensor) -> Run:
     """Our model as the demo runs it."""
     torch.manual_seed(0)
-    rebuilder = Reconstructor(
-        MaskedAutoencoder(config), "random", device=device, precision=precision
-    )
-    return lambda: rebuilder.model(images, mask_from_noise(noise, MASK_RATIO).to(device))
+    model = Reconstructor(MaskedAutoencoder(config), device=device, precision=precision).model
+
+    def run() -> Tensor:
+        output = model(images, mask_from_noise(noise, MASK_RATIO).to(device))
+        return reconstruction_loss(output.pred, model.target(images), output.mask)
+
+    return run
 
 
 def theirs(config: ModelConfig, precision: str, device: str, images: Tensor, noise: Tensor) -> Run:

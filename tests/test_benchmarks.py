@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks import bench_onnx, bench_threads, bench_train, parity
 from mae_core import PRESETS, ModelConfig
-from mae_core.model.cost import forward_flops
+from mae_core.model.mae import forward_flops
 
 MICRO = ModelConfig(
     image_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, decoder_embed_dim=16,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_pictures
+from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_images
 from mae_core.reconstruct import Reconstructor
 from mae_core.weights.registry import (
     DEFAULT_WEIGHTS,
@@ -59,8 +59,9 @@ def test_the_model_card_names_each_and_its_recipe(entry: WeightsEntry) -> None:
 
 @by_name
 def test_bfloat16_shows_the_same_pictures(entry: WeightsEntry) -> None:
+    model = load_weights(locate_weights(entry.name)).build()
     full, half = (
-        Reconstructor.from_pretrained(entry.name, device="cpu", precision=precision)
+        Reconstructor(model, device="cpu", precision=precision)
         for precision in ("float32", "bfloat16")
     )
     for path in sorted(EXAMPLES.glob("*.jpg"))[:4]:
@@ -79,7 +80,7 @@ def test_each_beats_inpainting_on_the_example_pictures(
     entry: WeightsEntry, mask_ratio: float, strategy: str
 ) -> None:
     model = load_weights(locate_weights(entry.name)).build()
-    pictures = load_pictures(EXAMPLES, model.config)
+    pictures = load_images(EXAMPLES, model.config)
     figures = evaluate_reconstruction(model, pictures, mask_ratio=mask_ratio, strategy=strategy)
     assert len(figures["model"].psnr) == 12
     assert np.mean(figures["model"].psnr) > np.mean(figures["telea"].psnr)

@@ -35,7 +35,7 @@ from mae_core.data.streams import ImageStream
 from mae_core.errors import CheckpointError
 from mae_core.evaluation.reconstruction import (
     evaluate_reconstruction,
-    load_pictures,
+    load_images,
     summarize,
 )
 from mae_core.images import DecodedImage
@@ -305,7 +305,7 @@ def _pixels_of_step(config: TrainConfig, step: int) -> float:
 
 
 def _holdout(config: TrainConfig) -> list[DecodedImage]:
-    return load_pictures(config.data.holdout, config.model) if config.data.holdout else []
+    return load_images(config.data.holdout, config.model) if config.data.holdout else []
 
 
 def _measure(model: MaskedAutoencoder, held_out: list[DecodedImage]) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""What a model learned, measured."""
+"""Measurements of trained models."""

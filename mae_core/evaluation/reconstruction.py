@@ -1,18 +1,21 @@
-"""How well removed patches are rebuilt, beside classical inpainting on the same masks."""
+"""How well removed patches are rebuilt, beside classical inpainting under the same masks.
+
+images = FittedImages("folder", model.config)
+figures = evaluate_reconstruction(model, images, mask_ratio=0.75)
+summarize(figures)["model"]["psnr"].mean
+"""
 
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,24 +24,18 @@ from mae_core.data.datasets import find_images, shown
 from mae_core.errors import DataError, ImageError, MaskError
 from mae_core.images import DecodedImage, size_of, to_tensor
 from mae_core.measurements import RangeSpec
+from mae_core.metrics import compose, removed_psnr, removed_ssim
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask, draw_mask
-from mae_core.reconstruct import (
-    compose,
-    fit_to_model,
-    picture_for,
-    pixel_mask,
-    rebuild,
-    removed_psnr,
-    removed_ssim,
-)
+from mae_core.model.patches import pixel_mask
+from mae_core.reconstruct import fit_to_model, open_for_model, rebuild
 
 _log = logging.getLogger(__name__)
 
-# A picture rebuilt without error would have an infinite PSNR, and so would every mean with it.
+# An image rebuilt without error would have an infinite PSNR, and so would every mean with it.
 MAX_PSNR = 100.0
 
-# Pictures that go through the model together, and that are decoded at a time.
+# Images that go through the model together, and that are decoded at a time.
 _BATCH = 20
 
 # OpenCV's neighbourhood in pixels, as in its own examples.
@@ -47,13 +44,7 @@ _TELEA_RADIUS = 3
 
 @dataclass(frozen=True)
 class Summary:
-    """One figure of one method over the pictures.
-
-    Attributes:
-        mean: Over the pictures.
-        std: Standard deviation over the pictures.
-        n: Pictures that it was taken of.
-    """
+    """One figure of one method over n images: mean and standard deviation."""
 
     mean: float
     std: float
@@ -62,11 +53,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class PSNRSummary(Summary):
-    """PSNR of one method over the pictures.
+    """PSNR of one method over the images.
 
     Attributes:
-        pooled: Of the mean squared error of all pictures together, in dB.
-        capped: Pictures at `MAX_PSNR`.
+        pooled: Of the mean squared error of all images together, in dB.
+        capped: Images at `MAX_PSNR`.
     """
 
     pooled: float
@@ -75,10 +66,10 @@ class PSNRSummary(Summary):
 
 @dataclass
 class Figures:
-    """One method's figures on removed patches, a value for each picture.
+    """One method's figures on removed patches, a value for each image.
 
-    What cannot be measured is not a number: all figures of a model that gives none, and the SSIM
-    of pictures smaller than its window.
+    What cannot be measured is NaN: all figures of a model that gives NaN, and the SSIM of images
+    smaller than its window.
 
     Attributes:
         loss: Mean squared error of the model's target; empty for baselines, which have none.
@@ -92,15 +83,19 @@ class Figures:
 
     def columns(self) -> dict[str, list[float]]:
         """The figures there are, by name."""
-        named = {"loss": self.loss, "psnr": self.psnr, "ssim": self.ssim}
-        return {name: values for name, values in named.items() if values}
+        return {name: values for name, values in vars(self).items() if values}
+
+    def add(self, pixels: Tensor, original: Tensor, removed: Tensor) -> None:
+        """Measure PSNR and SSIM of (N, C, H, W) pixels in 0..1; removed is (N, 1, H, W)."""
+        self.psnr += removed_psnr(pixels, original, removed).clamp(max=MAX_PSNR).tolist()
+        self.ssim += removed_ssim(pixels, original, removed).tolist()
 
 
 def summarize(figures: Mapping[str, Figures]) -> dict[str, dict[str, Summary]]:
-    """Mean and spread of each figure of each method, over the same pictures for all methods.
+    """Mean and spread of each figure of each method, over the same images for all methods.
 
-    A picture without a value in one method counts in none, which is logged. A figure that no
-    picture has is missing.
+    An image without a value in one method counts in none, which is logged. A figure that no
+    image has is missing.
 
     Args:
         figures: By method, as `evaluate_reconstruction` gives them.
@@ -114,31 +109,30 @@ def summarize(figures: Mapping[str, Figures]) -> dict[str, dict[str, Summary]]:
         }
         if not columns:
             continue
-        counted: NDArray[np.bool_] = np.isfinite(np.stack([*columns.values()])).all(axis=0)
+        counted = np.isfinite(np.stack([*columns.values()])).all(axis=0)
         if not counted.all():
             _log.warning(
-                "the %s of %d of %d pictures is not a number; no method's mean has them in it",
+                "the %s of %d of %d images is not a number; no method's mean has them in it",
                 name, (~counted).sum(), len(counted),
             )  # fmt: skip
-        if counted.any():
-            for method, values in columns.items():
-                summaries[method][name] = _summary(name, values[counted])
+        if not counted.any():
+            continue
+        for method, column in columns.items():
+            values = column[counted]
+            mean, std, n = float(values.mean()), float(values.std()), len(values)
+            summaries[method][name] = Summary(mean, std, n)
+            if name == "psnr":
+                pooled = -10 * math.log10(np.mean(10 ** (-values / 10)))
+                capped = int((values >= MAX_PSNR).sum())
+                summaries[method][name] = PSNRSummary(mean, std, n, pooled, capped)
     return summaries
 
 
-def _summary(name: str, values: NDArray[np.float64]) -> Summary:
-    mean, std, n = float(values.mean()), float(values.std()), len(values)
-    if name != "psnr":
-        return Summary(mean, std, n)
-    pooled = -10 * math.log10(np.mean(10 ** (-values / 10)))
-    return PSNRSummary(mean, std, n, pooled, int((values >= MAX_PSNR).sum()))
-
-
-class FittedPictures:
-    """The pictures below a folder, fitted to a model while they are iterated over; none is kept.
+class FittedImages:
+    """The images below a folder, fitted to a model while they are iterated over; none is kept.
 
     Attributes:
-        names: Of the pictures that were given out, relative to the folder.
+        names: Of the images that were given out, relative to the folder.
         unreadable: Of the files that were skipped, likewise.
     """
 
@@ -151,22 +145,22 @@ class FittedPictures:
         bands: Sequence[int] = (),
         value_range: RangeSpec | None = None,
     ) -> None:
-        """Find the pictures; see `find_images`.
+        """Find the images; see `find_images`.
 
         Args:
-            folder: Looked through with all folders in it.
+            folder: Searched with all folders in it.
             config: The model's shape.
             fit: See `fit_to_model`.
             image_size: Likewise.
-            bands: See `picture_for`.
+            bands: See `open_for_model`.
             value_range: Likewise.
 
         Raises:
-            DataError: If the folder is missing or holds no picture.
+            DataError: If the folder is missing or holds no image.
         """
         self._paths = find_images(folder)
         self._folder = Path(folder).expanduser()
-        self._open = partial(picture_for, config=config, bands=bands, value_range=value_range)
+        self._open = partial(open_for_model, config=config, bands=bands, value_range=value_range)
         self._fit = partial(fit_to_model, config=config, fit=fit, image_size=image_size)
         self.names: list[str] = []
         self.unreadable: list[str] = []
@@ -176,7 +170,7 @@ class FittedPictures:
         return len(self._paths)
 
     def __iter__(self) -> Iterator[DecodedImage]:
-        """The readable pictures, sorted by path; others are named in the log and skipped.
+        """The readable images, sorted by path; others are named in the log and skipped.
 
         Raises:
             DataError: If there was none.
@@ -195,7 +189,7 @@ class FittedPictures:
                         self.names.append(name)
                         yield fitted
         if not self.names:
-            raise DataError(f"no file below {str(self._folder)!r} could be read as a picture")
+            raise DataError(f"no file below {str(self._folder)!r} could be read as an image")
 
     def _fitted(self, path: Path) -> DecodedImage | ImageError:
         try:
@@ -204,32 +198,32 @@ class FittedPictures:
             return error
 
 
-def load_pictures(
+def load_images(
     folder: str | Path, config: ModelConfig, fit: str = "crop", image_size: int | None = None
 ) -> list[DecodedImage]:
-    """All of `FittedPictures` at once."""
-    return list(FittedPictures(folder, config, fit, image_size))
+    """All of `FittedImages` at once."""
+    return list(FittedImages(folder, config, fit, image_size))
 
 
 def evaluate_reconstruction(
     model: MaskedAutoencoder,
-    pictures: Iterable[DecodedImage],
+    images: Iterable[DecodedImage],
     *,
     mask_ratio: float = 0.75,
     seed: int = 0,
     strategy: str = "random",
     baselines: bool = True,
 ) -> dict[str, Figures]:
-    """Rebuild every picture once and score its removed patches.
+    """Rebuild every image once and score its removed patches.
 
     A model of per-patch normalised pixels is scored in the view `estimated` (see `rebuild`), so
-    that no figure owes anything to the answer.
+    that no figure depends on the answer.
 
     Args:
         model: In evaluation mode; in float32, for figures to compare with others.
-        pictures: Fitted to the model's patches; of what is no list, few are held at a time.
+        images: Fitted to the model's patches; unless they are a list, few are held at a time.
         mask_ratio: Fraction removed, above 0 and below 1.
-        seed: Picture i gets the mask of seed + i.
+        seed: Image i gets the mask of seed + i.
         strategy: One of `masking.STRATEGIES`.
         baselines: Whether to fill the same masks by the mean colour and by OpenCV's Telea
             inpainting (Telea 2004) too.
@@ -247,50 +241,45 @@ def evaluate_reconstruction(
         seed = int(seed)  # those of NumPy overflow
     fillers = _fillers() if baselines else {}
     figures = {name: Figures() for name in ("model", *fillers)}
-    for images, mask, grid_size in _batches(model, pictures, mask_ratio, seed, strategy):
-        rebuilt = rebuild(model, images, mask)
+    for batch, mask, grid_size in _batches(model, images, mask_ratio, seed, strategy):
+        rebuilt = rebuild(model, batch, mask)
         removed = pixel_mask(mask.mask, grid_size, model.config.patch_size)
-        figures["model"].loss.extend(rebuilt.loss.tolist())
-        _add(figures["model"], rebuilt.pixels, rebuilt.original, removed)
+        figures["model"].loss += rebuilt.loss.tolist()
+        figures["model"].add(rebuilt.pixels, rebuilt.original, removed)
         for name, fill in fillers.items():
-            filled = torch.stack(
-                [fill(image, gone) for image, gone in zip(rebuilt.original, removed, strict=True)]
-            )
-            _add(figures[name], filled, rebuilt.original, removed)
+            filled = [fill(*pair) for pair in zip(rebuilt.original, removed, strict=True)]
+            figures[name].add(torch.stack(filled), rebuilt.original, removed)
     return figures
 
 
 def _batches(
     model: MaskedAutoencoder,
-    pictures: Iterable[DecodedImage],
+    images: Iterable[DecodedImage],
     mask_ratio: float,
     seed: int,
     strategy: str,
 ) -> Iterator[tuple[Tensor, PatchMask, tuple[int, int]]]:
-    """Runs of pictures of one size as (N, C, H, W), their masks and their grid."""
-    total = len(pictures) if isinstance(pictures, Sized) else None
+    """Runs of images of one size as (N, C, H, W), their masks and their grid."""
+    mean, std = model.config.mean, model.config.std
+    total = len(images) if isinstance(images, Sized) else None
     with tqdm(total=total, desc="evaluating", unit="img", leave=False) as bar:
-        for _, alike in itertools.groupby(pictures, key=size_of):
-            while batch := list(itertools.islice(alike, _BATCH)):
-                images = torch.cat(
-                    [to_tensor(one, model.config.mean, model.config.std) for one in batch]
-                )
-                grid_size = model.grid_of(images)
-                seeds = list(range(seed, seed + len(batch)))
-                mask = draw_mask(strategy, len(batch), grid_size, mask_ratio, seed=seeds)
-                yield images, mask, grid_size
-                seed += len(batch)
-                bar.update(len(batch))
+        for _, alike in itertools.groupby(images, key=size_of):
+            while several := list(itertools.islice(alike, _BATCH)):
+                n = len(several)
+                batch = torch.cat([to_tensor(one, mean, std) for one in several])
+                grid_size = model.grid_of(batch)
+                seeds = list(range(seed, seed + n))
+                yield batch, draw_mask(strategy, n, grid_size, mask_ratio, seed=seeds), grid_size
+                seed += n
+                bar.update(n)
 
 
-def _add(figures: Figures, pixels: Tensor, original: Tensor, removed: Tensor) -> None:
-    psnr = removed_psnr(pixels, original, removed).clamp(max=MAX_PSNR)
-    figures.psnr.extend(psnr.tolist())
-    figures.ssim.extend(removed_ssim(pixels, original, removed).tolist())
+# Fills the removed pixels, 1 in (1, H, W), of a (C, H, W) image.
+_Filler = Callable[[Tensor, Tensor], Tensor]
 
 
-def _fillers() -> dict[str, Any]:
-    fillers: dict[str, Any] = {"mean_colour": _fill_mean_colour}
+def _fillers() -> dict[str, _Filler]:
+    fillers: dict[str, _Filler] = {"mean_colour": _fill_mean_colour}
     try:
         import cv2  # noqa: F401  (only this baseline needs it)
     except ImportError:
@@ -301,21 +290,19 @@ def _fillers() -> dict[str, Any]:
 
 
 def _fill_mean_colour(image: Tensor, removed: Tensor) -> Tensor:
-    """(C, H, W) image with removed pixels in the visible ones' mean colour."""
     visible = 1 - removed
     colour = (image * visible).sum(dim=(1, 2)) / visible.sum()
     return compose(image, colour.view(-1, 1, 1).expand_as(image), removed)
 
 
 def _fill_telea(image: Tensor, removed: Tensor) -> Tensor:
-    """(C, H, W) image with removed pixels inpainted by OpenCV, which takes 3 channels or 1."""
     import cv2
 
     pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     holes = removed[0].to(torch.uint8).numpy()
     # The hidden pixels are blanked first, so that a leak would show.
     visible = np.ascontiguousarray(pixels * (1 - holes)[:, :, None])
+    # OpenCV takes 3 channels or 1, and gives 1 as (H, W).
     parts = [visible] if visible.shape[2] in (1, 3) else np.split(visible, visible.shape[2], axis=2)
     filled = [cv2.inpaint(part, holes, _TELEA_RADIUS, cv2.INPAINT_TELEA) for part in parts]
-    # OpenCV gives one channel as (H, W).
     return torch.from_numpy(np.dstack(filled)).permute(2, 0, 1).float() / 255

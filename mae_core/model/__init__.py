@@ -1,1 +1,1 @@
-"""The networks: position tables and the masked autoencoder."""
+"""The model: masked autoencoder, masks, patches and losses."""

@@ -1,4 +1,4 @@
-"""What a model is trained to make small: functions of (pred, target, mask)."""
+"""Reconstruction losses: functions of (pred, target, mask)."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from mae_core.errors import ConfigError
 
 LossKind = Literal["mse", "log_mse"]
 
-# Added to an image's error before the logarithm: keeps nearly perfect images from taking over.
+# Added to an image's error before the logarithm, so that nearly perfect images do not dominate.
 LOG_MSE_FLOOR = 0.01
 
 
@@ -19,7 +19,7 @@ def reconstruction_loss(
     visible_weight: float = 0.0,
     kind: LossKind = "mse",
 ) -> Tensor:
-    """The error on removed patches, plus `visible_weight` times the visible ones'.
+    """The error on removed patches, plus `visible_weight` times that on visible ones.
 
     The paper's loss is `mse` with weight 0: nothing then asks the model to reproduce the
     patches it sees, and they come out speckled. A small weight cures that.
@@ -27,7 +27,7 @@ def reconstruction_loss(
     Args:
         pred: (N, L, P).
         target: (N, L, P).
-        mask: (N, L), 1 = removed; at least one patch removed, or the loss is not a number.
+        mask: (N, L), 1 = removed; at least one patch removed, or the loss is NaN.
         visible_weight: Weight of the visible patches' mean error; 0 or more.
         kind: `mse` is the mean squared error. `log_mse` is the mean over images of the
             logarithm of each one's own, plus 0.01, so that plain images count as much as busy
@@ -41,25 +41,17 @@ def reconstruction_loss(
         ConfigError: If no loss is called `kind`.
     """
     error = (pred.float() - target.float()).square().mean(dim=-1)  # (N, L)
+    visible = 1 - mask
     if kind == "mse":
-        return _mean_squared_error(error, mask, visible_weight)
+        loss = (error * mask).sum() / mask.sum()
+        if visible_weight:
+            loss = loss + visible_weight * (error * visible).sum() / visible.sum()
+        return loss
     if kind == "log_mse":
-        return _log_mean_squared_error(error, mask, visible_weight)
+        removed = (error * mask).sum(dim=-1) / mask.sum(dim=-1) + LOG_MSE_FLOOR  # (N,)
+        loss = removed.log()
+        if visible_weight:
+            seen = (error * visible).sum(dim=-1) / visible.sum(dim=-1)  # (N,)
+            loss = loss + visible_weight * seen / removed.detach()
+        return loss.mean()
     raise ConfigError(f"no loss is called {kind!r}; choose mse or log_mse")
-
-
-def _mean_squared_error(error: Tensor, mask: Tensor, visible_weight: float) -> Tensor:
-    removed = (error * mask).sum() / mask.sum()
-    if visible_weight == 0:
-        return removed
-    visible = 1 - mask
-    return removed + visible_weight * (error * visible).sum() / visible.sum()
-
-
-def _log_mean_squared_error(error: Tensor, mask: Tensor, visible_weight: float) -> Tensor:
-    removed = (error * mask).sum(dim=-1) / mask.sum(dim=-1) + LOG_MSE_FLOOR  # (N,)
-    if visible_weight == 0:
-        return removed.log().mean()
-    visible = 1 - mask
-    seen = (error * visible).sum(dim=-1) / visible.sum(dim=-1)  # (N,)
-    return (removed.log() + visible_weight * seen / removed.detach()).mean()

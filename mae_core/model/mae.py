@@ -1,5 +1,10 @@
 """The masked autoencoder (He et al. 2022).
 
+    model = MaskedAutoencoder(preset("base"))
+    out = model(images, mask_ratio=0.75, seed=2)  # .pred .mask .latent
+    z = model.features(images, pool="mean")       # (N, D), nothing removed
+    vit = model.to_timm(num_classes=100)          # for fine-tuning
+
 An encoder sees visible patches only; a light decoder fills in mask tokens and predicts pixels.
 Two variants of the paper's ablations are here too: an encoder that sees mask tokens, and
 principal components of patches as the target.
@@ -11,22 +16,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from mae_core._compat import ensure_torchvision_imports
 from mae_core.config import ModelConfig
-from mae_core.errors import PatchError
-from mae_core.model.masking import PatchMask, draw_mask
+from mae_core.errors import ConfigError, PatchError
+from mae_core.model.masking import PatchMask, draw_mask, num_visible
 from mae_core.model.patches import grid_of, normalize_patches, patchify
-from mae_core.model.pos_embed import resample_pos_embed, sincos_pos_embed
 
 ensure_torchvision_imports()
 
-from timm.layers import PatchEmbed  # noqa: E402  (timm needs torchvision to import)
-from timm.models.vision_transformer import Block  # noqa: E402
+from timm.layers import PatchEmbed, resample_abs_pos_embed  # noqa: E402  (needs torchvision)
+from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
+
+Pool = Literal["mean", "cls"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class MAEOutput:
         latent: (N, 1 + K, D) encoder output, class token first, visible patches in the
             mask's shuffled order; (N, 1 + L, D) with `encoder_mask_tokens`, the removed ones
             after them.
-        ids_restore: (N, L) where each patch stands in that order.
+        ids_restore: (N, L) position of each patch in that order.
     """
 
     pred: Tensor
@@ -56,10 +62,13 @@ class MaskedAutoencoder(nn.Module):
     Images of any size that divides into patches are accepted; positions are resampled.
 
     Attributes:
+        config: The model's shape.
+        name: Of the weights, for people; empty where nobody has said.
         pca_mean: (P,) mean of all patches, only where the target is principal components.
         pca_basis: (P, q) their principal directions, likewise; orthonormal columns.
     """
 
+    name: str = ""
     pca_mean: Tensor
     pca_basis: Tensor
 
@@ -94,7 +103,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_norm = nn.LayerNorm(decoder_width, eps=config.layer_norm_eps)
         self.decoder_pred = nn.Linear(decoder_width, config.target_dim)
         if config.pca_components:
-            # No numbers until `set_pca`, so that a model that was not given any cannot learn.
+            # NaN until `set_pca`, so that a model that was given none cannot learn.
             nan, dim = math.nan, config.patch_dim
             self.register_buffer("pca_mean", torch.full((dim,), nan))
             self.register_buffer("pca_basis", torch.full((dim, config.pca_components), nan))
@@ -115,7 +124,7 @@ class MaskedAutoencoder(nn.Module):
             nn.init.normal_(self.encoder_mask_token, std=0.02)
 
     def set_pca(self, mean: Tensor, basis: Tensor) -> None:
-        """Say what the principal components of a patch are, where they are the target.
+        """Set the principal components of patches, where they are the target.
 
         Args:
             mean: (P,) mean of all patches.
@@ -195,18 +204,26 @@ class MaskedAutoencoder(nn.Module):
                 f"a mask of shape {tuple(patch_mask.mask.shape)} does not fit "
                 f"{images.shape[0]} images of {grid_size[0]}x{grid_size[1]} patches"
             )
-        pos_embed = resample_pos_embed(self.pos_embed, self._table_grid, grid_size)
-        tokens = self.patch_embed(images.to(self.pos_embed.dtype))  # (N, L, D)
-        ids = patch_mask.ids_keep
+        removed, ids = None, patch_mask.ids_keep
         if self.config.encoder_mask_tokens:
             removed = patch_mask.mask.bool().unsqueeze(-1)  # (N, L, 1)
-            tokens = torch.where(removed, self.encoder_mask_token, tokens)
             ids = patch_mask.ids_restore.argsort(dim=1)  # ids_shuffle
-        tokens = _take(tokens + pos_embed[:, 1:], ids)  # (N, K, D)
-        cls_token = (self.cls_token + pos_embed[:, :1]).expand(images.shape[0], -1, -1)
-        tokens = torch.cat((cls_token.to(tokens.dtype), tokens), dim=1)  # (N, 1 + K, D)
+        cls_token, tokens = self._embed(images, grid_size, removed)
+        tokens = torch.cat((cls_token, _take(tokens, ids)), dim=1)  # (N, 1 + K, D)
         latent: Tensor = self.norm(self.blocks(tokens))
         return latent
+
+    def _embed(
+        self, images: Tensor, grid_size: tuple[int, int], removed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Class token (N, 1, D) and patch tokens (N, L, D), with their positions."""
+        pos_embed = resample_pos_embed(self.pos_embed, self._table_grid, grid_size)
+        tokens = self.patch_embed(images.to(self.pos_embed.dtype))
+        if removed is not None:
+            tokens = torch.where(removed, self.encoder_mask_token, tokens)
+        tokens = tokens + pos_embed[:, 1:]
+        cls_token = (self.cls_token + pos_embed[:, :1]).expand(images.shape[0], -1, -1)
+        return cls_token.to(tokens.dtype), tokens
 
     def decode(self, latent: Tensor, ids_restore: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """Put mask tokens where patches were removed and predict every patch.
@@ -229,6 +246,95 @@ class MaskedAutoencoder(nn.Module):
         pred: Tensor = self.decoder_pred(self.decoder_norm(self.decoder_blocks(tokens)))
         return pred[:, 1:]  # (N, L, P)
 
+    def features(
+        self, images: Tensor, pool: Pool | None = None, block: int | None = None
+    ) -> Tensor:
+        """Encoder output for whole images: nothing removed, patches in grid order.
+
+        Gradients flow as in any forward pass; for frozen features use `torch.inference_mode()`.
+
+        Args:
+            images: (N, C, H, W), normalised; H and W multiples of the patch side.
+            pool: None for all tokens. `cls` is the class token. `mean` is the mean over the L
+                patch tokens, without the class token, taken of this method's output, so after
+                the final norm. (MAE's fine-tuning normalises the mean instead: see `to_timm`.)
+            block: Number of the encoder block whose output is wanted, from 0; negative ones
+                count from the end. The last one if not given. The final norm was trained on
+                the last block's output and is applied to that alone; normalise other blocks'
+                as your probe needs it, for example by a BatchNorm without affine parameters.
+
+        Returns:
+            (N, 1 + L, D), class token first; (N, D) with `pool`.
+
+        Raises:
+            PatchError: If the images do not divide into patches.
+            ConfigError: If `pool` or `block` is not allowed.
+        """
+        depth = self.config.depth
+        if pool not in (None, "mean", "cls"):
+            raise ConfigError(f"pool is {pool!r}; choose mean or cls, or None for all tokens")
+        if block is not None and not -depth <= block < depth:
+            raise ConfigError(f"block is {block}; this encoder has {depth}: give {-depth} to "
+                              f"{depth - 1}")  # fmt: skip
+        last = depth - 1 if block is None else block % depth
+        embedded = torch.cat(self._embed(images, self.grid_of(images)), dim=1)
+        tokens: Tensor = self.blocks[: last + 1](embedded)  # (N, 1 + L, D)
+        if last == depth - 1:
+            tokens = self.norm(tokens)
+        if pool is None:
+            return tokens
+        return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)
+
+    def to_timm(
+        self,
+        num_classes: int = 0,
+        *,
+        drop_path: float = 0.0,
+        global_pool: Literal["avg", "token"] = "avg",
+        img_size: int | tuple[int, int] | None = None,
+    ) -> VisionTransformer:
+        """A timm ViT with a copy of the encoder's weights, in training mode, for fine-tuning.
+
+        With `avg` it is the classifier of MAE's fine-tuning: the patch tokens are averaged, and
+        a fresh `fc_norm` normalises the mean; the encoder's own final norm is left out. With
+        `token` it is the classic ViT, which keeps that norm: `forward_features` then is
+        `features`.
+
+        Args:
+            num_classes: Outputs of the fresh head, whose weights begin near zero; 0 is no head.
+            drop_path: Stochastic depth of the last block; it rises linearly from 0.
+            global_pool: `avg` or `token`.
+            img_size: Side, or (H, W), of the images it takes; positions are resampled to it. What
+                this model's table is made for if not given.
+
+        Raises:
+            ConfigError: If `global_pool` is neither.
+            PatchError: If `img_size` is no multiple of the patch side.
+        """
+        if global_pool not in ("avg", "token"):
+            raise ConfigError(f"global_pool is {global_pool!r}; choose avg or token")
+        config = self.config
+        if img_size is None:
+            h, w = config.table_grid
+            img_size = (h * config.patch_size, w * config.patch_size)
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        grid_size = grid_of(height, width, config.patch_size)
+        vit = VisionTransformer(
+            img_size=(height, width), patch_size=config.patch_size, in_chans=config.in_chans,
+            num_classes=num_classes, global_pool=global_pool, embed_dim=config.embed_dim,
+            depth=config.depth, num_heads=config.num_heads, mlp_ratio=config.mlp_ratio,
+            drop_path_rate=drop_path, weight_init="skip",
+            norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
+        )  # fmt: skip
+        state, wanted = self.state_dict(), vit.state_dict()
+        state["pos_embed"] = resample_pos_embed(state["pos_embed"], config.table_grid, grid_size)
+        shared = {name: tensor for name, tensor in state.items() if name in wanted}
+        vit.load_state_dict(shared, strict=False)  # all but the head and fc_norm
+        if isinstance(vit.head, nn.Linear):
+            nn.init.trunc_normal_(vit.head.weight, std=2e-5)
+            nn.init.zeros_(vit.head.bias)
+        return vit.to(self.pos_embed.device, self.pos_embed.dtype)
+
     def target(self, images: Tensor) -> Tensor:
         """What `pred` is compared with.
 
@@ -238,7 +344,7 @@ class MaskedAutoencoder(nn.Module):
         """
         patches = patchify(images, self.config.patch_size)
         if self.config.pca_components:
-            mean, basis = self._pca_for(patches)
+            mean, basis = self.pca_mean.to(patches), self.pca_basis.to(patches)
             # A target rounded to bfloat16 would be another target.
             with torch.autocast(patches.device.type, enabled=False):
                 return (patches - mean) @ basis
@@ -255,15 +361,11 @@ class MaskedAutoencoder(nn.Module):
         """
         if not self.config.pca_components:
             return pred
-        mean, basis = self._pca_for(pred)
-        return pred @ basis.T + mean
-
-    def _pca_for(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and basis where `values` are and in their number format."""
-        return self.pca_mean.to(values), self.pca_basis.to(values)
+        return pred @ self.pca_basis.to(pred).T + self.pca_mean.to(pred)
 
     @property
     def _table_grid(self) -> tuple[int, int]:
+        """(h, w) of the position tables; a graph of one image size has its own."""
         return self.config.table_grid
 
 
@@ -283,3 +385,91 @@ def _blocks(
 def _take(tokens: Tensor, ids: Tensor) -> Tensor:
     """(N, M, D) tokens at (N, K) indices: (N, K, D)."""
     return torch.gather(tokens, 1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def sincos_pos_embed(dim: int, grid_size: tuple[int, int], *, cls_token: bool) -> Tensor:
+    """The fixed two-dimensional sin-cos position table of MAE (He et al. 2022, A.1).
+
+    The first half of the channels encodes x (the column), the second y (the row); each half
+    is sines then cosines of the position times 1 / 10000^(i / (dim / 4)).
+
+    Args:
+        dim: Channels; a multiple of 4.
+        grid_size: (h, w) patches.
+        cls_token: Whether a row of zeros comes first, for the class token.
+
+    Returns:
+        (1, [1 +] h * w, dim), float32, computed in float64.
+    """
+
+    def encoded(positions: Tensor) -> Tensor:
+        omega = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+        angles = positions[:, None] * omega[None, :]
+        return torch.cat((angles.sin(), angles.cos()), dim=1)  # (h * w, dim / 2)
+
+    h, w = grid_size
+    rows = torch.arange(h, dtype=torch.float64).repeat_interleave(w)
+    columns = torch.arange(w, dtype=torch.float64).repeat(h)
+    table = torch.cat((encoded(columns), encoded(rows)), dim=1)
+    if cls_token:
+        table = torch.cat((table.new_zeros(1, dim), table))
+    return table.to(torch.float32).unsqueeze(0)
+
+
+def resample_pos_embed(
+    table: Tensor, source: tuple[int, int], grid_size: tuple[int, int]
+) -> Tensor:
+    """Resample a position table to another grid, bicubic in both directions.
+
+    A larger image is the same image seen more finely. Without antialiasing: positions are
+    smooth, and averaging neighbours would blur them.
+
+    Args:
+        table: (1, 1 + h * w, D) with the class token's row first.
+        source: (h, w) of the table.
+        grid_size: (h, w) wanted.
+
+    Returns:
+        (1, 1 + h' * w', D); `table` itself if the grids are equal.
+    """
+    # timm compares them too, but not while a graph is exported.
+    if source == grid_size:
+        return table
+    resampled: Tensor = resample_abs_pos_embed(
+        table, list(grid_size), list(source), antialias=False
+    )
+    return resampled
+
+
+def forward_flops(config: ModelConfig, grid_size: tuple[int, int], mask_ratio: float) -> int:
+    """Floating-point operations of encoding and decoding one image.
+
+    Matrix products only, a multiply-add counted as 2; all else is small beside them. A training
+    step costs three times as much: its backward pass has two products for each one of these.
+
+    Args:
+        config: The model's shape.
+        grid_size: (h, w) patches.
+        mask_ratio: Fraction removed, 0..1.
+
+    Raises:
+        MaskError: If the ratio is not within 0..1.
+    """
+
+    def blocks(depth: int, tokens: int, width: int, mlp_ratio: float) -> int:
+        # Queries, keys, values and the projection after them; the scores and their sum of values.
+        attention = 2 * tokens * 4 * width**2 + 2 * 2 * tokens**2 * width
+        return depth * (attention + 2 * 2 * tokens * width * int(width * mlp_ratio))
+
+    length = grid_size[0] * grid_size[1]
+    visible = num_visible(length, mask_ratio)
+    width, decoder_width = config.embed_dim, config.decoder_embed_dim
+    ratio, decoder_ratio = config.mlp_ratios
+    tokens = 1 + (length if config.encoder_mask_tokens else visible)
+    embed = 2 * length * config.patch_dim * width
+    encoder = blocks(config.depth, tokens, width, ratio)
+    bridge = 2 * tokens * width * decoder_width
+    decoder = blocks(config.decoder_depth, 1 + length, decoder_width, decoder_ratio)
+    # The class token's row is predicted too, and dropped.
+    predict = 2 * (1 + length) * decoder_width * config.target_dim
+    return embed + encoder + bridge + decoder + predict

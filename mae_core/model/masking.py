@@ -1,9 +1,8 @@
-"""Which patches are removed: random, block-wise, grid-wise and custom masks.
+"""Which patches are removed: random, block, grid and custom masks.
 
 Every strategy is a *noise* over patches, and `mask_from_noise` keeps the K patches of the
-lowest noise. So counts are exact, and for one seed the masks of growing ratios are nested:
-what 50 % removes, 75 % removes too. Noise is always drawn on the CPU, so that a seed gives
-the same mask on every device.
+lowest noise. So counts are exact, and the masks of one seed are nested: what 50 % removes,
+75 % removes too. Noise is drawn on the CPU, so that a seed gives the same mask on every device.
 """
 
 import math
@@ -19,14 +18,27 @@ from torch import Tensor
 
 from mae_core.errors import MaskError
 
+__all__ = [
+    "MAX_SEED",
+    "STRATEGIES",
+    "PatchMask",
+    "block_mask",
+    "custom_mask",
+    "draw_mask",
+    "grid_mask",
+    "mask_from_noise",
+    "num_visible",
+    "random_mask",
+]
+
 MAX_SEED = 2**63 - 1
 
-# A block's share of the picture and its height over width, after BEiT (Bao et al. 2022,
+# A block's share of the image and its height over width, after BEiT (Bao et al. 2022,
 # algorithm 1), whose blocks on a 14 x 14 grid take 16 to 75 patches.
 _BLOCK_AREA = (16 / 196, 75 / 196)
 _BLOCK_LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 
-# Blocks of a mask. On average 10 of them cover 75 % of a picture, and 30 to 54 cover 95 %; of
+# Blocks of a mask. On average 10 of them cover 75 % of an image, and 30 to 54 cover 95 %; of
 # 12,300 masks on five grids none needed more than 158 for that. Corners take hundreds more.
 _BLOCKS = 192
 
@@ -56,30 +68,31 @@ class PatchMask:
         return self.ids_keep.shape[1]
 
     def to(self, device: torch.device | str) -> "PatchMask":
-        """The same mask on another device; from pinned memory nobody waits."""
-        # Any other copy that is not waited for could be read before it is there.
-        free = self.mask.is_pinned()
-        return PatchMask(
-            self.mask.to(device, non_blocking=free),
-            self.ids_keep.to(device, non_blocking=free),
-            self.ids_restore.to(device, non_blocking=free),
-        )
+        """The same masks on another device. The copy is asynchronous if they are pinned."""
+        # From any other memory, an asynchronous copy could be read before it has arrived.
+        pinned = self.mask.is_pinned()
+        return self._each(lambda tensor: tensor.to(device, non_blocking=pinned))
 
     def pin_memory(self) -> "PatchMask":
-        """The same mask where a GPU fetches it without the processor's help."""
-        return PatchMask(
-            self.mask.pin_memory(), self.ids_keep.pin_memory(), self.ids_restore.pin_memory()
-        )
+        """The same masks in pinned host memory."""
+        return self._each(lambda tensor: tensor.pin_memory())
 
     def rows(self, start: int, stop: int) -> "PatchMask":
         """The masks of images `start` up to `stop`."""
-        return PatchMask(
-            self.mask[start:stop], self.ids_keep[start:stop], self.ids_restore[start:stop]
-        )
+        return self._each(lambda tensor: tensor[start:stop])
+
+    @staticmethod
+    def cat(masks: Sequence["PatchMask"]) -> "PatchMask":
+        """Masks of equal L and K as one batch."""
+        columns = zip(*((one.mask, one.ids_keep, one.ids_restore) for one in masks), strict=True)
+        return PatchMask(*(torch.cat(column) for column in columns))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "PatchMask":
+        return PatchMask(change(self.mask), change(self.ids_keep), change(self.ids_restore))
 
 
 def num_visible(length: int, mask_ratio: float, *, for_loss: bool = False) -> int:
-    """How many of `length` patches stay visible: the one owner of K.
+    """How many of `length` patches stay visible: the only place where K is computed.
 
     It is the official `int(length * (1 - mask_ratio))` without its float error, by which
     `int(100 * (1 - 0.9))` is 9.
@@ -99,12 +112,11 @@ def num_visible(length: int, mask_ratio: float, *, for_loss: bool = False) -> in
         raise MaskError(f"mask_ratio is {mask_ratio!r}; give a number from 0 to 1")
     if not 0 <= mask_ratio <= 1:
         raise MaskError(f"mask_ratio is {mask_ratio}; it must be from 0 to 1, such as 0.75")
-    mask_ratio = float(mask_ratio)
     most = length - 1 if for_loss else length
     if most < 1:
-        raise MaskError(f"{length} patches are too few to mask; use a larger picture")
+        raise MaskError(f"{length} patches are too few to mask; use a larger image")
     # Nine decimals are far finer than 1 / L and far coarser than the rounding error.
-    visible = math.floor(round(length * (1 - mask_ratio), 9))
+    visible = math.floor(round(length * (1 - float(mask_ratio)), 9))
     return min(max(visible, 1), most)
 
 
@@ -126,35 +138,6 @@ def _keep_lowest(noise: Tensor, visible: int) -> PatchMask:
     ids_restore = torch.argsort(ids_shuffle, dim=1)
     mask = (ids_restore >= visible).to(torch.float32)
     return PatchMask(mask, ids_shuffle[:, :visible].contiguous(), ids_restore)
-
-
-def generators(
-    n: int, seed: int | Sequence[int] | None, generator: torch.Generator | None
-) -> list[torch.Generator]:
-    """One shared generator (an int seed or a generator) or one for each image (n seeds).
-
-    Raises:
-        MaskError: If seeds are out of range, not n, or not exactly one source is given.
-    """
-    if (seed is None) == (generator is None):
-        raise MaskError("pass either seed= or generator=")
-    if generator is not None:
-        return [generator]
-    seeds: list[Any] = [seed]
-    if isinstance(seed, Sequence) and not isinstance(seed, str):
-        seeds = list(seed)
-        if len(seeds) != n:
-            raise MaskError(
-                f"{len(seeds)} seeds for {n} images; give one an image, or a single int"
-            )
-    for value in seeds:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, numbers.Integral)
-            or not 0 <= int(value) <= MAX_SEED
-        ):
-            raise MaskError(f"seed is {value!r}; it must be a whole number from 0 to {MAX_SEED}")
-    return [torch.Generator().manual_seed(int(value)) for value in seeds]
 
 
 def random_mask(
@@ -234,7 +217,7 @@ def grid_mask(
 
 
 def custom_mask(removed: ArrayLike) -> PatchMask:
-    """Remove just the patches you say.
+    """Remove the given patches.
 
     Args:
         removed: (h, w) or (N, h, w) booleans, True = removed.
@@ -271,10 +254,10 @@ def draw_mask(
     generator: torch.Generator | None = None,
     rows: slice = slice(None),
 ) -> PatchMask:
-    """Draw masks by the name of their strategy, one of `STRATEGIES`.
+    """Draw masks by a strategy's name.
 
     Args:
-        strategy: Its name.
+        strategy: One of `STRATEGIES`.
         n: N, images.
         grid_size: (h, w) patches.
         mask_ratio: Fraction removed, 0..1.
@@ -288,13 +271,36 @@ def draw_mask(
     """
     if strategy not in STRATEGIES:
         raise MaskError(f"no strategy is called {strategy!r}; choose {', '.join(STRATEGIES)}")
-    sources = generators(n, seed, generator)
+    sources = _generators(n, seed, generator)
     noise = _NOISES[strategy]
     if len(sources) == 1:
         drawn = noise(n, grid_size, sources[0], rows)
     else:
         drawn = torch.cat([noise(1, grid_size, source, slice(1)) for source in sources[rows]])
     return mask_from_noise(drawn, mask_ratio)
+
+
+def _generators(
+    n: int, seed: int | Sequence[int] | None, generator: torch.Generator | None
+) -> list[torch.Generator]:
+    """One shared generator (an int seed or a generator), or one for each image (n seeds)."""
+    if (seed is None) == (generator is None):
+        raise MaskError("pass either seed= or generator=")
+    if generator is not None:
+        return [generator]
+    seeds: list[Any] = [seed]
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
+        seeds = list(seed)
+        if len(seeds) != n:
+            raise MaskError(
+                f"{len(seeds)} seeds for {n} images; give one an image, or a single int"
+            )
+    for value in seeds:
+        # NumPy's integers are Integral too, and so is bool.
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not (whole and 0 <= int(value) <= MAX_SEED):
+            raise MaskError(f"seed is {value!r}; it must be a whole number from 0 to {MAX_SEED}")
+    return [torch.Generator().manual_seed(int(value)) for value in seeds]
 
 
 # The noise of n images from one generator, of which `rows` are returned. What an image takes of
@@ -313,7 +319,7 @@ def _block_noise(
     """(rows, L): the later a patch is removed the lower its noise."""
     length = grid_size[0] * grid_size[1]
     drawn = torch.rand(n, _BLOCKS * 4 + length, generator=generator)[rows].double().numpy()
-    corners = _corners(drawn[:, : _BLOCKS * 4].reshape(-1, _BLOCKS, 4), grid_size)
+    corners = _block_corners(drawn[:, : _BLOCKS * 4].reshape(-1, _BLOCKS, 4), grid_size)
     first = np.full((len(drawn), *grid_size), _BLOCKS)  # which block removes a patch
     for image, blocks in zip(first, corners.tolist(), strict=True):
         # Backwards, for a patch goes with the first block that covers it.
@@ -326,20 +332,20 @@ def _block_noise(
     return torch.from_numpy(np.where(order < _BLOCKS, noise, drawn[:, _BLOCKS * 4 :]))
 
 
-def _corners(drawn: NDArray[np.float64], grid_size: tuple[int, int]) -> NDArray[np.int64]:
+def _block_corners(drawn: NDArray[np.float64], grid_size: tuple[int, int]) -> NDArray[np.int64]:
     """(..., 4) top, bottom, left, right of blocks, from four uniform numbers each."""
+
+    def between(bounds: tuple[float, float], share: NDArray[np.float64]) -> NDArray[np.float64]:
+        return bounds[0] + (bounds[1] - bounds[0]) * share
+
     h, w = grid_size
-    area = h * w * _between(_BLOCK_AREA, drawn[..., 0])
-    aspect = np.exp(_between(_BLOCK_LOG_ASPECT, drawn[..., 1]))
+    area = h * w * between(_BLOCK_AREA, drawn[..., 0])
+    aspect = np.exp(between(_BLOCK_LOG_ASPECT, drawn[..., 1]))
     block_h = np.clip(np.rint(np.sqrt(area * aspect)), 1, h)
     block_w = np.clip(np.rint(np.sqrt(area / aspect)), 1, w)
     top = np.rint((h - block_h) * drawn[..., 2])
     left = np.rint((w - block_w) * drawn[..., 3])
     return np.stack((top, top + block_h, left, left + block_w), axis=-1).astype(np.int64)
-
-
-def _between(bounds: tuple[float, float], share: NDArray[np.float64]) -> NDArray[np.float64]:
-    return bounds[0] + (bounds[1] - bounds[0]) * share
 
 
 def _grid_noise(

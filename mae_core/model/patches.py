@@ -1,4 +1,4 @@
-"""Pictures cut into patches and put together again."""
+"""Images cut into patches and put together again; normalisation of patches."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ NORM_PIX_EPS = 1e-6
 
 
 def grid_of(height: int, width: int, patch_size: int) -> tuple[int, int]:
-    """The (h, w) grid of patches of a picture of that size.
+    """The (h, w) grid of patches of an image of that size.
 
     Raises:
         PatchError: If a side is not a positive multiple of `patch_size`.
     """
     if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
         raise PatchError(
-            f"a {height}x{width} picture does not divide into patches of {patch_size} pixels; "
+            f"a {height}x{width} image does not divide into patches of {patch_size} pixels; "
             f"resize it to multiples of {patch_size}"
         )
     return height // patch_size, width // patch_size
@@ -95,3 +95,9 @@ def normalize_patches(patches: Tensor, statistics: PatchStatistics | None = None
 def denormalize_patches(patches: Tensor, statistics: PatchStatistics) -> Tensor:
     """Undo `normalize_patches` with the statistics given; patches is (N, L, P)."""
     return patches * torch.sqrt(statistics.var + NORM_PIX_EPS) + statistics.mean
+
+
+def pixel_mask(mask: Tensor, grid_size: tuple[int, int], patch_size: int) -> Tensor:
+    """(N, L) mask of patches -> (N, 1, H, W) mask of pixels, 1 = removed."""
+    cells = mask.reshape(-1, 1, *grid_size)
+    return cells.repeat_interleave(patch_size, dim=2).repeat_interleave(patch_size, dim=3)

@@ -24,9 +24,8 @@ from torch.distributed.tensor import DTensor
 from mae_core.config import TrainConfig
 from mae_core.data.loader import BatchLoader
 from mae_core.errors import CheckpointError, ConfigError, TrainingError
-from mae_core.model.cost import forward_flops
 from mae_core.model.losses import reconstruction_loss
-from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder, forward_flops
 from mae_core.model.masking import PatchMask
 from mae_core.training.distributed import World, gradients_kept_local
 from mae_core.training.optim import as_one, set_lr

@@ -19,8 +19,7 @@ from mae_core.config import (
     without_places,
 )
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.model.mae import MaskedAutoencoder
-from mae_core.model.pos_embed import resample_pos_embed
+from mae_core.model.mae import MaskedAutoencoder, resample_pos_embed
 from mae_core.training.distributed import World, distribute, split_like, whole
 from mae_core.training.optim import build_optimizers
 from mae_core.training.precision import (

@@ -43,10 +43,9 @@ from torch import Tensor
 
 from mae_core.config import ModelConfig
 from mae_core.errors import ConfigError, PatchError
-from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder, resample_pos_embed
 from mae_core.model.masking import PatchMask
 from mae_core.model.patches import grid_of
-from mae_core.model.pos_embed import resample_pos_embed
 from mae_core.weights.files import write_atomically
 from mae_core.weights.saved import Weights
 

@@ -9,8 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mae_core.config import ModelConfig, preset
 from mae_core.errors import MaskError
-from mae_core.model.cost import forward_flops
-from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder, forward_flops
 from mae_core.model.masking import random_mask
 
 

@@ -68,7 +68,7 @@ def test_reconstruct_takes_a_size_and_a_view(
         (["reconstruct", "pyproject.toml", "--out", "out"], "JPEG"),
         (["reconstruct", PICTURE, "--weights", "nothing", "--out", "out"], "neither"),
         (["reconstruct", PICTURE, "--image-size", "100", "--out", "out"], "such as 96"),
-        (["evaluate", "reconstruction", "nothing", "tests"], "neither"),
+        (["evaluate", "nothing", "tests"], "neither"),
         (["train", "quick"], "not a folder"),
         (["train", "fast"], "choose one of quick"),
         (["train", "quick", "steps=0"], "at least 1"),
@@ -78,7 +78,7 @@ def test_reconstruct_takes_a_size_and_a_view(
 )
 def test_mistakes_end_in_one_line_and_status_2(command: list[str], sentence: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", f"mae_core.{command[0]}", *command[1:]],
+        [sys.executable, "-m", "mae_core", *command],
         capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     assert done.returncode == 2

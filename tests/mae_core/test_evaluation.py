@@ -20,15 +20,16 @@ from mae_core.config import ModelConfig
 from mae_core.errors import ConfigError, DataError, MaskError
 from mae_core.evaluation.reconstruction import (
     Figures,
-    FittedPictures,
+    FittedImages,
     PSNRSummary,
     Summary,
     evaluate_reconstruction,
-    load_pictures,
+    load_images,
     summarize,
 )
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.reconstruct import Rebuilt, Reconstructor
+from mae_core.weights.registry import load_pretrained
 from mae_core.weights.saved import save_weights
 from tests.pictures import draw_picture
 
@@ -36,7 +37,7 @@ from tests.pictures import draw_picture
 def test_figures_are_those_of_each_picture_alone(
     small_model: MaskedAutoencoder, picture_folder: Path
 ) -> None:
-    pictures = load_pictures(picture_folder, small_model.config)
+    pictures = load_images(picture_folder, small_model.config)
     figures = evaluate_reconstruction(small_model, pictures, mask_ratio=0.5, seed=10)
     reconstructor = Reconstructor(small_model, "small", device="cpu", precision="float32")
     for i, picture in enumerate(pictures):
@@ -49,7 +50,7 @@ def test_figures_are_those_of_each_picture_alone(
 def test_baselines_fill_the_same_masks_without_seeing_hidden_pixels(
     small_model: MaskedAutoencoder, picture_folder: Path
 ) -> None:
-    pictures = load_pictures(picture_folder, small_model.config)
+    pictures = load_images(picture_folder, small_model.config)
     figures = evaluate_reconstruction(small_model, pictures, mask_ratio=0.5, seed=0)
     assert list(figures) == ["model", "mean_colour", "telea"]
     assert figures["mean_colour"].loss == []
@@ -70,7 +71,7 @@ def test_normalised_targets_are_scored_without_the_answer(
 ) -> None:
     torch.manual_seed(0)
     model = MaskedAutoencoder(replace(small_config, norm_pix=True)).eval()
-    pictures = load_pictures(picture_folder, small_config)[:3]
+    pictures = load_images(picture_folder, small_config)[:3]
     figures = evaluate_reconstruction(model, pictures, seed=10, baselines=False)["model"]
     reconstructor = Reconstructor(model, "norm_pix", device="cpu", precision="float32")
     for i, picture in enumerate(pictures):
@@ -87,7 +88,7 @@ def test_a_model_of_one_channel_is_measured_in_grey(
 ) -> None:
     config = replace(small_config, in_chans=1, mean=(0.5,), std=(0.25,))
     torch.manual_seed(0)
-    pictures = load_pictures(picture_folder, config)
+    pictures = load_images(picture_folder, config)
     figures = evaluate_reconstruction(MaskedAutoencoder(config).eval(), pictures)
     assert {len(method.psnr) for method in figures.values()} == {12}
     assert np.mean(figures["telea"].psnr) > np.mean(figures["mean_colour"].psnr)
@@ -96,16 +97,16 @@ def test_a_model_of_one_channel_is_measured_in_grey(
 def test_pictures_are_measured_at_the_size_asked_for(
     small_config: ModelConfig, picture_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pictures = load_pictures(picture_folder, small_config, image_size=96)
+    pictures = load_images(picture_folder, small_config, image_size=96)
     assert {picture.size for picture in pictures} == {(96, 96)}
     with pytest.raises(ConfigError, match="from 8 to 1024, such as 96"):
-        load_pictures(picture_folder, small_config, image_size=100)
-    with pytest.raises(DataError, match="could be read as a picture"):
-        load_pictures(
+        load_images(picture_folder, small_config, image_size=100)
+    with pytest.raises(DataError, match="could be read as an image"):
+        load_images(
             picture_folder, replace(small_config, in_chans=4, mean=(0.5,) * 4, std=(0.5,) * 4)
         )
     # Whole frames of 424 rows: the wider ones have more than 4096 patches.
-    some = load_pictures(picture_folder, small_config, "whole", image_size=424)
+    some = load_images(picture_folder, small_config, "whole", image_size=424)
     assert 0 < len(some) < 12
     assert "at most 4096 are taken" in caplog.text
 
@@ -113,7 +114,7 @@ def test_pictures_are_measured_at_the_size_asked_for(
 def test_pictures_of_several_shapes_are_measured_in_one_go(
     small_model: MaskedAutoencoder, picture_folder: Path
 ) -> None:
-    pictures = load_pictures(picture_folder, small_model.config, "whole")
+    pictures = load_images(picture_folder, small_model.config, "whole")
     assert len({picture.size for picture in pictures}) > 1
     figures = evaluate_reconstruction(small_model, pictures, baselines=False)
     assert len(figures["model"].psnr) == 12
@@ -125,8 +126,8 @@ def test_what_cannot_be_measured_is_refused(
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="no file below .* could be read"):
-        load_pictures(tmp_path / "bad", small_model.config)
-    pictures = load_pictures(picture_folder, small_model.config)
+        load_images(tmp_path / "bad", small_model.config)
+    pictures = load_images(picture_folder, small_model.config)
     with pytest.raises(MaskError, match="2"):
         evaluate_reconstruction(small_model, pictures, mask_ratio=2.0)
     with pytest.raises(MaskError, match="removes nothing"):
@@ -141,7 +142,7 @@ def test_the_command_prints_a_table_or_json(
 ) -> None:
     path = tmp_path / "run" / "weights.safetensors"
     save_weights(path, small_model, record={})
-    command = ["reconstruction", str(path.parent), str(picture_folder), "--device", "cpu"]
+    command = [str(path.parent), str(picture_folder), "--device", "cpu"]
     assert mae_core.commands.evaluate.main(command) == 0
     table = capsys.readouterr().out
     assert all(name in table for name in ("model", "mean_colour", "telea", "PSNR", "SSIM", "±"))
@@ -191,7 +192,7 @@ def test_a_figure_that_is_missing_in_one_method_counts_in_none(
     assert summary["model"]["loss"] == Summary(2.0, 1.0, 2)
     assert (summary["telea"]["psnr"].mean, summary["telea"]["psnr"].n) == (11.0, 2)
     assert "ssim" not in summary["model"]
-    assert "the psnr of 1 of 3 pictures is not a number" in caplog.text
+    assert "the psnr of 1 of 3 images is not a number" in caplog.text
     assert summarize({"model": Figures()}) == {"model": {}}
 
 
@@ -210,7 +211,7 @@ def test_what_a_model_gets_wrong_is_null_and_counted(
         return replace(rebuilt, pixels=pixels)
 
     monkeypatch.setattr(evaluation, "rebuild", spoilt)
-    command = ["reconstruction", weights, str(picture_folder), "--device", "cpu"]
+    command = [weights, str(picture_folder), "--device", "cpu"]
     assert mae_core.commands.evaluate.main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert report["not_finite"]["model"] == {"loss": 0, "psnr": 1, "ssim": 1}
@@ -229,10 +230,10 @@ def test_files_that_cannot_be_read_are_counted_and_named(
     for name in (odd, os.fsencode(picture_folder / "a" / "cut.png")):
         with open(name, "wb") as file:
             file.write(b"no picture")
-    command = ["reconstruction", weights, str(picture_folder), "--device", "cpu"]
+    command = [weights, str(picture_folder), "--device", "cpu"]
     assert mae_core.commands.evaluate.main(command) == 0
     table = capsys.readouterr().out
-    assert "12 of 14 pictures, 2 unreadable: a/cut.png, caf\\xe9\\n.jpg\n" in table
+    assert "12 of 14 images, 2 unreadable: a/cut.png, caf\\xe9\\n.jpg\n" in table
     assert mae_core.commands.evaluate.main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["unreadable"] == ["a/cut.png", "caf\\xe9\\n.jpg"]
@@ -249,15 +250,15 @@ def test_the_command_measures_in_float32_and_without_baselines_if_asked(
 ) -> None:
     monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: True)
     monkeypatch.setattr(evaluation, "_fillers", lambda: pytest.fail("made a baseline"))
-    command = ["reconstruction", weights, str(picture_folder), "--device", "cpu"]
+    command = [weights, str(picture_folder), "--device", "cpu"]
     assert mae_core.commands.evaluate.main([*command, "--no-baselines", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["precision"] == "float32"
     assert list(report["methods"]) == ["model"]
     # The very figures of a run's own measurement.
-    model = Reconstructor.from_pretrained(weights, device="cpu", precision="float32").model
+    model = load_pretrained(weights).build()
     figures = evaluate_reconstruction(
-        model, load_pictures(picture_folder, model.config), baselines=False
+        model, load_images(picture_folder, model.config), baselines=False
     )
     assert [row["model"]["psnr"] for row in report["rows"]] == figures["model"].psnr
 
@@ -281,13 +282,13 @@ def test_pictures_are_read_while_they_are_measured(
         return fitted
 
     monkeypatch.setattr(evaluation, "fit_to_model", watched)
-    pictures = FittedPictures(folder, small_model.config)
+    pictures = FittedImages(folder, small_model.config)
     figures = evaluate_reconstruction(small_model, pictures, baselines=False)
     assert most <= 60
     assert len(figures["model"].psnr) == len(pictures.names) == 120
     monkeypatch.undo()
     at_once = evaluate_reconstruction(
-        small_model, load_pictures(folder, small_model.config), baselines=False
+        small_model, load_images(folder, small_model.config), baselines=False
     )
     assert at_once == figures
 
@@ -309,6 +310,6 @@ def test_an_evaluated_folder_is_listed_as_a_trained_one(
     (picture_folder / "a").symlink_to(picture_folder.parent / "elsewhere")
     (picture_folder / "notes.txt").write_text("hello")
     with caplog.at_level(logging.INFO):
-        assert len(load_pictures(picture_folder, small_config)) == 12
+        assert len(load_images(picture_folder, small_config)) == 12
     assert "12 images below" in caplog.text
     assert "skipped 1 .txt file" in caplog.text

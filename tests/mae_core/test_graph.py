@@ -393,8 +393,8 @@ def test_an_old_graph_never_meets_new_data(
 @pytest.mark.parametrize(
     ("image_size", "message"),
     [
-        ((32, 36), "32x36 picture does not divide into patches of 8 pixels"),
-        ((0, 32), "0x32 picture does not divide"),
+        ((32, 36), "32x36 image does not divide into patches of 8 pixels"),
+        ((0, 32), "0x32 image does not divide"),
         ((8, 8), "8x8 image is a single patch"),
     ],
 )

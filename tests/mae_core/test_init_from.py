@@ -11,8 +11,7 @@ from torch import Tensor
 from mae_core.commands.train import main, run
 from mae_core.config import ModelConfig, StageConfig, TrainConfig, with_overrides
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.model.mae import MaskedAutoencoder
-from mae_core.model.pos_embed import resample_pos_embed
+from mae_core.model.mae import MaskedAutoencoder, resample_pos_embed
 from mae_core.recipes import RECIPES
 from mae_core.training.distributed import World
 from mae_core.training.state import RunState, start_run, with_shape_of_weights

@@ -142,6 +142,13 @@ def test_rows_of_a_batch_of_masks_are_the_masks_of_those_images() -> None:
         assert torch.equal(getattr(part, name), getattr(whole, name)[1:3])
 
 
+def test_masks_of_single_images_are_a_batch() -> None:
+    whole = random_mask(3, 16, 0.75, seed=[4, 2, 4])
+    joined = PatchMask.cat([random_mask(1, 16, 0.75, seed=seed) for seed in (4, 2, 4)])
+    for name in ("mask", "ids_keep", "ids_restore"):
+        assert torch.equal(getattr(joined, name), getattr(whole, name))
+
+
 # --- random
 
 

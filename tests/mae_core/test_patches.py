@@ -60,7 +60,7 @@ def test_unpatchify_takes_a_square_grid_by_itself() -> None:
 )
 def test_sides_that_do_not_divide_are_named(height: int, width: int) -> None:
     expected = (
-        f"a {height}x{width} picture does not divide into patches of 16 pixels; "
+        f"a {height}x{width} image does not divide into patches of 16 pixels; "
         "resize it to multiples of 16"
     )
     with pytest.raises(PatchError, match=f"^{re.escape(expected)}$"):
@@ -68,7 +68,7 @@ def test_sides_that_do_not_divide_are_named(height: int, width: int) -> None:
 
 
 def test_patchify_refuses_sides_that_do_not_divide() -> None:
-    with pytest.raises(PatchError, match="a 8x10 picture does not divide into patches of 4"):
+    with pytest.raises(PatchError, match="a 8x10 image does not divide into patches of 4"):
         patchify(noise(1, 3, 8, 10), 4)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mae_core.model.pos_embed import resample_pos_embed, sincos_pos_embed
+from mae_core.model.mae import resample_pos_embed, sincos_pos_embed
 from tests import references
 
 

@@ -25,24 +25,26 @@ from mae_core.errors import (
     MaskError,
     PatchError,
 )
+from mae_core.metrics import compose, removed_psnr, removed_ssim
+from mae_core.model.losses import reconstruction_loss
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask, custom_mask, random_mask
-from mae_core.model.patches import normalize_patches, patch_statistics, patchify, unpatchify
+from mae_core.model.patches import (
+    normalize_patches,
+    patch_statistics,
+    patchify,
+    pixel_mask,
+    unpatchify,
+)
+from mae_core.normpix import estimate_statistics, fill_smoothly
 from mae_core.reconstruct import (
     NORM_PIX_VIEWS,
-    Rebuilt,
     ReconstructionRequest,
     Reconstructor,
-    compose,
-    estimate_statistics,
-    fill_smoothly,
     fit_to_model,
-    pixel_mask,
     rebuild,
-    removed_psnr,
-    removed_ssim,
-    score,
 )
+from mae_core.weights.registry import load_pretrained
 from tests import references
 from tests.pictures import draw_picture
 
@@ -167,11 +169,10 @@ def test_hidden_pixels_change_the_view_that_uses_the_answer_and_no_other(
     assert changed == {"estimated": False, "answer": True, "normalized": False}
 
 
-def test_hidden_pixels_that_are_no_numbers_do_not_spread(small_config: ModelConfig) -> None:
-    model = model_of(small_config, "norm_pix")
+def test_hidden_pixels_that_are_no_numbers_do_not_spread() -> None:
     images, mask = torch.randn(2, 3, 48, 48), random_mask(2, 36, 0.75, seed=[0, 1])
     broken = images.masked_fill(pixel_mask(mask.mask, (6, 6), 8).bool(), math.nan)
-    first, second = (estimate_statistics(model, x, mask, (6, 6)) for x in (images, broken))
+    first, second = (estimate_statistics(x, mask.mask, (6, 6), 8) for x in (images, broken))
     assert torch.equal(first.mean, second.mean)
     assert torch.equal(first.var, second.var)
 
@@ -249,27 +250,23 @@ def test_holes_are_filled_as_by_a_membrane() -> None:
         np.testing.assert_array_equal(filled[i, 0].numpy()[~hidden[i]], values[i][~hidden[i]])
 
 
-def test_estimated_brightness_follows_a_slope_into_a_wide_hole(small_config: ModelConfig) -> None:
-    model = model_of(small_config, "norm_pix")
+def test_estimated_brightness_follows_a_slope_into_a_wide_hole() -> None:
     images = torch.linspace(-1, 1, 48).expand(1, 3, 48, 48)
     removed = np.zeros((6, 6), dtype=bool)
     removed[:, 1:5] = True  # both edges are all that is left
-    stats = estimate_statistics(model, images, custom_mask(removed), (6, 6))
+    stats = estimate_statistics(images, custom_mask(removed).mask, (6, 6), 8)
     own = patch_statistics(patchify(images, 8)).mean
     torch.testing.assert_close(stats.mean, own, rtol=0, atol=0.02)
 
 
-def test_estimated_statistics_are_exact_where_visible_and_nearby_where_not(
-    small_config: ModelConfig,
-) -> None:
-    model = MaskedAutoencoder(replace(small_config, norm_pix=True)).eval()
+def test_estimated_statistics_are_exact_where_visible_and_nearby_where_not() -> None:
     # Shades of grey that rise by 1 a column and 6 a row.
     levels = torch.arange(36.0).reshape(1, 36, 1)
     noise = torch.randn(1, 36, 192, generator=torch.Generator().manual_seed(0))
     patches = normalize_patches(noise) * 2 + levels
     removed = np.zeros((6, 6), dtype=bool)
     removed[2, 3] = removed[0, 0] = True
-    stats = estimate_statistics(model, unpatchify(patches, 8), custom_mask(removed), (6, 6))
+    stats = estimate_statistics(unpatchify(patches, 8), custom_mask(removed).mask, (6, 6), 8)
     visible = ~removed.reshape(-1)
     torch.testing.assert_close(stats.mean[0, visible], levels[0, visible], rtol=1e-4, atol=1e-4)
     # The neighbours' mean is the patch's own, but for the noise along their edges.
@@ -612,11 +609,11 @@ def test_scores_agree_with_the_obvious_loops() -> None:
 def test_scores_look_at_removed_patches_only(small_model: MaskedAutoencoder) -> None:
     images, mask = torch.randn(1, 3, 48, 48), random_mask(1, 36, 0.5, seed=0)
     rebuilt = rebuild(small_model, images, mask)
-    worse_where_visible = torch.where(
-        pixel_mask(mask.mask, (6, 6), 8).bool(), rebuilt.pixels, torch.zeros(())
-    )
-    changed = Rebuilt(rebuilt.original, worse_where_visible, rebuilt.loss)
-    assert score(rebuilt, mask, (6, 6), 8) == score(changed, mask, (6, 6), 8)
+    removed = pixel_mask(mask.mask, (6, 6), 8)
+    worse_where_visible = torch.where(removed.bool(), rebuilt.pixels, torch.zeros(()))
+    for measure in (removed_psnr, removed_ssim):
+        good = measure(rebuilt.pixels, rebuilt.original, removed)
+        assert torch.equal(good, measure(worse_where_visible, rebuilt.original, removed))
 
 
 def test_the_loss_is_the_models(small_model: MaskedAutoencoder) -> None:
@@ -625,7 +622,8 @@ def test_the_loss_is_the_models(small_model: MaskedAutoencoder) -> None:
     with torch.inference_mode():
         output = small_model(images, mask)
     pred = output.pred
-    assert losses.mean().item() == pytest.approx(output.loss.item(), rel=1e-5)
+    loss = reconstruction_loss(pred, small_model.target(images), mask.mask)
+    assert losses.mean().item() == pytest.approx(loss.item(), rel=1e-5)
     error = (pred - patchify(images, 8)).square().mean(-1)
     expected = (error * mask.mask).sum(1) / mask.mask.sum(1)
     torch.testing.assert_close(losses, expected.detach(), rtol=1e-4, atol=1e-5)
@@ -728,7 +726,7 @@ def test_the_callers_model_stays_as_it_is(small_config: ModelConfig) -> None:
         assert torch.equal(parameter, was)
     # It can still be trained.
     images = torch.randn(2, 3, 48, 48)
-    model(images, random_mask(2, 36, 0.5, seed=0)).loss.backward()
+    model(images, random_mask(2, 36, 0.5, seed=0)).pred.sum().backward()
     assert model.mask_token.grad is not None
 
 
@@ -744,8 +742,29 @@ def test_a_model_that_is_ready_is_shared_and_one_in_place_is_moved(
     own = Reconstructor(small_model, "m", device="cpu", precision="bfloat16", in_place=True)
     assert own.model is small_model
     assert small_model.pos_embed.dtype == torch.bfloat16
-    # Whoever reads a model from its file owns it.
-    Reconstructor.from_pretrained("mae-tiny", device="cpu", precision="bfloat16").on_cpu()
+    read = load_pretrained("mae-tiny").build()
+    Reconstructor(read, device="cpu", precision="bfloat16", in_place=True).on_cpu()
+
+
+def test_a_reconstructor_has_the_models_name(small_model: MaskedAutoencoder) -> None:
+    assert Reconstructor(small_model, device="cpu").name == "model"
+    small_model.name = "mine"
+    assert Reconstructor(small_model, device="cpu").name == "mine"
+    assert Reconstructor(small_model, device="cpu", precision="bfloat16").on_cpu().name == "mine"
+    other = Reconstructor(small_model, "yours", device="cpu")
+    assert (other.name, small_model.name) == ("yours", "mine")
+    assert other(draw_picture(0)).facts()["model"] == "yours"
+
+
+def test_panels_and_facts_are_saved(reconstructor: Reconstructor, tmp_path: Path) -> None:
+    out = reconstructor(draw_picture(0), seed=2)
+    out.save(tmp_path / "deep" / "out")
+    for name, panel in {**out.panels(), "panels": out.strip()}.items():
+        with Image.open(tmp_path / "deep" / "out" / f"{name}.png") as saved:
+            np.testing.assert_array_equal(pixels_of(saved), pixels_of(panel))
+    assert json.loads((tmp_path / "deep" / "out" / "metrics.json").read_text()) == out.facts()
+    with pytest.raises(ConfigError, match="numbered from 1 to 3"):
+        out.save(tmp_path, show=[4])
 
 
 def test_numbers_of_numpy_are_numbers(reconstructor: Reconstructor) -> None:

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_core.config import preset
-from mae_core.model.cost import forward_flops
-from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder, forward_flops
 from mae_core.model.masking import random_mask
 from mae_core.training import throughput
 from mae_core.training.precision import prefer_fast_attention

@@ -16,7 +16,7 @@ from mae_core.commands.train import run
 from mae_core.config import DataConfig, TrainConfig
 from mae_core.data.pack import open_pack
 from mae_core.errors import CheckpointError, ConfigError, DataError
-from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_pictures
+from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_images
 from mae_core.reconstruct import Reconstructor
 from mae_core.weights.saved import load_weights
 
@@ -93,7 +93,7 @@ def test_chosen_bands_as_colours(run_config: MakeRun, satellite: Path) -> None:
     assert run(config, "test") == 0
     model = load_weights(Path(config.out) / "weights.safetensors").config
     assert (model.bands, model.value_range) == ((4, 2, 1), ((0, 3000),))
-    pictures = load_pictures(satellite, model)
+    pictures = load_images(satellite, model)
     values = tifffile.imread(satellite / "00.tif")
     red = np.asarray(pictures[0])[..., 0].mean() / 255 * 3000
     assert abs(red - values[..., 3].mean()) < 100
@@ -110,7 +110,7 @@ def test_grey_of_12_bits(
     ((low, high),) = model.config.value_range or ((0, 0),)
     assert low < 50
     assert 4000 < high <= 4095
-    pictures = load_pictures(radiographs, model.config)
+    pictures = load_images(radiographs, model.config)
     # Not black: most levels are used.
     assert all(np.asarray(picture).std() > 30 for picture in pictures)
     figures = evaluate_reconstruction(model, pictures, baselines=False)["model"]

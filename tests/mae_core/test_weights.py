@@ -63,7 +63,8 @@ def test_names_files_and_run_folders_lead_to_weights(folder: Path) -> None:
     assert locate_weights(run) == run / "weights.safetensors"
     names = [weights_name(value) for value in ("mine", run, run / "weights.safetensors")]
     assert names == ["mine", "run", "run"]
-    assert Reconstructor.from_pretrained("mine", device="cpu").name == "mine"
+    model = load_pretrained("mine").build()
+    assert Reconstructor(model, weights_name("mine"), device="cpu").name == "mine"
 
 
 def test_unknown_weights_are_refused_with_the_names_there_are(folder: Path) -> None:

@@ -29,10 +29,8 @@ import mae_core.weights.info
 from mae_core.commands.convert import main as convert_main
 from mae_core.config import ModelConfig, from_dict, to_dict
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.model.cost import forward_flops
-from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder, forward_flops, sincos_pos_embed
 from mae_core.model.masking import random_mask
-from mae_core.model.pos_embed import sincos_pos_embed
 from mae_core.reconstruct import Reconstructor
 from mae_core.weights.contents import Contents, Hints
 from mae_core.weights.reading import read_contents

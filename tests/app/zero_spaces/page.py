@@ -14,7 +14,13 @@ import torch
 from PIL import Image
 
 from app.models import ModelJob, ServedModel
-from mae_core import MAEError, MaskedAutoencoder, Reconstruction, Reconstructor
+from mae_core import (
+    MAEError,
+    MaskedAutoencoder,
+    Reconstruction,
+    Reconstructor,
+    load_pretrained,
+)
 
 found: dict[str, Any] = {}
 picture = Image.effect_noise((112, 112), 60).convert("RGB")
@@ -28,7 +34,8 @@ def ask(model: ServedModel, seed: int = 2, mask_ratio: float = 0.75) -> Any:
 
 def difference(model: ServedModel, file: str, seed: int = 2) -> float:
     """The largest one between a model's pixels and those of the file's on the CPU."""
-    with_cpu = Reconstructor.from_pretrained(file, device="cpu", precision="float32")
+    read = load_pretrained(file).build()
+    with_cpu = Reconstructor(read, device="cpu", precision="float32")
     result, _ = ask(model, seed)
     gap = result.reconstruction - with_cpu(picture, seed=seed).reconstruction
     return float(gap.abs().max())

@@ -1,0 +1,73 @@
+"""PSNR and SSIM of reconstructions, over removed pixels only."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# SSIM's window and constants (Wang et al. 2004), for pixels in 0..1.
+_SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
+_SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
+
+
+def compose(original: Tensor, other: Tensor, removed: Tensor) -> Tensor:
+    """`original` where pixels are visible and `other` where they are removed, within 0..1."""
+    return (original * (1 - removed) + other * removed).clamp(0, 1)
+
+
+def removed_psnr(pixels: Tensor, original: Tensor, removed: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio over removed pixels, in dB.
+
+    Args:
+        pixels: (N, C, H, W) in 0..1.
+        original: (N, C, H, W) in 0..1.
+        removed: (N, 1, H, W), 1 = removed.
+
+    Returns:
+        (N,); NaN where nothing was removed.
+    """
+    error = ((pixels - original).square() * removed).sum(dim=(1, 2, 3))
+    count = removed.sum(dim=(1, 2, 3)) * pixels.shape[1]
+    return -10 * torch.log10(error / count)
+
+
+def removed_ssim(pixels: Tensor, original: Tensor, removed: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) of the pasted image over removed pixels.
+
+    Args:
+        pixels: (N, C, H, W) in 0..1.
+        original: (N, C, H, W) in 0..1.
+        removed: (N, 1, H, W), 1 = removed.
+
+    Returns:
+        (N,) the mean over removed pixels and channels, at most 1; NaN where nothing was removed
+        or a side is too short for the window, below 6 pixels.
+    """
+    if min(pixels.shape[-2:]) <= _SSIM_WINDOW // 2:
+        return torch.full((len(pixels),), math.nan)
+    pasted = compose(original, pixels, removed)
+    total = torch.zeros_like(removed[:, 0, 0, 0])
+    # One channel at a time: a dozen copies of it are alive at once.
+    for x, y in zip(pasted.split(1, dim=1), original.split(1, dim=1), strict=True):
+        total = total + (_ssim_map(x, y) * removed).sum(dim=(1, 2, 3))
+    return total / (removed.sum(dim=(1, 2, 3)) * pixels.shape[1])
+
+
+def _ssim_map(x: Tensor, y: Tensor) -> Tensor:
+    """(N, 1, H, W) similarity at each pixel, edges mirrored."""
+    half = _SSIM_WINDOW // 2
+    offsets = torch.arange(-half, half + 1, dtype=x.dtype)
+    kernel = torch.exp(-(offsets**2) / (2 * _SSIM_SIGMA**2))
+    kernel = (kernel / kernel.sum()).to(x.device)
+
+    def blur(values: Tensor) -> Tensor:
+        padded = F.pad(values, (half, half, half, half), mode="reflect")
+        return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+
+    mean_x, mean_y = blur(x), blur(y)
+    var_x = blur(x * x) - mean_x**2
+    var_y = blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + _SSIM_C1) / (mean_x**2 + mean_y**2 + _SSIM_C1)
+    return luminance * (2 * covariance + _SSIM_C2) / (var_x + var_y + _SSIM_C2)
