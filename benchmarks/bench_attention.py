@@ -15,7 +15,8 @@ from collections.abc import Callable
 import torch
 
 from mae_core import PRESETS, MaskedAutoencoder, random_mask
-from mae_core.training.precision import autocast, prefer_fast_attention
+from mae_core.model.losses import reconstruction_loss
+from mae_core.training.trainer import autocast, prefer_fast_attention
 
 PRESET, BATCH_SIZE, MASK_RATIO = "tiny", 32, 0.75
 SIDES = (128, 224)
@@ -34,7 +35,8 @@ def training_step(plain: bool, side: int) -> Callable[[], None]:
     def step() -> None:
         with autocast("bfloat16", cpu):
             output = model(images, mask)
-        output.loss.backward()
+            loss = reconstruction_loss(output.pred, model.target(images), output.mask)
+        loss.backward()
         model.zero_grad(set_to_none=True)
 
     return step

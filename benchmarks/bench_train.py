@@ -39,9 +39,9 @@ from benchmarks.peers import transformers_mae
 from mae_core import PRESETS, MaskedAutoencoder, ModelConfig
 from mae_core.config import MaskConfig, OptimConfig
 from mae_core.model.cost import forward_flops
-from mae_core.training.optim import build_optimizers
-from mae_core.training.precision import autocast, compile_blocks, prefer_fast_attention
-from mae_core.training.schedule import mask_at
+from mae_core.model.losses import reconstruction_loss
+from mae_core.training.optim import build_optimizers, mask_at
+from mae_core.training.trainer import autocast, compile_blocks, prefer_fast_attention
 
 PRECISION = "bfloat16"
 MASK_RATIO = 0.75
@@ -96,7 +96,8 @@ def ours(config: ModelConfig, images: Tensor, args: argparse.Namespace) -> Run:
             mask = mask_at(i, len(images), grid_size, masks, seed=0)
             mask = (mask.pin_memory() if device.type == "cuda" else mask).to(device)
             with autocast(PRECISION, device):
-                loss = model(images, mask).loss
+                output = model(images, mask)
+                loss = reconstruction_loss(output.pred, model.target(images), output.mask)
             update(loss, optimizers)
 
     return steps

@@ -14,7 +14,10 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
+
+import yaml
 
 from mae_core.errors import ConfigError
 from mae_core.value_range import as_value_range
@@ -553,15 +556,12 @@ class SystemConfig:
         accumulate: Micro-batches that a process adds up for each step; more need less memory.
         checkpoint_activations: Whether the backward pass recomputes each block, for less memory.
         compile: Whether blocks are compiled (torch.compile), which takes a minute at the start.
-        shard: Whether parameters and optimiser state are split over the processes
-            (fully_shard), for models that do not fit one device.
     """
 
     precision: typing.Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     accumulate: int = 1
     checkpoint_activations: bool = False
     compile: bool = False
-    shard: bool = False
 
     def __post_init__(self) -> None:
         _convert_numbers(self)
@@ -604,7 +604,7 @@ class TrainConfig:
         system: How the machine does the work.
         recovery: What happens when the loss jumps.
         stages: Picture sizes in turn.
-        out: Folder of the run: checkpoint, weights, metrics and pictures.
+        out: Folder of the run: checkpoint, weights, metrics and images.
         resume: Checkpoint, or folder of a run, to go on from where `out` holds none.
         init_from: Weights to begin with, where there is nothing to go on from: a name, a file or
             a folder of any published format, a run, or USER/NAME on the Hugging Face hub.
@@ -622,7 +622,8 @@ class TrainConfig:
         seed: Of the initial weights, the order, the crops and the masks.
         eval_every: Steps between hold-out measurements.
         save_every: Steps between checkpoints.
-        tensorboard: Whether TensorBoard event files are written too; needs `tensorboard`.
+        writers: Where metrics go beside `metrics.jsonl`: `tensorboard`, `wandb` or both. Each
+            needs the package of that name.
     """
 
     model: ModelConfig = ModelConfig()
@@ -645,7 +646,7 @@ class TrainConfig:
     seed: int = 0
     eval_every: int = 500
     save_every: int = 250
-    tensorboard: bool = False
+    writers: tuple[typing.Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
         _convert_numbers(self)
@@ -656,10 +657,6 @@ class TrainConfig:
             raise ConfigError("visible_weight, seed and epochs must be 0 or more")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema is {self.ema}; give 0, or a decay below 1 such as 0.999")
-        if self.system.shard and self.optim.name == "muon":
-            raise ConfigError(
-                "muon needs whole matrices and system.shard splits them; set optim.name=adamw"
-            )
         if self.data.color_jitter and self.model.in_chans != 3:
             raise ConfigError(
                 f"data.color_jitter is of colours and model.in_chans is {self.model.in_chans}; set "
@@ -700,3 +697,55 @@ def without_places(config: TrainConfig) -> dict[str, Any]:
     for name in ("out", "resume", "init_from"):
         del values[name]
     return values
+
+
+def without_removed_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data of a run that an earlier version wrote, in the fields of this version."""
+    values = dict(values)
+    if values.pop("tensorboard", False):
+        values.setdefault("writers", ["tensorboard"])
+    if isinstance(values.get("system"), Mapping):
+        values["system"] = {k: v for k, v in values["system"].items() if k != "shard"}
+    return values
+
+
+def save_yaml(config: Any, path: Path, **extra: Any) -> None:
+    """Write a config as YAML, `extra` entries first."""
+    values = {**extra, **to_dict(config)}
+    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The entries of a `config.yaml`, or of the `config.json` of an earlier version.
+
+    Raises:
+        ConfigError: If the file cannot be read.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        # Most JSON is YAML, but YAML takes 1e-06 for text.
+        values = json.loads(text) if text.startswith("{") else yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{str(path)!r} is not YAML; give the config.yaml of a run") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{str(path)!r} holds no fields; give the config.yaml of a run")
+    return values
+
+
+def load_yaml(cls: type[Config], path: str | Path) -> Config:
+    """Read a config that `save_yaml` wrote, or the `config.json` of an earlier version.
+
+    Raises:
+        ConfigError: If the file cannot be read, a field is unknown or a value is not allowed.
+    """
+    values = read_yaml(path)
+    values.pop("recipe", None)
+    system = values.get("system")
+    if isinstance(system, Mapping) and system.get("shard"):
+        raise ConfigError(
+            "system.shard=true is not supported any more: every rank holds the whole model; "
+            "leave it out, and set system.checkpoint_activations=true to save memory"
+        )
+    return from_dict(cls, without_removed_fields(values))

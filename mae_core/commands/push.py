@@ -28,7 +28,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 
 from mae_core.config import to_dict, with_overrides
 from mae_core.errors import CheckpointError, ConfigError, HubError
-from mae_core.training.run_log import METRICS_FILE, read_metrics
+from mae_core.training.report import METRICS_FILE, read_metrics
 from mae_core.weights.files import write_atomically
 from mae_core.weights.model_card import GRID_FILE, NO_LICENSE, write_card
 from mae_core.weights.registry import WEIGHTS_FILE, locate_weights

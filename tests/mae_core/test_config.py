@@ -300,7 +300,6 @@ def test_whole_numbers_are_not_rounded() -> None:
         (["data.short_side=15"], "data.short_side is 15; give at least 16 pixels, or 0 to keep"),
         (["optim.warmup_epochs=-1"], "optim.warmup_epochs is -1.0; give 0 or more"),
         (["system.accumulate=0"], "system.accumulate is 0; give at least 1"),
-        (["system.shard=true", "optim.name=muon"], "muon needs whole matrices"),
         (["recovery.max_rollbacks=-1"], "max_rollbacks is 0 or more"),
         (["recovery.lr_factor=0"], "lr_factor above 0 up to 1"),
         (["recovery.spike=1"], "recovery.spike is 1.0; give 0, or a number above 1"),

@@ -18,7 +18,7 @@ from mae_core.commands.push import PushConfig, collect, push
 from mae_core.config import to_dict
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.mae import MaskedAutoencoder
-from mae_core.training.run_log import read_metrics
+from mae_core.training.report import read_metrics
 from mae_core.weights.model_card import write_card
 from mae_core.weights.runs import save_checkpoint
 from mae_core.weights.saved import load_weights, save_weights
