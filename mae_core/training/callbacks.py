@@ -8,6 +8,7 @@ This is the only module of `training` that uses `evaluation`.
 """
 
 import datetime
+import importlib
 import json
 import logging
 import math
@@ -80,16 +81,7 @@ class Evaluator(Callback):
     """Measures the validation set and draws some reconstructions, always under the same masks."""
 
     def __init__(self, config: TrainConfig, logger: "Logger", examples: Sequence[Picture]) -> None:
-        """Load the validation set.
-
-        Args:
-            config: Names the validation set: `data.holdout`.
-            logger: Receives figures and grid.
-            examples: Drawn if there is no validation set, but never measured.
-
-        Raises:
-            DataError: If the validation set is missing or has no readable image.
-        """
+        """Load `data.holdout`. Without one, `examples` are drawn, but never measured."""
         holdout = config.data.holdout
         self.images = load_pictures(holdout, config.model) if holdout else []
         self._logger, self._grid = logger, self.images[:GRID_ROWS] or examples
@@ -229,17 +221,12 @@ class TensorBoardWriter(Writer):
     def __init__(self, out: Path, config: TrainConfig) -> None:
         super().__init__(out / "tensorboard")
 
-    @staticmethod
-    def load() -> Any:
-        """Import what is needed."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter
-
     def open(self, after_step: int) -> None:
         """Start a file; TensorBoard drops the steps after this one."""
+        from torch.utils.tensorboard import SummaryWriter
+
         self._step = after_step
-        self._board = self.load()(str(self.target), purge_step=after_step + 1)
+        self._board: Any = SummaryWriter(str(self.target), purge_step=after_step + 1)
 
     def scalars(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
         """Write figures in groups."""
@@ -279,23 +266,18 @@ class WandbWriter(Writer):
         super().__init__(out / "wandb")
         self._name, self._config = out.resolve().name, without_places(config)
 
-    @staticmethod
-    def load() -> Any:
-        """Import what is needed."""
-        import wandb
-
-        return wandb
-
     def open(self, after_step: int) -> None:
         """Start the run, or continue it."""
-        self._wandb = wandb = self.load()
+        import wandb
+
+        self._image: Any = wandb.Image
         self.errors = (*Writer.errors, wandb.Error)
         self.target.mkdir(parents=True, exist_ok=True)
         id_file = self.target / "run-id"
         if not (after_step and id_file.is_file()):
             id_file.write_text(secrets.token_hex(4))
         try:
-            self._run = wandb.init(
+            self._run: Any = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "mae_core"), name=self._name,
                 dir=str(self.target.parent), id=id_file.read_text(), resume="allow",
                 config=self._config,
@@ -317,25 +299,25 @@ class WandbWriter(Writer):
 
     def image(self, step: int, image: Image.Image) -> None:
         """Write an image."""
-        self._run.log({"step": step, "reconstructions": self._wandb.Image(image)})
+        self._run.log({"step": step, "reconstructions": self._image(image)})
 
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
 
 
-WRITERS: dict[str, Any] = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter}
+# By name: the class, and the module that it needs.
+WRITERS: dict[str, tuple[Any, str]] = {
+    "tensorboard": (TensorBoardWriter, "torch.utils.tensorboard"),
+    "wandb": (WandbWriter, "wandb"),
+}
 
 
 def require_writers(names: Sequence[str]) -> None:
-    """Check that what these writers need is installed.
-
-    Raises:
-        ConfigError: If a package is missing.
-    """
+    """Refuse writers whose package is not installed (ConfigError)."""
     for name in names:
         try:
-            WRITERS[name].load()
+            importlib.import_module(WRITERS[name][1])
         except ImportError as error:
             raise ConfigError(
                 f"writers={name} needs the {name} package; install it with: pip install {name}"
@@ -356,20 +338,11 @@ class Logger(Callback):
     """
 
     def __init__(self, out: Path, config: TrainConfig, *, after_step: int = 0) -> None:
-        """Open the writers.
-
-        Args:
-            out: Folder of the run.
-            config: Names the writers beside `metrics.jsonl` and `reconstructions/`.
-            after_step: Steps done; what was written of later ones is dropped.
-
-        Raises:
-            ConfigError: If a writer is not installed or not logged in.
-        """
+        """Open the writers of a run; what was written of steps after `after_step` is dropped."""
         require_writers(config.writers)
         self._warned: set[Path] = set()
         self._writers: list[Writer] = [JsonlWriter(out), ImageWriter(out)]
-        self._writers += [WRITERS[name](out, config) for name in config.writers]
+        self._writers += [WRITERS[name][0](out, config) for name in config.writers]
         self._for_all(lambda writer: writer.open(after_step))
 
     def on_start(self, state: RunState) -> None:
@@ -430,13 +403,7 @@ class Progress(Callback):
     def __init__(
         self, steps: int, done: int, cost: Callable[[int], float] = lambda step: 1.0
     ) -> None:
-        """Show the bar.
-
-        Args:
-            steps: Of the whole run.
-            done: Of these before this start.
-            cost: Relative cost of a step, for the estimate: larger images take longer.
-        """
+        """Show the bar; `cost` of a step is relative, for the estimate of the end."""
         self._steps, self._cost = steps, cost
         self._lines: deque[tuple[int, float]] = deque(maxlen=_RATE_LINES)
         # A log file keeps every state of the bar, so it is redrawn rarely there.

@@ -132,11 +132,7 @@ def folder_to_resume(config: TrainConfig) -> Path | None:
 
 
 def read_checkpoint(config: TrainConfig) -> dict[str, Any] | None:
-    """Read the checkpoint to go on from; None if there is none.
-
-    Raises:
-        CheckpointError: If it is damaged or incomplete.
-    """
+    """Read the checkpoint to go on from, which has to be complete; None if there is none."""
     folder = folder_to_resume(config)
     if folder is None:
         return None
@@ -182,11 +178,7 @@ def with_saved_facts(config: TrainConfig, saved: Mapping[str, Any]) -> TrainConf
 
 
 def restore(state: RunState, saved: Mapping[str, Any], config: TrainConfig) -> None:
-    """Load a checkpoint into a run.
-
-    Raises:
-        CheckpointError: If it is damaged, or of another model or optimiser.
-    """
+    """Load a checkpoint into a run, unless it is damaged or of another model or optimiser."""
     then = _config_of(saved, config)
     if then.model != config.model or then.optim.name != config.optim.name:
         raise CheckpointError(
@@ -237,12 +229,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) 
 
 
 def note_changes(state: RunState, config: TrainConfig) -> None:
-    """Log and keep the fields in which a resumed run differs from before.
-
-    Args:
-        state: The run.
-        config: The config with its epochs turned into steps.
-    """
+    """Log and keep the fields in which a resumed run differs from before; epochs are steps."""
     if state.saved_config is None:
         return
     then, now = state.saved_config, without_places(config)
@@ -265,17 +252,8 @@ def with_model(
 ) -> TrainConfig:
     """Give a run with `init_from` the model of its checkpoint, or else of the weights.
 
-    If the weights have no decoder, the decoder and the target are those of `config`.
-
-    Args:
-        config: The run.
-        changes: `model.field=value` texts, which win: another decoder, image size or target.
-        saved: The checkpoint to go on from, if any.
-        weights: The weights of `init_from`; needed without a checkpoint.
-
-    Raises:
-        CheckpointError: If the checkpoint cannot be used.
-        ConfigError: If a change is invalid or asks for another encoder.
+    If the weights have no decoder, the decoder and the target are those of `config`. `changes`
+    (`model.field=value`) win: another decoder, image size or target. Another encoder is refused.
     """
     if saved and config.init_from:
         return with_overrides(replace(config, model=_config_of(saved, config).model), changes)

@@ -133,12 +133,7 @@ def _orthogonalize(
 def with_steps(config: TrainConfig, images: int | None) -> TrainConfig:
     """Turn epochs into steps; warn of a warm-up that is longer than the run.
 
-    Args:
-        config: The run.
-        images: Size of the training set; None for a stream.
-
-    Raises:
-        ConfigError: If epochs are given for a stream.
+    `images` is the size of the training set, None for a stream, which cannot have epochs.
     """
     optim = config.optim
     if config.epochs or optim.warmup_epochs:
@@ -176,11 +171,8 @@ def with_image_size_of_model(config: TrainConfig, recipe: TrainConfig) -> TrainC
 
     Stages that are still the recipe's are scaled alike, to whole patches. Images are then kept
     at least as large as the largest crop if `data.short_side` is still the recipe's; if it is
-    not and is too small, a warning says that crops are enlarged.
-
-    Args:
-        config: The run.
-        recipe: The run before its fields were changed.
+    not and is too small, a warning says that crops are enlarged. `recipe` is the config before
+    its fields were changed.
     """
     side, patch = config.model.image_size, config.model.patch_size
     if side == recipe.model.image_size:
@@ -207,13 +199,7 @@ def with_image_size_of_model(config: TrainConfig, recipe: TrainConfig) -> TrainC
 
 
 def lr_at(step: int, steps: int, config: OptimConfig) -> float:
-    """The learning rate of a step: linear warm-up, then half a cosine (He et al. 2022, A.1).
-
-    Args:
-        step: From 0.
-        steps: Steps of the whole run.
-        config: Peak, floor and warm-up.
-    """
+    """The learning rate of a step: linear warm-up, then half a cosine (He et al. 2022, A.1)."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
@@ -242,13 +228,7 @@ def mask_at(
 ) -> PatchMask:
     """Draw the masks of a step: one ratio and one strategy for the step, n masks.
 
-    Args:
-        step: From 0.
-        n: Images in the batch, over all ranks.
-        grid_size: (h, w) patches.
-        config: What to draw from.
-        seed: The run's.
-        rows: The images whose masks are returned.
+    n is the batch size over all ranks, `grid_size` (h, w) patches; `rows` are returned.
     """
     rng = np.random.default_rng((seed, _MASK, step))
     ratio = float(rng.uniform(*config.ratio))

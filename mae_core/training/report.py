@@ -261,10 +261,6 @@ def _charts(run: RunFiles) -> Iterator[dict[str, str]]:
 def draw_chart(run: RunFiles, name: str) -> tuple[str, str]:
     """Draw the curve of a figure over the steps, with marks where the run changed.
 
-    Args:
-        run: The run.
-        name: Name of the figure; it has at least one value.
-
     Returns:
         An SVG element without any text from the run's files, and what its caption should say.
     """

@@ -211,21 +211,12 @@ def start_run(
 ) -> tuple[TrainConfig, RunState]:
     """The run in `out` where it stopped, else `resume`, else `init_from`, else from scratch.
 
-    What cannot work is refused here, before a folder is packed, which takes long.
-
-    Args:
-        config: The run.
-        world: Its ranks. Collective.
-        model_changes: `model.field=value` texts that win over the weights of `init_from`.
-        plain: The config before its fields were changed, for fields that follow from others.
+    What cannot work is refused here, before a folder is packed, which takes long. `model_changes`
+    (`model.field=value`) win over the weights of `init_from`; `plain` is the config before its
+    fields were changed, for those that follow from others. Collective.
 
     Returns:
         The config, resolved but for epochs, and the state.
-
-    Raises:
-        CheckpointError: If the checkpoint or the weights are damaged or of another model.
-        ConfigError: If fields do not fit each other, the weights or the images.
-        DataError: If images are missing, or none of those that are tried can be read.
     """
     require_writers(config.writers)
     if config.data.holdout:
@@ -347,17 +338,13 @@ def fit_pca(images: Iterable[Tensor], patch_size: int, components: int) -> tuple
     The covariance is summed in float64 on the CPU, so that every device gets the same.
 
     Args:
-        images: Batches of (n, C, side, side), normalised as the model will see them; n and
-            side may differ from batch to batch.
+        images: Batches of (n, C, side, side), normalised; n and side may differ between batches.
         patch_size: Side of a patch in pixels.
         components: q, directions wanted; at most P.
 
     Returns:
-        The (P,) mean and the (P, q) directions, float32, for `MaskedAutoencoder.set_pca`:
-        orthonormal columns, the largest variance first.
-
-    Raises:
-        DataError: If there are no images.
+        The (P,) mean and the (P, q) directions, float32: orthonormal columns, the largest
+        variance first.
     """
     count, total, products = 0, torch.zeros(()), torch.zeros(())
     for batch in images:

@@ -66,10 +66,7 @@ _AVERAGE_WEIGHT = 0.1
 def training_precision(name: str, device: torch.device) -> str:
     """The number format of a forward pass: `float32`, `bfloat16` or `float16`.
 
-    Args:
-        name: One of these, or `auto`: bfloat16 if the device multiplies it; else float16 with a
-            loss scaler on CUDA; else float32.
-        device: Where the model runs.
+    `auto` is bfloat16 if the device multiplies it, else float16 on CUDA, else float32.
     """
     if name != "auto":
         return name
@@ -141,11 +138,7 @@ def build_state(config: TrainConfig, model: MaskedAutoencoder, world: World) -> 
 
 @dataclass
 class StopRequest:
-    """Whether the run was asked to stop.
-
-    Attributes:
-        signal: The signal that asked; 0 if none has.
-    """
+    """The signal that asked the run to stop; 0 if none has."""
 
     signal: int = 0
 
@@ -210,11 +203,7 @@ class SpikeDetector:
     """
 
     def __init__(self, limit: float) -> None:
-        """Start.
-
-        Args:
-            limit: What counts as a spike, as a multiple of the average; 0 for nothing.
-        """
+        """A spike is above `limit` times the average; 0 for no spikes."""
         self._limit = limit
         self._levels: list[float] = []
 
@@ -223,10 +212,7 @@ class SpikeDetector:
         self._levels += levels
 
     def update(self, average: float) -> tuple[bool, float]:
-        """Judge the steps that were added since the last time.
-
-        Args:
-            average: Running average of the loss; NaN at first.
+        """Judge the steps since the last time against the average, which is NaN at first.
 
         Returns:
             Whether they are a spike, and the average with them.
@@ -250,15 +236,7 @@ class Trainer:
         callbacks: Sequence[Callback],
         world: World,
     ) -> None:
-        """Bring the parts of a run together.
-
-        Args:
-            config: The run, with its epochs turned into steps.
-            state: Where it stands; changed in place.
-            loader: Gives this rank its share of each batch.
-            callbacks: Called on rank 0; empty on others.
-            world: The ranks of the run.
-        """
+        """Bring the parts of a run together; `callbacks` are empty on ranks other than 0."""
         self.config, self.state, self.loader = config, state, loader
         self.callbacks, self.world = callbacks, world
         self._optimizer = as_one(state.optimizers)
@@ -491,11 +469,7 @@ class Trainer:
 
 
 def require_even_shares(config: TrainConfig, ranks: int) -> None:
-    """Check that a batch divides evenly, so that a mean of means is the mean.
-
-    Raises:
-        ConfigError: If it does not.
-    """
+    """Refuse a batch that does not divide evenly: a mean of means would not be the mean."""
     shares = ranks * config.system.accumulate
     if config.batch_size % shares:
         raise ConfigError(
