@@ -16,7 +16,7 @@ import torch
 
 from mae_core import PRESETS, MaskedAutoencoder, random_mask
 from mae_core.model.losses import reconstruction_loss
-from mae_core.training.precision import autocast, prefer_fast_attention
+from mae_core.training.trainer import autocast, prefer_fast_attention
 
 PRESET, BATCH_SIZE, MASK_RATIO = "tiny", 32, 0.75
 SIDES = (128, 224)

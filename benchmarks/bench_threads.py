@@ -34,7 +34,7 @@ from benchmarks.bench_reconstruct import quartiles
 from mae_core import PRESETS, MaskedAutoencoder, random_mask
 from mae_core.devices import choose_precision, choose_threads
 from mae_core.model.losses import reconstruction_loss
-from mae_core.training.precision import autocast, prefer_fast_attention
+from mae_core.training.trainer import autocast, prefer_fast_attention
 
 PACKAGES = ("torch", "timm")
 WORK = ("rebuild:mae-tiny:1", "rebuild:mae-tiny:8", "rebuild:small:1", "rebuild:base:1",

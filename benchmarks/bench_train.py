@@ -40,9 +40,8 @@ from mae_core import PRESETS, MaskedAutoencoder, ModelConfig
 from mae_core.config import MaskConfig, OptimConfig
 from mae_core.model.losses import reconstruction_loss
 from mae_core.model.mae import forward_flops
-from mae_core.training.optim import build_optimizers
-from mae_core.training.precision import autocast, compile_blocks, prefer_fast_attention
-from mae_core.training.schedule import mask_at
+from mae_core.training.optim import build_optimizers, mask_at
+from mae_core.training.trainer import autocast, compile_blocks, prefer_fast_attention
 
 PRECISION = "bfloat16"
 MASK_RATIO = 0.75

@@ -93,11 +93,11 @@ def save_yaml(config: Any, path: str | Path, **extra: Any) -> None:
     Path(path).write_text(text, encoding="utf-8")
 
 
-def load_yaml(cls: type[Config], path: str | Path) -> Config:
-    """Read a frozen dataclass from a YAML file, or from the `config.json` of an earlier version.
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The entries of a YAML file, or of the `config.json` of an earlier version.
 
     Raises:
-        ConfigError: If the file cannot be read or is not YAML, and as of `from_dict`.
+        ConfigError: If the file cannot be read or is not YAML.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -106,8 +106,18 @@ def load_yaml(cls: type[Config], path: str | Path) -> Config:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path} cannot be read: {reason}") from error
-    if not isinstance(values, Mapping):
+    if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no fields; write lines such as steps: 1000")
+    return values
+
+
+def load_yaml(cls: type[Config], path: str | Path) -> Config:
+    """Read a frozen dataclass from what `read_yaml` takes; an entry `recipe` is passed over.
+
+    Raises:
+        ConfigError: As of `read_yaml` and `from_dict`.
+    """
+    values = read_yaml(path)
     try:
         return from_dict(cls, {name: values[name] for name in values if name != "recipe"})
     except ConfigError as error:
@@ -607,15 +617,12 @@ class SystemConfig(Checked):
         accumulate: Micro-batches that a process adds up for each step; more need less memory.
         checkpoint_activations: Whether the backward pass recomputes each block, for less memory.
         compile: Whether blocks are compiled (torch.compile), which takes a minute at the start.
-        shard: Whether parameters and optimiser state are split over the processes
-            (fully_shard), for models that do not fit one device.
     """
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     accumulate: Count = 1
     checkpoint_activations: bool = False
     compile: bool = False
-    shard: bool = False
 
 
 @dataclass(frozen=True)
@@ -669,7 +676,8 @@ class TrainConfig(Checked):
         seed: Of the initial weights, the order, the crops and the masks.
         eval_every: Steps between hold-out measurements.
         save_every: Steps between checkpoints.
-        tensorboard: Whether TensorBoard event files are written too; needs `tensorboard`.
+        writers: Where metrics go beside `metrics.jsonl`: `tensorboard`, `wandb` or both. Each
+            needs the package of that name.
     """
 
     model: ModelConfig = ModelConfig()
@@ -692,14 +700,10 @@ class TrainConfig(Checked):
     seed: NotNegativeInt = 0
     eval_every: Count = 500
     save_every: Count = 250
-    tensorboard: bool = False
+    writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.system.shard and self.optim.name == "muon":
-            raise ConfigError(
-                "muon needs whole matrices and system.shard splits them; set optim.name=adamw"
-            )
         if self.data.color_jitter and self.model.in_chans != 3:
             raise ConfigError(
                 f"data.color_jitter is of colours and model.in_chans is {self.model.in_chans}; set "

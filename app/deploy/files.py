@@ -22,6 +22,7 @@ _RUNS = (
     "app/assets/examples/*.jpg",
     "app/assets/examples/LICENSES.md",
     "mae_core/**/*.py",
+    "mae_core/**/*.j2",
     "mae_core/py.typed",
     "weights/README.md",
     "weights/manifest.json",

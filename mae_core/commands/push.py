@@ -23,7 +23,7 @@ from pathlib import Path
 
 from mae_core.config import with_overrides
 from mae_core.errors import ConfigError
-from mae_core.training.run_log import METRICS_FILE, read_metrics
+from mae_core.training.report import METRICS_FILE, read_metrics
 from mae_core.weights.publish import NO_LICENSE, push
 
 _log = logging.getLogger(__name__)

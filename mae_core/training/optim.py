@@ -1,43 +1,54 @@
-"""Optimisers: AdamW, or Muon for the blocks' matrices."""
+"""Optimisers (AdamW, Muon) and what depends on the step alone: learning rate, size, masks."""
 
+import logging
 import math
+from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mae_core.config import OptimConfig
+from mae_core.config import MaskConfig, OptimConfig, StageConfig, TrainConfig
 from mae_core.devices import cpu_has_bfloat16
+from mae_core.errors import ConfigError
+from mae_core.model.masking import PatchMask, draw_mask, num_visible
+
+_log = logging.getLogger(__name__)
+
+# Third entry of a mask's random seed; the loader uses 0 for the order and 1 for crops.
+_MASK = 2
 
 
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """The optimisers of a run; each trainable parameter is in exactly one of them.
+    """Build the optimisers of a run. Each trainable parameter is in exactly one of them.
 
-    All decay but biases and other vectors, as in the official pre-training, so class and mask
-    tokens do. With `muon` the matrices inside the blocks are updated by orthogonalised momentum
-    (Jordan et al. 2024), scaled so that AdamW's learning rate and decay fit it (Liu et al. 2025).
+    All parameters decay except biases and other vectors, as in the official pre-training, so
+    class and mask tokens do. With `muon`, matrices inside the blocks are updated by
+    orthogonalised momentum (Jordan et al. 2024), scaled so that AdamW's learning rate and decay
+    fit (Liu et al. 2025).
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in named if config.name == "muon" and _is_block_matrix(name, p)]
-    taken = {id(p) for p in hidden}
-    rest = [(name, p) for name, p in named if id(p) not in taken]
-    decayed = [p for _, p in rest if p.ndim > 1]
-    plain = [p for _, p in rest if p.ndim == 1]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+    muon: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if config.name == "muon" and parameter.ndim == 2 and "blocks." in name:
+            muon.append(parameter)
+        else:
+            (decayed if parameter.ndim > 1 else plain).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(
-            groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True,
+            groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
-    ]  # fmt: skip
-    if hidden:
-        emulated = hidden[0].device.type == "cpu" and not cpu_has_bfloat16()
-        muon = Float32Muon if emulated else torch.optim.Muon
+    ]
+    if muon:
+        emulated = muon[0].device.type == "cpu" and not cpu_has_bfloat16()
         optimizers.append(
-            muon(
-                hidden, lr=config.lr, weight_decay=config.weight_decay,
+            (Float32Muon if emulated else torch.optim.Muon)(
+                muon, lr=config.lr, weight_decay=config.weight_decay,
                 adjust_lr_fn="match_rms_adamw",
             )
         )  # fmt: skip
@@ -45,24 +56,24 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
-    """Give each group this learning rate, times its own `lr_scale` where it has one."""
+    """Set the learning rate of every group, times the group's `lr_scale` if it has one."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def as_one(optimizers: list[torch.optim.Optimizer]) -> torch.optim.Optimizer:
-    """What a loss scaler has to be given, to skip the steps of all optimisers or of none.
+    """One object for a GradScaler, which then skips the steps of all optimisers or of none.
 
-    Of several optimisers it would skip those only whose own gradients are not finite, while
-    clipping by the norm of all gradients has made the others' no numbers.
+    The scaler decides for each optimiser by its own gradients, but clipping uses the norm of all
+    gradients: an overflow in one optimiser turns the gradients of the others into NaN.
     """
-    # Alone, fused AdamW skips on the device, and the host does not wait.
+    # A single fused AdamW skips on the device, without a synchronisation.
     return optimizers[0] if len(optimizers) == 1 else cast(Any, _CombinedOptimizer(optimizers))
 
 
 class _CombinedOptimizer:
-    """As much of several optimisers as a loss scaler uses of one."""
+    """The part of the optimiser interface that a GradScaler uses."""
 
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
         self._optimizers = optimizers
@@ -76,16 +87,12 @@ class _CombinedOptimizer:
             optimizer.step()
 
 
-def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim == 2 and "blocks." in name
-
-
 class Float32Muon(torch.optim.Muon):
     """torch's Muon with `match_rms_adamw`, orthogonalised in float32 instead of bfloat16.
 
-    CPUs without instructions for bfloat16 emulate it: on one core held to AVX2 the update of
-    the `tiny` preset takes 9.2 s there and 0.35 s in float32. The state is torch's, so a
-    checkpoint goes on with either.
+    CPUs without bfloat16 instructions emulate them: on one core limited to AVX2 the update of
+    the `tiny` preset takes 9.2 s in bfloat16 and 0.35 s in float32. The state is torch's, so a
+    checkpoint continues with either class.
     """
 
     @torch.no_grad()
@@ -112,12 +119,123 @@ class Float32Muon(torch.optim.Muon):
 def _orthogonalize(
     matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> Tensor:
-    """Newton-Schulz iterations towards U V^T of the matrix's singular value decomposition."""
+    """Newton-Schulz iterations towards U V^T of the singular value decomposition."""
     a, b, c = coefficients
-    # The products are those of the shorter side.
+    # The shorter side first, so that the products are small.
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / x.norm().clamp(min=eps)
     for _ in range(steps):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def with_steps(config: TrainConfig, images: int | None) -> TrainConfig:
+    """Turn epochs into steps; warn of a warm-up that is longer than the run.
+
+    `images` is the size of the training set, None for a stream, which cannot have epochs.
+    """
+    optim = config.optim
+    if config.epochs or optim.warmup_epochs:
+        if images is None:
+            raise ConfigError("a stream has no known length; give steps= and optim.warmup_steps=")
+        steps_of_epoch = images / config.batch_size
+        if optim.warmup_epochs:
+            warmup = math.ceil(optim.warmup_epochs * steps_of_epoch)
+            optim = replace(optim, warmup_steps=warmup)
+        steps = math.ceil(config.epochs * steps_of_epoch) if config.epochs else config.steps
+        config = replace(config, steps=steps, optim=optim)
+    if optim.warmup_steps > config.steps:
+        _log.warning(
+            "optim.warmup_steps=%d is more than steps=%d: the learning rate ends at %.0f %% of "
+            "its peak", optim.warmup_steps, config.steps, 100 * config.steps / optim.warmup_steps,
+        )  # fmt: skip
+    return config
+
+
+def with_peak_lr(config: TrainConfig) -> TrainConfig:
+    """Set `optim.lr`, where it is 0, to base_lr * batch_size / 256 (He et al. 2022, A.1)."""
+    optim = config.optim
+    if optim.lr:
+        return config
+    lr = optim.base_lr * config.batch_size / 256
+    _log.info(
+        "learning rate %g = optim.base_lr=%g * batch_size=%d / 256",
+        lr, optim.base_lr, config.batch_size,
+    )  # fmt: skip
+    return replace(config, optim=replace(optim, lr=lr))
+
+
+def with_image_size_of_model(config: TrainConfig, recipe: TrainConfig) -> TrainConfig:
+    """Let image sizes follow a change of `model.image_size`.
+
+    Stages that are still the recipe's are scaled alike, to whole patches. Images are then kept
+    at least as large as the largest crop if `data.short_side` is still the recipe's; if it is
+    not and is too small, a warning says that crops are enlarged. `recipe` is the config before
+    its fields were changed.
+    """
+    side, patch = config.model.image_size, config.model.patch_size
+    if side == recipe.model.image_size:
+        return config
+    stages, data = config.stages, config.data
+    if stages == recipe.stages:
+        scale = side / recipe.model.image_size / patch
+        stages = tuple(
+            replace(stage, image_size=patch * max(round(stage.image_size * scale), 2))
+            for stage in stages
+        )
+        sizes = ", ".join(str(stage.image_size) for stage in stages)
+        _log.info("crops of %s pixels, for model.image_size=%d", sizes, side)
+    largest = max(stage.image_size for stage in stages)
+    if 0 < data.short_side < largest:
+        if data.short_side == recipe.data.short_side:
+            data = replace(data, short_side=largest)
+        else:
+            _log.warning(
+                "data.short_side=%d is less than the largest crop: crops of %d pixels are enlarged",
+                data.short_side, largest,
+            )  # fmt: skip
+    return replace(config, stages=stages, data=data)
+
+
+def lr_at(step: int, steps: int, config: OptimConfig) -> float:
+    """The learning rate of a step: linear warm-up, then half a cosine (He et al. 2022, A.1)."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return config.final_lr + (config.lr - config.final_lr) * cosine
+
+
+def image_size_at(step: int, steps: int, stages: tuple[StageConfig, ...]) -> int:
+    """The side in pixels of a step's crops: the stages follow each other by their shares."""
+    end = 0.0
+    for stage in stages:
+        end += stage.share * steps
+        # Rounded, so that the error of the sum does not move the end of a stage.
+        if step < round(end):
+            return stage.image_size
+    return stages[-1].image_size
+
+
+def mask_at(
+    step: int,
+    n: int,
+    grid_size: tuple[int, int],
+    config: MaskConfig,
+    seed: int,
+    rows: slice = slice(None),
+) -> PatchMask:
+    """Draw the masks of a step: one ratio and one strategy for the step, n masks.
+
+    n is the batch size over all ranks, `grid_size` (h, w) patches; `rows` are returned.
+    """
+    rng = np.random.default_rng((seed, _MASK, step))
+    ratio = float(rng.uniform(*config.ratio))
+    shares = {"random": config.random, "block": config.block, "grid": config.grid}
+    strategy = str(rng.choice(list(shares), p=list(shares.values())))
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    # The loss needs at least one removed patch.
+    length = grid_size[0] * grid_size[1]
+    ratio = 1 - num_visible(length, ratio, for_loss=True) / length
+    return draw_mask(strategy, n, grid_size, ratio, generator=generator, rows=rows)

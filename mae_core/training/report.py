@@ -1,7 +1,7 @@
-"""What a person wants to know of a run that has ended or was stopped, on one page.
+"""The report of a run: one HTML page, made from the files in the run's folder.
 
-The page is one file that needs no server and runs no script: curves are SVG, pictures are in
-it. Everything on it is read from the run's folder, so it can be written again at any time.
+The page needs no server and runs no script: curves are SVG, images are part of the file. It can
+be written again at any time.
 """
 
 import base64
@@ -11,62 +11,72 @@ import logging
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from mae_core.config import TrainConfig, from_dict
+from mae_core.config import TrainConfig, from_dict, read_yaml
 from mae_core.errors import ConfigError
-from mae_core.training.charts import Mark, chart, number_text, smoothed
-from mae_core.training.run_log import (
-    METRICS_FILE,
-    PICTURES_FOLDER,
-    duration_text,
-    read_metrics,
-)
-from mae_core.training.schedule import image_size_at
 from mae_core.weights.files import write_atomically
 from mae_core.weights.registry import WEIGHTS_FILE
 from mae_core.weights.runs import CHECKPOINT_FILE
 
+METRICS_FILE = "metrics.jsonl"
+IMAGES_FOLDER = "reconstructions"
 REPORT_FILE = "report.html"
+CONFIG_FILE = "config.yaml"
+# Of runs of earlier versions.
+_OLD_CONFIG_FILE = "config.json"
 
-# Pictures on the page are at most this wide and high, in pixels, so that it stays a small file.
-_PICTURE_SIZE = (960, 1440)
+# Images on the page are at most this wide and high, in pixels.
+_IMAGE_SIZE = (960, 1440)
 _JPEG_QUALITY = 80
 
-# Figures that have a chart, in the order of the page: name, title, unit, and that unit in the
-# figure's own.
+# What has a chart, in the order of the page: name, title, unit.
 _CHARTS = (
-    ("loss", "Loss", "", 1),
-    ("holdout_psnr", "Hold-out PSNR", "dB", 1),
-    ("holdout_loss", "Hold-out loss", "", 1),
-    ("lr", "Learning rate", "", 1),
-    ("grad_norm", "Gradient norm", "before clipping", 1),
-    ("images_per_second", "Speed", "pictures a second", 1),
-    ("utilization", "Utilisation", "% of the device's matmul rate", 0.01),
+    ("loss", "Loss", ""),
+    ("holdout_psnr", "Hold-out PSNR", "dB"),
+    ("holdout_ssim", "Hold-out SSIM", ""),
+    ("holdout_loss", "Hold-out loss", ""),
+    ("lr", "Learning rate", ""),
+    ("grad_norm", "Gradient norm", "before clipping"),
+    ("images_per_second", "Speed", "images/s"),
 )
-_NOISY = ("loss", "grad_norm", "images_per_second", "utilization")
+_NOISY = ("loss", "grad_norm", "images_per_second")
 _WIDE_RANGE = ("loss", "holdout_loss", "grad_norm")
+
+# A range of more than this, largest over smallest value, is drawn on a logarithmic axis.
+_LOG_RANGE = 5.0
+
+# A longer curve is drawn by the extremes of this many parts of it, so that no spike is lost.
+_PARTS = 400
+
+# A curve of more points than this is smoothed; a shorter one is drawn with markers.
+_FEW = 40
+
+# Share of a curve that its smoothing averages over.
+_SMOOTH_SHARE = 0.05
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Run:
-    """A run as its folder tells of it.
+class RunFiles:
+    """A run as its files tell it.
 
     Attributes:
         out: The folder.
-        settings: What `config.json` says; empty if it cannot be read.
-        config: The same as a config, where it is one of this version.
-        step: Steps done when last heard of.
+        settings: Content of `config.yaml`; empty if it cannot be read.
+        config: The same as a config; None if it is not one of this version.
+        step: Steps done at the last line of metrics.
         seconds: Time spent training until then.
-        figures: By name: (step, value) of the steps that count, in order.
-        events: (step, seconds, text) of what happened.
+        figures: Values by name and step; without steps that a rollback undid.
+        events: (step, seconds, text).
     """
 
     out: Path
@@ -77,60 +87,61 @@ class _Run:
     figures: dict[str, dict[int, float]] = field(default_factory=dict)
     events: list[tuple[int, float, str]] = field(default_factory=list)
 
-    def points(self, name: str) -> list[tuple[int, float]]:
-        """The curve of a figure; empty if it was never logged."""
-        return list(self.figures.get(name, {}).items())
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a run's `metrics.jsonl`, in order; none without the file.
 
-def write_report(out: Path) -> Path:
-    """Write `report.html` into a run's folder.
-
-    Args:
-        out: The folder; what is missing in it is missing on the page.
-
-    Returns:
-        The page.
+    Damaged lines are skipped with a warning. Half a line at the end, which a kill leaves, is
+    skipped without.
 
     Raises:
-        CheckpointError: If it cannot be written.
+        OSError: If the file is there and cannot be read.
     """
-    path = out / REPORT_FILE
-    # A folder's name may be any bytes; those that are no text become question marks.
-    page = _page(_read_run(out)).encode("utf-8", errors="replace")
-    write_atomically(path, lambda partial: partial.write_bytes(page))
-    return path
+    if not path.is_file():
+        return []
+    texts = path.read_bytes().decode(errors="replace").split("\n")
+    lines = [_read_line(text) for text in texts]
+    damaged = [t for t, line in zip(texts[:-1], lines, strict=False) if line is None and t.strip()]
+    if damaged:
+        _log.warning("skipping %d damaged lines of %s", len(damaged), path)
+    return [line for line in lines if line is not None]
 
 
-def _read_run(out: Path) -> _Run:
-    settings = _read_settings(out / "config.json")
+def _read_line(text: str) -> dict[str, Any] | None:
     try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return None
+    return line
+
+
+def read_run(out: Path) -> RunFiles:
+    """Read the config and the metrics of a run's folder; what is missing or damaged is left out."""
+    settings: dict[str, Any] = {}
+    for name in (_OLD_CONFIG_FILE, CONFIG_FILE):
+        with suppress(ConfigError):
+            settings = read_yaml(out / name)
+    run = RunFiles(out, settings, None)
+    # A config of another version is not one, but its settings are shown.
+    with suppress(ConfigError, TypeError):
         known = {name: value for name, value in settings.items() if name != "recipe"}
-        config = from_dict(TrainConfig, known) if known else None
-    except ConfigError:
-        config = None  # of another version; its settings can be shown all the same
-    run = _Run(out, settings, config)
+        run.config = from_dict(TrainConfig, known) if known else None
     try:
         lines = read_metrics(out / METRICS_FILE)
     except OSError as error:
         _log.warning("%s cannot be read (%s); the report is without it", METRICS_FILE, error)
         lines = []
     for line in lines:
-        _take_in(run, line)
+        _add_line(run, line)
     return run
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
-
-
-def _take_in(run: _Run, line: Mapping[str, Any]) -> None:
+def _add_line(run: RunFiles, line: Mapping[str, Any]) -> None:
     step = line["step"]
     if step < run.step:
-        # The run went back; what it did after that step does not count.
+        # The run rolled back; what it logged after that step does not count.
         for name, values in run.figures.items():
             run.figures[name] = {s: value for s, value in values.items() if s <= step}
     run.step = step
@@ -144,276 +155,246 @@ def _take_in(run: _Run, line: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < float("inf")
+    return isinstance(value, int | float) and abs(value) < 1e30
 
 
-def _page(run: _Run) -> str:
-    name = escape(run.out.resolve().name)
-    recipe = run.settings.get("recipe")
-    kind = f"Training run · {escape(recipe)}" if isinstance(recipe, str) else "Training run"
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<header><p class="kind">{kind}</p><h1>{name}</h1><p>{_sentence(run)}</p></header>\n'
-        f"{_tiles(run)}{_charts(run)}{_pictures(run)}{_events(run)}{_settings(run)}{_footer(run)}"
-        "</main>\n</body>\n</html>\n"
+def write_report(out: Path) -> Path:
+    """Write `report.html` into a run's folder.
+
+    Args:
+        out: The folder; what is missing in it is missing on the page.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: If matplotlib or Jinja2 is not installed.
+        CheckpointError: If the page cannot be written.
+    """
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"a report needs matplotlib and Jinja2, and {error.name} is not installed; install "
+            "them with: pip install matplotlib jinja2"
+        ) from error
+    run = read_run(out)
+    template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
+    page = environment.from_string(template).render(_context(run))
+    path = out / REPORT_FILE
+    # A folder's name may be any bytes; those that are not text become question marks.
+    content = page.encode("utf-8", errors="replace")
+    write_atomically(path, lambda partial: partial.write_bytes(content))
+    return path
 
 
-def _sentence(run: _Run) -> str:
-    """What happened, in a sentence or two."""
-    if not run.figures:
-        return "Nothing was logged: the run stopped before its first look at the loss."
-    total = run.config.steps if run.config else None
-    done = f"{run.step:,} steps"
-    if total and run.step < total:
-        done = f"It stopped at step {run.step:,} of {total:,} ({100 * run.step // total} %)"
-    elif total:
-        done = f"It went all its {run.step:,} steps"
-    seen = ""
+def _context(run: RunFiles) -> dict[str, Any]:
+    recipe = run.settings.get("recipe")
+    whose = "of the run, the same at each step"
     if run.config:
-        seen = f" and saw {run.step * run.config.batch_size:,} pictures"
-    pace = ""
+        holdout = run.config.data.holdout
+        whose = "held out from training" if holdout else "from the training set"
+    command = ""
+    if any((run.out / name).is_file() for name in (CHECKPOINT_FILE, WEIGHTS_FILE)):
+        command = f"python -m app --weights {shlex.quote(str(run.out))}"
+    return {
+        "name": run.out.resolve().name,
+        "recipe": recipe if isinstance(recipe, str) else "",
+        "summary": _summary(run),
+        "key_figures": list(_key_figures(run)),
+        "charts": list(_charts(run)),
+        "images": list(_images(run)),
+        "whose": whose,
+        "events": [(step, duration_text(seconds), text) for step, seconds, text in run.events],
+        "settings": list(_flat(run.settings)),
+        "command": command,
+    }
+
+
+def _summary(run: RunFiles) -> str:
+    if not run.figures:
+        return "Nothing was logged: the run stopped before its first line of metrics."
+    text = f"{run.step:,} steps"
+    if run.config and run.step < run.config.steps:
+        share = 100 * run.step // run.config.steps
+        text = f"Stopped at step {run.step:,} of {run.config.steps:,} ({share} %)"
+    elif run.config:
+        text = f"All {run.step:,} steps are done"
+    if run.config:
+        text += f": {run.step * run.config.batch_size:,} images"
+    text += f" in {duration_text(run.seconds)}"
     if run.config and run.seconds:
         rate = run.step * run.config.batch_size / run.seconds
-        pace = f", {number_text(round(rate, 1 if rate < 10 else None))} a second"
-        pace += " with all measuring and saving"
-    more = " The same command goes on from there." if total and run.step < total else ""
-    return f"{done}{seen} in {duration_text(run.seconds)}{pace}.{more}"
+        text += f", {rate:,.{1 if rate < 10 else 0}f} images/s with all evaluations and saving"
+    if run.config and run.step < run.config.steps:
+        text += ". The same command goes on from there"
+    return text + "."
 
 
-def _tiles(run: _Run) -> str:
-    tiles = [
-        f"<div><dt>{escape(label)}</dt><dd>{escape(figure)}<small>{escape(unit)}</small></dd></div>"
-        for label, figure, unit in _key_figures(run)
-    ]
-    return f'<dl class="tiles">{"".join(tiles)}</dl>\n' if tiles else ""
-
-
-def _key_figures(run: _Run) -> Iterator[tuple[str, str, str]]:
+def _key_figures(run: RunFiles) -> Iterator[tuple[str, str, str]]:
     """Label, figure and unit of what the page begins with."""
-    loss = run.points("loss")
-    if loss:
-        window = smoothed(loss)[1]
-        last = [value for _, value in loss[-window:]]
-        yield "Loss at the end", f"{sum(last) / len(last):.4g}", ""
+    if losses := list(run.figures.get("loss", {}).values()):
+        window = smoothed(np.array(losses))[1]
+        yield "Loss at the end", f"{np.mean(losses[-window:]):.4g}", ""
     for name, label, digits, unit in (
         ("holdout_psnr", "Hold-out PSNR", 2, "dB"),
         ("holdout_ssim", "Hold-out SSIM", 3, ""),
     ):
-        if run.points(name):
-            yield label, f"{run.points(name)[-1][1]:.{digits}f}", unit
-    speeds = sorted(run.figures.get("images_per_second", {}).values())
-    if speeds:
-        yield "Speed, median", f"{speeds[len(speeds) // 2]:,.0f}", "pictures/s"
-    shares = sorted(run.figures.get("utilization", {}).values())
-    if shares:
-        yield (
-            "Utilisation, median",
-            number_text(float(f"{100 * shares[len(shares) // 2]:.2g}")),
-            "%",
-        )
+        if values := list(run.figures.get(name, {}).values()):
+            yield label, f"{values[-1]:.{digits}f}", unit
+    if speeds := sorted(run.figures.get("images_per_second", {}).values()):
+        yield "Speed, median", f"{speeds[len(speeds) // 2]:,.0f}", "images/s"
 
 
-def _charts(run: _Run) -> str:
-    shown = [entry for entry in _CHARTS if run.points(entry[0])]
-    marks = _marks(run)
-    figures = [
-        chart(
-            title, [(step, value / scale) for step, value in run.points(name)], unit=unit,
-            last_step=run.step, marks=marks if name in _NOISY else (),
-            allow_log=name in _WIDE_RANGE, smooth=name in _NOISY,
-            # The first, and the one that would be left alone in its row.
-            wide=i == 0 or (i == len(shown) - 1 and i % 2 == 1),
-        )
-        for i, (name, title, unit, scale) in enumerate(shown)
-    ]  # fmt: skip
-    return f'<section class="charts">{"".join(figures)}</section>\n' if figures else ""
+def _charts(run: RunFiles) -> Iterator[dict[str, str]]:
+    for name, title, unit in _CHARTS:
+        if run.figures.get(name):
+            svg, note = draw_chart(run, name)
+            note = " · ".join(text for text in (unit, note) if text)
+            yield {"title": title, "note": note, "svg": svg}
 
 
-def _marks(run: _Run) -> list[Mark]:
-    """What a curve's bends may come from: picture sizes, and what happened."""
-    events = [Mark(step, f"step {step:,}: {text}", event=True) for step, _, text in run.events]
-    return _stages(run) + events
+def draw_chart(run: RunFiles, name: str) -> tuple[str, str]:
+    """Draw the curve of a figure over the steps, with marks where the run changed.
+
+    Returns:
+        An SVG element without any text from the run's files, and what its caption should say.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+    steps = np.array(list(run.figures[name]))
+    values = np.array(list(run.figures[name].values()))
+    curve, window = smoothed(values) if name in _NOISY else (values, 1)
+    log = name in _WIDE_RANGE and values.min() > 0 and values.max() > _LOG_RANGE * values.min()
+    buffer = io.StringIO()
+    # Ids depend on the name, so that those of several charts on a page differ.
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "path.simplify": False,
+                  "axes.edgecolor": "none", "grid.color": "#8b95a3", "grid.alpha": 0.3}  # fmt: skip
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(5.2, 2.6))
+        axes = figure.add_axes((0.12, 0.1, 0.82, 0.8))
+        if window > 1:
+            axes.plot(*thinned(steps, values), color="#9db7f2", linewidth=1, gid="raw")
+        marker = "o" if len(values) <= _FEW else None
+        axes.plot(*thinned(steps, curve), color="#3b6fe0", marker=marker, markersize=4, gid="curve")
+        axes.set_xlim(0, max(run.step, steps[-1], 1))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
+        axes.grid(visible=True, axis="y")
+        for step, text in _stages(run):
+            axes.axvline(step, color="#8b95a3", linestyle=":", linewidth=1, gid="stage")
+            axes.annotate(text, (step, 1.02), xycoords=("data", "axes fraction"))
+        if name in _NOISY:
+            for step, _, _ in run.events:
+                axes.axvline(step, color="#d2503c", linestyle="--", linewidth=1, gid="event")
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    notes = ["log scale" if log else "", f"thick: mean of {window:,} lines" if window > 1 else ""]
+    return _inline(buffer.getvalue()), " · ".join(note for note in notes if note)
 
 
-def _stages(run: _Run) -> list[Mark]:
-    """Where each picture size begins; nothing if there is but one."""
+def _inline(svg: str) -> str:
+    """An SVG file as an element of a page: no prolog, no namespaces, two decimals in attributes."""
+
+    def shorter(tag: re.Match[str]) -> str:
+        text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", tag[0])
+        return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", text)
+
+    return re.sub(r"<[^>]*>", shorter, svg[svg.index("<svg") :])
+
+
+def smoothed(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    """Means over a window around each value, and the window's length.
+
+    At the beginning, where losses fall fast, the window is symmetric and shorter; at the end it
+    is cut off.
+    """
+    half = int(len(values) * _SMOOTH_SHARE / 2) if len(values) > _FEW else 0
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    i = np.arange(len(values))
+    start = i - np.minimum(half, i)
+    stop = np.minimum(2 * i - start + 1, len(values))
+    return (sums[stop] - sums[start]) / (stop - start), 2 * half + 1
+
+
+def thinned(
+    steps: NDArray[np.int64], values: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The smallest and the largest value of each of a few hundred parts of a long curve."""
+    if len(values) <= 2 * _PARTS:
+        return steps, values
+    kept = {0, len(values) - 1}
+    for part in np.array_split(np.arange(len(values)), _PARTS):
+        kept |= {int(part[values[part].argmin()]), int(part[values[part].argmax()])}
+    order = sorted(kept)
+    return steps[order], values[order]
+
+
+def _stages(run: RunFiles) -> list[tuple[int, str]]:
+    """Where each image size begins; empty if there is only one."""
     if run.config is None or len(run.config.stages) == 1:
         return []
-    marks: list[Mark] = []
-    for step in range(min(run.step, run.config.steps)):
-        text = f"{image_size_at(step, run.config.steps, run.config.stages)} px"
-        if not marks or marks[-1].text != text:
-            marks.append(Mark(step, text))
+    marks: list[tuple[int, str]] = []
+    begin, end = 0, 0.0
+    for stage in run.config.stages:
+        end += stage.share * run.config.steps
+        text = f"{stage.image_size} px"
+        if begin < min(run.step, round(end)) and (not marks or marks[-1][1] != text):
+            marks.append((begin, text))
+        begin = round(end)
     return marks
 
 
-def _pictures(run: _Run) -> str:
-    """The first and the last grid of reconstructions."""
+def _images(run: RunFiles) -> Iterator[dict[str, Any]]:
+    """The first and the last grid of reconstructions, as JPEG."""
     grids = sorted(
         (int(match[1]), path)
-        for path in (run.out / PICTURES_FOLDER).glob("step-*.png")
+        for path in (run.out / IMAGES_FOLDER).glob("step-*.png")
         if (match := re.fullmatch(r"step-(\d+)\.png", path.name)) and int(match[1]) <= run.step
     )
-    chosen = grids[:1] + grids[1:][-1:]
-    figures = [figure for step, path in chosen if (figure := _picture(step, path))]
-    if not figures:
-        return ""
-    whose = (
-        "held out from training"
-        if run.config and run.config.data.holdout
-        else "from the training set"
-    )
-    if run.config is None:
-        whose = "the same at each step"
-    return (
-        f'<section><h2>Reconstructions</h2><p class="note">Pictures {whose}. From left to right: '
-        "original, masked, reconstruction, and the reconstruction with the visible patches "
-        f'put back.</p><div class="pictures">{"".join(figures)}</div></section>\n'
-    )
-
-
-def _picture(step: int, path: Path) -> str:
-    """One grid as an HTML figure with the picture in it; nothing if the file is damaged."""
-    try:
-        with Image.open(path) as file:
-            grid = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        _log.warning("%s cannot be read (%s); the report is without it", path.name, error)
-        return ""
-    grid.thumbnail(_PICTURE_SIZE, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    grid.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f"<figure><figcaption><b>Step {step:,}</b></figcaption>"
-        f'<img src="data:image/jpeg;base64,{data}" width="{grid.width}" height="{grid.height}" '
-        f'alt="Reconstructions after {step:,} steps"></figure>'
-    )
-
-
-def _events(run: _Run) -> str:
-    rows = [
-        f"<li><b>Step {step:,}</b> <span>{duration_text(seconds)}</span> {escape(text)}</li>"
-        for step, seconds, text in run.events
-    ]
-    if not rows:
-        return ""
-    return f'<section><h2>What happened</h2><ol class="events">{"".join(rows)}</ol></section>\n'
-
-
-def _settings(run: _Run) -> str:
-    rows = [
-        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
-        for name, value in _flat(run.settings)
-    ]
-    if not rows:
-        return ""
-    return (
-        "<details><summary>Settings, as they are given on the command line</summary>"
-        f"<table>{''.join(rows)}</table></details>\n"
-    )
+    for step, path in grids[:1] + grids[1:][-1:]:
+        try:
+            with Image.open(path) as file:
+                grid = file.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            _log.warning("%s cannot be read (%s); the report is without it", path.name, error)
+            continue
+        grid.thumbnail(_IMAGE_SIZE, Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        grid.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+        data = base64.b64encode(buffer.getvalue()).decode()
+        yield {"step": step, "data": data, "width": grid.width, "height": grid.height}
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Every setting by its dotted name, its value as JSON; texts as they are."""
+    """Every setting by its dotted name: text as it is, other values as JSON."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{path}{name}.")
         else:
-            yield path + name, value if isinstance(value, str) else json.dumps(value)
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            yield f"{path}{name}", text
 
 
-def _footer(run: _Run) -> str:
-    look = ""
-    if any((run.out / name).is_file() for name in (CHECKPOINT_FILE, WEIGHTS_FILE)):
-        command = f"python -m app --weights {shlex.quote(str(run.out))}"
-        look = f"<br>See what the model learned: <code>{escape(command)}</code>"
-    return (
-        f"<footer>The figures of this page are in <code>{METRICS_FILE}</code>, its pictures in "
-        f"full size in <code>{PICTURES_FOLDER}/</code>.{look}</footer>\n"
-    )
-
-
-_STYLE = """
-:root {
-  color-scheme: light dark;
-  --page: #f5f6f8; --card: #ffffff; --text: #1b222c; --soft: #616b7a; --edge: #e3e6eb;
-  --grid: #e9ebef; --curve: #2459d6; --raw: #9db7f2; --mark: #b8bfca; --event: #d2503c;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #0e1116; --card: #171b22; --text: #e6e9ee; --soft: #98a2b1; --edge: #262c36;
-    --grid: #242a33; --curve: #7aa7ff; --raw: #375186; --mark: #4b5563; --event: #ff8a75;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0; background: var(--page); color: var(--text);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif;
-}
-main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 48px; }
-header { margin-bottom: 24px; }
-header p { max-width: 46em; margin: 0; }
-.kind { color: var(--soft); font-size: 13px; }
-h1 { margin: 0 0 8px; font-size: 30px; line-height: 1.2; letter-spacing: -.02em;
-  overflow-wrap: anywhere; }
-h2 { margin: 0 0 4px; font-size: 17px; }
-.note, footer { color: var(--soft); font-size: 13px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 1px;
-  margin: 0 0 20px; overflow: hidden; border: 1px solid var(--edge); border-radius: 10px;
-  background: var(--edge); }
-.tiles div { padding: 12px 16px; background: var(--card); }
-.tiles dt { color: var(--soft); font-size: 13px; white-space: nowrap; }
-.tiles dd { margin: 0; font-size: 22px; font-weight: 600; letter-spacing: -.01em;
-  white-space: nowrap; }
-.tiles small { margin-left: 4px; color: var(--soft); font-size: 13px; font-weight: 400; }
-section, details { margin-bottom: 20px; }
-.charts { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 20px; }
-figure { margin: 0; }
-.chart, .pictures figure, .events, details { padding: 16px 20px; border: 1px solid var(--edge);
-  border-radius: 10px; background: var(--card); }
-.wide { grid-column: 1 / -1; }
-.chart figcaption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 10px; }
-.area { position: relative; height: 200px; margin: 22px 8px 24px 48px; }
-.wide .area { height: 280px; }
-.area svg { display: block; width: 100%; height: 100%; overflow: visible; }
-.area path { fill: none; stroke-width: 1; vector-effect: non-scaling-stroke; }
-.area .grid { stroke: var(--grid); }
-.area .mark { stroke: var(--mark); stroke-dasharray: 2 3; }
-.area .event { stroke: var(--event); stroke-dasharray: 5 3; stroke-width: 1.5; }
-.area .raw { stroke: var(--raw); }
-.area .curve { stroke: var(--curve); stroke-width: 2; stroke-linejoin: round; }
-.area .dot { stroke: var(--curve); stroke-width: 7; stroke-linecap: round; }
-.area span { position: absolute; color: var(--soft); font-size: 12px; line-height: 1;
-  white-space: nowrap; font-variant-numeric: tabular-nums; }
-.area .y { right: 100%; margin-right: 8px; transform: translateY(-50%); }
-.area .x { top: 100%; margin-top: 10px; transform: translateX(-50%); }
-.area .steps { top: 100%; right: 100%; margin: 10px 8px 0 0; }
-.area .part { bottom: 100%; margin: 0 0 4px -1px; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr));
-  gap: 20px; margin-top: 12px; }
-.pictures img { display: block; width: 100%; height: auto; margin-top: 8px; border-radius: 4px; }
-.events { margin: 8px 0 0; list-style: none; }
-.events li + li { margin-top: 6px; }
-.events span { margin: 0 6px; color: var(--soft); }
-summary { cursor: pointer; font-weight: 600; }
-table { width: 100%; margin-top: 12px; border-collapse: collapse;
-  font: 13px/1.5 ui-monospace, Menlo, Consolas, "Liberation Mono", monospace; }
-th, td { padding: 3px 12px 3px 0; border-top: 1px solid var(--grid); text-align: left;
-  vertical-align: top; overflow-wrap: anywhere; }
-th { color: var(--soft); font-weight: 400; }
-code { font: 13px ui-monospace, Menlo, Consolas, "Liberation Mono", monospace;
-  overflow-wrap: anywhere; }
-@media (max-width: 720px) {
-  main { padding: 20px 12px 32px; }
-  h1 { font-size: 25px; }
-  .tiles { grid-template-columns: 1fr 1fr; }
-  .tiles div:last-child:nth-child(odd) { grid-column: 1 / -1; }
-  .charts { grid-template-columns: minmax(0, 1fr); gap: 12px; }
-  .chart, .pictures figure, .events, details { padding: 14px 12px; }
-  .wide .area { height: 220px; }
-}
-"""
+def duration_text(seconds: float) -> str:
+    """A length of time in its two largest units: `45 s`, `27 min`, `3 h 05 min`, `2 d 4 h`."""
+    minutes = round(seconds / 60)
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h"

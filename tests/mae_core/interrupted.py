@@ -12,22 +12,22 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
-from mae_core import train
+from mae_core.commands import train
 from mae_core.commands.entry import run_entry
+from mae_core.training.callbacks import Logger
 from mae_core.training.distributed import end_process
-from mae_core.training.run_log import RunLog
 
 
 def main(number: signal.Signals, last: int, arguments: list[str]) -> int:
     """Train; returns the exit status, unless it is killed."""
-    write = RunLog.scalars
+    write = Logger.scalars
 
-    def interrupted(log: RunLog, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        write(log, step, seconds, values)
+    def interrupted(logger: Logger, step: int, seconds: float, values: Mapping[str, float]) -> None:
+        write(logger, step, seconds, values)
         if step == last:
             interrupt(number)
 
-    RunLog.scalars = interrupted  # type: ignore[method-assign]
+    Logger.scalars = interrupted  # type: ignore[method-assign]
     return train.main(arguments)
 
 

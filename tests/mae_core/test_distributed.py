@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_core.commands.train import run
 from mae_core.config import SystemConfig, TrainConfig
-from mae_core.errors import ConfigError, DeviceError, TrainingError
-from mae_core.model.mae import MaskedAutoencoder
-from mae_core.training.distributed import World, distribute, joined_world
+from mae_core.errors import ConfigError, DeviceError
+from mae_core.training.distributed import init_distributed
+from mae_core.training.train import train
 from mae_core.weights.saved import load_weights
 from tests.mae_core.conftest import MakeRun
 
@@ -41,7 +40,7 @@ def command(
     ]  # fmt: skip
 
 
-def train(folder: Path, out: Path, *fields: str, processes: int = 1) -> str:
+def train_apart(folder: Path, out: Path, *fields: str, processes: int = 1) -> str:
     """Run it to the end; returns what it said."""
     done = subprocess.run(
         command(folder, out, *fields, processes=processes),
@@ -91,7 +90,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def one_process(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "one"
-    train(pictures, out, "optim.name=adamw")
+    train_apart(pictures, out, "optim.name=adamw")
     return out
 
 
@@ -100,13 +99,13 @@ def one_process(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     [
         pytest.param([], id="averaged"),
         pytest.param(["system.accumulate=2"], id="averaged and accumulated"),
-        pytest.param(["system.shard=true", "system.checkpoint_activations=true"], id="split"),
+        pytest.param(["system.checkpoint_activations=true"], id="averaged and recomputed"),
     ],
 )
 def test_two_processes_do_what_one_does(
     pictures: Path, one_process: Path, tmp_path: Path, fields: list[str]
 ) -> None:
-    train(pictures, tmp_path / "two", "optim.name=adamw", *fields, processes=2)
+    train_apart(pictures, tmp_path / "two", "optim.name=adamw", *fields, processes=2)
     assert_same_run(one_process, tmp_path / "two")
     assert load_weights(tmp_path / "two" / "weights.safetensors").record["processes"] == 2
 
@@ -116,12 +115,11 @@ def test_a_run_goes_on_with_another_number_of_processes(
 ) -> None:
     out = tmp_path / "run"
     interrupted = ("tests.mae_core.interrupted", "SIGTERM", "2")
-    split = ("optim.name=adamw", "system.shard=true")
-    line = command(pictures, out, *split, processes=2, module=interrupted)
+    line = command(pictures, out, "optim.name=adamw", processes=2, module=interrupted)
     subprocess.run(
         line, cwd=ROOT, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
     )
-    said = train(pictures, out, "optim.name=adamw")
+    said = train_apart(pictures, out, "optim.name=adamw")
     assert re.search(r"resuming .* at step (\d|1[01]) of 12", said)
     assert_same_run(one_process, out)
 
@@ -133,13 +131,13 @@ def test_a_mistake_is_told_once_and_ends_all_processes(tmp_path: Path) -> None:
     said = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
     assert len([text for text in said if "is not a folder" in text]) == 1
     assert all("is not a folder" in text or "another process" in text for text in said)
-    assert "mae_core/commands/train.py" not in done.stderr
+    assert "mae_core/training/train.py" not in done.stderr
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(run_config: MakeRun) -> None:
     config: TrainConfig = run_config(batch_size=4, system=SystemConfig(accumulate=3))
     with pytest.raises(ConfigError, match="batch_size 4 .* 3 micro-batches; pick a multiple of 3"):
-        run(config, "test")
+        train(config)
 
 
 def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,10 +146,5 @@ def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_RANK", "2")
     refused = pytest.raises(DeviceError, match="process 3 .* has no GPU, for there are 2; .* 2$")
-    with refused, joined_world():
+    with refused, init_distributed():
         pass
-
-
-def test_one_process_has_nobody_to_split_with(small_model: MaskedAutoencoder) -> None:
-    with pytest.raises(TrainingError, match=r"there is one; start several with torchrun"):
-        distribute(small_model, World(0, 1, torch.device("cpu")), shard=True)

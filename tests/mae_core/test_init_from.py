@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_core.commands.train import main, run
-from mae_core.config import ModelConfig, StageConfig, TrainConfig, with_overrides
+from mae_core.commands.train import main
+from mae_core.config import ModelConfig, StageConfig, TrainConfig
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.mae import MaskedAutoencoder, resample_pos_embed
 from mae_core.recipes import RECIPES
+from mae_core.training.checkpoint import RunState
 from mae_core.training.distributed import World
-from mae_core.training.state import RunState, start_run, with_shape_of_weights
+from mae_core.training.train import start_run, train
 from mae_core.weights.contents import Hints
 from mae_core.weights.export import convert, write_official
 from mae_core.weights.reading import read_contents
@@ -48,7 +49,7 @@ def written(folder: Path, model: MaskedAutoencoder, target: str) -> Path:
 
 
 def begin(config: TrainConfig, changes: list[str] = HEADS) -> RunState:
-    return start_run(with_shape_of_weights(config, changes), ALONE)
+    return start_run(config, ALONE, changes)[1]
 
 
 def of_decoder(key: str) -> bool:
@@ -208,23 +209,17 @@ def test_another_encoder_is_refused_with_what_would_fit(
     path = written(tmp_path, trained, "mae_core")
     config = run_config(init_from=str(path))
     with pytest.raises(ConfigError, match=fitting) as caught:
-        with_shape_of_weights(config, changes)
+        begin(config, changes)
     assert f"the weights of init_from={path} hold an encoder" in str(caught.value)
-    with pytest.raises(ConfigError, match=fitting):
-        start_run(replace(config, model=with_changes(trained.config, changes)), ALONE)
-
-
-def with_changes(config: ModelConfig, changes: list[str]) -> ModelConfig:
-    return with_overrides(config, [change.removeprefix("model.") for change in changes])
 
 
 def test_weights_bring_their_channels(run_config: MakeRun, tmp_path: Path) -> None:
     config = replace(run_config().model, in_chans=1, mean=(0.5,), std=(0.5,))
     save_weights(tmp_path / "grey.safetensors", MaskedAutoencoder(config), record={})
     start = run_config(init_from=str(tmp_path / "grey.safetensors"))
-    assert with_shape_of_weights(start).model.in_chans == 1
+    assert begin(start, []).model.config.in_chans == 1
     with pytest.raises(ConfigError, match="mean has 1 values for in_chans=4"):
-        with_shape_of_weights(start, ["model.in_chans=4"])
+        begin(start, ["model.in_chans=4"])
 
 
 def test_the_decoder_of_another_mlp_ratio_starts_fresh(
@@ -274,14 +269,14 @@ def test_a_run_from_an_encoder_ends_and_tells_where_it_began(
         init_from=str(written(tmp_path, trained, "timm")), steps=2, save_every=1,
         stages=(StageConfig(48),),
     )  # fmt: skip
-    assert run(config, "test", ["model.num_heads=2"]) == 0
+    assert train(config, **{"model.num_heads": 2}).finished
     weights = load_weights(Path(config.out) / "weights.safetensors")
     assert weights.config == small_config
     assert weights.record["init_from"] == "encoder (encoder only, fresh decoder)"
     content = load_checkpoint(Path(config.out) / "checkpoint.pt")
     assert content["init_from"] == weights.record["init_from"]
     # It goes on from its own checkpoint, decoder included.
-    again = start_run(replace(config, model=small_config), ALONE)
+    again = begin(replace(config, model=small_config), [])
     assert again.step == 2
     assert_same(again.model.state_dict(), content["model"])
 
@@ -293,14 +288,14 @@ def test_a_run_for_principal_components_finds_its_own(
         init_from=str(written(tmp_path, trained, "mae_core")), steps=1, save_every=1,
         stages=(StageConfig(48),),
     )  # fmt: skip
-    assert run(config, "test", ["model.pca_components=6"]) == 0
+    assert train(config, **{"model.pca_components": 6}).finished
     weights = load_weights(Path(config.out) / "weights.safetensors")
     assert weights.config.pca_components == 6
     basis = weights.state["pca_basis"]
     torch.testing.assert_close(basis.T @ basis, torch.eye(6), rtol=0, atol=1e-5)
     # Weights that bring them keep them.
     onward = replace(config, init_from=config.out, out=str(tmp_path / "onward"))
-    assert run(onward, "test") == 0
+    assert train(onward).finished
     after = load_weights(tmp_path / "onward" / "weights.safetensors")
     assert torch.equal(after.state["pca_basis"], basis)
 
@@ -335,7 +330,8 @@ def test_the_same_model_through_every_door_trains_alike(
             init_from=str(written(folder, trained, target)), out=str(folder / "run"), steps=2,
             stages=(StageConfig(48),),
         )  # fmt: skip
-        assert run(config, "test", HEADS if target == "official" else ()) == 0
+        heads = HEADS if target == "official" else []
+        assert train(config, **dict(change.split("=") for change in heads)).finished
         ends.append(load_weights(folder / "run" / "weights.safetensors").state)
     assert not torch.equal(ends[0]["norm.bias"], trained.norm.bias)
     assert_same(ends[1], ends[0])
@@ -347,4 +343,4 @@ def test_hints_and_overrides_say_the_same(
 ) -> None:
     path = written(tmp_path, trained, "official")
     told: Any = read_contents(path, Hints(num_heads=2, decoder_num_heads=2)).config
-    assert with_shape_of_weights(run_config(init_from=str(path)), HEADS).model == told
+    assert begin(run_config(init_from=str(path)), HEADS).model.config == told

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mae_core.errors import DataError
 from mae_core.model.patches import patchify
-from mae_core.training.pca import fit_pca
+from mae_core.training.train import fit_pca
 from tests import references
 
 

@@ -20,7 +20,7 @@ from mae_core.config import to_dict
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import mask_from_noise
-from mae_core.training.run_log import read_metrics
+from mae_core.training.report import read_metrics
 from mae_core.weights import publish
 from mae_core.weights.hub import fetch_repository, find_repository
 from mae_core.weights.publish import push, write_card, write_repository

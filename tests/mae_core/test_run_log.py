@@ -9,7 +9,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,26 +18,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mae_core.config import TrainConfig
 from mae_core.errors import ConfigError
-from mae_core.training import run_log
-from mae_core.training.run_log import (
-    Progress,
-    RunLog,
-    duration_text,
-    end_text,
-    read_metrics,
-)
+from mae_core.training import callbacks
+from mae_core.training.callbacks import Logger, Progress, end_text, require_writers
+from mae_core.training.report import duration_text, read_metrics
 from tests.pictures import draw_picture
 
 FULL = Path("/dev/full")
+TENSORBOARD = ("tensorboard",)
 
 needs_tensorboard = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed"
 )
 
 
-def open_log(out: Path, after_step: int = 0, *, tensorboard: bool = False) -> RunLog:
-    return RunLog(out, tensorboard=tensorboard, after_step=after_step)
+def open_log(out: Path, after_step: int = 0, *, writers: tuple[Any, ...] = ()) -> Logger:
+    return Logger(out, TrainConfig(writers=writers), after_step=after_step)
+
+
+def note(log: Logger, step: int, seconds: float, text: str) -> None:
+    log.on_event(SimpleNamespace(step=step, seconds=seconds), text)  # type: ignore[arg-type]
 
 
 def lines_of(out: Path) -> list[dict[str, Any]]:
@@ -48,7 +49,7 @@ def test_figures_and_events_are_a_line_each(tmp_path: Path) -> None:
     with closing(open_log(tmp_path / "run")) as log:
         log.scalars(10, 1.26, {"loss": 0.5, "lr": 1e-4})
         log.scalars(10, 1.3, {})
-        log.event(10, 1.3, "back to step 10 — a rollback\n")
+        note(log, 10, 1.3, "back to step 10 — a rollback\n")
         log.scalars(20, 2.0, {"loss": math.nan, "grad_norm": math.inf})
     assert lines_of(tmp_path / "run") == [
         {"step": 10, "seconds": 1.3, "loss": 0.5, "lr": 1e-4},
@@ -102,7 +103,7 @@ def test_damaged_lines_are_dropped_with_a_warning_and_half_a_line_without(
     open_log(tmp_path, 5).close()
     assert path.read_bytes() == 2 * good
     assert [record.getMessage() for record in caplog.records] == [
-        f"passing over {len(damaged)} damaged lines of {path}"
+        f"skipping {len(damaged)} damaged lines of {path}"
     ]
     caplog.clear()
     path.write_bytes(good + b'{"step": 2, "sec')
@@ -113,8 +114,9 @@ def test_damaged_lines_are_dropped_with_a_warning_and_half_a_line_without(
 KILLED = """
 import sys
 from pathlib import Path
-from mae_core.training.run_log import RunLog
-log = RunLog(Path(sys.argv[1]), tensorboard=False, after_step=0)
+from mae_core.config import TrainConfig
+from mae_core.training.callbacks import Logger
+log = Logger(Path(sys.argv[1]), TrainConfig())
 for step in range(1, 1_000_000):
     log.scalars(step, step / 10, {"loss": 1 / step})
     if step == 200:
@@ -145,7 +147,7 @@ def test_a_full_disk_is_said_once_and_the_log_goes_on_when_there_is_room(
     path.symlink_to(FULL)
     with closing(open_log(tmp_path)) as log:
         log.scalars(10, 1.0, {"loss": 0.5})
-        log.event(10, 1.0, "something")
+        note(log, 10, 1.0, "something")
         (warning,) = (record.getMessage() for record in caplog.records)
         assert "No space left on device" in warning
         assert "free space" in warning
@@ -176,7 +178,7 @@ def test_an_unwritable_log_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptu
     with closing(open_log(out)) as log:
         for step in range(3):
             log.scalars(step, 1.0, {"loss": 0.5})
-            log.picture(step, draw_picture(step))
+            log.image(step, draw_picture(step))
     assert sorted(record.getMessage().split(" (")[0] for record in caplog.records) == [
         f"could not write {out / 'metrics.jsonl'}", f"could not write {out / 'reconstructions'}",
     ]  # fmt: skip
@@ -185,8 +187,8 @@ def test_an_unwritable_log_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptu
 def test_pictures_are_kept_as_they_are_by_their_step(tmp_path: Path) -> None:
     grid = draw_picture(0)
     with closing(open_log(tmp_path)) as log:
-        log.picture(500, grid)
-        log.picture(1_234_567, grid)
+        log.image(500, grid)
+        log.image(1_234_567, grid)
     folder = tmp_path / "reconstructions"
     assert sorted(os.listdir(folder)) == ["step-000500.png", "step-1234567.png"]
     with Image.open(folder / "step-000500.png") as saved:
@@ -204,17 +206,17 @@ def read_board(out: Path) -> Any:
 @needs_tensorboard
 def test_tensorboard_has_the_figures_in_groups_and_the_grid(tmp_path: Path) -> None:
     grid = draw_picture(3)
-    with closing(open_log(tmp_path, tensorboard=True)) as log:
+    with closing(open_log(tmp_path, writers=TENSORBOARD)) as log:
         values = {"loss": 0.5, "lr": 1e-4, "grad_norm": 2.0, "images_per_second": 120.0}
-        log.scalars(10, 1.0, {**values, "utilization": 0.25})
+        log.scalars(10, 1.0, values)
         log.scalars(20, 2.0, {"loss": 0.25})
         log.scalars(20, 2.0, {"holdout_psnr": 17.5, "holdout_loss": 0.5})
-        log.picture(20, grid)
-        log.event(20, 2.0, "something happened")
+        log.image(20, grid)
+        note(log, 20, 2.0, "something happened")
     board = read_board(tmp_path)
     assert sorted(board.Tags()["scalars"]) == [
-        "holdout/loss", "holdout/psnr", "speed/images_per_second", "speed/utilization",
-        "train/grad_norm", "train/loss", "train/lr",
+        "holdout/loss", "holdout/psnr", "speed/images_per_second", "train/grad_norm",
+        "train/loss", "train/lr",
     ]  # fmt: skip
     assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(10, 0.5), (20, 0.25)]
     (picture,) = board.Images("reconstructions")
@@ -225,13 +227,13 @@ def test_tensorboard_has_the_figures_in_groups_and_the_grid(tmp_path: Path) -> N
 
 @needs_tensorboard
 def test_tensorboard_shows_no_step_twice_after_a_stop_or_a_rollback(tmp_path: Path) -> None:
-    with closing(open_log(tmp_path, tensorboard=True)) as log:
+    with closing(open_log(tmp_path, writers=TENSORBOARD)) as log:
         for step in (10, 20, 30, 40):
             log.scalars(step, step, {"loss": float(step)})
-    with closing(open_log(tmp_path, 20, tensorboard=True)) as log:
+    with closing(open_log(tmp_path, 20, writers=TENSORBOARD)) as log:
         for step in (30, 40, 50):
             log.scalars(step, step, {"loss": 100.0 + step})
-        log.event(40, 60.0, "back to step 40")
+        note(log, 40, 60.0, "back to step 40")
         for step in (50, 60):
             log.scalars(step, step, {"loss": 200.0 + step})
     assert [(e.step, e.value) for e in read_board(tmp_path).Scalars("train/loss")] == [
@@ -248,24 +250,133 @@ def test_tensorboard_that_cannot_be_written_stops_nothing(
     def fail(*arguments: object, **more: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with closing(open_log(tmp_path / "a", tensorboard=True)) as log:
+    with closing(open_log(tmp_path / "a", writers=TENSORBOARD)) as log:
         monkeypatch.setattr(SummaryWriter, "add_scalar", fail)
         log.scalars(10, 1.0, {"loss": 0.5})
         log.scalars(20, 2.0, {"loss": 0.5})
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "tensorboard").write_text("a file where the folder should be")
-    with closing(open_log(tmp_path / "b", tensorboard=True)) as log:
+    with closing(open_log(tmp_path / "b", writers=TENSORBOARD)) as log:
         log.scalars(10, 1.0, {"loss": 0.5})
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
     assert [len(lines_of(tmp_path / name)) for name in "ab"] == [2, 1]
 
 
-def test_tensorboard_that_is_not_installed_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")]
+)
+def test_a_writer_that_is_not_installed_says_what_to_install(
+    name: str, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match="pip install -r requirements-train.txt"):
-        open_log(tmp_path, tensorboard=True)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=f"writers={name} needs .*: pip install {name}"):
+        require_writers([name])
+
+
+class FakeWandb(ModuleType):
+    """As much of the `wandb` package as is used; keeps what it is given."""
+
+    class Error(Exception):
+        pass
+
+    class UsageError(Error):
+        pass
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.errors = SimpleNamespace(UsageError=self.UsageError)
+        self.started: list[dict[str, Any]] = []
+        self.logged: list[dict[str, Any]] = []
+        self.finished = 0
+        self.failure: Exception | None = None
+
+    def init(self, **options: Any) -> "FakeWandb":
+        if self.failure:
+            raise self.failure
+        self.started.append(options)
+        return self
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        assert (name, step_metric) == ("*", "step")
+
+    def log(self, values: dict[str, Any]) -> None:
+        if self.failure:
+            raise self.failure
+        self.logged.append(values)
+
+    def finish(self) -> None:
+        self.finished += 1
+
+    def Image(self, image: Image.Image) -> tuple[int, int]:  # noqa: N802
+        return image.size
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    return fake
+
+
+def test_weights_and_biases_gets_figures_events_and_the_grid(
+    wandb: FakeWandb, tmp_path: Path
+) -> None:
+    out = tmp_path / "flowers"
+    with closing(open_log(out, writers=("wandb",))) as log:
+        log.scalars(10, 1.0, {"loss": 0.5, "images_per_second": 120.0})
+        log.scalars(20, 2.0, {"holdout_psnr": 17.5})
+        log.image(20, draw_picture(0, 64, 48))
+        note(log, 20, 2.0, "something happened")
+    assert wandb.logged == [
+        {"step": 10, "train/loss": 0.5, "speed/images_per_second": 120.0},
+        {"step": 20, "holdout/psnr": 17.5},
+        {"step": 20, "reconstructions": (64, 48)},
+        {"step": 20, "event": "something happened"},
+    ]
+    (start,) = wandb.started
+    assert (start["project"], start["name"], start["dir"]) == ("mae_core", "flowers", str(out))
+    assert start["config"]["batch_size"] == 64
+    assert str(tmp_path) not in json.dumps(start["config"])
+    assert wandb.finished == 1
+    assert len(lines_of(out)) == 3
+
+
+def test_a_resumed_run_continues_at_weights_and_biases(
+    wandb: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    for after_step in (0, 20, 0):
+        open_log(tmp_path, after_step, writers=("wandb",)).close()
+    first, resumed, anew = (start["id"] for start in wandb.started)
+    assert first == resumed != anew
+    assert {start["resume"] for start in wandb.started} == {"allow"}
+    assert {start["project"] for start in wandb.started} == {"mine"}
+
+
+def test_weights_and_biases_that_fails_stops_nothing(
+    wandb: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(open_log(tmp_path, writers=("wandb",))) as log:
+        wandb.failure = wandb.Error("no network")
+        log.scalars(10, 1.0, {"loss": 0.5})
+        log.scalars(20, 2.0, {"loss": 0.5})
+    assert len(lines_of(tmp_path)) == 2
+    open_log(tmp_path, writers=("wandb",)).close()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    wandb.failure = wandb.UsageError("no key")
+    with pytest.raises(ConfigError, match=r"no key.*wandb login, or set WANDB_MODE=offline"):
+        open_log(tmp_path, writers=("wandb",))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_weights_and_biases_itself_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with closing(open_log(tmp_path, writers=("wandb",))) as log:
+        log.scalars(10, 1.0, {"loss": 0.5})
+        log.image(10, draw_picture(0))
+        note(log, 10, 1.0, "something happened")
+    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
 
 
 @pytest.mark.parametrize(
@@ -306,18 +417,28 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(run_log, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     return clock
 
 
-def advance(progress: Progress, clock: Clock, steps: int, seconds: float) -> None:
-    """Steps of so many seconds each, and a look after the last."""
-    for i in range(steps):
-        clock.now += seconds
-        if i == steps - 1:
-            progress.update(loss=0.5, images_per_second=100)
-        else:
-            progress.update()
+class Bar:
+    """A bar, and the state that it is told of."""
+
+    def __init__(self, steps: int, done: int, **options: Any) -> None:
+        self.progress, self.step = Progress(steps, done, **options), done
+
+    def advance(self, clock: Clock, steps: int, seconds: float) -> None:
+        """Steps of so many seconds each, and figures after the last."""
+        for i in range(steps):
+            clock.now += seconds
+            self.step += 1
+            self.progress.on_step(self)  # type: ignore[arg-type]
+            if i == steps - 1:
+                values = {"loss": 0.5, "images_per_second": 100.0}
+                self.progress.on_log(self, values)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self.progress.on_end(self)  # type: ignore[arg-type]
 
 
 def last_state(capsys: pytest.CaptureFixture[str]) -> str:
@@ -327,9 +448,9 @@ def last_state(capsys: pytest.CaptureFixture[str]) -> str:
 def test_the_bar_says_how_far_how_well_how_fast_and_how_long(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with closing(Progress(1000, 100)) as progress:
-        advance(progress, clock, 10, 7.0)
-        advance(progress, clock, 20, 2.0)
+    with closing(Bar(1000, 100)) as bar:
+        bar.advance(clock, 10, 7.0)
+        bar.advance(clock, 20, 2.0)
     state = last_state(capsys)
     assert "| 130/1000 [" in state
     # 870 steps of 2 seconds: what came before the first look is not counted, for it may have
@@ -340,9 +461,9 @@ def test_the_bar_says_how_far_how_well_how_fast_and_how_long(
 def test_the_estimate_knows_that_later_steps_take_longer(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with closing(Progress(5000, 0, cost=lambda step: 3.0 if step >= 3000 else 1.0)) as progress:
-        advance(progress, clock, 10, 1.0)
-        advance(progress, clock, 990, 1.0)
+    with closing(Bar(5000, 0, cost=lambda step: 3.0 if step >= 3000 else 1.0)) as bar:
+        bar.advance(clock, 10, 1.0)
+        bar.advance(clock, 990, 1.0)
     # 2000 seconds until the larger pictures, and 2000 steps of 3 seconds.
     assert f", {duration_text(8000)} left" in last_state(capsys)
 
@@ -351,31 +472,43 @@ def test_the_estimate_knows_that_later_steps_take_longer(
 def test_the_first_look_and_the_last_promise_nothing(
     clock: Clock, capsys: pytest.CaptureFixture[str], looks: int
 ) -> None:
-    with closing(Progress(100, 0)) as progress:
+    with closing(Bar(100, 0)) as bar:
         for _ in range(looks):
-            advance(progress, clock, 10, 1.0)
+            bar.advance(clock, 10, 1.0)
     state = last_state(capsys)
     assert "loss 0.500" in state
     assert "left" not in state
 
 
 def test_a_rollback_takes_the_bar_back(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with closing(Progress(100, 0)) as progress:
-        advance(progress, clock, 30, 1.0)
-        advance(progress, clock, 30, 1.0)
-        progress.back_to(20)
-        advance(progress, clock, 10, 5.0)
-        advance(progress, clock, 10, 5.0)
+    with closing(Bar(100, 0)) as bar:
+        bar.advance(clock, 30, 1.0)
+        bar.advance(clock, 30, 1.0)
+        bar.step = 20
+        bar.advance(clock, 10, 5.0)
+        bar.advance(clock, 10, 5.0)
     state = last_state(capsys)
     assert "| 40/100 [" in state
     assert f", {duration_text(300)} left" in state
 
 
-def test_a_log_file_is_not_filled_with_bars(capsys: pytest.CaptureFixture[str]) -> None:
-    with closing(Progress(100_000, 0)) as progress:
-        for step in range(20_000):
-            progress.update(loss=0.5 if step % 10 == 9 else None, images_per_second=1.0)
-        progress.write("step 500: psnr 17")
-    error = capsys.readouterr().err
-    assert "step 500: psnr 17\n" in error
-    assert len(error) < 2000
+def test_a_rollback_at_the_first_figures_takes_the_bar_back(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(Bar(100, 0)) as bar:
+        bar.advance(clock, 30, 1.0)
+        bar.step = 29
+        bar.advance(clock, 1, 1.0)
+        bar.step = 9
+        bar.advance(clock, 1, 1.0)
+        bar.advance(clock, 10, 1.0)
+    assert "| 20/100 [" in last_state(capsys)
+
+
+def test_a_log_file_is_not_filled_with_bars(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(Bar(100_000, 0)) as bar:
+        for _ in range(2000):
+            bar.advance(clock, 10, 0.0)
+    assert len(capsys.readouterr().err) < 2000

@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import shutil
@@ -14,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
-import mae_core.commands.train
-from mae_core.commands.train import main, run
+from mae_core.commands.train import main
 from mae_core.config import (
     MaskConfig,
     ModelConfig,
@@ -25,21 +26,22 @@ from mae_core.config import (
     StageConfig,
     SystemConfig,
     TrainConfig,
+    load_yaml,
+    preset,
     with_overrides,
 )
 from mae_core.errors import CheckpointError, ConfigError, MAEError, TrainingError
-from mae_core.model.mae import MaskedAutoencoder, reconstruction_loss
-from mae_core.model.masking import PatchMask
+from mae_core.model.losses import reconstruction_loss
+from mae_core.model.mae import MaskedAutoencoder, forward_flops
+from mae_core.model.masking import PatchMask, random_mask
 from mae_core.recipes import RECIPES, recipe
-from mae_core.training import loop, optim, precision
-from mae_core.training.distributed import World, whole
-from mae_core.training.optim import Float32Muon, build_optimizers
-from mae_core.training.precision import (
-    compile_blocks,
-    prefer_fast_attention,
-    training_precision,
-)
-from mae_core.training.schedule import (
+from mae_core.training import callbacks, checkpoint, optim, trainer
+from mae_core.training import train as train_module
+from mae_core.training.checkpoint import RunState
+from mae_core.training.distributed import World
+from mae_core.training.optim import (
+    Float32Muon,
+    build_optimizers,
     image_size_at,
     lr_at,
     mask_at,
@@ -47,14 +49,25 @@ from mae_core.training.schedule import (
     with_peak_lr,
     with_steps,
 )
-from mae_core.training.state import start_run
-from mae_core.training.stop import StopRequest
+from mae_core.training.train import Run, start_run, train
+from mae_core.training.trainer import (
+    SpikeDetector,
+    Trainer,
+    compile_blocks,
+    prefer_fast_attention,
+    training_precision,
+)
 from mae_core.weights.runs import load_checkpoint, load_latest, save_checkpoint
 from mae_core.weights.saved import load_weights
 from tests.mae_core.conftest import MakeRun
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
+
+
+def begin(config: TrainConfig) -> RunState:
+    """The state that a run starts with."""
+    return start_run(config, ALONE)[1]
 
 
 def test_the_learning_rate_warms_up_linearly_and_falls_as_half_a_cosine() -> None:
@@ -98,10 +111,10 @@ def test_the_resolved_learning_rate_is_said_and_kept(
 ) -> None:
     caplog.set_level("INFO")
     config = run_config(optim=OptimConfig(base_lr=0.0128, warmup_steps=0), steps=1)
-    run(config, "test")
+    train(config)
     assert "learning rate 0.0002 = optim.base_lr=0.0128 * batch_size=4 / 256" in caplog.messages
-    kept = json.loads((Path(config.out) / "config.json").read_text())["optim"]
-    assert kept["lr"] == load_latest(Path(config.out))["config"]["optim"]["lr"] == 0.0002
+    kept = load_yaml(TrainConfig, Path(config.out) / "config.yaml").optim
+    assert kept.lr == load_latest(Path(config.out))["config"]["optim"]["lr"] == 0.0002
 
 
 def test_the_papers_recipes_crop_the_pictures_themselves() -> None:
@@ -140,9 +153,9 @@ def test_the_command_line_trains_at_the_image_size_that_it_gives(
     out = tmp_path / "run"
     small = [change for change in _command(out, picture_folder)[4:] if "stages" not in change]
     assert main(["quick", *small, "model.image_size=96", "steps=2"]) == 0
-    config = json.loads((out / "config.json").read_text())
-    assert [stage["image_size"] for stage in config["stages"]] == [56, 96]
-    assert config["data"]["short_side"] == 160
+    config = load_yaml(TrainConfig, out / "config.yaml")
+    assert [stage.image_size for stage in config.stages] == [56, 96]
+    assert config.data.short_side == 160
 
 
 def test_stages_follow_each_other_by_their_shares() -> None:
@@ -183,8 +196,8 @@ def test_masks_are_drawn_in_a_thread_while_the_step_before_is_trained(
         drawn.append((step, threading.current_thread() is threading.main_thread()))
         return mask_at(step, *args)
 
-    monkeypatch.setattr(loop, "mask_at", noted)
-    run(run_config(), "test")
+    monkeypatch.setattr(trainer, "mask_at", noted)
+    train(run_config())
     assert drawn == [(step, False) for step in range(8)]
 
 
@@ -321,7 +334,7 @@ def test_a_run_learns_and_leaves_everything_behind(run_config: MakeRun, tmp_path
     )  # fmt: skip
     holdout = shutil.copytree(config.data.folder, tmp_path / "holdout")
     config = replace(config, data=replace(config.data, holdout=str(holdout)))
-    assert run(config, "test") == 0
+    assert train(config).finished
     out = Path(config.out)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -339,13 +352,13 @@ def test_a_run_learns_and_leaves_everything_behind(run_config: MakeRun, tmp_path
 
 def _stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have SIGTERM arrive while the run measures after this step."""
-    measure = mae_core.commands.train._measure
+    draw = callbacks.draw_grid
 
-    def stop(model: MaskedAutoencoder, held_out: list[Image.Image]) -> dict[str, float]:
+    def stop(model: MaskedAutoencoder, images: list[Any]) -> Image.Image:
         signal.raise_signal(signal.SIGTERM)
-        return measure(model, held_out)
+        return draw(model, images)
 
-    monkeypatch.setattr(mae_core.commands.train, "_measure", stop)
+    monkeypatch.setattr(callbacks, "draw_grid", stop)
 
 
 @pytest.mark.parametrize("stopped_after", [3, 6])
@@ -353,18 +366,18 @@ def test_a_run_stopped_by_sigterm_saves_and_ends_in_the_same_bits(
     run_config: MakeRun, tmp_path: Path, stopped_after: int
 ) -> None:
     whole = run_config(out=str(tmp_path / "whole"), ema=0.9, eval_every=100)
-    assert run(whole, "test") == 0
+    assert train(whole).finished
     parts = run_config(
         out=str(tmp_path / "parts"), ema=0.9, eval_every=stopped_after, save_every=100
     )
     with pytest.MonkeyPatch.context() as monkeypatch:
         _stop_at(stopped_after, monkeypatch)
-        assert run(parts, "test") == 128 + signal.SIGTERM
+        assert train(parts).stopped_by == signal.SIGTERM
     # The signal came while it measured: it does one more step, then looks.
     assert load_latest(tmp_path / "parts")["step"] == stopped_after + 1
     assert (tmp_path / "parts" / "report.html").exists()
     assert not (tmp_path / "parts" / "weights.safetensors").exists()
-    assert run(parts, "test") == 0
+    assert train(parts).finished
     first, second = _weights(whole), _weights(parts)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -375,9 +388,9 @@ def test_what_was_changed_on_the_way_stands_in_the_record(
     config = run_config(eval_every=4, steps=8)
     with monkeypatch.context() as patched:
         _stop_at(4, patched)
-        run(config, "test")
+        train(config)
     moved = replace(config.data, cache=str(Path(config.out).parent / "elsewhere"))
-    run(replace(config, visible_weight=0.2, eval_every=100, data=moved), "test")
+    train(replace(config, visible_weight=0.2, eval_every=100, data=moved))
     record = load_weights(Path(config.out) / "weights.safetensors").record
     assert record["changes"] == [
         {"step": 5, "field": "visible_weight", "from": 0.1, "to": 0.2},
@@ -388,9 +401,9 @@ def test_what_was_changed_on_the_way_stands_in_the_record(
 
 def test_settings_of_the_optimiser_may_change_on_the_way(run_config: MakeRun) -> None:
     config = run_config()
-    run(config, "test")
+    train(config)
     calm = replace(config.optim, weight_decay=0.3)
-    state = start_run(replace(config, optim=calm), ALONE)
+    state = begin(replace(config, optim=calm))
     decays = {g["weight_decay"] for o in state.optimizers for g in o.param_groups}
     assert decays == {0.0, 0.3}
 
@@ -400,12 +413,12 @@ def test_a_run_goes_on_from_another_folder_or_from_weights(
 ) -> None:
     caplog.set_level("INFO")
     first = run_config()
-    run(first, "test")
+    train(first)
     trained = _weights(first)
     out = str(Path(first.out).parent / "second")
-    resumed = start_run(replace(first, out=out, resume=first.out), ALONE)
+    resumed = begin(replace(first, out=out, resume=first.out))
     assert resumed.step == 8
-    begun = start_run(replace(first, out=out, init_from=first.out), ALONE)
+    begun = begin(replace(first, out=out, init_from=first.out))
     assert (begun.step, begun.init_from) == (0, "run")
     for state in (resumed, begun):
         own = state.model.state_dict()
@@ -417,14 +430,14 @@ def test_a_run_goes_on_from_another_folder_or_from_weights(
 
 def test_weights_to_begin_with_bring_their_shape(run_config: MakeRun) -> None:
     first = run_config()
-    run(first, "test")
+    train(first)
     out = str(Path(first.out).parent / "second")
-    run(replace(first, out=out, init_from=first.out, model=ModelConfig()), "test")
+    train(replace(first, out=out, init_from=first.out, model=ModelConfig()))
     weights = load_weights(Path(out) / "weights.safetensors")
     assert weights.config == first.model
     assert weights.record["init_from"] == "run"
     with pytest.raises(ConfigError, match="of another shape than model="):
-        start_run(replace(first, out="new", init_from=out, model=ModelConfig()), ALONE)
+        train(replace(first, out="new", init_from=out), **{"model.depth": 3})
 
 
 @pytest.mark.parametrize(("ema", "decays"), [(0.999, (1 / 10, 2 / 11)), (0.15, (1 / 10, 0.15))])
@@ -432,8 +445,8 @@ def test_the_average_follows_the_parameters_and_forgets_the_start(
     run_config: MakeRun, ema: float, decays: tuple[float, float]
 ) -> None:
     config = run_config(steps=2, save_every=1, ema=ema, stages=(StageConfig(48),))
-    begun = {k: v.clone() for k, v in start_run(config, ALONE).model.state_dict().items()}
-    run(config, "test")
+    begun = {k: v.clone() for k, v in begin(config).model.state_dict().items()}
+    train(config)
     out = Path(config.out)
     one, two = (
         load_checkpoint(out / "checkpoint.previous.pt"),
@@ -450,8 +463,8 @@ def test_the_average_follows_the_parameters_and_forgets_the_start(
 
 def test_an_average_that_begins_later_begins_at_the_parameters(run_config: MakeRun) -> None:
     config = run_config(eval_every=100)
-    run(config, "test")
-    state = start_run(replace(config, ema=0.999), ALONE)
+    train(config)
+    state = begin(replace(config, ema=0.999))
     parameters = dict(state.model.named_parameters())
     assert state.average
     assert all(torch.equal(value, parameters[name]) for name, value in state.average.items())
@@ -464,8 +477,8 @@ def test_micro_batches_add_up_to_the_batch(run_config: MakeRun, tmp_path: Path) 
         apart = replace(
             together, out=str(tmp_path / f"{loss}4"), system=replace(exact, accumulate=4)
         )
-        run(together, "test")
-        run(apart, "test")
+        train(together)
+        train(apart)
         first, second = _logged(together), _logged(apart)
         assert len(first) == len(second) == 4
         for one, other in zip(first, second, strict=True):
@@ -483,8 +496,8 @@ def test_recomputed_activations_change_nothing(run_config: MakeRun, tmp_path: Pa
     kept = run_config(out=str(tmp_path / "kept"))
     system = replace(kept.system, checkpoint_activations=True)
     again = replace(kept, out=str(tmp_path / "again"), system=system)
-    run(kept, "test")
-    run(again, "test")
+    train(kept)
+    train(again)
     first, second = _weights(kept), _weights(again)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -505,13 +518,13 @@ def test_compiled_blocks_are_the_same_blocks(small_model: MaskedAutoencoder) -> 
 
 def test_float16_keeps_its_scale_over_a_stop(run_config: MakeRun, tmp_path: Path) -> None:
     config = run_config(system=SystemConfig(precision="float16"), eval_every=100)
-    run(config, "test")
+    train(config)
     saved = load_checkpoint(Path(config.out) / "checkpoint.pt")
     assert saved["scaler"]["scale"] > 1
-    state = start_run(config, ALONE)
+    state = begin(config)
     assert state.scaler.state_dict() == saved["scaler"]
     exact = replace(config, out=str(tmp_path / "exact"), system=SystemConfig(precision="float32"))
-    run(exact, "test")
+    train(exact)
     first, second = _weights(config), _weights(exact)
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=0.02, msg=name)
@@ -529,16 +542,16 @@ def test_a_gradient_that_overflows_float16_skips_the_step_of_all_optimisers(
         system=SystemConfig(precision="float16"), stages=(StageConfig(48),), mask=MaskConfig(),
         optim=OptimConfig(name=name, lr=1e-2, warmup_steps=0, clip_grad=clip_grad),  # type: ignore[arg-type]
     )  # fmt: skip
-    state = start_run(config, ALONE)
-    trainer = loop.Trainer(config, state, None, world=ALONE, output=None, stop=StopRequest())  # type: ignore[arg-type]
+    state = begin(config)
+    loop = Trainer(config, state, None, (), ALONE)  # type: ignore[arg-type]
     images, mask = torch.randn(4, 3, 48, 48), mask_at(0, 4, (6, 6), config.mask, 0)
-    trainer._update(images, mask)
+    loop._update(images, mask)
     before = {key: value.clone() for key, value in state.model.state_dict().items()}
-    moments = [whole(optimizer.state_dict()["state"]) for optimizer in state.optimizers]
+    moments = [copy.deepcopy(one.state_dict()["state"]) for one in state.optimizers]
     scale = state.scaler.get_scale()
     parameter = dict(state.model.named_parameters())[where]
     hook = parameter.register_hook(lambda gradient: torch.full_like(gradient, value))
-    trainer._update(images, mask)
+    loop._update(images, mask)
     hook.remove()
     for key, tensor in state.model.state_dict().items():
         assert torch.equal(tensor, before[key]), key
@@ -547,7 +560,7 @@ def test_a_gradient_that_overflows_float16_skips_the_step_of_all_optimisers(
             for key, tensor in values.items():
                 assert torch.equal(tensor, then[number][key]), (number, key)
     assert state.scaler.get_scale() == scale / 2
-    trainer._update(images, mask)
+    loop._update(images, mask)
     assert all(tensor.isfinite().all() for tensor in state.model.state_dict().values())
     assert not torch.equal(parameter, before[where])
     assert state.scaler.get_scale() == scale / 2
@@ -556,7 +569,7 @@ def test_a_gradient_that_overflows_float16_skips_the_step_of_all_optimisers(
 def test_the_best_number_format_is_chosen_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert training_precision("float16", CPU) == "float16"
     for has_bfloat16, chosen in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda has=has_bfloat16: has)
+        monkeypatch.setattr(trainer, "cpu_has_bfloat16", lambda has=has_bfloat16: has)
         assert training_precision("auto", CPU) == chosen
     for has_bfloat16, chosen in ((True, "bfloat16"), (False, "float16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated, has=has_bfloat16: has)
@@ -573,11 +586,11 @@ def test_a_run_whose_loss_is_no_number_rolls_back_and_goes_on_slower(run_config:
         steps=20, save_every=5, eval_every=100, optim=OptimConfig(lr=1e30, warmup_steps=0),
         recovery=RecoveryConfig(lr_factor=1e-33),
     )  # fmt: skip
-    assert run(config, "test") == 0
+    assert train(config).finished
     weights = load_weights(Path(config.out) / "weights.safetensors")
     assert weights.record["rollbacks"] == 1
     (event,) = _events(config)
-    assert "the loss jumped or was no number in the steps before 5" in event
+    assert "the loss jumped or was not finite in the steps before 5" in event
     assert "back to step 0, learning rate x 1e-33" in event
 
 
@@ -585,22 +598,21 @@ def test_a_run_whose_loss_is_no_number_rolls_back_and_goes_on_slower(run_config:
 def test_a_run_whose_loss_jumps_rolls_back_to_the_last_checkpoint(
     run_config: MakeRun, monkeypatch: pytest.MonkeyPatch, loss: str
 ) -> None:
-    monkeypatch.setattr(loop, "lr_at", lambda step, *_: 1e-3 if step < 20 else 10.0)
+    monkeypatch.setattr(trainer, "lr_at", lambda step, *_: 1e-3 if step < 20 else 10.0)
     config = run_config(
         steps=40, save_every=10, eval_every=100, loss=loss, recovery=RecoveryConfig(lr_factor=1e-4)
     )
-    assert run(config, "test") == 0
+    assert train(config).finished
     (event,) = _events(config)
     assert event.endswith("in the steps before 30: back to step 20, learning rate x 0.0001")
 
 
 def test_a_jump_is_a_jump_of_the_mean_of_some_steps() -> None:
-    watch = loop.Watch(CPU)
-
     def judge(*levels: float, average: float, limit: float = 4.0) -> tuple[bool, float]:
+        spikes = SpikeDetector(limit)
         for level in levels:
-            watch.add(torch.tensor(level))
-        return watch.judge(average, limit)
+            spikes.add([level])
+        return spikes.update(average)
 
     assert judge(1.0, 3.0, average=math.nan) == (False, 2.0)
     assert judge(1.0, 19.0, average=2.0) == (True, pytest.approx(2.8))
@@ -617,7 +629,7 @@ def test_a_run_that_keeps_going_wrong_stops_and_keeps_the_good_checkpoint(
         recovery=RecoveryConfig(max_rollbacks=2, lr_factor=1.0),
     )  # fmt: skip
     with pytest.raises(TrainingError, match="after 2 rollbacks; the checkpoint .* is kept"):
-        run(config, "test")
+        train(config)
     saved = load_latest(Path(config.out))
     assert saved["rollbacks"] == 2
     assert all(tensor.isfinite().all() for tensor in saved["model"].values())
@@ -636,8 +648,8 @@ def test_a_full_disk_on_the_way_is_told_of_and_survived(
             raise CheckpointError("could not write 'checkpoint.pt' (no space left)")
         save_checkpoint(path, content)
 
-    monkeypatch.setattr(loop, "save_checkpoint", save)
-    assert run(config, "test") == 0
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
+    assert train(config).finished
     assert written == [0, 2, 4, 6, 8]
     events = _events(config)
     assert [event[:35] for event in events] == [
@@ -652,9 +664,9 @@ def test_the_last_checkpoint_has_to_be_written(
         if content["step"]:
             raise CheckpointError("no space left")
 
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
     with pytest.raises(CheckpointError, match="no space left"):
-        run(run_config(), "test")
+        train(run_config())
 
 
 def test_epochs_become_steps() -> None:
@@ -671,7 +683,7 @@ def test_epochs_become_steps() -> None:
 def test_targets_of_principal_components_are_fitted_and_kept(run_config: MakeRun) -> None:
     config = run_config()
     config = replace(config, model=replace(config.model, pca_components=12))
-    run(config, "test")
+    train(config)
     state = _weights(config)
     assert state["pca_basis"].shape == (192, 12)
     torch.testing.assert_close(
@@ -718,9 +730,9 @@ def test_a_checkpoint_of_another_model_is_refused(
     run_config: MakeRun, small_config: ModelConfig
 ) -> None:
     config = run_config(eval_every=100)
-    run(config, "test")
+    train(config)
     with pytest.raises(CheckpointError, match="of another model or optimiser"):
-        run(replace(config, model=replace(small_config, depth=3)), "test")
+        train(replace(config, model=replace(small_config, depth=3)))
 
 
 _KEYS = (
@@ -757,7 +769,7 @@ def _spoiled(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def test_a_checkpoint_that_lacks_something_is_refused_with_a_sentence(run_config: MakeRun) -> None:
     config = run_config(system=SystemConfig(precision="float16"), ema=0.9, eval_every=100)
-    run(config, "test")
+    train(config)
     path = Path(config.out) / "checkpoint.pt"
     content = load_checkpoint(path)
     content.pop("format")
@@ -765,7 +777,7 @@ def test_a_checkpoint_that_lacks_something_is_refused_with_a_sentence(run_config
     for spoiled in _spoiled(content):
         save_checkpoint(path, spoiled)
         with pytest.raises(CheckpointError, match="cannot be used: .*; delete it to go on from"):
-            start_run(config, ALONE)
+            begin(config)
 
 
 def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
@@ -773,7 +785,7 @@ def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
     data, out = config.data, Path(config.out)
     if change == "tensorboard":
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-        return replace(config, tensorboard=True)
+        return replace(config, writers=("tensorboard",))
     if change in ("no hold-out", "empty hold-out"):
         folder = out.parent / "holdout"
         if change == "empty hold-out":
@@ -786,13 +798,12 @@ def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
     if change == "bands and range":
         return replace(config, data=replace(data, bands=(1, 2, 7), range="0,9"))
     if change == "another model":
-        run(replace(config, data=replace(data, cache=str(out.parent / "cache"))), "test")
+        train(replace(config, data=replace(data, cache=str(out.parent / "cache"))))
         return replace(config, model=replace(config.model, depth=3))
     if change == "out":
         out.write_text("a file")
     return {
         "resume": replace(config, resume=str(out.parent / "none")),
-        "shard": replace(config, system=SystemConfig(shard=True), optim=OptimConfig()),
         "batch": replace(config, system=SystemConfig(accumulate=3)),
         "init_from": replace(config, init_from=str(out.parent / "none.safetensors")),
         "stream": replace(config, data=replace(data, folder="", hub="someone/some"), epochs=3),
@@ -803,7 +814,7 @@ def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("tensorboard", "tensorboard=true needs the tensorboard package"),
+        ("tensorboard", "writers=tensorboard needs .* pip install tensorboard"),
         ("no hold-out", "is not a folder"),
         ("empty hold-out", "no image lies below"),
         ("channels", "tried can be read: 3 bands in the picture, and the model takes 4"),
@@ -811,7 +822,6 @@ def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
         ("bands", "tried can be read: bands 1,2,7 are asked for, and the picture has 1 to 3"),
         ("another model", "of another model or optimiser"),
         ("resume", "there is no checkpoint at"),
-        ("shard", "there is one; start several with torchrun"),
         ("batch", "batch_size 4 does not divide into 1 processes times 3"),
         ("init_from", "none.safetensors"),
         ("stream", "a stream has no known length"),
@@ -823,32 +833,30 @@ def test_what_cannot_work_is_said_before_pictures_are_packed(
 ) -> None:
     config = _refused(change, run_config(), monkeypatch)
     packed: list[object] = []
-    monkeypatch.setattr(
-        mae_core.commands.train, "open_dataset", lambda *given: packed.append(given)
-    )
+    monkeypatch.setattr(train_module, "open_dataset", lambda *given: packed.append(given))
     with pytest.raises(MAEError, match=message):
-        run(config, "test")
+        train(config)
     assert not packed
 
 
 def test_a_warm_up_longer_than_the_run_is_warned_of(
     run_config: MakeRun, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(run_config(optim=OptimConfig(lr=1e-3, warmup_steps=16)), "test")
+    train(run_config(optim=OptimConfig(lr=1e-3, warmup_steps=16)))
     said = [line for line in caplog.messages if "warmup" in line]
     assert said == [
         "optim.warmup_steps=16 is more than steps=8: the learning rate ends at 50 % of its peak"
     ]
     caplog.clear()
     config = run_config(epochs=1, optim=OptimConfig(lr=1e-3, warmup_epochs=4))
-    run(replace(config, out=config.out + "2"), "test")
+    train(replace(config, out=config.out + "2"))
     assert ["warmup_steps=12 is more than steps=3" in line for line in caplog.messages] == [True]
 
 
 def test_a_checkpoint_with_other_groups_of_parameters_is_refused(run_config: MakeRun) -> None:
     """As those from before tokens decayed: its moments would go to other parameters."""
     config = run_config(eval_every=100)
-    run(config, "test")
+    train(config)
     path = Path(config.out) / "checkpoint.pt"
     content = load_checkpoint(path)
     decayed, plain = content["optimizers"][0]["param_groups"]
@@ -856,14 +864,14 @@ def test_a_checkpoint_with_other_groups_of_parameters_is_refused(run_config: Mak
     del decayed["params"][:2]
     save_checkpoint(path, content)
     with pytest.raises(CheckpointError, match=r"has groups of \[3, 33\] parameters instead of \[5"):
-        start_run(config, ALONE)
+        begin(config)
 
 
 def test_a_run_goes_on_without_the_weights_that_it_began_with(
     run_config: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_config()
-    run(first, "test")
+    train(first)
     weights = tmp_path / "begin.safetensors"
     shutil.copy(Path(first.out) / "weights.safetensors", weights)
     config = run_config(
@@ -871,14 +879,14 @@ def test_a_run_goes_on_without_the_weights_that_it_began_with(
     )
     with monkeypatch.context() as patched:
         _stop_at(3, patched)
-        assert run(config, "test") == 128 + signal.SIGTERM
+        assert train(config).stopped_by == signal.SIGTERM
     weights.unlink()
-    assert run(replace(config, eval_every=100), "test") == 0
+    assert train(replace(config, eval_every=100)).finished
     written = load_weights(tmp_path / "second" / "weights.safetensors")
     assert (written.config, written.record["init_from"]) == (first.model, "begin")
     for change in ("model.depth=3", "model.decoder_depth=2", "model.norm_pix=true"):
         with pytest.raises(CheckpointError, match="of another model or optimiser"):
-            run(config, "test", [change])
+            train(config, **dict([change.split("=")]))
 
 
 def test_recipes_are_valid_and_unknown_names_and_fields_are_explained() -> None:
@@ -902,21 +910,144 @@ def test_every_recipe_trains(
     name: str, small_config: ModelConfig, picture_folder: Path, tmp_path: Path
 ) -> None:
     """At a size that takes no time, alone, with everything else as it stands."""
-    full = recipe(name)
-    patch = full.model.patch_size
+    patch = recipe(name).model.patch_size
     side = max(4 * patch, 32)
-    model = replace(small_config, patch_size=patch, image_size=side, norm_pix=full.model.norm_pix)
-    config = replace(
-        full, model=model, stages=(StageConfig(side),), out=str(tmp_path / name), init_from="",
-        data=replace(full.data, folder=str(picture_folder)), batch_size=4, steps=3, epochs=0.0,
-        optim=replace(full.optim, warmup_epochs=0.0, warmup_steps=1),
-        system=replace(full.system, shard=False),
+    norm_pix = recipe(name).model.norm_pix
+    model = replace(small_config, patch_size=patch, image_size=side, norm_pix=norm_pix)
+    run = train(
+        name, data=picture_folder, model=model, stages=(StageConfig(side),), init_from="",
+        out=tmp_path / name, batch_size=4, steps=3, **{"optim.warmup_steps": 1},
     )  # fmt: skip
-    assert run(config, name) == 0
+    assert run.finished
+    assert run.config.data.folder == str(picture_folder)
     assert load_weights(tmp_path / name / "weights.safetensors").record["recipe"] == name
+
+
+def test_a_notebook_trains_and_looks_at_the_run(
+    run_config: MakeRun, tmp_path: Path, picture_folder: Path
+) -> None:
+    config = run_config(ema=0.9)
+    run = train(config, data=picture_folder, steps=4, **{"optim.base_lr": 0.0128})
+    assert (run.folder, run.finished, run.stopped_by) == (Path(config.out), True, 0)
+    assert (run.config.steps, run.config.optim.lr) == (4, 0.0002)
+    # What is exported is the average.
+    average = load_checkpoint(run.folder / "checkpoint.pt")["ema"]
+    own = run.model.state_dict()
+    assert all(torch.equal(own[name], average[name]) for name in average)
+    assert [line["step"] for line in run.metrics() if "loss" in line] == [2, 4]
+
+
+def test_a_config_file_repeats_a_run(
+    run_config: MakeRun, tmp_path: Path, picture_folder: Path
+) -> None:
+    again = tmp_path / "again"
+    small = _command(tmp_path / "run", picture_folder)[3:]
+    assert main([*small, "steps=5", "data.holdout=", "optim.warmup_epochs=0.5"]) == 0
+    assert main(["--config", str(tmp_path / "run" / "config.yaml"), f"out={again}"]) == 0
+    first, second = (load_weights(out / "weights.safetensors") for out in (tmp_path / "run", again))
+    assert all(torch.equal(first.state[name], second.state[name]) for name in first.state)
+    assert (first.record["recipe"], first.record["train"]) == ("quick", second.record["train"])
+    assert second.record["recipe"] == "quick"
+
+
+def test_a_config_file_repeats_a_run_that_began_with_weights(
+    run_config: MakeRun, tmp_path: Path
+) -> None:
+    train(run_config(steps=1))
+    changes: dict[str, Any] = {"model.decoder_depth": 2, "model.norm_pix": True}
+    onward = run_config(init_from=str(tmp_path / "run"), out=str(tmp_path / "onward"), steps=2)
+    first = train(onward, **changes)
+    second = train(first.folder / "config.yaml", out=tmp_path / "again")
+    assert second.config.model == first.config.model
+    own, other = first.model.state_dict(), second.model.state_dict()
+    assert all(torch.equal(own[name], other[name]) for name in own)
+
+
+def test_a_run_of_an_earlier_version_goes_on(run_config: MakeRun, tmp_path: Path) -> None:
+    config = run_config(steps=4, eval_every=100)
+    train(config)
+    path = tmp_path / "run" / "checkpoint.pt"
+    content = load_checkpoint(path)
+    del content["config"]["writers"]
+    content["config"] |= {"steps": 8, "tensorboard": False}
+    content["config"]["system"]["shard"] = True
+    save_checkpoint(path, content)
+    settings = {"recipe": "quick", **content["config"], "data": {"folder": config.data.folder}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert load_yaml(TrainConfig, tmp_path / "config.json").steps == 8
+    assert "system.shard=True of an earlier version is left out" in caplog.text
+    assert train(replace(config, steps=8)).finished
+    record = load_weights(tmp_path / "run" / "weights.safetensors").record
+    assert (record["steps"], record["changes"]) == (8, [])
+
+
+@pytest.mark.parametrize("text", [None, "", "steps: [", "[1]", "speed: 3", "steps: many"])
+def test_a_config_file_that_is_none_is_refused(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "config.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError):
+        main(["--config", str(path)])
+
+
+def test_fields_on_the_command_line_need_a_value() -> None:
+    for wrong in ("steps", "steps 3"):
+        with pytest.raises(ConfigError, match="is not of the form field=value"):
+            main(["quick", wrong])
+    with pytest.raises(ConfigError, match="--config needs a file"):
+        main(["--config"])
+
+
+def test_training_outside_the_main_thread_leaves_signals_alone(run_config: MakeRun) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    runs: list[Run] = []
+    thread = threading.Thread(target=lambda: runs.append(train(run_config(steps=1))))
+    thread.start()
+    thread.join()
+    assert runs[0].finished
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_without_what_a_report_needs_says_so_once(
+    run_config: MakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    run = train(run_config(steps=1))
+    assert run.finished
+    assert not (run.folder / "report.html").exists()
+    assert len([text for text in caplog.messages if "pip install matplotlib jinja2" in text]) == 1
+
+
+def test_a_checkpoint_is_read_once(run_config: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run_config(eval_every=100)
+    train(config)
+    read: list[Path] = []
+
+    def noted(folder: Path) -> dict[str, Any]:
+        read.append(folder)
+        return load_latest(folder)
+
+    monkeypatch.setattr(checkpoint, "load_latest", noted)
+    train(replace(config, steps=10))
+    assert read == [Path(config.out)]
 
 
 def test_help_names_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in RECIPES)
+
+
+def test_a_training_step_costs_three_forward_passes() -> None:
+    config = preset("tiny")
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(config)
+    prefer_fast_attention(model, CPU)  # torch does not count the backward pass of the fused one
+    mask = random_mask(2, 196, 0.75, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 224, 224)
+    with FlopCounterMode(display=False) as counter:
+        output = model(images, mask)
+        reconstruction_loss(output.pred, model.target(images), output.mask).backward()
+    counted = counter.get_total_flops() / 2
+    # Less by what no gradient is asked for: the pictures'.
+    assert 0.97 < counted / (3 * forward_flops(config, (14, 14), 0.75)) <= 1.0

@@ -1,7 +1,6 @@
 """Training on measurements: any number of channels, a range of values found or declared."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +11,12 @@ import tifffile
 import torch
 
 import mae_core.commands.pack
-from mae_core.commands.train import run
-from mae_core.config import DataConfig, TrainConfig
+from mae_core.config import DataConfig, TrainConfig, load_yaml
 from mae_core.data.pack import open_pack
 from mae_core.errors import CheckpointError, ConfigError, DataError
 from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_images
 from mae_core.reconstruct import Reconstructor
+from mae_core.training.train import train
 from mae_core.weights.saved import load_weights
 
 MakeRun = Callable[..., TrainConfig]
@@ -69,7 +68,7 @@ def test_bands_of_a_satellite(run_config: MakeRun, satellite: Path) -> None:
     holdout = satellite.parent / "holdout"
     holdout.mkdir()
     (satellite / "00.tif").rename(holdout / "00.tif")
-    assert run(config, "test") == 0
+    assert train(config).finished
     weights = load_weights(Path(config.out) / "weights.safetensors")
     assert weights.config.value_range is not None
     highs = [round(high, -2) for _, high in weights.config.value_range]
@@ -90,7 +89,7 @@ def test_bands_of_a_satellite(run_config: MakeRun, satellite: Path) -> None:
 
 def test_chosen_bands_as_colours(run_config: MakeRun, satellite: Path) -> None:
     config = on(run_config, satellite, 3, bands=(4, 2, 1), range="0,3000")
-    assert run(config, "test") == 0
+    assert train(config).finished
     model = load_weights(Path(config.out) / "weights.safetensors").config
     assert (model.bands, model.value_range) == ((4, 2, 1), ((0, 3000),))
     pictures = load_images(satellite, model)
@@ -105,7 +104,7 @@ def test_grey_of_12_bits(
     run_config: MakeRun, radiographs: Path, channels: int, decode: str
 ) -> None:
     config = on(run_config, radiographs, channels, decode=decode)
-    assert run(config, "test") == 0
+    assert train(config).finished
     model = load_weights(Path(config.out) / "weights.safetensors").build()
     ((low, high),) = model.config.value_range or ((0, 0),)
     assert low < 50
@@ -120,27 +119,27 @@ def test_grey_of_12_bits(
 def test_a_run_keeps_the_range_it_began_with(run_config: MakeRun, radiographs: Path) -> None:
     config = on(run_config, radiographs, 1)
     whole = dataclasses.replace(config, out=config.out + "-whole")
-    run(whole, "test")
-    run(dataclasses.replace(config, steps=4), "test")
+    train(whole)
+    train(dataclasses.replace(config, steps=4))
     # As a folder grows, its percentiles change; the run's do not.
     bright = np.full((60, 70), 60000, dtype=np.uint16)
     (radiographs / "99.png").write_bytes(imagecodecs.png_encode(bright))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=""))
-    assert run(config, "test") == 0
+    assert train(config).finished
     found = load_weights(Path(config.out) / "weights.safetensors").config
     assert found == load_weights(Path(whole.out) / "weights.safetensors").config
     declared = dataclasses.replace(config, data=dataclasses.replace(config.data, range="0,9"))
     with pytest.raises(CheckpointError, match="of another model"):
-        run(declared, "test")
+        train(declared)
 
 
 def test_weights_of_four_channels_are_gone_on_from(run_config: MakeRun, satellite: Path) -> None:
     first = on(run_config, satellite, 4)
-    run(first, "test")
+    train(first)
     second = dataclasses.replace(
         first, out=first.out + "2", init_from=str(Path(first.out) / "weights.safetensors")
     )
-    assert run(second, "test") == 0
+    assert train(second).finished
     models = [load_weights(Path(one.out) / "weights.safetensors").config for one in (first, second)]
     assert models[0] == models[1]
 
@@ -158,13 +157,13 @@ def test_a_pack_of_measurements(
     config = run_config()
     data = DataConfig(pack=str(out))
     with pytest.raises(DataError, match="has channels 4 and the run 3; give the same"):
-        run(dataclasses.replace(config, data=data), "test")
+        train(dataclasses.replace(config, data=data))
     model = dataclasses.replace(config.model, in_chans=4)
     config = dataclasses.replace(config, data=data, model=model, out=config.out + "4")
-    assert run(config, "test") == 0
+    assert train(config).finished
     of_pack = load_weights(Path(config.out) / "weights.safetensors").config
     of_folder = on(run_config, satellite, 4)
-    run(of_folder, "test")
+    train(of_folder)
     expected = load_weights(Path(of_folder.out) / "weights.safetensors").config
     assert of_pack.value_range == expected.value_range
     assert of_pack.mean == pytest.approx(expected.mean, abs=0.01)
@@ -173,16 +172,17 @@ def test_a_pack_of_measurements(
 def test_statistics_that_are_given_are_kept(run_config: MakeRun, satellite: Path) -> None:
     config = on(run_config, satellite, 4)
     model = dataclasses.replace(config.model, mean=(0.4,) * 4, std=(0.3,) * 4)
-    run(dataclasses.replace(config, model=model), "test")
+    train(dataclasses.replace(config, model=model))
     assert load_weights(Path(config.out) / "weights.safetensors").config.mean == (0.4,) * 4
 
 
 def test_the_run_says_its_range(run_config: MakeRun, radiographs: Path) -> None:
     config = on(run_config, radiographs, 1)
-    run(config, "test")
-    written = json.loads((Path(config.out) / "config.json").read_text())
-    assert written["model"]["value_range"][0][1] > 4000
-    assert written["data"]["range"] == "auto"
+    train(config)
+    written = load_yaml(TrainConfig, Path(config.out) / "config.yaml")
+    assert written.model.value_range is not None
+    assert written.model.value_range[0][1] > 4000
+    assert written.data.range == "auto"
 
 
 def test_colours_are_jittered_where_there_are_colours(run_config: MakeRun) -> None:
@@ -197,7 +197,7 @@ def test_colours_are_jittered_where_there_are_colours(run_config: MakeRun) -> No
 
 def test_photographs_have_no_range(run_config: MakeRun) -> None:
     config = run_config()
-    run(config, "test")
+    train(config)
     model = load_weights(Path(config.out) / "weights.safetensors").config
     assert (model.value_range, model.bands) == (None, ())
     assert torch.tensor(model.mean).allclose(torch.tensor((0.485, 0.456, 0.406)))
@@ -207,7 +207,7 @@ def test_weights_of_another_range_are_warned_of(
     run_config: MakeRun, radiographs: Path, satellite: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = on(run_config, radiographs, 1)
-    run(first, "test")
+    train(first)
     dark = radiographs.parent / "dark"
     dark.mkdir()
     for i in range(4):
@@ -216,13 +216,13 @@ def test_weights_of_another_range_are_warned_of(
     weights = str(Path(first.out) / "weights.safetensors")
     caplog.clear()
     begun = dataclasses.replace(on(run_config, dark, 1), init_from=weights)
-    run(dataclasses.replace(begun, out=first.out + "2"), "test")
+    train(dataclasses.replace(begun, out=first.out + "2"))
     assert "these images have values from" in caplog.text
     assert load_weights(Path(first.out + "2") / "weights.safetensors").config.value_range == (
         load_weights(weights).config.value_range
     )
     data = dataclasses.replace(begun.data, range="dtype")
-    run(dataclasses.replace(begun, out=first.out + "3", data=data), "test")
+    train(dataclasses.replace(begun, out=first.out + "3", data=data))
     found = load_weights(Path(first.out + "3") / "weights.safetensors").config.value_range
     assert found == ((0, 65535),)
 
@@ -238,19 +238,19 @@ def test_a_pack_of_other_facts_is_refused_whenever_it_is_given(
     config = run_config()
     model = dataclasses.replace(config.model, in_chans=4)
     config = dataclasses.replace(config, model=model, data=DataConfig(pack=packs["a"]), steps=4)
-    run(config, "test")
+    train(config)
     for other, named in (("b", "range"), ("c", "channels")):
         data = DataConfig(pack=packs[other])
         with pytest.raises(DataError, match=f"has {named} .* and the run .*; give the same, or pa"):
-            run(dataclasses.replace(config, data=data, steps=8), "test")
+            train(dataclasses.replace(config, data=data, steps=8))
     declared = DataConfig(pack=packs["a"], range="0,77")
     with pytest.raises(DataError, match="has range"):
-        run(dataclasses.replace(config, data=declared, out=config.out + "2"), "test")
+        train(dataclasses.replace(config, data=declared, out=config.out + "2"))
 
 
 def test_a_range_of_photographs_does_nothing_and_that_is_said(
     run_config: MakeRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = run_config()
-    run(dataclasses.replace(config, data=dataclasses.replace(config.data, range="0,99")), "test")
+    train(dataclasses.replace(config, data=dataclasses.replace(config.data, range="0,99")))
     assert "data.range=0,99 does nothing: no image" in caplog.text

@@ -1,0 +1,333 @@
+"""The state of a run: saved, resumed, or begun with the weights of `init_from`."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mae_core.config import (
+    ModelConfig,
+    TrainConfig,
+    declared_facts,
+    from_dict,
+    with_overrides,
+    without_places,
+)
+from mae_core.errors import CheckpointError, ConfigError
+from mae_core.model.mae import MaskedAutoencoder, resample_pos_embed
+from mae_core.weights.contents import Contents
+from mae_core.weights.registry import weights_name
+from mae_core.weights.runs import CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE, load_latest
+
+_log = logging.getLogger(__name__)
+
+# Fields that must agree for an encoder to be taken over, and for a decoder.
+_ENCODER_FIELDS = (
+    "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio",
+    "encoder_mask_tokens",
+)  # fmt: skip
+_DECODER_FIELDS = (
+    "decoder_embed_dim", "decoder_depth", "decoder_num_heads", "decoder_mlp_ratio",
+    "pca_components",
+)  # fmt: skip
+
+# What a checkpoint holds; `RunState.content` writes it.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "config": (dict,), "init_from": (str,), "model": (dict,), "ema": (dict, type(None)),
+    "optimizers": (list,), "scaler": (dict,), "step": (int,), "seconds": (int, float),
+    "rollbacks": (int,), "loss_average": (int, float), "changes": (list,),
+}  # fmt: skip
+
+
+@dataclass
+class RunState:
+    """A run between two steps.
+
+    Attributes:
+        model: The model.
+        forward: The module to call in place of `model`, so that gradients are averaged.
+        optimizers: The optimisers of its parameters.
+        scaler: Loss scaler, for float16.
+        precision: Of the forward pass: `float32`, `bfloat16` or `float16`.
+        average: EMA of the parameters by name; empty without `ema`.
+        device: Where the model is.
+        loss_average: Running average of the loss; NaN at first.
+        init_from: Name of the weights that the run began with, and whether only their encoder
+            was taken; empty if from scratch.
+        step: Steps done.
+        seconds: Time spent training so far, over all starts.
+        rollbacks: How often the run has rolled back.
+        changes: Fields that were changed when the run was resumed: plain data with the step
+            from which the new value holds.
+        saved_config: Plain data of the config before the run was resumed; None at first.
+    """
+
+    model: MaskedAutoencoder
+    forward: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    precision: str
+    average: dict[str, Tensor]
+    device: torch.device
+    loss_average: float = math.nan
+    init_from: str = ""
+    step: int = 0
+    seconds: float = 0.0
+    rollbacks: int = 0
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    saved_config: dict[str, Any] | None = None
+
+    def content(self, config: TrainConfig) -> dict[str, Any]:
+        """Everything that a checkpoint holds: tensors on the CPU and plain data."""
+        return {
+            "config": without_places(config),
+            "init_from": self.init_from,
+            "model": _to_cpu(self.model.state_dict()),
+            "ema": _to_cpu(self.average) or None,
+            "optimizers": [_to_cpu(optimizer.state_dict()) for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "rollbacks": self.rollbacks,
+            "loss_average": self.loss_average,
+            "changes": self.changes,
+        }
+
+    def snapshot(self) -> MaskedAutoencoder:
+        """A copy of the model as it is exported: in evaluation mode, averaged with `ema`."""
+        model = MaskedAutoencoder(self.model.config)
+        model.load_state_dict(self.model.state_dict() | self.average)
+        return model.to(self.device).eval()
+
+
+def _to_cpu(values: Any) -> Any:
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    if isinstance(values, Mapping):
+        return {key: _to_cpu(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_to_cpu(value) for value in values]
+    return values
+
+
+# --- resume
+
+
+def folder_to_resume(config: TrainConfig) -> Path | None:
+    """The folder with the checkpoint to go on from: `out`, else `resume`."""
+    out = Path(config.out)
+    if any((out / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE)):
+        return out
+    if not config.resume:
+        return None
+    path = Path(config.resume).expanduser()
+    return path if path.is_dir() else path.parent
+
+
+def read_checkpoint(config: TrainConfig) -> dict[str, Any] | None:
+    """Read the checkpoint to go on from, which has to be complete; None if there is none."""
+    folder = folder_to_resume(config)
+    if folder is None:
+        return None
+    saved = load_latest(folder)
+    for name, kinds in _KINDS.items():
+        if name not in saved:
+            raise _unusable(config, f"it has no {name!r}")
+        if not isinstance(saved[name], kinds):
+            found, needed = type(saved[name]).__name__, kinds[0].__name__
+            raise _unusable(config, f"its {name!r} is of type {found} instead of {needed}")
+    return saved
+
+
+def _unusable(config: TrainConfig, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint in {str(folder_to_resume(config) or config.out)!r} cannot be used: {why}; "
+        f"delete it to go on from {PREVIOUS_CHECKPOINT_FILE}, if that is there, or give another "
+        "out= to begin anew"
+    )
+
+
+def _config_of(saved: Mapping[str, Any], config: TrainConfig) -> TrainConfig:
+    """The config that a checkpoint was written with. Missing fields have their defaults."""
+    try:
+        return from_dict(TrainConfig, saved["config"])
+    except (ConfigError, TypeError) as error:
+        raise _unusable(config, f"its config is not one of this version ({error})") from error
+
+
+def with_saved_facts(config: TrainConfig, saved: Mapping[str, Any]) -> TrainConfig:
+    """Take bands, value range and channel statistics from a checkpoint.
+
+    The folder may have other ones by now, as images were added. What `config.data` declares
+    wins.
+    """
+    then, now = _config_of(saved, config).model, declared_facts(config).model
+    facts = {
+        name: getattr(then, name)
+        for name in ("bands", "value_range", "mean", "std")
+        if getattr(now, name) == getattr(ModelConfig(in_chans=now.in_chans), name)
+    }
+    return replace(config, model=replace(now, **facts))
+
+
+def restore(state: RunState, saved: Mapping[str, Any], config: TrainConfig) -> None:
+    """Load a checkpoint into a run, unless it is damaged or of another model or optimiser."""
+    then = _config_of(saved, config)
+    if then.model != config.model or then.optim.name != config.optim.name:
+        raise CheckpointError(
+            f"the checkpoint in {config.out!r} is of another model or optimiser; give another "
+            "out= or the fields it was started with"
+        )
+    try:
+        state.model.load_state_dict(saved["model"])
+        # An EMA that begins only now begins at the parameters.
+        averaged = saved["ema"] or saved["model"]
+        for name, average in state.average.items():
+            average.copy_(averaged[name])
+        for optimizer, content in zip(state.optimizers, saved["optimizers"], strict=True):
+            _load_optimizer(optimizer, content)
+        # A disabled scaler has an empty state and accepts no other.
+        if saved["scaler"]:
+            state.scaler.load_state_dict(saved["scaler"])
+        for change in saved["changes"]:
+            if not {"step", "field", "from", "to"} <= set(change):
+                raise ValueError("an entry of its changes is incomplete")
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError
+    ) as error:  # fmt: skip
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise _unusable(config, f"it does not fit its own model ({what})") from error
+    for name in ("init_from", "step", "seconds", "rollbacks", "loss_average"):
+        setattr(state, name, saved[name])
+    state.changes = list(saved["changes"])
+    state.saved_config = without_places(then)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    # The groups' settings are those of the present config.
+    groups = optimizer.state_dict()["param_groups"]
+    sizes = [[len(group["params"]) for group in these] for these in (groups, saved["param_groups"])]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"its optimiser has groups of {sizes[1]} parameters instead of {sizes[0]}, as those "
+            "of other versions have"
+        )
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"a {name} has the shape {tuple(value.shape)}")
+
+
+def note_changes(state: RunState, config: TrainConfig) -> None:
+    """Log and keep the fields in which a resumed run differs from before; epochs are steps."""
+    if state.saved_config is None:
+        return
+    then, now = state.saved_config, without_places(config)
+    for name in now:
+        if now[name] != then[name]:
+            _log.warning("%s changed from %s to %s", name, then[name], now[name])
+            state.changes.append(
+                {"step": state.step, "field": name, "from": then[name], "to": now[name]}
+            )
+
+
+# --- init_from
+
+
+def with_model(
+    config: TrainConfig,
+    changes: Sequence[str],
+    saved: Mapping[str, Any] | None,
+    weights: Contents | None,
+) -> TrainConfig:
+    """Give a run with `init_from` the model of its checkpoint, or else of the weights.
+
+    If the weights have no decoder, the decoder and the target are those of `config`. `changes`
+    (`model.field=value`) win: another decoder, image size or target. Another encoder is refused.
+    """
+    if saved and config.init_from:
+        return with_overrides(replace(config, model=_config_of(saved, config).model), changes)
+    if weights is None:
+        return with_overrides(config, changes)
+    model = weights.config
+    if weights.kind != "autoencoder":
+        own = {name: getattr(config.model, name) for name in (*_DECODER_FIELDS, "norm_pix")}
+        model = replace(model, **own)
+    config = with_overrides(replace(config, model=model), changes)
+    _require_encoder(weights, config)
+    # A wrong number of heads computes something else, and no shape tells.
+    for name in ("num_heads", "decoder_num_heads"):
+        used = name == "num_heads" or weights.kind == "autoencoder"
+        given = any(change.startswith(f"model.{name}=") for change in changes)
+        if used and not given and weights.origins.get(name) == "assumed":
+            _log.warning(
+                "init_from=%s does not say how many heads it has: model.%s=%d is a guess; give "
+                "the right one", config.init_from, name, getattr(config.model, name),
+            )  # fmt: skip
+    return config
+
+
+def _require_encoder(weights: Contents, config: TrainConfig) -> None:
+    if weights.kind == "classifier":
+        raise ConfigError(
+            f"init_from={config.init_from} holds a classifier, whose encoder has been fine-tuned "
+            "and has no last norm; give weights from before that"
+        )
+    other = _differing(_ENCODER_FIELDS, weights, config.model)
+    if other:
+        given = " ".join(f"model.{name}={getattr(config.model, name)}" for name in other)
+        fitting = " ".join(f"model.{name}={getattr(weights.config, name)}" for name in other)
+        raise ConfigError(
+            f"{given} cannot be changed: the weights of init_from={config.init_from} hold an "
+            f"encoder of another shape than model=; give {fitting}, or leave the model's fields "
+            "out"
+        )
+
+
+def _differing(names: Sequence[str], weights: Contents, model: ModelConfig) -> list[str]:
+    """Fields in which a model differs from weights; guessed fields do not count."""
+    return [
+        name
+        for name in names
+        if getattr(weights.config, name) != getattr(model, name)
+        and weights.origins.get(name) not in ("assumed", "known width")
+    ]
+
+
+def load_initial_weights(model: MaskedAutoencoder, weights: Contents, init_from: str) -> str:
+    """Load the weights of `init_from`; returns their name.
+
+    If they have no decoder, or another than the model's, the model keeps its own and the name
+    says so.
+    """
+    name, state, fresh = weights_name(init_from), dict(weights.state), {}
+    why = ""
+    if weights.kind != "autoencoder":
+        why = "these weights have none"
+    elif other := _differing(_DECODER_FIELDS, weights, model.config):
+        values = (f"{name} {getattr(weights.config, name)}" for name in other)
+        why = f"theirs has {', '.join(values)}"
+    if why:
+        state = {key: value for key, value in state.items() if not _is_decoder_key(key)}
+        fresh = {key: value for key, value in model.state_dict().items() if _is_decoder_key(key)}
+    grids = weights.config.table_grid, model.config.table_grid
+    if grids[0] != grids[1]:
+        for table in {"pos_embed", "decoder_pos_embed"} & set(state):
+            state[table] = resample_pos_embed(state[table], *grids)
+    model.load_state_dict(state | fresh)
+    if not why:
+        return name
+    _log.info("init_from=%s: its encoder is taken; the decoder starts fresh, as %s", name, why)
+    return f"{name} (encoder only, fresh decoder)"
+
+
+def _is_decoder_key(key: str) -> bool:
+    return key.startswith(("decoder_", "pca_")) or key == "mask_token"

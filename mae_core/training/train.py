@@ -1,0 +1,363 @@
+"""Train a masked autoencoder: from a recipe and images to weights.
+
+    run = train("quick", data="photos", steps=200, **{"optim.base_lr": 1e-4})
+    model = run.model
+
+The folder of a run (`out`) receives `config.yaml`, `metrics.jsonl`, `checkpoint.pt`, images in
+`reconstructions/`, and at the end `weights.safetensors` and `report.html`.
+"""
+
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae_core.config import (
+    TrainConfig,
+    load_yaml,
+    read_yaml,
+    save_yaml,
+    to_dict,
+    with_overrides,
+    without_places,
+)
+from mae_core.data.datasets import find_images
+from mae_core.data.loader import BatchLoader, Dataset, open_dataset, with_data_facts
+from mae_core.data.streams import ImageStream
+from mae_core.errors import DataError
+from mae_core.images import DecodedImage
+from mae_core.measurements import range_in_words
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.patches import patchify
+from mae_core.recipes import recipe as recipe_named
+from mae_core.training.callbacks import (
+    GRID_ROWS,
+    Callback,
+    Evaluator,
+    Logger,
+    Progress,
+    Report,
+    require_writers,
+)
+from mae_core.training.checkpoint import (
+    RunState,
+    folder_to_resume,
+    load_initial_weights,
+    note_changes,
+    read_checkpoint,
+    restore,
+    with_model,
+    with_saved_facts,
+)
+from mae_core.training.distributed import World, init_distributed
+from mae_core.training.optim import (
+    image_size_at,
+    with_image_size_of_model,
+    with_peak_lr,
+    with_steps,
+)
+from mae_core.training.report import CONFIG_FILE, METRICS_FILE, read_metrics
+from mae_core.training.trainer import Trainer, build_state, require_even_shares
+from mae_core.weights.files import write_atomically
+from mae_core.weights.registry import WEIGHTS_FILE, read_pretrained
+from mae_core.weights.saved import load_weights, save_weights
+
+_log = logging.getLogger(__name__)
+
+# Images that principal components are fitted to: 50,000 patches at 224 pixels.
+_PCA_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run that has ended or was stopped.
+
+    Attributes:
+        folder: Folder of the run.
+        config: The config as resolved.
+        stopped_by: Number of the signal that stopped it; 0 if it reached its end.
+    """
+
+    folder: Path
+    config: TrainConfig
+    stopped_by: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its end; if not, starting it again goes on."""
+        return self.stopped_by == 0
+
+    @property
+    def model(self) -> MaskedAutoencoder:
+        """The trained model, with `ema` the averaged one; of a stopped run, its checkpoint.
+
+        Raises:
+            CheckpointError: If its file is missing or damaged.
+        """
+        return load_weights(self.folder).build()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`: figures and events, each with `step` and `seconds`."""
+        return read_metrics(self.folder / METRICS_FILE)
+
+
+def train(
+    recipe: str | Path | TrainConfig, *, data: str | Path | None = None, **changes: Any
+) -> Run:
+    """Train to the end and write the weights, or save and return when a signal asks to stop.
+
+    Signals (SIGTERM, Ctrl-C) are noted in the main thread only. Under torchrun call it on every
+    rank.
+
+    Args:
+        recipe: Name of a recipe, the `config.yaml` of a run, or a config. With `init_from` the
+            model of a recipe or config has the shape of those weights.
+        data: Folder of training images, in short for `data.folder`.
+        **changes: Other fields by their dotted names, such as `steps=200` or
+            `**{"optim.base_lr": 1e-4}`. Text is read as on the command line.
+
+    Raises:
+        ConfigError: If a field is unknown, a value is not allowed, or fields do not fit the
+            images, the weights or the number of ranks.
+        DataError: If there are too few readable images.
+        CheckpointError: If the run's folder holds a checkpoint of another model, cannot be
+            written, or the weights of `init_from` are missing.
+        DownloadError: If those cannot be fetched.
+        TrainingError: If the loss goes wrong more often than the run may roll back.
+    """
+    if data is not None:
+        changes = {"data.folder": data, **changes}
+    texts = [f"{name}={_text_of(value)}" for name, value in changes.items()]
+    if isinstance(recipe, TrainConfig):
+        plain, name = recipe, "custom"
+    elif isinstance(recipe, Path):
+        plain = load_yaml(TrainConfig, recipe)
+        name = str(read_yaml(recipe).get("recipe", "custom"))
+        # The file says which decoder, size and target the weights of `init_from` were given.
+        model = to_dict(plain.model).items()
+        texts = [*(f"model.{field}={_text_of(value)}" for field, value in model), *texts]
+    else:
+        plain, name = recipe_named(recipe), recipe
+    begun = with_overrides(plain, [text for text in texts if text.startswith("init_from=")])
+    if not begun.init_from:
+        config, of_model = with_overrides(begun, texts), []
+    else:
+        # These change the model of the weights, not that of the recipe.
+        of_model = [text for text in texts if text.startswith(("model=", "model."))]
+        config = with_overrides(begun, [text for text in texts if text not in of_model])
+    return _run(config, name, of_model, None if isinstance(recipe, TrainConfig) else plain)
+
+
+def _text_of(value: object) -> str:
+    if isinstance(value, str | Path):
+        return str(value)
+    return json.dumps(value, default=lambda one: to_dict(one) if is_dataclass(one) else str(one))
+
+
+def _run(
+    config: TrainConfig, recipe_name: str, model_changes: Sequence[str], plain: TrainConfig | None
+) -> Run:
+    with init_distributed() as world:
+        if not world.is_main:
+            logging.getLogger("mae_core").setLevel(logging.WARNING)
+        if world.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        require_even_shares(config, world.size)
+        config, state = start_run(config, world, model_changes, plain)
+        if world.is_main:
+            _write_config(config, recipe_name)
+        images = _open_images(config, world)
+        if _counts_epochs(config) and not isinstance(images, ImageStream):
+            config = with_steps(config, len(images))
+        note_changes(state, config)
+        # Neither a checkpoint nor weights brought any.
+        if config.model.pca_components and state.model.pca_mean.isnan().any():
+            crops = _first_crops(config, images, _PCA_IMAGES).split(32)
+            components = fit_pca(crops, config.model.patch_size, config.model.pca_components)
+            state.model.set_pca(*components)
+        evaluator, callbacks = None, list[Callback]()
+        if world.is_main:
+            _write_config(config, recipe_name)
+            evaluator, callbacks = _callbacks(config, state, images)
+        loader = _loader(config, images, world)
+        stopped_by = Trainer(config, state, loader, callbacks, world).fit()
+        if evaluator and stopped_by:
+            _log.info("stopped at step %d; the same command goes on from there", state.step)
+        elif evaluator:
+            model = state.snapshot()
+            record = _record(config, recipe_name, state, images, world) | evaluator.measure(model)
+            path, dtype = Path(config.out) / WEIGHTS_FILE, getattr(torch, config.export_dtype)
+            save_weights(path, model, dtype=dtype, record=record)
+            _log.info("wrote %s; look at it with: python -m app --weights %s", path, config.out)
+    return Run(Path(config.out), config, stopped_by)
+
+
+def start_run(
+    config: TrainConfig,
+    world: World,
+    model_changes: Sequence[str] = (),
+    plain: TrainConfig | None = None,
+) -> tuple[TrainConfig, RunState]:
+    """The run in `out` where it stopped, else `resume`, else `init_from`, else from scratch.
+
+    What cannot work is refused here, before a folder is packed, which takes long. `model_changes`
+    (`model.field=value`) win over the weights of `init_from`; `plain` is the config before its
+    fields were changed, for those that follow from others. Collective.
+
+    Returns:
+        The config, resolved but for epochs, and the state.
+    """
+    require_writers(config.writers)
+    if config.data.holdout:
+        find_images(config.data.holdout, quiet=True)
+    saved, weights = read_checkpoint(config), None
+    # With a checkpoint, the weights that the run began with need not be there any more.
+    if config.init_from and not saved:
+        with world.main_first():
+            weights = read_pretrained(config.init_from)
+    config = with_model(config, model_changes, saved, weights)
+    config = with_peak_lr(with_image_size_of_model(config, plain) if plain else config)
+    if config.data.hub or config.data.shards or not _counts_epochs(config):
+        config = with_steps(config, None)
+    with world.main_first():
+        if saved:
+            config = with_saved_facts(config, saved)
+        else:
+            config = with_data_facts(config, _cache(config))
+    if config.model.value_range:
+        words = range_in_words(config.model.value_range)
+        _log.info("values from %s become black to white", words)
+
+    # The same initial parameters on every rank.
+    torch.manual_seed(config.seed)
+    model = MaskedAutoencoder(config.model)
+    name = load_initial_weights(model, weights, config.init_from) if weights else ""
+    state = build_state(config, model, world)
+    state.init_from = name
+    if saved:
+        restore(state, saved, config)
+        end = f"{config.epochs:g} epochs" if config.epochs else config.steps
+        _log.info("resuming %s at step %d of %s", folder_to_resume(config), state.step, end)
+    elif name:
+        _log.info("starting from the weights %s in %s", name, config.out)
+    else:
+        _log.info("starting from scratch in %s", config.out)
+    return config, state
+
+
+def _counts_epochs(config: TrainConfig) -> bool:
+    return bool(config.epochs or config.optim.warmup_epochs)
+
+
+def _cache(config: TrainConfig) -> Path:
+    return Path(config.data.cache or Path(config.out) / "cache")
+
+
+def _write_config(config: TrainConfig, recipe_name: str) -> None:
+    path = Path(config.out) / CONFIG_FILE
+    write_atomically(path, lambda partial: save_yaml(config, partial, recipe=recipe_name))
+
+
+def _open_images(config: TrainConfig, world: World) -> Dataset:
+    """The images. Rank 0 packs a folder; the others open the pack and never list the folder."""
+    data = config.data
+    if not world.is_main and data.folder and data.decode == "once":
+        data = replace(data, folder="", pack=str(_cache(config)), holdout="")
+    with world.main_first():
+        return open_dataset(data, _cache(config), config.model)
+
+
+def _loader(config: TrainConfig, images: Dataset, world: World) -> BatchLoader:
+    return BatchLoader(
+        images, config.data, batch_size=config.batch_size, seed=config.seed,
+        mean=config.model.mean, std=config.model.std,
+        device=world.device, rank=world.rank, world_size=world.size,
+    )  # fmt: skip
+
+
+def _first_crops(config: TrainConfig, images: Dataset, count: int) -> Tensor:
+    """The first crops of the run, at the model's own size: (count, C, H, W), on the CPU."""
+    alone = World(0, 1, torch.device("cpu"))
+    loader = _loader(replace(config, batch_size=count), images, alone)
+    with closing(loader.batches(0, 1, lambda step: config.model.image_size)) as batches:
+        return next(batches)[0]
+
+
+def _callbacks(
+    config: TrainConfig, state: RunState, images: Dataset
+) -> tuple[Evaluator, list[Callback]]:
+    out, examples = Path(config.out), list[DecodedImage]()
+    if not config.data.holdout:
+        mean, std = (torch.tensor(v)[:, None, None] for v in (config.model.mean, config.model.std))
+        crops = _first_crops(config, images, GRID_ROWS) * std + mean
+        examples = [(crop * 255).round().byte().permute(1, 2, 0).numpy() for crop in crops]
+    logger = Logger(out, config, after_step=state.step)
+    evaluator = Evaluator(config, logger, examples)
+    _log.info("%d held out, on %s", len(evaluator.images), _device_name(state))
+
+    def cost(step: int) -> float:
+        return image_size_at(step, config.steps, config.stages) ** 2
+
+    return evaluator, [Progress(config.steps, state.step, cost), logger, evaluator, Report(out)]
+
+
+def _record(
+    config: TrainConfig, recipe_name: str, state: RunState, images: Dataset, world: World
+) -> dict[str, Any]:
+    """How the weights came about, for their file's header; names no path of this machine."""
+    return {
+        "recipe": recipe_name, "init_from": state.init_from, "train": without_places(config),
+        "changes": state.changes,
+        "pictures": None if isinstance(images, ImageStream) else len(images),
+        "pictures_seen": state.step * config.batch_size, "steps": state.step,
+        "rollbacks": state.rollbacks, "hours": round(state.seconds / 3600, 3),
+        "processes": world.size, "device": _device_name(state),
+        "machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def _device_name(state: RunState) -> str:
+    device = state.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def fit_pca(images: Iterable[Tensor], patch_size: int, components: int) -> tuple[Tensor, Tensor]:
+    """The mean of all patches and their leading principal directions (He et al. 2022, table 1d).
+
+    The covariance is summed in float64 on the CPU, so that every device gets the same.
+
+    Args:
+        images: Batches of (n, C, side, side), normalised; n and side may differ between batches.
+        patch_size: Side of a patch in pixels.
+        components: q, directions wanted; at most P.
+
+    Returns:
+        The (P,) mean and the (P, q) directions, float32: orthonormal columns, the largest
+        variance first.
+    """
+    count, total, products = 0, torch.zeros(()), torch.zeros(())
+    for batch in images:
+        patches = patchify(batch.cpu().double(), patch_size).flatten(0, 1)  # (n * L, P)
+        count += len(patches)
+        total = total + patches.sum(dim=0)
+        products = products + patches.T @ patches
+    if not count:
+        raise DataError("principal components are fitted to images; none were given")
+    mean = total / count
+    covariance = products / count - torch.outer(mean, mean)
+    # Eigenvalues come in ascending order.
+    directions = torch.linalg.eigh(covariance).eigenvectors.flip(dims=(1,))[:, :components]
+    # An eigenvector has no sign; here the first large entry is positive. Not the largest entry:
+    # the two halves of an odd pattern tie for it, and rounding would decide.
+    sizes = directions.abs()
+    first = (sizes >= 0.5 * sizes.amax(dim=0)).int().argmax(dim=0)  # (q,)
+    directions = directions * directions.gather(0, first.unsqueeze(0)).sign()
+    return mean.float(), directions.float()

@@ -1,0 +1,478 @@
+"""The training loop.
+
+Model, optimisers and step are the whole state of a run: the learning rate, the crops and the
+masks are pure functions of the step. On one CPU a resumed run ends in the same bits as an
+undisturbed one.
+
+The host does not wait for the device except every few steps, when it reads the losses.
+"""
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import torch
+from timm.layers import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from mae_core.config import TrainConfig
+from mae_core.data.loader import BatchLoader
+from mae_core.devices import cpu_has_bfloat16
+from mae_core.errors import CheckpointError, ConfigError, TrainingError
+from mae_core.model.losses import reconstruction_loss
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.masking import PatchMask
+from mae_core.training.callbacks import Callback
+from mae_core.training.checkpoint import RunState, restore
+from mae_core.training.distributed import World, distribute
+from mae_core.training.optim import (
+    as_one,
+    build_optimizers,
+    image_size_at,
+    lr_at,
+    mask_at,
+    set_lr,
+)
+from mae_core.weights.runs import CHECKPOINT_FILE, load_latest, save_checkpoint
+
+_log = logging.getLogger(__name__)
+
+# Steps between two readings of the losses, each a line of metrics.
+_LOG_EVERY = 10
+
+# Several ranks ask each other for signals every so many steps, or each step if the steps since
+# the last time took longer than this many seconds.
+_VOTE_EVERY, _VOTE_SECONDS = 5, 1.0
+
+# Weight of the last steps in the running average of the loss.
+_AVERAGE_WEIGHT = 0.1
+
+
+# --- number formats, kernels and memory of a step
+
+
+def training_precision(name: str, device: torch.device) -> str:
+    """The number format of a forward pass: `float32`, `bfloat16` or `float16`.
+
+    `auto` is bfloat16 if the device multiplies it, else float16 on CUDA, else float32.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
+    return "bfloat16" if device.type == "cpu" and cpu_has_bfloat16() else "float32"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context of a forward pass in a number format that `training_precision` gave."""
+    reduced = torch.float16 if precision == "float16" else torch.bfloat16
+    return torch.autocast(device.type, reduced, enabled=precision != "float32")
+
+
+def prefer_fast_attention(model: MaskedAutoencoder, device: torch.device) -> None:
+    """On a CPU, compute attention by plain matrix products instead of the fused kernel.
+
+    The backward pass of torch's fused attention on CPUs took 37 % of a training step of the
+    `tiny` preset at 224 pixels; plain matrix products made the whole step 1.5 times as fast
+    (python -m benchmarks.bench_attention).
+    """
+    if device.type == "cpu":
+        for module in model.modules():
+            if isinstance(module, Attention):
+                # timm marks the flag final for TorchScript only.
+                module.fused_attn = False  # type: ignore[misc]
+
+
+def compile_blocks(model: MaskedAutoencoder) -> None:
+    """Compile each block in place; they share code for any number of tokens."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile(dynamic=True)
+
+
+def build_state(config: TrainConfig, model: MaskedAutoencoder, world: World) -> RunState:
+    """The state of a run at step 0, with this model."""
+    device = world.device
+    model = model.to(device)
+    prefer_fast_attention(model, device)
+    if config.system.checkpoint_activations:
+        for module in model.modules():
+            if isinstance(module, Block):
+                # Nothing in a block is random, so no generator state needs to be kept.
+                module.forward = partial(  # type: ignore[method-assign]
+                    checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
+                )
+    if config.system.compile:
+        compile_blocks(model)
+    precision = training_precision(config.system.precision, device)
+    average = {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if config.ema and parameter.requires_grad
+    }
+    return RunState(
+        model=model,
+        forward=distribute(model, world),
+        optimizers=build_optimizers(model, config.optim),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "float16"),
+        precision=precision,
+        average=average,
+        device=device,
+    )
+
+
+# --- signals
+
+
+@dataclass
+class StopRequest:
+    """The signal that asked the run to stop; 0 if none has."""
+
+    signal: int = 0
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Note SIGTERM and the first Ctrl-C instead of ending at once; a second one ends at once.
+
+    Outside the main thread nothing is noted: Python handles signals there only.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    # An ignored signal stays ignored, as Ctrl-C is for background jobs of a shell.
+    before = {n: handler for n, handler in handlers.items() if handler is not signal.SIG_IGN}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.signal = number
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- the loop
+
+
+class Meters:
+    """Losses and gradient norms of the steps since they were last read; on the device."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the steps and start the clock."""
+        self._rows: list[Tensor] = []
+        self._begun = time.perf_counter()
+
+    def add(self, loss: Tensor, grad_norm: Tensor) -> None:
+        """Add a step, without waiting for the device."""
+        self._rows.append(torch.stack((loss, grad_norm)))
+
+    def read(self, world: World) -> tuple[Tensor, Tensor, float]:
+        """Means over ranks, (steps,) each on the CPU, and steps a second. Collective."""
+        losses, norms = world.mean(torch.stack(self._rows, dim=1)).cpu().double()
+        rate = len(losses) / (time.perf_counter() - self._begun)
+        self.restart()
+        return losses, norms, rate
+
+
+class SpikeDetector:
+    """Compares the mean loss of recent steps with the running average of the loss.
+
+    Single steps say little, as the ratio and the strategy of their masks differ.
+    """
+
+    def __init__(self, limit: float) -> None:
+        """A spike is above `limit` times the average; 0 for no spikes."""
+        self._limit = limit
+        self._levels: list[float] = []
+
+    def add(self, levels: Sequence[float]) -> None:
+        """Add the losses of steps; above 0."""
+        self._levels += levels
+
+    def update(self, average: float) -> tuple[bool, float]:
+        """Judge the steps since the last time against the average, which is NaN at first.
+
+        Returns:
+            Whether they are a spike, and the average with them.
+        """
+        level = sum(self._levels) / len(self._levels)
+        self._levels = []
+        if math.isnan(average):
+            return False, level
+        spike = 0 < self._limit * average < level
+        return spike, average + _AVERAGE_WEIGHT * (level - average)
+
+
+class Trainer:
+    """Takes a run from its state to its end, or to a signal that asks to stop."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        state: RunState,
+        loader: BatchLoader,
+        callbacks: Sequence[Callback],
+        world: World,
+    ) -> None:
+        """Bring the parts of a run together; `callbacks` are empty on ranks other than 0."""
+        self.config, self.state, self.loader = config, state, loader
+        self.callbacks, self.world = callbacks, world
+        self._optimizer = as_one(state.optimizers)
+        self._begun = time.perf_counter() - state.seconds
+        self._meters, self._spikes = Meters(), SpikeDetector(config.recovery.spike)
+        self._stop = StopRequest()
+        self._next_vote, self._voted = 0, time.perf_counter()
+
+    def fit(self) -> int:
+        """Train from `state.step` to `config.steps`, with checkpoints and metrics on the way.
+
+        Returns:
+            0 at the end, or the number of the signal that asked to stop; the run is saved then.
+
+        Raises:
+            TrainingError: If the loss went wrong more often than the run may roll back; the
+                last checkpoint is from before that.
+            CheckpointError: If the first or the last checkpoint cannot be written.
+        """
+        with stop_on_signals() as self._stop:
+            try:
+                for callback in self.callbacks:
+                    callback.on_start(self.state)
+                # Something to roll back to, and a proof that the disk can be written to.
+                self._save()
+                while self.state.step < self.config.steps:
+                    with closing(self._batches()) as batches:
+                        if self._train_on(batches):
+                            # Another rank may have got the signal.
+                            return self._stop.signal or signal.SIGTERM
+                return 0
+            finally:
+                for callback in self.callbacks:
+                    callback.on_end(self.state)
+
+    def _batches(self) -> Generator[tuple[Tensor, PatchMask], None, None]:
+        """This rank's batches and their masks; the next mask is drawn in a thread."""
+        config, begin = self.config, self.state.step
+        share = config.batch_size // self.world.size
+        rows = slice(self.world.rank * share, (self.world.rank + 1) * share)
+
+        def side_at(step: int) -> int:
+            return image_size_at(step, config.steps, config.stages)
+
+        def draw(step: int) -> PatchMask:
+            side = side_at(step) // config.model.patch_size
+            return mask_at(step, config.batch_size, (side, side), config.mask, config.seed, rows)
+
+        with (
+            ThreadPoolExecutor(1) as pool,
+            closing(self.loader.batches(begin, config.steps, side_at)) as batches,
+        ):
+            drawn = pool.submit(draw, begin)
+            for step, (images, _) in enumerate(batches, begin):
+                mask = drawn.result()
+                if step + 1 < config.steps:
+                    drawn = pool.submit(draw, step + 1)
+                yield images, mask
+
+    def _train_on(self, batches: Iterator[tuple[Tensor, PatchMask]]) -> bool:
+        """Train until the batches end, the run rolls back, or it has to stop (true)."""
+        for images, mask in batches:
+            self._update(images, mask)
+            self.state.step += 1
+            self.state.seconds = time.perf_counter() - self._begun
+            stopping = self._should_stop()
+            if not self._after_step(stopping):
+                return False
+            if stopping and self.state.step < self.config.steps:
+                return True
+        return False
+
+    def _update(self, images: Tensor, mask: PatchMask) -> None:
+        """One step of the optimisers on this rank's share of the batch."""
+        state, config = self.state, self.config
+        set_lr(state.optimizers, self._lr(state.step))
+        if self.world.device.type == "cuda":
+            mask = mask.pin_memory()
+        loss = self._backward(images, mask.to(self.world.device))
+        state.scaler.unscale_(self._optimizer)
+        limit = config.optim.clip_grad or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
+        state.scaler.step(self._optimizer)
+        for optimizer in state.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        state.scaler.update()
+        self._update_average()
+        self._meters.add(loss, norm)
+
+    def _backward(self, images: Tensor, mask: PatchMask) -> Tensor:
+        """Gradients of this rank's mean loss, summed over micro-batches; returns the loss."""
+        state, config = self.state, self.config
+        total = torch.zeros((), device=images.device)
+        size = len(images) // config.system.accumulate
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            # Ranks average their gradients after the last micro-batch only.
+            more, forward = start + size < len(images), state.forward
+            local = more and isinstance(forward, DistributedDataParallel)
+            with forward.no_sync() if local else nullcontext():  # type: ignore[operator]
+                with autocast(state.precision, images.device):
+                    output = forward(part, mask.rows(start, start + size))
+                    loss = reconstruction_loss(
+                        output.pred, state.model.target(part), output.mask,
+                        config.visible_weight, config.loss,
+                    )  # fmt: skip
+                loss = loss / config.system.accumulate
+                state.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def _update_average(self) -> None:
+        """Move the EMA; fast at first, away from random initial values."""
+        state = self.state
+        if state.average:
+            decay = min(self.config.ema, (1 + state.step) / (10 + state.step))
+            parameters = dict(state.model.named_parameters())
+            with torch.no_grad():
+                torch._foreach_lerp_(
+                    list(state.average.values()), [parameters[name] for name in state.average],
+                    1 - decay,
+                )  # fmt: skip
+
+    def _should_stop(self) -> bool:
+        """Whether a rank received a signal. Collective, at the same steps on every rank."""
+        step, stop = self.state.step, self._stop.signal != 0
+        if self.world.size == 1:
+            return stop
+        if step < min(self._next_vote, self.config.steps):
+            return False
+        slow = time.perf_counter() - self._voted > _VOTE_SECONDS
+        self._next_vote = step + (1 if self.world.any_rank(slow) else _VOTE_EVERY)
+        self._voted = time.perf_counter()
+        return self.world.any_rank(stop)
+
+    def _after_step(self, stopping: bool) -> bool:
+        """Log, save and evaluate if it is time; false if the run rolled back instead."""
+        step, config = self.state.step, self.config
+        last = step == config.steps
+        saving = last or stopping or step % config.save_every == 0
+        evaluating = last or step % config.eval_every == 0
+        values = None
+        if saving or evaluating or step % _LOG_EVERY == 0:
+            losses, norms, rate = self._meters.read(self.world)
+            if self._went_wrong(losses, norms):
+                self._roll_back()
+                return False
+            values = {
+                "loss": float(losses.mean()),
+                "grad_norm": float(norms[-1]),
+                "lr": self._lr(step - 1),
+                "images_per_second": rate * config.batch_size,
+            }
+        for callback in self.callbacks:
+            callback.on_step(self.state)
+            if values:
+                callback.on_log(self.state, values)
+        if saving:
+            self._save(must=last or stopping)
+        if evaluating:
+            self._evaluate()
+        if saving or evaluating:
+            # The time that these took is not that of the next steps.
+            self._meters.restart()
+        return True
+
+    def _went_wrong(self, losses: Tensor, norms: Tensor) -> bool:
+        """Whether the loss spiked or is not finite; the same on every rank."""
+        self._spikes.add((losses.exp() if self.config.loss == "log_mse" else losses).tolist())
+        finite = losses.isfinite().all()
+        # The loss scaler skips steps whose gradients are not finite.
+        if not self.state.scaler.is_enabled():
+            finite &= norms.isfinite().all()
+        if not finite:
+            return True
+        if self.state.step % _LOG_EVERY:
+            return False
+        spiked, self.state.loss_average = self._spikes.update(self.state.loss_average)
+        return spiked
+
+    def _lr(self, step: int) -> float:
+        return lr_at(step, self.config.steps, self.config.optim) * self._lr_scale
+
+    @property
+    def _lr_scale(self) -> float:
+        return float(self.config.recovery.lr_factor**self.state.rollbacks)
+
+    def _roll_back(self) -> None:
+        """Go back to the last checkpoint, with a lower learning rate from there."""
+        state, failed, done = self.state, self.state.step, self.state.rollbacks
+        trouble = f"the loss jumped or was not finite in the steps before {failed}"
+        if done == self.config.recovery.max_rollbacks:
+            raise TrainingError(
+                f"{trouble}, after {done} rollbacks; the checkpoint from before that is kept. "
+                "Lower optim.lr, set optim.clip_grad=1 or system.precision=float32, and start "
+                "the same command again"
+            )
+        self.world.barrier()
+        restore(state, load_latest(Path(self.config.out)), self.config)
+        state.rollbacks = done + 1
+        self._meters, self._spikes = Meters(), SpikeDetector(self.config.recovery.spike)
+        self._next_vote = 0
+        self._report(f"{trouble}: back to step {state.step}, learning rate x {self._lr_scale:g}")
+        self._save()
+
+    def _save(self, *, must: bool = True) -> None:
+        """Write a checkpoint; without `must`, a failure is an event and the run goes on."""
+        if not self.world.is_main:
+            return
+        path = Path(self.config.out) / CHECKPOINT_FILE
+        try:
+            save_checkpoint(path, self.state.content(self.config))
+        except CheckpointError as error:
+            if must:
+                raise
+            self._report(f"the checkpoint of step {self.state.step} is missing: {error}")
+
+    def _evaluate(self) -> None:
+        if self.callbacks:
+            model = self.state.snapshot()
+            for callback in self.callbacks:
+                callback.on_eval(self.state, model)
+        self.world.barrier()
+
+    def _report(self, text: str) -> None:
+        if self.world.is_main:
+            _log.warning("%s", text)
+        for callback in self.callbacks:
+            callback.on_event(self.state, text)
+
+
+def require_even_shares(config: TrainConfig, ranks: int) -> None:
+    """Refuse a batch that does not divide evenly: a mean of means would not be the mean."""
+    shares = ranks * config.system.accumulate
+    if config.batch_size % shares:
+        raise ConfigError(
+            f"batch_size {config.batch_size} does not divide into {ranks} processes "
+            f"times {config.system.accumulate} micro-batches; pick a multiple of {shares}"
+        )
