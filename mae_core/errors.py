@@ -18,6 +18,12 @@ Each message says what was given, what is allowed and what to do. Entry points c
 `MAEError` once and end with `error: …` and exit status 2.
 """
 
+__all__ = [
+    "CheckpointError", "ConfigError", "DataError", "DeviceError", "DownloadError", "HubError",
+    "ImageError", "ImageFormatError", "ImageLimitError", "MAEError", "MaskError", "PatchError",
+    "TrainingError",
+]  # fmt: skip
+
 
 class MAEError(Exception):
     """Base of every error that a caller can cause and mend.
