@@ -425,7 +425,6 @@ def test_whole_numbers_are_not_rounded() -> None:
         (["data.short_side=15"], "data.short_side is 15; give at least 16 pixels, or 0 to keep"),
         (["optim.warmup_epochs=-1"], "optim.warmup_epochs=-1: a finite number of at least 0"),
         (["system.accumulate=0"], f"system.accumulate=0: {COUNT}"),
-        (["system.shard=true", "optim.name=muon"], "muon needs whole matrices"),
         (["recovery.max_rollbacks=-1"], "recovery.max_rollbacks=-1: a whole number of at least 0"),
         (["recovery.lr_factor=0"], "recovery.lr_factor=0: a finite number above 0 and up to 1"),
         (["recovery.spike=1"], "recovery.spike is 1.0; give 0, or a number above 1"),

@@ -963,7 +963,9 @@ def test_a_config_file_repeats_a_run_that_began_with_weights(
     assert all(torch.equal(own[name], other[name]) for name in own)
 
 
-def test_a_run_of_an_earlier_version_goes_on(run_config: MakeRun, tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_version_goes_on(
+    run_config: MakeRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = run_config(steps=4, eval_every=100)
     train(config)
     path = tmp_path / "run" / "checkpoint.pt"
