@@ -56,10 +56,12 @@ class MaskedAutoencoder(nn.Module):
     Images of any size that divides into patches are accepted; positions are resampled.
 
     Attributes:
+        name: Of its weights, for people; empty until they are loaded by one.
         pca_mean: (P,) mean of all patches, only where the target is principal components.
         pca_basis: (P, q) their principal directions, likewise; orthonormal columns.
     """
 
+    name: str = ""
     pca_mean: Tensor
     pca_basis: Tensor
 
