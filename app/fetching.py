@@ -21,10 +21,10 @@ from mae_core import (
     DownloadError,
     MAEError,
     WeightsEntry,
-    find_weights,
+    find,
     is_offline,
     is_repository,
-    locate_weights,
+    locate,
 )
 
 _logger = logging.getLogger(__name__)
@@ -191,8 +191,8 @@ class ModelShelf:
         max_fetched_bytes: int = 10 * 10**9,
         wanted: Mapping[str, str] | None = None,
         offline: Callable[[], bool] = is_offline,
-        find: Callable[[str], Path | None] = find_weights,
-        locate: Callable[..., Path] = locate_weights,
+        find: Callable[[str], Path | None] = find,
+        locate: Callable[..., Path] = locate,
     ) -> None:
         """Offer some models.
 
@@ -205,8 +205,8 @@ class ModelShelf:
             wanted: Name -> source of models that were given at the start and could not be opened
                 then; see `start_wanted`.
             offline: Says whether the network is forbidden.
-            find: Says where a model is on disk, as `find_weights` does.
-            locate: Fetches a model, as `locate_weights` does.
+            find: Says where a model is on disk, as `find` does.
+            locate: Fetches a model, as `locate` does.
         """
         self._wanted = dict(wanted or {})
         self._registry = {name: e for name, e in registry.items() if e.kind == "autoencoder"}

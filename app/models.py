@@ -21,9 +21,9 @@ from mae_core import (
     Reconstruction,
     ReconstructionRequest,
     Reconstructor,
-    find_weights,
-    load_pretrained,
-    locate_weights,
+    find,
+    locate,
+    read_weights,
     weights_name,
 )
 
@@ -157,7 +157,7 @@ class ServedModel:
         """The model of a name, a file of weights, or a training run's folder.
 
         Args:
-            source: What `locate_weights` takes.
+            source: What `locate` takes.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             fetch: Whether weights that are not on this machine are fetched first, with a bar.
 
@@ -167,14 +167,14 @@ class ServedModel:
             DeviceError: If the device is not there.
             DownloadError: If weights cannot be fetched.
         """
-        locate_weights(source, fetch=fetch)
+        locate(source, fetch=fetch)
 
         def read() -> tuple[Reconstructor, Progress | None]:
-            weights = load_pretrained(source, fetch=False)
+            weights = read_weights(source, fetch=False)
             _require_colour_or_grey(weights.config)
             return _made_ready(weights.build(), source, device), _progress(weights.record)
 
-        served = cls(read, lambda: _file_version(find_weights(source)))
+        served = cls(read, lambda: _file_version(find(source)))
         if not zerogpu.ACTIVE:
             # The first run of a model takes many times as long as the next; nobody waits for it.
             served._state.reconstructor(Image.new("RGB", (64, 64)))

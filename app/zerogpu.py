@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from app.cache import LRUCache
-from mae_core import MAEError, MaskedAutoencoder, PatchMask, Rebuilt, Reconstructor, load_pretrained
+from mae_core import MAEError, MaskedAutoencoder, PatchMask, Rebuilt, Reconstructor, load
 
 _logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class ZeroGPUReconstructor(Reconstructor):
         Args:
             model: The model, on the CPU; it is moved to the GPU.
             name: Of the weights, for people.
-            source: What `load_pretrained` takes.
+            source: What `read_weights` takes.
         """
         pretending = threading.current_thread() is threading.main_thread()
         device = "cuda" if pretending else "cpu"
@@ -113,7 +113,7 @@ class ZeroGPUReconstructor(Reconstructor):
 
     def on_cpu(self) -> Reconstructor:
         """The model read once more, as what is here may have no numbers."""
-        model = load_pretrained(self.source, fetch=False).build()
+        model = load(self.source, fetch=False)
         return Reconstructor(model, self.name, device="cpu", in_place=True)
 
 
@@ -147,7 +147,7 @@ def _in_worker(key: int, source: str) -> Reconstructor:
         return inherited
     reconstructor = _read_models.get(key)
     if reconstructor is None:
-        model = load_pretrained(source, fetch=False).build()
+        model = load(source, fetch=False)
         reconstructor = Reconstructor(
             model, source, device="cuda", precision="float32", in_place=True
         )

@@ -27,8 +27,9 @@ from PIL import Image
 
 from benchmarks import reports
 from benchmarks.bench_reconstruct import quartiles
-from mae_core import PRESETS, MaskedAutoencoder, Reconstructor, load_pretrained
+from mae_core import PRESETS, MaskedAutoencoder, Reconstructor
 from mae_core.reconstruct import ReconstructionRequest
+from mae_core.weights.registry import load
 
 PACKAGES = ("torch", "timm")
 SIDE = 320
@@ -62,7 +63,7 @@ class Row:
 def reconstructor_of(name: str, device: str, precision: str) -> Reconstructor:
     """Bundled weights, or a preset with random ones."""
     if name not in PRESETS:
-        model = load_pretrained(name).build()
+        model = load(name)
         return Reconstructor(model, name, device=device, precision=precision)
     torch.manual_seed(0)
     model = MaskedAutoencoder(PRESETS[name])

@@ -29,8 +29,8 @@ from benchmarks import reports
 from benchmarks.bench_reconstruct import Run, quartiles, time_rounds
 from mae_core import PRESETS, MaskedAutoencoder, random_mask
 from mae_core.model.masking import PatchMask
+from mae_core.weights.formats import Weights
 from mae_core.weights.onnx import export_onnx, export_program
-from mae_core.weights.saved import Weights
 
 MASK_RATIO = 0.75
 # Whose versions matter.

@@ -243,7 +243,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"{COMPILED if report['compile'] else 'not compiled'}, random pictures; "
             f"{report['rounds']} interleaved rounds of {report['steps_per_round']} steps.",
             "",
-            "## Beside transformers",
+            "## Sidecar transformers",
             "",
             *table(report["peer"], report["peer_matmul_gflops"], "times transformers' speed"),
             "",

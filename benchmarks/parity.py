@@ -26,8 +26,9 @@ from torch import Tensor
 
 from benchmarks import reports
 from benchmarks.peers import transformers_mae
-from mae_core import PRESETS, ModelConfig, load_weights, mask_from_noise
+from mae_core import PRESETS, ModelConfig, mask_from_noise
 from mae_core.model.losses import reconstruction_loss
+from mae_core.weights.registry import load
 
 MASK_RATIO = 0.75
 PACKAGES = ("torch", "timm", "transformers")
@@ -130,7 +131,7 @@ def compare(preset: str, config: ModelConfig, folder: Path, batch: int) -> Itera
         place = folder / re.sub(r"\W", "-", f"{preset}-{config.norm_pix}-{names}")
         place.mkdir()
         write(peer, place)
-        model = load_weights(place).build()
+        model = load(place)
         with torch.inference_mode():
             ours = model(images, mask_from_noise(noise, MASK_RATIO))
             loss = reconstruction_loss(ours.pred, model.target(images), ours.mask)

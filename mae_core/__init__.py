@@ -2,7 +2,7 @@
 
     import mae_core
 
-    model = mae_core.load_pretrained("mae-tiny").build()
+    model = mae_core.load("mae-tiny")
     mae_core.Reconstructor(model)("cat.jpg", mask_ratio=0.75, seed=2).strip().save("cat.png")
 
 A name is imported with its module when it is first used: `import mae_core` alone, and so
@@ -56,17 +56,17 @@ if TYPE_CHECKING:
         ReconstructionRequest,
         Reconstructor,
     )
+    from mae_core.weights.formats import Weights
     from mae_core.weights.hub import choose_files, is_offline, is_repository
     from mae_core.weights.registry import (
         DEFAULT_WEIGHTS,
         WeightsEntry,
-        find_weights,
+        find,
         list_weights,
-        load_pretrained,
-        locate_weights,
+        locate,
+        read_weights,
         weights_name,
     )
-    from mae_core.weights.saved import Weights, load_weights
 
 # Where each public name is; the imports above say the same to type checkers.
 _NAMES = {
@@ -91,10 +91,9 @@ _NAMES = {
     ),
     "weights.hub": ("choose_files", "is_offline", "is_repository"),
     "weights.registry": (
-        "DEFAULT_WEIGHTS", "WeightsEntry", "find_weights", "list_weights", "load_pretrained",
-        "locate_weights", "weights_name",
+        "DEFAULT_WEIGHTS", "WeightsEntry", "find", "list_weights", "read_weights",
+        "locate", "weights_name",
     ),
-    "weights.saved": ("Weights", "load_weights"),
 }  # fmt: skip
 _HOME = {name: f"mae_core.{module}" for module, names in _NAMES.items() for name in names}
 
@@ -137,20 +136,19 @@ __all__ = [
     "custom_mask",
     "decode_image",
     "draw_mask",
-    "find_weights",
+    "find",
     "grid_mask",
     "is_offline",
     "is_repository",
     "list_weights",
-    "load_pretrained",
-    "load_weights",
-    "locate_weights",
+    "locate",
     "mask_from_noise",
     "num_visible",
     "open_image",
     "patchify",
     "preset",
     "random_mask",
+    "read_weights",
     "unpatchify",
     "weights_name",
 ]

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mae_core.config import ModelConfig, to_dict
 from mae_core.model.mae import MaskedAutoencoder
-from mae_core.weights.runs import save_checkpoint
-from mae_core.weights.saved import save_weights
+from mae_core.weights.files import save_checkpoint
+from mae_core.weights.formats import save_weights
 
 State = dict[str, Tensor]
 

@@ -14,9 +14,10 @@ from mae_core.weights.registry import (
     WEIGHTS_FOLDER,
     WeightsEntry,
     list_weights,
-    locate_weights,
+    load,
+    locate,
+    read_weights,
 )
-from mae_core.weights.saved import load_weights
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "app" / "assets" / "examples"
 MIB = 2**20
@@ -34,14 +35,14 @@ def test_the_default_weights_are_bundled_and_all_are_small() -> None:
 
 @by_name
 def test_each_file_is_the_one_the_manifest_describes(entry: WeightsEntry) -> None:
-    data = locate_weights(entry.name).read_bytes()
+    data = locate(entry.name).read_bytes()
     assert len(data) == entry.bytes
     assert hashlib.sha256(data).hexdigest() == entry.sha256
 
 
 @by_name
 def test_each_file_tells_how_it_was_trained_and_names_no_folder(entry: WeightsEntry) -> None:
-    record = load_weights(locate_weights(entry.name)).record
+    record = read_weights(locate(entry.name)).record
     assert {"recipe", "train", "pictures", "pictures_seen", "hours", "holdout_psnr"} <= set(record)
     assert not {"folder", "holdout", "cache"} & set(record["train"]["data"])
     assert "out" not in record["train"]
@@ -50,7 +51,7 @@ def test_each_file_tells_how_it_was_trained_and_names_no_folder(entry: WeightsEn
 @by_name
 def test_the_model_card_names_each_and_its_recipe(entry: WeightsEntry) -> None:
     card = (WEIGHTS_FOLDER / "README.md").read_text()
-    record = load_weights(locate_weights(entry.name)).record
+    record = read_weights(locate(entry.name)).record
     assert f"`{entry.name}`" in card
     assert f"`{record['recipe']}`" in card
     assert f"{record['pictures']:,}" in card
@@ -59,7 +60,7 @@ def test_the_model_card_names_each_and_its_recipe(entry: WeightsEntry) -> None:
 
 @by_name
 def test_bfloat16_shows_the_same_pictures(entry: WeightsEntry) -> None:
-    model = load_weights(locate_weights(entry.name)).build()
+    model = load(locate(entry.name))
     full, half = (
         Reconstructor(model, device="cpu", precision=precision)
         for precision in ("float32", "bfloat16")
@@ -79,7 +80,7 @@ def test_bfloat16_shows_the_same_pictures(entry: WeightsEntry) -> None:
 def test_each_beats_inpainting_on_the_example_pictures(
     entry: WeightsEntry, mask_ratio: float, strategy: str
 ) -> None:
-    model = load_weights(locate_weights(entry.name)).build()
+    model = load(locate(entry.name))
     pictures = load_images(EXAMPLES, model.config)
     figures = evaluate_reconstruction(model, pictures, mask_ratio=mask_ratio, strategy=strategy)
     assert len(figures["model"].psnr) == 12

@@ -10,11 +10,11 @@ from mae_core import (
     CheckpointError,
     ConfigError,
     choose_files,
-    find_weights,
+    find,
     is_repository,
     list_weights,
-    load_pretrained,
-    locate_weights,
+    locate,
+    read_weights,
     weights_name,
 )
 
@@ -61,7 +61,7 @@ def choose_weights(sources: Sequence[str], list_files: ListFiles) -> ChosenWeigh
     chosen = ChosenWeights()
     for entry in list_weights().values():
         if entry.bundled:
-            chosen.files[f"weights/{entry.file}"] = locate_weights(entry.name)
+            chosen.files[f"weights/{entry.file}"] = locate(entry.name)
     for source in sources:
         _choose(chosen, source, list_files)
     if len(set(chosen.sources)) < len(chosen.sources):
@@ -93,7 +93,7 @@ def _choose(chosen: ChosenWeights, source: str, list_files: ListFiles) -> None:
 
 def _send(chosen: ChosenWeights, source: str) -> None:
     """Send a file of somebody's own."""
-    path = find_weights(source)
+    path = find(source)
     if path is None or path.is_dir() or path.name.endswith(".index.json"):
         raise ConfigError(
             f"{source!r} is more than one file; make one of it first: "
@@ -120,7 +120,7 @@ def _is_running(path: Path, name: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         alone = Path(folder) / name
         alone.symlink_to(path.resolve())
-        return bool(load_pretrained(alone).record.get("running"))
+        return bool(read_weights(alone).record.get("running"))
 
 
 def _plain(name: str) -> str:

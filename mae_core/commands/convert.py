@@ -23,7 +23,6 @@ from pathlib import Path
 from mae_core.errors import ConfigError, PatchError
 from mae_core.model.patches import grid_of
 from mae_core.reconstruct import MAX_PATCHES
-from mae_core.weights.contents import Contents, Hints
 from mae_core.weights.export import (
     TARGETS,
     check_destination,
@@ -31,7 +30,8 @@ from mae_core.weights.export import (
     lost_in,
     opening_line,
 )
-from mae_core.weights.registry import read_pretrained
+from mae_core.weights.formats import Hints, Weights
+from mae_core.weights.registry import read_weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         norm_pix=arguments.norm_pix, layer_norm_eps=arguments.layer_norm_eps,
         grid=arguments.grid and tuple(arguments.grid),
     )  # fmt: skip
-    weights = read_pretrained(arguments.source, hints=None if hints == Hints() else hints)
+    weights = read_weights(arguments.source, hints=None if hints == Hints() else hints)
     print(f"read {arguments.source}: {_described(weights)}")
     if (
         size
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _described(weights: Contents) -> str:
+def _described(weights: Weights) -> str:
     config, whole = weights.config, weights.kind == "autoencoder"
     assumed = [
         f"{field}={getattr(config, field)}"

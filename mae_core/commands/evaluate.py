@@ -34,7 +34,7 @@ from mae_core.evaluation.reconstruction import (
 from mae_core.images import FITS
 from mae_core.model.masking import STRATEGIES
 from mae_core.reconstruct import Reconstructor
-from mae_core.weights.registry import load_pretrained, weights_name
+from mae_core.weights.registry import load, weights_name
 
 # Decimals of each figure in the table, and unreadable files that it names.
 _DIGITS = {"loss": 3, "psnr": 2, "ssim": 3}
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # In the precision of every figure that is measured during training.
     reconstructor = Reconstructor(
-        load_pretrained(args.weights).build(), weights_name(args.weights), device=args.device,
+        load(args.weights), weights_name(args.weights), device=args.device,
         precision="float32", in_place=True,
     )  # fmt: skip
     config = reconstructor.config

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Sequence
 
 from mae_core.weights.hub import shown_bytes
-from mae_core.weights.registry import WeightsEntry, find_weights, list_weights, locate_weights
+from mae_core.weights.registry import WeightsEntry, find, list_weights, locate
 
 _HEAD = ("name", "size", "here", "holds", "predicts", "licence", "what it is")
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # It tells of every request, with addresses that are as good as a key.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     for name in arguments.names:
-        print(locate_weights(name))
+        print(locate(name))
     if not arguments.names:
         print(_table())
     return 0
@@ -49,7 +49,7 @@ def _row(entry: WeightsEntry) -> tuple[str, ...]:
     return (
         entry.name,
         about + shown_bytes(entry.expected_bytes),
-        "no" if find_weights(entry.name) is None else "yes",
+        "no" if find(entry.name) is None else "yes",
         entry.kind,
         entry.target,
         entry.licence,

@@ -16,7 +16,7 @@ from mae_core.images import FITS
 from mae_core.model.masking import STRATEGIES
 from mae_core.photographs import read_file
 from mae_core.reconstruct import NORM_PIX_VIEWS, ReconstructionRequest, Reconstructor
-from mae_core.weights.registry import load_pretrained, weights_name
+from mae_core.weights.registry import load, weights_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     # The image first: a mistyped name should not wait for the weights.
     read_file(args.image, 1)
-    model = load_pretrained(args.weights).build()
+    model = load(args.weights)
     reconstructor = Reconstructor(
         model, weights_name(args.weights), device=args.device, in_place=True
     )

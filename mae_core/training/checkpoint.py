@@ -20,9 +20,9 @@ from mae_core.config import (
 )
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.mae import MaskedAutoencoder, resample_pos_embed
-from mae_core.weights.contents import Contents
+from mae_core.weights.files import CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE, load_latest
+from mae_core.weights.formats import Weights
 from mae_core.weights.registry import weights_name
-from mae_core.weights.runs import CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE, load_latest
 
 _log = logging.getLogger(__name__)
 
@@ -246,7 +246,7 @@ def with_model(
     config: TrainConfig,
     changes: Sequence[str],
     saved: Mapping[str, Any] | None,
-    weights: Contents | None,
+    weights: Weights | None,
 ) -> TrainConfig:
     """Give a run with `init_from` the model of its checkpoint, or else of the weights.
 
@@ -275,7 +275,7 @@ def with_model(
     return config
 
 
-def _require_encoder(weights: Contents, config: TrainConfig) -> None:
+def _require_encoder(weights: Weights, config: TrainConfig) -> None:
     if weights.kind == "classifier":
         raise ConfigError(
             f"init_from={config.init_from} holds a classifier, whose encoder has been fine-tuned "
@@ -292,7 +292,7 @@ def _require_encoder(weights: Contents, config: TrainConfig) -> None:
         )
 
 
-def _differing(names: Sequence[str], weights: Contents, model: ModelConfig) -> list[str]:
+def _differing(names: Sequence[str], weights: Weights, model: ModelConfig) -> list[str]:
     """Fields in which a model differs from weights; guessed fields do not count."""
     return [
         name
@@ -302,7 +302,7 @@ def _differing(names: Sequence[str], weights: Contents, model: ModelConfig) -> l
     ]
 
 
-def load_initial_weights(model: MaskedAutoencoder, weights: Contents, init_from: str) -> str:
+def load_initial_weights(model: MaskedAutoencoder, weights: Weights, init_from: str) -> str:
     """Load the weights of `init_from`; returns their name.
 
     If they have no decoder, or another than the model's, the model keeps its own and the name

@@ -22,9 +22,8 @@ from PIL import Image
 
 from mae_core.config import TrainConfig, from_dict, read_yaml
 from mae_core.errors import ConfigError
-from mae_core.weights.files import write_atomically
+from mae_core.weights.files import CHECKPOINT_FILE, write_atomically
 from mae_core.weights.registry import WEIGHTS_FILE
-from mae_core.weights.runs import CHECKPOINT_FILE
 
 METRICS_FILE = "metrics.jsonl"
 IMAGES_FOLDER = "reconstructions"

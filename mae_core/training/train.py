@@ -67,8 +67,8 @@ from mae_core.training.optim import (
 from mae_core.training.report import CONFIG_FILE, METRICS_FILE, read_metrics
 from mae_core.training.trainer import Trainer, build_state, require_even_shares
 from mae_core.weights.files import write_atomically
-from mae_core.weights.registry import WEIGHTS_FILE, read_pretrained
-from mae_core.weights.saved import load_weights, save_weights
+from mae_core.weights.formats import save_weights
+from mae_core.weights.registry import WEIGHTS_FILE, load, read_weights
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Run:
         Raises:
             CheckpointError: If its file is missing or damaged.
         """
-        return load_weights(self.folder).build()
+        return load(self.folder)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`: figures and events, each with `step` and `seconds`."""
@@ -222,7 +222,7 @@ def start_run(
     # With a checkpoint, the weights that the run began with need not be there any more.
     if config.init_from and not saved:
         with world.main_first():
-            weights = read_pretrained(config.init_from)
+            weights = read_weights(config.init_from)
     config = with_model(config, model_changes, saved, weights)
     config = with_peak_lr(with_image_size_of_model(config, plain) if plain else config)
     if config.data.hub or config.data.shards or not _counts_epochs(config):

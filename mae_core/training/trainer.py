@@ -45,7 +45,7 @@ from mae_core.training.optim import (
     mask_at,
     set_lr,
 )
-from mae_core.weights.runs import CHECKPOINT_FILE, load_latest, save_checkpoint
+from mae_core.weights.files import CHECKPOINT_FILE, load_latest, save_checkpoint
 
 _log = logging.getLogger(__name__)
 

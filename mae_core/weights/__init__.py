@@ -1,1 +1,44 @@
-"""Weights."""
+"""Weights in any published format: `load` opens them by name, path or repository."""
+
+from mae_core.weights.files import (
+    CHECKPOINT_FILE,
+    HUGGINGFACE_FILES,
+    PREVIOUS_CHECKPOINT_FILE,
+    RUN_FILES,
+    SIDECAR_FILES,
+    WEIGHTS_FILE,
+)
+from mae_core.weights.formats import Hints, Kind, Weights, save_weights
+from mae_core.weights.names import is_decoder_key
+from mae_core.weights.registry import (
+    DEFAULT_WEIGHTS,
+    WeightsEntry,
+    find,
+    list_weights,
+    load,
+    locate,
+    read_weights,
+    weights_name,
+)
+
+__all__ = [
+    "CHECKPOINT_FILE",
+    "DEFAULT_WEIGHTS",
+    "HUGGINGFACE_FILES",
+    "PREVIOUS_CHECKPOINT_FILE",
+    "RUN_FILES",
+    "SIDECAR_FILES",
+    "WEIGHTS_FILE",
+    "Hints",
+    "Kind",
+    "Weights",
+    "WeightsEntry",
+    "find",
+    "is_decoder_key",
+    "list_weights",
+    "load",
+    "locate",
+    "read_weights",
+    "save_weights",
+    "weights_name",
+]

@@ -21,12 +21,11 @@ from torch import Tensor
 
 from mae_core.config import PRESETS
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.weights.architecture import Beside, infer_config
-from mae_core.weights.contents import Contents, Hints
+from mae_core.weights.architecture import Sidecar, infer_config
 from mae_core.weights.files import write_atomically
+from mae_core.weights.formats import Hints, Weights, save_weights
 from mae_core.weights.names import huggingface_from_official
 from mae_core.weights.onnx import export_onnx, export_program
-from mae_core.weights.saved import Weights, save_weights
 
 # Format -> what a file of it may end in; none for a folder.
 TARGETS: dict[str, tuple[str, ...]] = {
@@ -54,7 +53,7 @@ _TIMM_NAMES = {
 
 
 def convert(
-    weights: Contents,
+    weights: Weights,
     path: str | Path,
     target: str,
     *,
@@ -103,7 +102,7 @@ def convert(
 # --- what to tell the user
 
 
-def why_not(weights: Contents, target: str) -> str | None:
+def why_not(weights: Weights, target: str) -> str | None:
     """Why a format of `TARGETS` has no place for weights, as a sentence; None if it has."""
     config, kind = weights.config, weights.kind
     if target in ("mae_core", *GRAPHS) and kind != "autoencoder":
@@ -131,7 +130,7 @@ def why_not(weights: Contents, target: str) -> str | None:
     return None
 
 
-def _refuse(weights: Contents, target: str) -> None:
+def _refuse(weights: Weights, target: str) -> None:
     if reason := why_not(weights, target):
         raise CheckpointError(reason)
 
@@ -166,7 +165,7 @@ def check_destination(
         raise ConfigError(f"{str(path)!r} is there already; remove it or give another name")
 
 
-def lost_in(weights: Contents, target: str) -> list[str]:
+def lost_in(weights: Weights, target: str) -> list[str]:
     """Fields, as `name=value`, that a format does not hold and that nobody would guess right."""
     config = weights.config
     if target == "mae_core":
@@ -175,7 +174,7 @@ def lost_in(weights: Contents, target: str) -> list[str]:
         own = {name: getattr(config, name) for name in ("bands", "value_range")}
         return [f"{name}={value}" for name, value in own.items() if value]
     grid = Hints(grid=config.grid)
-    guess, origins = infer_config("", weights.state, weights.kind, Beside({}, {}, {}), grid)
+    guess, origins = infer_config("", weights.state, weights.kind, Sidecar({}, {}, {}), grid)
     lost = [
         f"{field}={getattr(config, field)}"
         for field in weights.origins
@@ -186,7 +185,7 @@ def lost_in(weights: Contents, target: str) -> list[str]:
     return [*lost, f"grid={config.grid}"] if origins["grid"] == grid.source else lost
 
 
-def opening_line(weights: Contents, path: Path, target: str) -> str:
+def opening_line(weights: Weights, path: Path, target: str) -> str:
     """One line of Python that opens what `convert` wrote."""
     file = repr(str(path))
     if target == "timm":
@@ -201,7 +200,7 @@ def opening_line(weights: Contents, path: Path, target: str) -> str:
     }[target]
 
 
-def _timm_line(weights: Contents, file: str) -> str:
+def _timm_line(weights: Weights, file: str) -> str:
     """The call of timm that fits; every argument that is not the named model's own."""
     config, arguments = weights.config, [f"num_classes={weights.num_classes or 0}"]
     size = (config.embed_dim, config.depth)
@@ -228,7 +227,7 @@ def _timm_line(weights: Contents, file: str) -> str:
 # --- the formats of others
 
 
-def write_official(path: str | Path, weights: Contents) -> None:
+def write_official(path: str | Path, weights: Weights) -> None:
     """Write a torch file in the official layout: the parameters under `model`, nothing else.
 
     It holds what `weights` does: encoder and decoder, an encoder alone, or a classifier. The
@@ -242,7 +241,7 @@ def write_official(path: str | Path, weights: Contents) -> None:
     write_atomically(Path(path), partial(_save_torch, {"model": _own(weights.state)}))
 
 
-def write_timm(path: str | Path, weights: Contents) -> None:
+def write_timm(path: str | Path, weights: Weights) -> None:
     """Write a file that `timm.create_model(…, checkpoint_path=path)` opens strictly.
 
     It holds the encoder, or the whole classifier. The decoder and what only its target needs
@@ -268,7 +267,7 @@ def write_timm(path: str | Path, weights: Contents) -> None:
     write_atomically(path, partial(save, state))
 
 
-def write_huggingface(folder: str | Path, weights: Contents) -> None:
+def write_huggingface(folder: str | Path, weights: Weights) -> None:
     """Write a folder that transformers opens: weights, config and image processor.
 
     Encoder and decoder are a `ViTMAEForPreTraining`, an encoder alone is a `ViTMAEModel`.
@@ -303,7 +302,7 @@ def write_huggingface(folder: str | Path, weights: Contents) -> None:
 
 
 def huggingface_writers(
-    weights: Contents, more: Mapping[str, Any] | None = None
+    weights: Weights, more: Mapping[str, Any] | None = None
 ) -> dict[str, Callable[[Path], object]]:
     """What writes each of `HUGGINGFACE_FILES`.
 
@@ -337,7 +336,7 @@ def huggingface_writers(
     return dict(zip(HUGGINGFACE_FILES, contents, strict=True))
 
 
-def _huggingface_config(weights: Contents) -> dict[str, Any]:
+def _huggingface_config(weights: Weights) -> dict[str, Any]:
     config, whole = weights.config, weights.kind == "autoencoder"
     dtype = next(iter(weights.state.values())).dtype
     values: dict[str, Any] = {

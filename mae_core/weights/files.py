@@ -1,104 +1,161 @@
-"""Files, whoever they are from: what one is by its first bytes, JSON within limits, safe writing.
+"""Files of weights on disk: what they are called, safe reading, atomic writing.
 
-Nothing here trusts a file. Each refusal says what the file is and what to do about it.
+A file is what its first bytes say, whatever its name. Nothing in a file is ever run, and nothing
+is allocated only because a file claims it. Each refusal says what the file is and what to do.
 """
 
 import contextlib
 import errno
 import json
+import logging
 import os
 import stat
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 
 from mae_core.errors import CheckpointError
+from mae_core.weights.safety import load_torch
+from mae_core.weights.safety import shown as shown
 
-# How a file's bytes are laid out.
-Layout = Literal["zip", "pickle", "safetensors", "json"]
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
-# Beyond these no honest file goes: a config is a few kilobytes, an index a megabyte.
-MAX_CONFIG_BYTES = 2**20
-MAX_INDEX_BYTES = 2**24
+# The version of our own two formats: a weights file and a run's checkpoint.
+FORMAT = "mae_core-1"
 
-_AGAIN = "download it again"
-_COMPRESSED = (
-    b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!",
+# A finished run's weights, a run's state, and the state saved before it.
+WEIGHTS_FILE = "weights.safetensors"
+CHECKPOINT_FILE = "checkpoint.pt"
+PREVIOUS_CHECKPOINT_FILE = "checkpoint.previous.pt"
+RUN_FILES = (WEIGHTS_FILE, CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE)
+
+# What transformers and timm call weights, whole or as the index of several files (shards).
+INDEX_SUFFIX = ".index.json"
+SAFETENSORS_FILE, TORCH_FILE = "model.safetensors", "pytorch_model.bin"
+HUGGINGFACE_FILES = (
+    SAFETENSORS_FILE, SAFETENSORS_FILE + INDEX_SUFFIX, TORCH_FILE, TORCH_FILE + INDEX_SUFFIX,
 )  # fmt: skip
+SIDECAR_FILES = ("config.json", "preprocessor_config.json")
+
+# No honest file is larger: a config has kilobytes, a large model's index a megabyte.
+_MAX_CONFIG_BYTES = 2**20
+_MAX_INDEX_BYTES = 2**24
+_MAX_SHARDS = 1000
+
+_RESTORE = "restore the one that came with the weights"
 
 
-def shown(text: object) -> str:
-    """Text from a file, quoted and short enough to be part of a sentence."""
-    characters = str(text)
-    return ascii(characters if len(characters) <= 60 else characters[:57] + "...")
+# --- names in folders
 
 
-def stat_of(path: Path) -> os.stat_result:
-    """What is at a path.
+def main_file(names: Collection[str]) -> str | None:
+    """The file to open among those of a folder, the best first; None if none holds weights.
+
+    Our own go before safetensors, whole or in shards, these before the only other safetensors
+    file, and that before torch files.
+    """
+    best = (*RUN_FILES, *HUGGINGFACE_FILES[:2])
+    others = [name for name in names if name.endswith(".safetensors")]
+    candidates = (*best, *(others if len(others) == 1 else ()), *HUGGINGFACE_FILES[2:])
+    return next((name for name in candidates if name in names), None)
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The file of weights in a folder, None if there is none.
 
     Raises:
-        CheckpointError: If nothing is, or it is neither a file nor a folder.
+        CheckpointError: If every process of a training has left its own part of the weights there.
     """
-    try:
-        status = path.stat()
-    except (OSError, ValueError, RuntimeError) as error:
-        looped = isinstance(error, RuntimeError) or getattr(error, "errno", None) == errno.ELOOP
-        if looped:
+    name = main_file({path.name for path in folder.iterdir()})
+    if name is not None:
+        return folder / name
+    for pattern in ("*_model_states.pt", "*/*_model_states.pt"):
+        if any(folder.glob(pattern)):
             raise CheckpointError(
-                f"{path.name!r} is a link that leads back to itself; give the file it should "
-                "lead to"
-            ) from error
-        if isinstance(error, PermissionError):
-            raise CheckpointError(
-                f"{str(path)!r} may not be read; change its rights or its folder's"
-            ) from error
-        raise CheckpointError(f"there are no weights at {str(path)!r}; check the path") from error
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                f"the folder {folder.name!r} is a checkpoint of DeepSpeed, whose weights are in "
+                "parts; join them with the zero_to_fp32.py in it and give the file that it writes"
+            )
+    if (folder / ".metadata").is_file() and any(folder.glob("*.distcp")):
         raise CheckpointError(
-            f"{path.name!r} is a device or a pipe, neither a file nor a folder; give a file of "
-            "weights"
+            f"the folder {folder.name!r} is of torch.distributed.checkpoint, whose weights are in "
+            "parts; join them with python -m torch.distributed.checkpoint.format_utils "
+            "dcp_to_torch FOLDER FILE and give the file"
         )
-    return status
+    return None
 
 
-def check_file(path: Path) -> int:
+# --- bytes
+
+
+def require_file(path: Path) -> int:
     """The size of an ordinary file in bytes.
 
     Raises:
-        CheckpointError: If it is something else or cannot be read.
+        CheckpointError: If there is none, it is something else, or it may not be read.
     """
-    status = stat_of(path)
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            why = f"{path.name!r} is a link that leads back to itself; give the file it is for"
+        elif isinstance(error, PermissionError):
+            why = f"{str(path)!r} may not be read; change its rights or its folder's"
+        else:
+            why = f"there are no weights at {str(path)!r}; check the path"
+        raise CheckpointError(why) from error
     if stat.S_ISDIR(status.st_mode):
         raise CheckpointError(f"{path.name!r} is a folder where a file is needed; give the file")
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path.name!r} is a device or a pipe; give a file of weights")
     return status.st_size
 
 
-def identify(path: Path) -> Layout:
+# First bytes of what goes by the name of weights and is something else, what that is, what to do.
+_IMPOSTORS = (
+    ((b"version https://git-lfs",), "a Git LFS pointer, which stands for the file",
+     "run git lfs pull, or download the file itself"),
+    ((b"<", b"\xef\xbb\xbf<"), "a web page, such as a server's error message, under that name",
+     "download the file itself"),
+    ((b"\x89HDF\r\n\x1a\n",), "an HDF5 file, as Keras and TensorFlow write them",
+     "give the weights in PyTorch's format or as safetensors"),
+    ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!"),
+     "an archive", "unpack it and give the weights in it"),
+)  # fmt: skip
+
+
+def identify(path: Path) -> Literal["zip", "pickle", "safetensors", "json"]:
     """How the bytes of a file are laid out, whatever its name.
 
     Raises:
         CheckpointError: If it is nothing that weights come in.
     """
-    size = check_file(path)
+    if require_file(path) == 0:
+        raise CheckpointError(f"{path.name!r} is empty; download it again")
     head = _read(path, 512)
-    if size == 0:
-        raise CheckpointError(f"{path.name!r} is empty; {_AGAIN}")
-    _refuse_impostors(path.name, head)
+    text = head.lstrip(b" \t\r\n")
+    for signs, what, advice in _IMPOSTORS:
+        if head.startswith(signs) or text.startswith(signs):
+            raise CheckpointError(f"{path.name!r} is {what}; {advice}")
+    if head[257:262] == b"ustar":
+        raise CheckpointError(f"{path.name!r} is an archive; unpack it and give the weights in it")
     if head.startswith(b"PK\x03\x04"):
         return "zip"
     # Before its JSON a safetensors file has a length of 8 bytes, which is no text.
     if head[8:9] == b"{" and not (head[:8].isascii() and head[:8].decode().isprintable()):
         return "safetensors"
-    if head.lstrip()[:1] == b"{":
+    if text.startswith(b"{"):
         return "json"
     if head.startswith(b"\x80"):
         return "pickle"
     raise CheckpointError(
         f"{path.name!r} is neither a safetensors file nor a torch file; give weights in one of "
-        f"these, or {_AGAIN}"
+        "these, or download it again"
     )
 
 
@@ -112,54 +169,208 @@ def _read(path: Path, count: int) -> bytes:
         ) from error
 
 
-def _refuse_impostors(name: str, head: bytes) -> None:
-    """Say what a file is that goes by the name of weights and is something else."""
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{name!r} is a Git LFS pointer, which stands for the file and is not it; run "
-            "git lfs pull, or download the file itself"
-        )
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        raise CheckpointError(
-            f"{name!r} is a web page, such as a server's error message, saved under that name; "
-            "download the file itself"
-        )
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        raise CheckpointError(
-            f"{name!r} is an HDF5 file, as Keras and TensorFlow write them; give the weights in "
-            "PyTorch's format or as safetensors"
-        )
-    if head.startswith(_COMPRESSED) or head[257:262] == b"ustar":
-        raise CheckpointError(f"{name!r} is an archive; unpack it and give the weights in it")
-
-
-def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+def read_json(path: Path, limit: int = _MAX_CONFIG_BYTES) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
         CheckpointError: If the file is longer than `limit` bytes, no JSON or no object.
     """
-    size = check_file(path)
+    size = require_file(path)
     if size > limit:
         raise CheckpointError(
-            f"{path.name!r} has {size:,} bytes of JSON where at most {limit:,} are read; restore "
-            "the one that came with the weights"
+            f"{path.name!r} has {size:,} bytes of JSON where at most {limit:,} are read; {_RESTORE}"
         )
     try:
         values = json.loads(_read(path, limit))
     except RecursionError as error:
-        raise CheckpointError(
-            f"{path.name!r} is nested too deeply; restore the one that came with the weights"
-        ) from error
+        raise CheckpointError(f"{path.name!r} is nested too deeply; {_RESTORE}") from error
     except ValueError as error:
-        raise CheckpointError(
-            f"{path.name!r} is no JSON; restore the one that came with the weights"
-        ) from error
+        raise CheckpointError(f"{path.name!r} is no JSON; {_RESTORE}") from error
     if not isinstance(values, dict):
-        raise CheckpointError(
-            f"{path.name!r} holds no JSON object; restore the one that came with the weights"
-        )
+        raise CheckpointError(f"{path.name!r} holds no JSON object; {_RESTORE}")
     return values
+
+
+# --- reading weights
+
+
+@dataclass(frozen=True)
+class Source:
+    """What lies at a path.
+
+    Attributes:
+        path: The file, or the index of several.
+        content: Names to tensors, or a torch file's own structure.
+        header: Texts in a safetensors file's header.
+        size: Bytes on the disk.
+    """
+
+    path: Path
+    content: Mapping[Any, Any]
+    header: dict[str, str] = field(default_factory=dict)
+    size: int = 0
+
+    def sidecar(self, name: str) -> dict[str, Any]:
+        """The JSON object of that name in the same folder, empty if there is none."""
+        path = self.path.parent / name
+        return read_json(path) if path.exists() else {}
+
+
+def open_source(path: Path, *, allow_torch: bool = True) -> Source:
+    """Read a safetensors file, a torch file, or the index of several.
+
+    Args:
+        path: The file.
+        allow_torch: Whether torch files are read; safetensors always are.
+
+    Raises:
+        CheckpointError: If it is none of these, damaged, hostile, or not allowed.
+    """
+    layout = identify(path)
+    if layout == "json":
+        return _open_shards(path, allow_torch)
+    size = require_file(path)
+    if layout == "safetensors":
+        return _open_safetensors(path, size)
+    if not allow_torch:
+        raise CheckpointError(
+            f"{path.name!r} is a torch file, and of a repository that is not in the list only "
+            "safetensors are read; download it, run `mae convert FOLDER mine.safetensors --to "
+            "mae_core` and give that file"
+        )
+    content = read_torch(path)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{path.name!r} holds {shown(type(content).__name__)} where a dict of names to tensors "
+            "is needed; save the model's state_dict"
+        )
+    return Source(path, content, {}, size)
+
+
+def _open_safetensors(path: Path, size: int) -> Source:
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Source(path, state, file.metadata() or {}, size)
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path.name!r} is not a whole safetensors file; download it again"
+        ) from error
+
+
+def _open_shards(index: Path, allow_torch: bool) -> Source:
+    """All tensors of the files that an index names, which lie beside it."""
+    places = read_json(index, _MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise CheckpointError(
+            f"{index.name!r} is JSON but no index of weights; give the weights themselves"
+        )
+    files = sorted(set(places.values()))
+    if len(files) > _MAX_SHARDS:
+        raise CheckpointError(f"{index.name!r} names {len(files):,} files; at most 1,000 are read")
+    state: dict[str, Any] = {}
+    size = 0
+    for file in files:
+        _check_shard(index, file)
+        shard = open_source(index.parent / file, allow_torch=allow_torch)
+        promised = {name for name, place in places.items() if place == file}
+        if odd := sorted(str(name) for name in shard.content.keys() ^ promised):
+            raise CheckpointError(
+                f"{index.name!r} and {shown(file)} do not agree about {shown(odd[0])}; download "
+                "the folder again"
+            )
+        state.update(shard.content)
+        size += shard.size
+    return Source(index, state, {}, size)
+
+
+def _check_shard(index: Path, file: str) -> None:
+    if not file or file in (".", "..") or any(mark in file for mark in "/\\:\0"):
+        raise CheckpointError(
+            f"{index.name!r} names the file {shown(file)}, which is outside its own folder; "
+            "nothing there was read, use another copy of the weights"
+        )
+    if not (index.parent / file).is_file():
+        raise CheckpointError(
+            f"{index.name!r} names the file {shown(file)}, which is not there; download the "
+            "missing part into the same folder"
+        )
+    if identify(index.parent / file) == "json":
+        raise CheckpointError(f"{index.name!r} names {shown(file)}, which holds no weights")
+
+
+def read_torch(path: Path, *, mmap: bool = True) -> Any:
+    """The content of a torch file; see `safety.load_torch`."""
+    layout = identify(path)
+    if layout not in ("zip", "pickle"):
+        raise CheckpointError(f"{path.name!r} is no torch file; give one, or safetensors")
+    return load_torch(path, is_zip=layout == "zip", mmap=mmap)
+
+
+# --- a run's checkpoints
+
+
+def save_checkpoint(path: str | Path, values: Mapping[str, Any]) -> None:
+    """Write the state of a run: tensors and plain data only.
+
+    The file of that name becomes `checkpoint.previous.pt` beside it once the new one is
+    whole on the disk: at every moment one of the two is whole.
+
+    Raises:
+        CheckpointError: If the file cannot be written; the one before it stays.
+    """
+    path, content = Path(path), {"format": FORMAT, **values}
+
+    def write(partial: Path) -> None:
+        # Through Python's own file, whose errors say why a write failed; torch's does not.
+        with partial.open("wb") as file:
+            torch.save(content, file)
+
+    write_atomically(path, write, previous=path.with_name(PREVIOUS_CHECKPOINT_FILE))
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote; code in a hostile file is refused, not run.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or of another format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint at {str(path)!r}; check the path")
+    try:
+        content = read_torch(path, mmap=False)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path.name!r} is not a whole checkpoint written by mae_core.train ({error})"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path.name!r} is not a checkpoint written by mae_core.train")
+    return content
+
+
+def load_latest(folder: str | Path) -> dict[str, Any]:
+    """The checkpoint of a run's folder, or with a warning the one before it.
+
+    Raises:
+        CheckpointError: If neither is there and whole.
+    """
+    return read_latest(Path(folder), load_checkpoint)
+
+
+def read_latest(folder: Path, read: Callable[[Path], _Result]) -> _Result:
+    """What `read` makes of a run's checkpoint, or with a warning of the one before it."""
+    try:
+        return read(folder / CHECKPOINT_FILE)
+    except CheckpointError as error:
+        previous = folder / PREVIOUS_CHECKPOINT_FILE
+        if not previous.is_file():
+            raise
+        _log.warning("%s; taking %s, the one before it", error, previous.name)
+        return read(previous)
+
+
+# --- writing
 
 
 def write_atomically(
@@ -193,10 +404,10 @@ def write_atomically(
     except (OSError, SafetensorError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise CheckpointError(f"could not write {path.name!r}{_reason(error)}") from error
+        raise CheckpointError(f"could not write {path.name!r}{_write_reason(error)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def _write_reason(error: BaseException) -> str:
     """Why a write failed and what to do; torch hides the system's error behind its own."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):

@@ -3,14 +3,14 @@
 import shlex
 from typing import Any
 
-from mae_core.weights.contents import Contents
 from mae_core.weights.export import TARGETS, why_not
+from mae_core.weights.formats import Weights
 from mae_core.weights.registry import (
     WeightsEntry,
     entry_of,
-    find_weights,
+    find,
     list_weights,
-    read_pretrained,
+    read_weights,
 )
 
 _TARGETS = {"pixels": "pixels", "norm_pix": "normalised pixels", "classes": "classes"}
@@ -28,15 +28,15 @@ def describe(weights: str) -> dict[str, Any]:
 
     Returns:
         Plain data for JSON. Facts that are not certain are `{"value": …, "from": …}`, with the
-        origins of `Contents.origins`.
+        origins of `Weights.origins`.
 
     Raises:
         CheckpointError: If there is no such thing, or it cannot be used.
     """
-    path = find_weights(weights)
+    path = find(weights)
     if path is None:
         return _describe_absent(weights, list_weights().get(weights))
-    contents = read_pretrained(weights, fetch=False)
+    contents = read_weights(weights, fetch=False)
     return _describe_contents(weights, contents, entry_of(weights, path))
 
 
@@ -69,7 +69,7 @@ def _source(entry: WeightsEntry) -> str:
 
 
 def _describe_contents(
-    weights: str, contents: Contents, entry: WeightsEntry | None
+    weights: str, contents: Weights, entry: WeightsEntry | None
 ) -> dict[str, Any]:
     config, whole = contents.config, contents.kind == "autoencoder"
     facts: dict[str, Any] = {
@@ -110,7 +110,7 @@ def _describe_contents(
     return facts | {"record": contents.record, "uses": _uses(weights, contents)}
 
 
-def _target(contents: Contents) -> dict[str, Any]:
+def _target(contents: Weights) -> dict[str, Any]:
     """What the model learned to predict, and how that is known."""
     config, origin = contents.config, contents.origins["norm_pix"]
     if contents.kind == "classifier":
@@ -122,7 +122,7 @@ def _target(contents: Contents) -> dict[str, Any]:
     return {"value": _TARGETS["norm_pix" if config.norm_pix else "pixels"], "from": origin}
 
 
-def _parameters(contents: Contents) -> dict[str, int]:
+def _parameters(contents: Weights) -> dict[str, int]:
     """Elements of each part that there is, position tables included, and in all."""
     counts = {"encoder": 0, "decoder": 0, "head": 0}
     for key, tensor in contents.state.items():
@@ -133,7 +133,7 @@ def _parameters(contents: Contents) -> dict[str, int]:
     return present | {"total": sum(counts.values())}
 
 
-def _uses(weights: str, contents: Contents) -> list[str]:
+def _uses(weights: str, contents: Weights) -> list[str]:
     uses, typed = [], shlex.quote(weights)
     if contents.kind == "autoencoder":
         uses.append(f"reconstruct: mae reconstruct IMAGE --weights {typed}")

@@ -47,7 +47,7 @@ from mae_core.model.mae import MaskedAutoencoder, resample_pos_embed
 from mae_core.model.masking import PatchMask
 from mae_core.model.patches import grid_of
 from mae_core.weights.files import write_atomically
-from mae_core.weights.saved import Weights
+from mae_core.weights.formats import Weights
 
 # The oldest that torch translates to without converting: more runtimes know it.
 ONNX_OPSET = 18

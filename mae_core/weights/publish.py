@@ -20,10 +20,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 
 from mae_core.config import ModelConfig, to_dict
 from mae_core.errors import CheckpointError, ConfigError, HubError
-from mae_core.weights.contents import Contents
 from mae_core.weights.export import HUGGINGFACE_FILES, huggingface_writers, lost_in, why_not
 from mae_core.weights.files import write_atomically
-from mae_core.weights.registry import WEIGHTS_FILE, locate_weights, read_pretrained
+from mae_core.weights.formats import Weights
+from mae_core.weights.registry import WEIGHTS_FILE, locate, read_weights
 
 # The grid of reconstructions next to the card.
 GRID_FILE = "reconstructions.png"
@@ -120,7 +120,7 @@ def write_repository(
     path = run / WEIGHTS_FILE
     if not path.is_file():
         raise CheckpointError(_unfinished(run))
-    weights = read_pretrained(path)
+    weights = read_weights(path)
     ours = {"mae_core": {"model": to_dict(weights.config), "train": weights.record.get("train")}}
     for name in (*HUGGINGFACE_FILES, GRID_FILE):
         (folder / name).unlink(missing_ok=True)
@@ -146,7 +146,7 @@ def _unfinished(run: Path) -> str:
     """Why there is nothing to upload."""
     if not run.is_dir():
         return f"{str(run)!r} is not the folder of a run; give the out= of a training run"
-    record = read_pretrained(locate_weights(run)).record
+    record = read_weights(locate(run)).record
     return (
         f"the run in {str(run)!r} is not finished: it is at step {record['step']} of "
         f"{record['steps']}; start the same training command again, and upload it after that"
@@ -158,7 +158,7 @@ def _unfinished(run: Path) -> str:
 
 def write_card(
     repo_id: str,
-    weights: Contents,
+    weights: Weights,
     metrics: Sequence[Mapping[str, Any]],
     *,
     license_name: str = NO_LICENSE,
@@ -250,7 +250,7 @@ def _figures(record: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) ->
     )
 
 
-def _usage(repo_id: str, weights: Contents, lacking: str | None) -> str:
+def _usage(repo_id: str, weights: Weights, lacking: str | None) -> str:
     text = f"""```python
 import mae_core
 

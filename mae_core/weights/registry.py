@@ -8,17 +8,31 @@ its name.
 
 import functools
 import json
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from mae_core.errors import CheckpointError, DownloadError
-from mae_core.weights.contents import Contents, Hints, Kind
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.weights.architecture import Hints, Kind
+from mae_core.weights.files import (
+    CHECKPOINT_FILE,
+    HUGGINGFACE_FILES,
+    RUN_FILES,
+    SAFETENSORS_FILE,
+    TORCH_FILE,
+    require_file,
+    weights_in,
+)
+from mae_core.weights.files import WEIGHTS_FILE as WEIGHTS_FILE
+from mae_core.weights.formats import Weights, read_file
 from mae_core.weights.hub import (
     Progress,
     RemoteFile,
     checkpoints_folder,
-    choose_files,
     fetch_file,
     fetch_repository,
     find_repository,
@@ -26,27 +40,10 @@ from mae_core.weights.hub import (
     shown_bytes,
     terminal_bar,
 )
-from mae_core.weights.reading import read_contents
-from mae_core.weights.saved import Weights, load_weights
-from mae_core.weights.sources import check_not_sharded
 
 # `weights/` of the checkout; pip installs it into the package as `bundled/`.
 _INSTALLED = Path(__file__).resolve().parents[1] / "bundled"
 WEIGHTS_FOLDER = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / "weights"
-
-# What a finished run's weights are called.
-WEIGHTS_FILE = "weights.safetensors"
-
-# Where a run's folder has a model, the best first: a finished run's, a running one's, and a
-# running one's in the moment between two saves. `checkpoint` owns the last two names.
-_RUN_FILES = (WEIGHTS_FILE, "checkpoint.pt", "checkpoint.previous.pt")
-
-# Names by which a folder of Hugging Face weights is read, with the config beside them.
-_FOLDER_FILES = {
-    name + suffix
-    for name in ("model.safetensors", "pytorch_model.bin")
-    for suffix in ("", ".index.json")
-}
 
 # The weights used where none are named.
 DEFAULT_WEIGHTS = "mae-tiny"
@@ -63,7 +60,7 @@ class WeightsEntry:
         summary: What they are, in one sentence.
         licence: Under which they may be used.
         kind: What they hold: `autoencoder`, `encoder` or `classifier`.
-        format: As `Contents.format` has it.
+        format: As `Weights.format` has it.
         target: What the model learned to predict: `pixels`, `norm_pix` or `classes`.
         parameters: How many numbers the weights are, position tables included.
         file: Name in `weights/`, where they are bundled.
@@ -109,6 +106,14 @@ class WeightsEntry:
             return Hints(source="registry")
         return Hints(norm_pix=self.target == "norm_pix", source="registry")
 
+    @property
+    def remote(self) -> RemoteFile:
+        """The file and what is known of it: the published one in the cache, or the bundled one."""
+        path = WEIGHTS_FOLDER / str(self.file)
+        if self.url is not None:
+            path = checkpoints_folder() / PurePosixPath(self.url).name
+        return RemoteFile(str(self.url), path, self.bytes, self.sha256, self.md5_prefix)
+
 
 def list_weights() -> dict[str, WeightsEntry]:
     """All weights that have a name, the bundled ones first.
@@ -126,107 +131,16 @@ def list_weights() -> dict[str, WeightsEntry]:
     return {entry.name: entry for entry in sorted(entries, key=lambda entry: not entry.bundled)}
 
 
-def find_weights(weights: str | Path | None = None) -> Path | None:
-    """Where weights are on this machine already; the network is never asked.
-
-    Args:
-        weights: As for `locate_weights`.
-
-    Returns:
-        The file or folder, or None if it would have to be fetched.
-
-    Raises:
-        CheckpointError: If there is no such thing.
-    """
-    name = DEFAULT_WEIGHTS if weights is None else str(weights)
-    entry = list_weights().get(name)
-    if entry is not None:
-        return _find_entry(entry)
-    path = _find_path(name)
-    if path is None and is_repository(name):
-        return _find_repository(name)
-    if path is None:
-        raise CheckpointError(_no_such_thing(name))
-    return path
-
-
-def locate_weights(
-    weights: str | Path | None = None,
-    *,
-    fetch: bool = True,
-    progress: Progress | None = None,
-    account: bool = True,
-) -> Path:
-    """The file or folder that a name, a path or a repository leads to, fetched if need be.
-
-    Args:
-        weights: A name that `list_weights` gives, a file, a folder of Hugging Face weights, the
-            folder of a run, whose checkpoint is taken until it is finished, or the USER/NAME
-            of a repository on the Hugging Face hub, the first of these that there is;
-            `DEFAULT_WEIGHTS` if not given.
-        fetch: Whether what is not on this machine is fetched.
-        progress: Told how far a download is; a bar on standard error if not given.
-        account: Whether the hub is asked in the name of this machine's user, who may read more
-            than others.
-
-    Raises:
-        CheckpointError: If nothing is there, or it is not what the manifest says or no weights.
-        DownloadError: If it cannot be fetched.
-    """
-    name = DEFAULT_WEIGHTS if weights is None else str(weights)
-    path, entry = find_weights(name), list_weights().get(name)
-    if path is not None:
-        return path if entry is None else _verified(entry, path)
-    if not fetch:
-        raise CheckpointError(
-            f"{name!r} is not on this machine yet{_size_note(entry)}; fetch it by "
-            f"`mae fetch {name}`"
-        )
-    if progress is not None:
-        return _fetch(name, entry, progress, account)
-    with terminal_bar(name) as bar:
-        return _fetch(name, entry, bar, account)
-
-
-def load_pretrained(
-    weights: str | Path | None = None,
-    *,
-    hints: Hints | None = None,
-    fetch: bool = True,
-    progress: Progress | None = None,
-) -> Weights:
-    """A model with its decoder, by name, path or repository; fetched if need be.
-
-    Args:
-        weights: As for `locate_weights`.
-        hints: What the file does not tell; what is not given is taken from the manifest, by the
-            weights' name or that of the published file.
-        fetch: As for `locate_weights`.
-        progress: As for `locate_weights`.
-
-    Raises:
-        CheckpointError: If nothing is there, it cannot be used, or has no decoder.
-        DownloadError: If it cannot be fetched.
-    """
-    path = locate_weights(weights, fetch=fetch, progress=progress)
-    return load_weights(path, _hints(weights, path, hints))
-
-
-def read_pretrained(
-    weights: str | Path | None = None,
-    *,
-    hints: Hints | None = None,
-    fetch: bool = True,
-    progress: Progress | None = None,
-) -> Contents:
-    """What weights hold, with a decoder or without; takes what `load_pretrained` takes.
-
-    Raises:
-        CheckpointError: If nothing is there or it cannot be used.
-        DownloadError: If it cannot be fetched.
-    """
-    path = locate_weights(weights, fetch=fetch, progress=progress)
-    return read_contents(path, _hints(weights, path, hints))
+def entry_of(weights: str | Path, path: Path | None = None) -> WeightsEntry | None:
+    """What the manifest has by that name or repository, or published as a file of that name."""
+    entries = list_weights()
+    published = (
+        entry
+        for entry in entries.values()
+        if entry.repo == str(weights)
+        or (path is not None and entry.url and PurePosixPath(entry.url).name == path.name)
+    )
+    return entries.get(str(weights)) or next(published, None)
 
 
 def weights_name(weights: str | Path | None = None) -> str:
@@ -237,113 +151,214 @@ def weights_name(weights: str | Path | None = None) -> str:
     if is_repository(str(weights)) and not path.exists():
         return str(weights)
     path = path.resolve()
-    if path.name in _RUN_FILES:
+    if path.name in RUN_FILES:
         return path.parent.name
     return path.name if path.is_dir() else path.stem
 
 
-def _find_entry(entry: WeightsEntry) -> Path | None:
-    if entry.repo is not None:
-        return _find_repository(entry.repo)
-    path = _remote_file(entry).path if entry.url is not None else WEIGHTS_FOLDER / str(entry.file)
-    if path.is_file():
-        return path
-    if entry.bundled:
+def load(
+    weights: str | Path | None = None,
+    *,
+    hints: Hints | None = None,
+    fetch: bool = True,
+    progress: Progress | None = None,
+) -> MaskedAutoencoder:
+    """A model with its decoder, by name, path or repository.
+
+    Args:
+        weights: A name that `list_weights` gives, a file in any published format, a folder of
+            Hugging Face weights, the folder of a run, whose checkpoint is taken until it is
+            finished, or the USER/NAME of a repository on the Hugging Face hub, the first of these
+            that there is; `DEFAULT_WEIGHTS` if not given. Of repositories that the list does not
+            have, only safetensors are read.
+        hints: What the file does not tell.
+        fetch: Whether what is not on this machine is fetched.
+        progress: Told how far a download is; a bar on standard error if not given.
+
+    Returns:
+        The model, float32, on the CPU, in evaluation mode; its `name` is that of the weights.
+
+    Raises:
+        CheckpointError: If nothing is there, it cannot be used, or has no decoder.
+        DownloadError: If it cannot be fetched.
+    """
+    model = read_weights(weights, hints=hints, fetch=fetch, progress=progress).build()
+    model.name = weights_name(weights)
+    return model
+
+
+def read_weights(
+    weights: str | Path | None = None,
+    *,
+    hints: Hints | None = None,
+    fetch: bool = True,
+    progress: Progress | None = None,
+    account: bool = True,
+) -> Weights:
+    """What weights hold, with a decoder or without.
+
+    Args:
+        weights: As for `load`.
+        hints: What the file does not tell; what it predicts is taken from the manifest if it is
+            not given, by the weights' name or that of the published file.
+        fetch: As for `load`.
+        progress: As for `load`.
+        account: Whether the hub is asked in the name of this machine's user, who may read more
+            than others.
+
+    Raises:
+        CheckpointError: If nothing is there or it cannot be used.
+        DownloadError: If it cannot be fetched.
+    """
+    place, read = _place(weights), list[Weights]()
+    path = _located(place, fetch, progress, account, read.append)
+    entry = place.entry or entry_of(place.name, path)
+    known = Hints() if entry is None else entry.hints
+    if hints is None:
+        hints = known
+    elif hints.norm_pix is None:
+        hints = replace(hints, norm_pix=known.norm_pix)
+    # What was read when it was fetched is not read again.
+    return read[0] if read and hints == known else place.read(path, hints)
+
+
+def locate(
+    weights: str | Path | None = None,
+    *,
+    fetch: bool = True,
+    progress: Progress | None = None,
+    account: bool = True,
+) -> Path:
+    """The file or folder that a name, a path or a repository leads to, fetched if need be.
+
+    Args:
+        weights: As for `load`.
+        fetch: As for `load`.
+        progress: As for `load`.
+        account: As for `read_weights`.
+
+    Raises:
+        CheckpointError: If nothing is there, or it is not what the manifest says or no weights.
+        DownloadError: If it cannot be fetched.
+    """
+    return _located(_place(weights), fetch, progress, account)
+
+
+def find(weights: str | Path | None = None) -> Path | None:
+    """Where weights are on this machine already; the network is never asked.
+
+    Args:
+        weights: As for `load`.
+
+    Returns:
+        The file or folder, or None if it would have to be fetched.
+
+    Raises:
+        CheckpointError: If there is no such thing.
+    """
+    return _place(weights).path
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where weights are: by a name of the manifest, at a path, or in a repository of the hub."""
+
+    name: str
+    entry: WeightsEntry | None = None
+    repo_id: str | None = None
+    path: Path | None = None
+
+    def read(self, path: Path, hints: Hints) -> Weights:
+        # Anybody may have made a repository, and a visitor of the page may have typed its name.
+        return read_file(path, hints, allow_torch=self.entry is not None or self.repo_id is None)
+
+
+def _place(weights: str | Path | None) -> _Place:
+    """Where weights lead to, and whether they are there: its path is None if not."""
+    name = DEFAULT_WEIGHTS if weights is None else str(weights)
+    entry = list_weights().get(name)
+    if entry is None and (path := _local(name)) is not None:
+        return _Place(name, path=path)
+    entry = entry_of(name)
+    repo_id = entry.repo if entry is not None else name
+    if repo_id is not None:
+        if not is_repository(repo_id):
+            raise CheckpointError(
+                f"{name[:200]!r} is neither a file of weights, a folder with {WEIGHTS_FILE}, "
+                f"{SAFETENSORS_FILE}, {TORCH_FILE} or {CHECKPOINT_FILE}, the USER/NAME of a "
+                f"repository, nor one of {', '.join(list_weights())}"
+            )
+        folder = find_repository(repo_id)
+        return _Place(name, entry, repo_id, None if folder is None else _readable(folder))
+    assert entry is not None
+    path = entry.remote.path
+    if entry.bundled and not path.is_file():
         raise CheckpointError(
-            f"the bundled weights {entry.name!r} are not in weights/; restore {entry.file} from "
-            "the repository"
+            f"the bundled weights {name!r} are not in weights/; restore {entry.file} from the "
+            "repository"
         )
-    return None
+    return _Place(name, entry, path=path if path.is_file() else None)
 
 
-def _find_repository(repo_id: str) -> Path | None:
-    folder = find_repository(repo_id)
-    return None if folder is None else _readable(folder)
-
-
-def _find_path(text: str) -> Path | None:
+def _local(text: str) -> Path | None:
+    """The file or folder of weights at a path; None if there is none."""
     try:
         path = Path(text).expanduser()
         if path.is_dir():
-            runs = (path / name for name in _RUN_FILES)
-            found = next((file for file in runs if file.is_file()), None) or _readable(path)
-            if found is None:
-                check_not_sharded(path)
-            return found
-        return path if path.is_file() else None
+            return _readable(path)
+        if os.path.lexists(path):
+            require_file(path)
+            return path
     except (OSError, ValueError, RuntimeError) as error:
         # No such user, a name too long or with a zero byte, a folder that may not be read.
         reason = (error.strerror or "") if isinstance(error, OSError) else str(error)
         raise CheckpointError(
             f"{text[:200]!r} cannot be looked into ({reason}); give another path"
         ) from error
+    return None
 
 
 def _readable(folder: Path) -> Path | None:
     """What to read in a folder: itself, where its names are Hugging Face's, or its one file."""
-    names = [path.name for path in folder.iterdir()]
-    chosen = choose_files(names)
-    if any(name in _FOLDER_FILES for name in chosen or names):
-        return folder
-    return folder / chosen[-1] if chosen else None
+    file = weights_in(folder)
+    return folder if file is not None and file.name in HUGGINGFACE_FILES else file
 
 
-def _no_such_thing(text: str) -> str:
-    return (
-        f"{text[:200]!r} is neither a file of weights, a folder with {WEIGHTS_FILE}, "
-        "model.safetensors, pytorch_model.bin or checkpoint.pt, the USER/NAME of a repository, nor "
-        f"one of {', '.join(list_weights())}"
-    )
+def _located(
+    place: _Place,
+    fetch: bool,
+    progress: Progress | None,
+    account: bool,
+    keep: Callable[[Weights], object] = lambda _: None,
+) -> Path:
+    """The file or folder, fetched if need be; `keep` gets what was read then."""
+    name, entry = place.name, place.entry
+    if place.path is not None:
+        return place.path if entry is None or entry.repo else _verified(entry, place.path)
+    if not fetch:
+        size = "" if entry is None else f" (about {shown_bytes(entry.expected_bytes)})"
+        raise CheckpointError(
+            f"{name!r} is not on this machine yet{size}; fetch it by `mae fetch {name}`"
+        )
 
-
-def _remote_file(entry: WeightsEntry) -> RemoteFile:
-    path = checkpoints_folder() / PurePosixPath(str(entry.url)).name
-    return RemoteFile(str(entry.url), path, entry.bytes, entry.sha256, entry.md5_prefix)
-
-
-def _fetch(name: str, entry: WeightsEntry | None, progress: Progress, account: bool) -> Path:
     def check(path: Path) -> None:
-        """Read the whole of it: what cannot be used is never kept."""
+        """Read the whole of what was received: what cannot be used is never kept."""
         try:
-            read_contents(path, Hints() if entry is None else entry.hints)
+            keep(place.read(path, known))
         except CheckpointError as error:
             raise DownloadError(f"{name} was fetched, refused and removed: {error}") from error
 
-    if entry is not None and entry.repo is None:
-        return fetch_file(_remote_file(entry), progress=progress, check=check)
-    repo_id = name if entry is None else str(entry.repo)
-    folder = fetch_repository(
-        repo_id, progress=progress, check=lambda f: check(_readable(f) or f), account=account
-    )
-    return _readable(folder) or folder
-
-
-def _size_note(entry: WeightsEntry | None) -> str:
-    return "" if entry is None else f" (about {shown_bytes(entry.expected_bytes)})"
-
-
-def _hints(weights: str | Path | None, path: Path, given: Hints | None) -> Hints:
-    """What was given, and of the target what the manifest knows."""
-    entry = entry_of(DEFAULT_WEIGHTS if weights is None else str(weights), path)
     known = Hints() if entry is None else entry.hints
-    if given is None:
-        return known
-    return given if given.norm_pix is not None else replace(given, norm_pix=known.norm_pix)
-
-
-def entry_of(name: str, path: Path) -> WeightsEntry | None:
-    """What the manifest has of that name, or published as a file of that name."""
-    entries = list_weights()
-    if name in entries:
-        return entries[name]
-    published = (e for e in entries.values() if e.url and PurePosixPath(e.url).name == path.name)
-    return next(published, None)
+    with terminal_bar(name) if progress is None else nullcontext(progress) as told:
+        if place.repo_id is not None:
+            folder = fetch_repository(place.repo_id, progress=told, check=check, account=account)
+            return _readable(folder) or folder
+        assert entry is not None
+        return fetch_file(entry.remote, progress=told, check=check)
 
 
 def _verified(entry: WeightsEntry, path: Path) -> Path:
     """A file that is on disk, if it is the one that the manifest describes."""
-    if entry.repo is not None:
-        return path
     status = path.stat()
     difference = _difference(entry, path, status.st_size, status.st_mtime_ns)
     if difference is None:
@@ -362,5 +377,4 @@ def _verified(entry: WeightsEntry, path: Path) -> Path:
 @functools.lru_cache(maxsize=64)
 def _difference(entry: WeightsEntry, path: Path, size: int, mtime_ns: int) -> str | None:
     """How a file differs from the manifest; computed once for each version of it."""
-    remote = RemoteFile(str(entry.url), path, entry.bytes, entry.sha256, entry.md5_prefix)
-    return remote.mismatch(path)
+    return entry.remote.mismatch(path)

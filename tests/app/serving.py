@@ -24,7 +24,7 @@ from app.ui import EXAMPLES, build_page
 from mae_core import MAEError, MaskedAutoencoder, ModelConfig, Reconstruction, Reconstructor
 from mae_core.config import to_dict
 from mae_core.reconstruct import ReconstructionRequest
-from mae_core.weights.runs import CHECKPOINT_FILE, save_checkpoint
+from mae_core.weights.files import CHECKPOINT_FILE, save_checkpoint
 
 Result = TypeVar("Result")
 

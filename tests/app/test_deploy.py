@@ -18,7 +18,7 @@ from app.deploy.card import front_matter, space_readme
 from app.deploy.files import CPU_TORCH_INDEX, ROOT, Content, content_bytes, space_files
 from app.deploy.weights import ChosenWeights, choose_weights
 from mae_core import ConfigError, MAEError
-from mae_core.weights.saved import save_weights
+from mae_core.weights.formats import save_weights
 from tests.app.serving import save_step, small_reconstructor
 from tests.hub import TOKEN, Hub, running_hub
 

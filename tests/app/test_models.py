@@ -29,11 +29,11 @@ from mae_core import (
     PatchMask,
     Reconstruction,
     Reconstructor,
-    load_pretrained,
-    locate_weights,
+    locate,
+    read_weights,
 )
-from mae_core.weights.runs import CHECKPOINT_FILE
-from mae_core.weights.saved import save_weights
+from mae_core.weights.files import CHECKPOINT_FILE
+from mae_core.weights.formats import save_weights
 from tests.app.serving import example, save_step, small_reconstructor
 from tests.downloading import isolate
 from tests.pictures import draw_picture
@@ -53,10 +53,10 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     paths: list[Path] = []
 
     def counting(source: str, *, fetch: bool) -> Any:
-        paths.append(locate_weights(source))
-        return load_pretrained(source, fetch=fetch)
+        paths.append(locate(source))
+        return read_weights(source, fetch=fetch)
 
-    monkeypatch.setattr(app.models, "load_pretrained", counting)
+    monkeypatch.setattr(app.models, "read_weights", counting)
     return paths
 
 

@@ -34,7 +34,7 @@ from mae_core import (
     decode_image,
 )
 from mae_core.reconstruct import ReconstructionRequest
-from mae_core.weights.saved import save_weights
+from mae_core.weights.formats import save_weights
 from tests.app.serving import (
     HeldReconstructor,
     encoded,

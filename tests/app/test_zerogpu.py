@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app import zerogpu
-from mae_core.weights.saved import save_weights
+from mae_core.weights.formats import save_weights
 from tests.app.serving import small_reconstructor
 from tests.sources import ROOT
 

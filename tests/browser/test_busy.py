@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from app.service import ReconstructionService
 from app.settings import AppSettings
 from app.values import Values
-from mae_core.weights.saved import save_weights
+from mae_core.weights.formats import save_weights
 from tests.app.serving import HeldReconstructor, example, served, small_reconstructor
 from tests.browser.conftest import DESKTOP, PHONE, TIMEOUT, gone, watched
 from tests.browser.test_page import expected, seen, shows, slide, sources

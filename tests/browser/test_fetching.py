@@ -11,9 +11,9 @@ from playwright.sync_api import Locator, Page, expect
 from app.fetching import ModelShelf
 from app.models import ServedModel
 from app.service import ReconstructionService
+from mae_core.weights.formats import save_weights
 from mae_core.weights.hub import Progress
-from mae_core.weights.registry import list_weights, locate_weights
-from mae_core.weights.saved import save_weights
+from mae_core.weights.registry import list_weights
 from tests.app.serving import example, small_reconstructor
 from tests.browser.conftest import PHONE, TIMEOUT, opened
 from tests.browser.test_page import expected, seen, shows, slide
@@ -59,7 +59,7 @@ def shelf(hub: Hub, gate: threading.Event) -> Iterator[ModelShelf]:
             progress(done, total)
             assert not done or gate.wait(TIMEOUT / 1000)
 
-        return locate_weights(name, fetch=fetch, progress=held, account=account)
+        return locate(name, fetch=fetch, progress=held, account=account)
 
     def read(name: str) -> ServedModel:
         return ServedModel.open(name, device="cpu")

@@ -21,10 +21,9 @@ from mae_core.images import to_tensor
 from mae_core.model.losses import reconstruction_loss
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask, mask_from_noise
-from mae_core.weights.contents import Contents, Hints, Kind
 from mae_core.weights.export import convert, write_huggingface, write_official, write_timm
-from mae_core.weights.reading import read_contents
-from mae_core.weights.saved import load_weights, save_weights
+from mae_core.weights.formats import Hints, Kind, Weights, save_weights
+from mae_core.weights.registry import read_weights
 from tests.pictures import draw_picture
 from tests.sources import ROOT
 
@@ -47,7 +46,7 @@ def build(config: ModelConfig = CONFIG) -> MaskedAutoencoder:
     return model
 
 
-def contents_of(model: MaskedAutoencoder, kind: Kind = "autoencoder") -> Contents:
+def contents_of(model: MaskedAutoencoder, kind: Kind = "autoencoder") -> Weights:
     state, num_classes = dict(model.state_dict()), None
     if kind != "autoencoder":
         state = {k: v for k, v in state.items() if not k.startswith(("decoder_", "mask_token"))}
@@ -61,7 +60,7 @@ def contents_of(model: MaskedAutoencoder, kind: Kind = "autoencoder") -> Content
     config = model.config
     if kind != "autoencoder":
         config = replace(config, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16)
-    return Contents("official", kind, config, state, {}, {}, "float32", num_classes)
+    return Weights("official", kind, config, state, {}, {}, "float32", num_classes)
 
 
 def all_visible(count: int, length: int) -> PatchMask:
@@ -154,7 +153,7 @@ def test_transformers_opens_narrow_numbers(tmp_path: Path, dtype: torch.dtype) -
 # --- timm opens it
 
 
-def timm_model(contents: Contents, path: Path, **changes: object) -> Any:
+def timm_model(contents: Weights, path: Path, **changes: object) -> Any:
     import timm
 
     config = contents.config
@@ -268,7 +267,7 @@ def test_every_way_there_and_back_is_bitwise(
         if target == "timm" and contents.kind == "autoencoder":
             expected = contents_of(build(), "encoder")
         convert(contents, path, target)
-        contents = read_contents(path, HINTS)
+        contents = read_weights(path, HINTS)
         assert contents.kind == expected.kind
         assert contents.num_classes == expected.num_classes
         assert_same(contents.state, expected.state)
@@ -278,7 +277,7 @@ def test_every_way_there_and_back_is_bitwise(
         assert contents.config == expected.config
 
 
-def with_statistics_of(contents: Contents, config: ModelConfig) -> ModelConfig:
+def with_statistics_of(contents: Weights, config: ModelConfig) -> ModelConfig:
     return replace(config, mean=contents.config.mean, std=contents.config.std)
 
 
@@ -287,14 +286,14 @@ def test_formats_that_know_everything_need_no_hints(tmp_path: Path, target: str)
     contents = contents_of(build())
     path = tmp_path / PATHS[target].format("out")
     convert(contents, path, target)
-    assert read_contents(path).config == CONFIG
+    assert read_weights(path).config == CONFIG
 
 
 def test_a_record_stays_with_its_weights(tmp_path: Path) -> None:
     save_weights(tmp_path / "a.safetensors", build(), record={"recipe": "quick"})
     assert main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"),
                  "--to", "mae_core", "--dtype", "float16"]) == 0  # fmt: skip
-    again = read_contents(tmp_path / "b.safetensors")
+    again = read_weights(tmp_path / "b.safetensors")
     assert (again.record, again.dtype) == ({"recipe": "quick"}, "float16")
 
 
@@ -304,7 +303,7 @@ def test_narrow_numbers_are_those_of_torch(tmp_path: Path, target: str, dtype: s
     contents = contents_of(build(), "encoder" if target == "timm" else "autoencoder")
     path = tmp_path / PATHS[target].format("out")
     convert(contents, path, target, dtype=dtype)
-    again = read_contents(path, HINTS)
+    again = read_weights(path, HINTS)
     assert again.dtype == dtype
     rounded = {k: v.to(getattr(torch, dtype)).float() for k, v in contents.state.items()}
     assert_same(again.state, rounded)
@@ -396,7 +395,7 @@ def test_what_an_interrupted_call_left_is_no_hindrance(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
         "model.safetensors", "preprocessor_config.json", "config.json",
     }  # fmt: skip
-    assert_same(read_contents(folder).state, contents.state)
+    assert_same(read_weights(folder).state, contents.state)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -481,11 +480,11 @@ def test_options_say_what_shapes_cannot(tmp_path: Path, capsys: pytest.CaptureFi
     target = tmp_path / "b.safetensors"
     assert main([str(tmp_path / "a.pth"), str(target), "--to", "mae_core", *options]) == 0
     assert "assumed" not in capsys.readouterr().out.replace("assumed mean", "")
-    config = read_contents(target).config
-    assert config == with_statistics_of(read_contents(target), CONFIG)
+    config = read_weights(target).config
+    assert config == with_statistics_of(read_weights(target), CONFIG)
     again = ["--num-heads", "6", "--decoder-num-heads", "2", "--no-norm-pix"]
     main([str(tmp_path / "a.pth"), str(tmp_path / "c.safetensors"), "--to", "mae_core", *again])
-    config = read_contents(tmp_path / "c.safetensors").config
+    config = read_weights(tmp_path / "c.safetensors").config
     assert (config.num_heads, config.decoder_num_heads, config.norm_pix) == (6, 2, False)
     assert config.layer_norm_eps == 1e-6
 
@@ -573,11 +572,11 @@ def test_guessed_heads_are_said_before_a_picture_is_drawn(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_official(tmp_path / "a.pth", contents_of(build()))
-    load_weights(tmp_path / "a.pth")
+    read_weights(tmp_path / "a.pth")
     assert "does not say its decoder_num_heads: 16 is a guess" in caplog.text
     assert "--decoder-num-heads N writes the right one down" in caplog.text
     caplog.clear()
-    load_weights(tmp_path / "a.pth", HINTS)
+    read_weights(tmp_path / "a.pth", HINTS)
     assert not caplog.text
 
 

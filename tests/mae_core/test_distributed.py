@@ -15,7 +15,7 @@ from mae_core.config import SystemConfig, TrainConfig
 from mae_core.errors import ConfigError, DeviceError
 from mae_core.training.distributed import init_distributed
 from mae_core.training.train import train
-from mae_core.weights.saved import load_weights
+from mae_core.weights.registry import read_weights
 from tests.mae_core.conftest import MakeRun
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,8 +53,8 @@ def train_apart(folder: Path, out: Path, *fields: str, processes: int = 1) -> st
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Both saw the same batches under the same masks: equal but for the order of sums."""
-    first = load_weights(one / "weights.safetensors").state
-    second = load_weights(other / "weights.safetensors").state
+    first = read_weights(one / "weights.safetensors").state
+    second = read_weights(other / "weights.safetensors").state
     for name, value in first.items():
         own, others = (_that_learns(name, tensor) for tensor in (value, second[name]))
         torch.testing.assert_close(others, own, rtol=0, atol=1e-5, msg=name)
@@ -107,7 +107,7 @@ def test_two_processes_do_what_one_does(
 ) -> None:
     train_apart(pictures, tmp_path / "two", "optim.name=adamw", *fields, processes=2)
     assert_same_run(one_process, tmp_path / "two")
-    assert load_weights(tmp_path / "two" / "weights.safetensors").record["processes"] == 2
+    assert read_weights(tmp_path / "two" / "weights.safetensors").record["processes"] == 2
 
 
 def test_a_run_goes_on_with_another_number_of_processes(

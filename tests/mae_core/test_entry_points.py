@@ -10,7 +10,7 @@ from PIL import Image
 import mae_core.commands.reconstruct
 from mae_core.config import ModelConfig
 from mae_core.model.mae import MaskedAutoencoder
-from mae_core.weights.saved import save_weights
+from mae_core.weights.formats import save_weights
 from tests.pictures import draw_picture
 
 ROOT = Path(__file__).resolve().parents[2]

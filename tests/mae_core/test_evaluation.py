@@ -29,8 +29,8 @@ from mae_core.evaluation.reconstruction import (
 )
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.reconstruct import Rebuilt, Reconstructor
-from mae_core.weights.registry import load_pretrained
-from mae_core.weights.saved import save_weights
+from mae_core.weights.formats import save_weights
+from mae_core.weights.registry import load
 from tests.pictures import draw_picture
 
 
@@ -256,7 +256,7 @@ def test_the_command_measures_in_float32_and_without_baselines_if_asked(
     assert report["precision"] == "float32"
     assert list(report["methods"]) == ["model"]
     # The very figures of a run's own measurement.
-    model = load_pretrained(weights).build()
+    model = load(weights)
     figures = evaluate_reconstruction(
         model, load_images(picture_folder, model.config), baselines=False
     )

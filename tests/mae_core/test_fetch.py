@@ -10,8 +10,8 @@ import pytest
 
 import mae_core.commands.fetch
 from mae_core.model.mae import MaskedAutoencoder
-from mae_core.weights.registry import list_weights, locate_weights
-from mae_core.weights.saved import save_weights
+from mae_core.weights.formats import save_weights
+from mae_core.weights.registry import list_weights, locate
 from tests.downloading import isolate
 from tests.hub import TOKEN, Hub, running_hub
 
@@ -81,4 +81,4 @@ def test_without_a_name_there_is_a_table(
 
 def test_what_is_here_is_named_and_not_fetched(capsys: pytest.CaptureFixture[str]) -> None:
     assert mae_core.commands.fetch.main(["mae-tiny"]) == 0
-    assert capsys.readouterr().out.strip() == str(locate_weights("mae-tiny"))
+    assert capsys.readouterr().out.strip() == str(locate("mae-tiny"))

@@ -24,8 +24,8 @@ from mae_core.errors import CheckpointError, ConfigError, PatchError
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask, block_mask, custom_mask, mask_from_noise, random_mask
 from mae_core.weights import onnx as graph
+from mae_core.weights.formats import Weights
 from mae_core.weights.onnx import ONNX_OPSET, PROGRAM_FACTS, describe, export_onnx, export_program
-from mae_core.weights.saved import Weights
 from tests.sources import ROOT
 
 MICRO = ModelConfig(

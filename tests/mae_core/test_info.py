@@ -15,9 +15,9 @@ import torch
 import mae_core.commands.info
 from mae_core.config import PRESETS
 from mae_core.model.mae import MaskedAutoencoder
+from mae_core.weights.formats import save_weights
 from mae_core.weights.names import official_from_huggingface
 from mae_core.weights.registry import list_weights
-from mae_core.weights.saved import save_weights
 from tests import checkpoints
 from tests.checkpoints import SMALL
 

@@ -16,11 +16,10 @@ from mae_core.recipes import RECIPES
 from mae_core.training.checkpoint import RunState
 from mae_core.training.distributed import World
 from mae_core.training.train import start_run, train
-from mae_core.weights.contents import Hints
 from mae_core.weights.export import convert, write_official
-from mae_core.weights.reading import read_contents
-from mae_core.weights.runs import load_checkpoint
-from mae_core.weights.saved import load_weights, save_weights
+from mae_core.weights.files import load_checkpoint
+from mae_core.weights.formats import Hints, save_weights
+from mae_core.weights.registry import read_weights
 from tests.mae_core.conftest import MakeRun
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -44,7 +43,7 @@ def written(folder: Path, model: MaskedAutoencoder, target: str) -> Path:
     name = {"official": "weights.pth", "huggingface": "weights", "timm": "encoder.safetensors"}
     if target == "mae_core":
         return folder / "trained.safetensors"
-    convert(read_contents(folder / "trained.safetensors"), folder / name[target], target)
+    convert(read_weights(folder / "trained.safetensors"), folder / name[target], target)
     return folder / name[target]
 
 
@@ -245,7 +244,7 @@ def test_tables_of_any_grid_are_stretched_over_another(
 def test_a_classifier_and_what_is_not_there_are_refused(
     trained: MaskedAutoencoder, run_config: MakeRun, tmp_path: Path
 ) -> None:
-    contents = read_contents(written(tmp_path, trained, "mae_core"))
+    contents = read_weights(written(tmp_path, trained, "mae_core"))
     state = {k: v for k, v in contents.state.items() if not of_decoder(k)}
     state["fc_norm.weight"], state["fc_norm.bias"] = (
         state.pop("norm.weight"),
@@ -270,7 +269,7 @@ def test_a_run_from_an_encoder_ends_and_tells_where_it_began(
         stages=(StageConfig(48),),
     )  # fmt: skip
     assert train(config, **{"model.num_heads": 2}).finished
-    weights = load_weights(Path(config.out) / "weights.safetensors")
+    weights = read_weights(Path(config.out) / "weights.safetensors")
     assert weights.config == small_config
     assert weights.record["init_from"] == "encoder (encoder only, fresh decoder)"
     content = load_checkpoint(Path(config.out) / "checkpoint.pt")
@@ -289,14 +288,14 @@ def test_a_run_for_principal_components_finds_its_own(
         stages=(StageConfig(48),),
     )  # fmt: skip
     assert train(config, **{"model.pca_components": 6}).finished
-    weights = load_weights(Path(config.out) / "weights.safetensors")
+    weights = read_weights(Path(config.out) / "weights.safetensors")
     assert weights.config.pca_components == 6
     basis = weights.state["pca_basis"]
     torch.testing.assert_close(basis.T @ basis, torch.eye(6), rtol=0, atol=1e-5)
     # Weights that bring them keep them.
     onward = replace(config, init_from=config.out, out=str(tmp_path / "onward"))
     assert train(onward).finished
-    after = load_weights(tmp_path / "onward" / "weights.safetensors")
+    after = read_weights(tmp_path / "onward" / "weights.safetensors")
     assert torch.equal(after.state["pca_basis"], basis)
 
 
@@ -313,7 +312,7 @@ def test_the_command_line_changes_the_model_of_the_weights(
     changes = ["model.decoder_embed_dim=20", "model.decoder_num_heads=5"]
     # 20 wide is no width for the 16 heads of the recipe's own decoder.
     assert main(["adapt", *changes, f"init_from={path}", *arguments]) == 0
-    weights = load_weights(out / "weights.safetensors")
+    weights = read_weights(out / "weights.safetensors")
     assert weights.config == replace(trained.config, decoder_embed_dim=20, decoder_num_heads=5)
     monkeypatch.setitem(RECIPES, "plain", lambda: TrainConfig(steps=1))
     with pytest.raises(ConfigError, match="decoder_embed_dim 20 does not divide into 16 heads"):
@@ -332,7 +331,7 @@ def test_the_same_model_through_every_door_trains_alike(
         )  # fmt: skip
         heads = HEADS if target == "official" else []
         assert train(config, **dict(change.split("=") for change in heads)).finished
-        ends.append(load_weights(folder / "run" / "weights.safetensors").state)
+        ends.append(read_weights(folder / "run" / "weights.safetensors").state)
     assert not torch.equal(ends[0]["norm.bias"], trained.norm.bias)
     assert_same(ends[1], ends[0])
     assert_same(ends[2], ends[0])
@@ -342,5 +341,5 @@ def test_hints_and_overrides_say_the_same(
     trained: MaskedAutoencoder, run_config: MakeRun, tmp_path: Path
 ) -> None:
     path = written(tmp_path, trained, "official")
-    told: Any = read_contents(path, Hints(num_heads=2, decoder_num_heads=2)).config
+    told: Any = read_weights(path, Hints(num_heads=2, decoder_num_heads=2)).config
     assert begin(run_config(init_from=str(path)), HEADS).model.config == told

@@ -19,7 +19,8 @@ from mae_core.model.losses import LossKind, reconstruction_loss
 from mae_core.model.mae import MaskedAutoencoder, sincos_pos_embed
 from mae_core.model.masking import PatchMask, draw_mask, mask_from_noise, random_mask
 from mae_core.model.patches import normalize_patches, patchify, unpatchify
-from mae_core.weights.saved import load_weights, save_weights
+from mae_core.weights.formats import save_weights
+from mae_core.weights.registry import load
 from tests import references
 
 OFFICIAL_KEYS = Path(__file__).with_name("official_keys_base.txt")
@@ -575,7 +576,7 @@ def test_the_target_is_not_rounded_where_the_network_is() -> None:
 def test_principal_components_are_part_of_the_weights(tmp_path: Path) -> None:
     model = build(replace(TINY, pca_components=10, encoder_mask_tokens=True))
     save_weights(tmp_path / "pca.safetensors", model, record={})
-    again = load_weights(tmp_path / "pca.safetensors").build()
+    again = load(tmp_path / "pca.safetensors")
     images, patch_mask = noise(2, 3, 32, 32), random_mask(2, 16, 0.75, seed=0)
     assert torch.equal(loss_of(model, images, patch_mask), loss_of(again, images, patch_mask))
     pred = noise(1, 16, 10)

@@ -22,11 +22,11 @@ from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import mask_from_noise
 from mae_core.training.report import read_metrics
 from mae_core.weights import publish
+from mae_core.weights.files import save_checkpoint
+from mae_core.weights.formats import save_weights
 from mae_core.weights.hub import fetch_repository, find_repository
 from mae_core.weights.publish import push, write_card, write_repository
-from mae_core.weights.registry import read_pretrained
-from mae_core.weights.runs import save_checkpoint
-from mae_core.weights.saved import load_weights, save_weights
+from mae_core.weights.registry import read_weights
 from tests.downloading import Seen, isolate, use_hub
 from tests.hub import TOKEN, Hub, running_hub
 
@@ -105,7 +105,7 @@ def test_a_run_arrives_whole_in_one_commit(
     assert files["weights.safetensors"] == (run / "weights.safetensors").read_bytes()
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(files["weights.safetensors"])
-    assert load_weights(copy).record == RECORD
+    assert read_weights(copy).record == RECORD
     with Image.open(io.BytesIO(files["reconstructions.png"])) as grid:
         assert grid.convert("RGB").getpixel((0, 0)) == (0, 0, 255)
     card = files["README.md"].decode()
@@ -257,7 +257,7 @@ def test_what_was_pushed_opens_here_with_nothing_lost(
     write_repository(tmp_path / "out", "me/bands", run)
     files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     hub.publish("me/bands", files)
-    weights = read_pretrained("me/bands", progress=Seen())
+    weights = read_weights("me/bands", progress=Seen())
     assert (weights.config, weights.record) == (config, RECORD)
     said = files["README.md"].decode()
     assert "transformers' format does not say bands=(3, 2, 1), value_range=((0.0, 4095.0),)" in said
@@ -275,7 +275,7 @@ def test_the_half_that_transformers_fetched_is_not_taken_for_the_whole(
     assert find_repository("me/half") is None
     folder = fetch_repository("me/half", progress=Seen())
     assert find_repository("me/half") == folder
-    assert read_pretrained("me/half", fetch=False).record == RECORD
+    assert read_weights("me/half", fetch=False).record == RECORD
 
 
 @pytest.mark.parametrize("changes", [
@@ -350,7 +350,7 @@ def test_mistakes_on_the_command_line_are_sentences(run: Path) -> None:
 
 
 def card_of(run: Path, **record: object) -> str:
-    weights = read_pretrained(run / "weights.safetensors")
+    weights = read_weights(run / "weights.safetensors")
     weights.record.update(record)
     return write_card("me/flowers", weights, read_metrics(run / "metrics.jsonl"), has_grid=False)
 
@@ -384,7 +384,7 @@ def test_the_card_follows_the_record(run: Path) -> None:
     assert "| images |" not in changed
     unmeasured = card_of(run, holdout_psnr=None, holdout_ssim=None, holdout_loss=None)
     assert "Nothing was held out" in unmeasured
-    weights = read_pretrained(run / "weights.safetensors")
+    weights = read_weights(run / "weights.safetensors")
     weights.record.clear()
     assert "Nothing is recorded" in write_card("me/x", weights, [], has_grid=False)
 

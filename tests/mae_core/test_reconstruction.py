@@ -44,7 +44,7 @@ from mae_core.reconstruct import (
     fit_to_model,
     rebuild,
 )
-from mae_core.weights.registry import load_pretrained
+from mae_core.weights.registry import load
 from tests import references
 from tests.pictures import draw_picture
 
@@ -742,7 +742,7 @@ def test_a_model_that_is_ready_is_shared_and_one_in_place_is_moved(
     own = Reconstructor(small_model, "m", device="cpu", precision="bfloat16", in_place=True)
     assert own.model is small_model
     assert small_model.pos_embed.dtype == torch.bfloat16
-    read = load_pretrained("mae-tiny").build()
+    read = load("mae-tiny")
     Reconstructor(read, device="cpu", precision="bfloat16", in_place=True).on_cpu()
 
 

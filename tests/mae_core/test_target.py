@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_core import DEFAULT_WEIGHTS, MaskedAutoencoder, ModelConfig, load_weights, locate_weights
+from mae_core import DEFAULT_WEIGHTS, MaskedAutoencoder, ModelConfig, load
+from mae_core.model.losses import reconstruction_loss
 from mae_core.model.masking import random_mask
-from mae_core.weights.contents import Hints
-from mae_core.weights.reading import read_contents
-from mae_core.weights.target import predicts_normalized_pixels
+from mae_core.weights.formats import Hints, predicts_normalized_pixels
+from mae_core.weights.registry import read_weights
 
 STEPS = 150
 
@@ -28,7 +28,7 @@ def trained(config: ModelConfig) -> MaskedAutoencoder:
         images = 4 * drawn[3].mean(dim=1, keepdim=True) - 2 + waves * drawn[4]
         output = model(images, random_mask(16, config.grid_size**2, 0.5, seed=step))
         optimizer.zero_grad()
-        output.loss.backward()
+        reconstruction_loss(output.pred, model.target(images), output.mask).backward()
         optimizer.step()
     return model.eval()
 
@@ -43,16 +43,16 @@ def test_files_of_trained_models_are_told_apart(
     # Such a file has the names of all others, and nothing that says what it predicts.
     path = tmp_path / "full.pth"
     torch.save({"model": model.state_dict()}, path)
-    contents = read_contents(path)
+    contents = read_weights(path)
     assert contents.config == config
     assert contents.origins["norm_pix"] == "trial"
     # Who knows better is believed.
-    told = read_contents(path, Hints(norm_pix=not norm_pix))
+    told = read_weights(path, hints=Hints(norm_pix=not norm_pix))
     assert (told.config.norm_pix, told.origins["norm_pix"]) == (not norm_pix, "option")
 
 
 def test_the_bundled_weights_predict_pixels() -> None:
-    model = load_weights(locate_weights(DEFAULT_WEIGHTS)).build()
+    model = load(DEFAULT_WEIGHTS)
     assert predicts_normalized_pixels(model) is False
 
 

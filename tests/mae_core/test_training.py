@@ -57,8 +57,8 @@ from mae_core.training.trainer import (
     prefer_fast_attention,
     training_precision,
 )
-from mae_core.weights.runs import load_checkpoint, load_latest, save_checkpoint
-from mae_core.weights.saved import load_weights
+from mae_core.weights.files import load_checkpoint, load_latest, save_checkpoint
+from mae_core.weights.registry import read_weights
 from tests.mae_core.conftest import MakeRun
 
 CPU = torch.device("cpu")
@@ -324,7 +324,7 @@ def test_the_loss_is_the_mean_over_removed_patches_plus_the_weighted_visible_one
 
 
 def _weights(config: TrainConfig) -> dict[str, torch.Tensor]:
-    return load_weights(Path(config.out) / "weights.safetensors").state
+    return read_weights(Path(config.out) / "weights.safetensors").state
 
 
 def test_a_run_learns_and_leaves_everything_behind(run_config: MakeRun, tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_a_run_learns_and_leaves_everything_behind(run_config: MakeRun, tmp_path
     assert [line["step"] for line in held_out] == [60, 120]
     assert held_out[1]["holdout_psnr"] > held_out[0]["holdout_psnr"]
     assert (out / "reconstructions" / "step-000120.png").exists()
-    record = load_weights(out / "weights.safetensors").record
+    record = read_weights(out / "weights.safetensors").record
     assert record["pictures"] == 12
     assert record["pictures_seen"] == 1440
     assert record["holdout_psnr"] == pytest.approx(held_out[1]["holdout_psnr"])
@@ -391,7 +391,7 @@ def test_what_was_changed_on_the_way_stands_in_the_record(
         train(config)
     moved = replace(config.data, cache=str(Path(config.out).parent / "elsewhere"))
     train(replace(config, visible_weight=0.2, eval_every=100, data=moved))
-    record = load_weights(Path(config.out) / "weights.safetensors").record
+    record = read_weights(Path(config.out) / "weights.safetensors").record
     assert record["changes"] == [
         {"step": 5, "field": "visible_weight", "from": 0.1, "to": 0.2},
         {"step": 5, "field": "eval_every", "from": 4, "to": 100},
@@ -433,7 +433,7 @@ def test_weights_to_begin_with_bring_their_shape(run_config: MakeRun) -> None:
     train(first)
     out = str(Path(first.out).parent / "second")
     train(replace(first, out=out, init_from=first.out, model=ModelConfig()))
-    weights = load_weights(Path(out) / "weights.safetensors")
+    weights = read_weights(Path(out) / "weights.safetensors")
     assert weights.config == first.model
     assert weights.record["init_from"] == "run"
     with pytest.raises(ConfigError, match="of another shape than model="):
@@ -587,7 +587,7 @@ def test_a_run_whose_loss_is_no_number_rolls_back_and_goes_on_slower(run_config:
         recovery=RecoveryConfig(lr_factor=1e-33),
     )  # fmt: skip
     assert train(config).finished
-    weights = load_weights(Path(config.out) / "weights.safetensors")
+    weights = read_weights(Path(config.out) / "weights.safetensors")
     assert weights.record["rollbacks"] == 1
     (event,) = _events(config)
     assert "the loss jumped or was not finite in the steps before 5" in event
@@ -717,8 +717,8 @@ def test_kill_9_and_start_again_ends_in_the_same_bits(picture_folder: Path, tmp_
         _command(killed, picture_folder), check=True, capture_output=True, text=True, cwd=root
     )
     assert "resuming" in again.stderr
-    first = load_weights(whole / "weights.safetensors").state
-    second = load_weights(killed / "weights.safetensors").state
+    first = read_weights(whole / "weights.safetensors").state
+    second = read_weights(killed / "weights.safetensors").state
     assert all(torch.equal(first[name], second[name]) for name in first)
     steps = [
         json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()
@@ -882,7 +882,7 @@ def test_a_run_goes_on_without_the_weights_that_it_began_with(
         assert train(config).stopped_by == signal.SIGTERM
     weights.unlink()
     assert train(replace(config, eval_every=100)).finished
-    written = load_weights(tmp_path / "second" / "weights.safetensors")
+    written = read_weights(tmp_path / "second" / "weights.safetensors")
     assert (written.config, written.record["init_from"]) == (first.model, "begin")
     for change in ("model.depth=3", "model.decoder_depth=2", "model.norm_pix=true"):
         with pytest.raises(CheckpointError, match="of another model or optimiser"):
@@ -920,7 +920,7 @@ def test_every_recipe_trains(
     )  # fmt: skip
     assert run.finished
     assert run.config.data.folder == str(picture_folder)
-    assert load_weights(tmp_path / name / "weights.safetensors").record["recipe"] == name
+    assert read_weights(tmp_path / name / "weights.safetensors").record["recipe"] == name
 
 
 def test_a_notebook_trains_and_looks_at_the_run(
@@ -944,7 +944,7 @@ def test_a_config_file_repeats_a_run(
     small = _command(tmp_path / "run", picture_folder)[3:]
     assert main([*small, "steps=5", "data.holdout=", "optim.warmup_epochs=0.5"]) == 0
     assert main(["--config", str(tmp_path / "run" / "config.yaml"), f"out={again}"]) == 0
-    first, second = (load_weights(out / "weights.safetensors") for out in (tmp_path / "run", again))
+    first, second = (read_weights(out / "weights.safetensors") for out in (tmp_path / "run", again))
     assert all(torch.equal(first.state[name], second.state[name]) for name in first.state)
     assert (first.record["recipe"], first.record["train"]) == ("quick", second.record["train"])
     assert second.record["recipe"] == "quick"
@@ -979,7 +979,7 @@ def test_a_run_of_an_earlier_version_goes_on(
     assert load_yaml(TrainConfig, tmp_path / "config.json").steps == 8
     assert "system.shard=True of an earlier version is left out" in caplog.text
     assert train(replace(config, steps=8)).finished
-    record = load_weights(tmp_path / "run" / "weights.safetensors").record
+    record = read_weights(tmp_path / "run" / "weights.safetensors").record
     assert (record["steps"], record["changes"]) == (8, [])
 
 

@@ -17,7 +17,7 @@ from mae_core.errors import CheckpointError, ConfigError, DataError
 from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_images
 from mae_core.reconstruct import Reconstructor
 from mae_core.training.train import train
-from mae_core.weights.saved import load_weights
+from mae_core.weights.registry import load, read_weights
 
 MakeRun = Callable[..., TrainConfig]
 
@@ -69,7 +69,7 @@ def test_bands_of_a_satellite(run_config: MakeRun, satellite: Path) -> None:
     holdout.mkdir()
     (satellite / "00.tif").rename(holdout / "00.tif")
     assert train(config).finished
-    weights = load_weights(Path(config.out) / "weights.safetensors")
+    weights = read_weights(Path(config.out) / "weights.safetensors")
     assert weights.config.value_range is not None
     highs = [round(high, -2) for _, high in weights.config.value_range]
     assert highs == [1000, 1500, 2000, 3000]
@@ -90,7 +90,7 @@ def test_bands_of_a_satellite(run_config: MakeRun, satellite: Path) -> None:
 def test_chosen_bands_as_colours(run_config: MakeRun, satellite: Path) -> None:
     config = on(run_config, satellite, 3, bands=(4, 2, 1), range="0,3000")
     assert train(config).finished
-    model = load_weights(Path(config.out) / "weights.safetensors").config
+    model = read_weights(Path(config.out) / "weights.safetensors").config
     assert (model.bands, model.value_range) == ((4, 2, 1), ((0, 3000),))
     pictures = load_images(satellite, model)
     values = tifffile.imread(satellite / "00.tif")
@@ -105,7 +105,7 @@ def test_grey_of_12_bits(
 ) -> None:
     config = on(run_config, radiographs, channels, decode=decode)
     assert train(config).finished
-    model = load_weights(Path(config.out) / "weights.safetensors").build()
+    model = load(Path(config.out) / "weights.safetensors")
     ((low, high),) = model.config.value_range or ((0, 0),)
     assert low < 50
     assert 4000 < high <= 4095
@@ -126,8 +126,8 @@ def test_a_run_keeps_the_range_it_began_with(run_config: MakeRun, radiographs: P
     (radiographs / "99.png").write_bytes(imagecodecs.png_encode(bright))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=""))
     assert train(config).finished
-    found = load_weights(Path(config.out) / "weights.safetensors").config
-    assert found == load_weights(Path(whole.out) / "weights.safetensors").config
+    found = read_weights(Path(config.out) / "weights.safetensors").config
+    assert found == read_weights(Path(whole.out) / "weights.safetensors").config
     declared = dataclasses.replace(config, data=dataclasses.replace(config.data, range="0,9"))
     with pytest.raises(CheckpointError, match="of another model"):
         train(declared)
@@ -140,7 +140,7 @@ def test_weights_of_four_channels_are_gone_on_from(run_config: MakeRun, satellit
         first, out=first.out + "2", init_from=str(Path(first.out) / "weights.safetensors")
     )
     assert train(second).finished
-    models = [load_weights(Path(one.out) / "weights.safetensors").config for one in (first, second)]
+    models = [read_weights(Path(one.out) / "weights.safetensors").config for one in (first, second)]
     assert models[0] == models[1]
 
 
@@ -161,10 +161,10 @@ def test_a_pack_of_measurements(
     model = dataclasses.replace(config.model, in_chans=4)
     config = dataclasses.replace(config, data=data, model=model, out=config.out + "4")
     assert train(config).finished
-    of_pack = load_weights(Path(config.out) / "weights.safetensors").config
+    of_pack = read_weights(Path(config.out) / "weights.safetensors").config
     of_folder = on(run_config, satellite, 4)
     train(of_folder)
-    expected = load_weights(Path(of_folder.out) / "weights.safetensors").config
+    expected = read_weights(Path(of_folder.out) / "weights.safetensors").config
     assert of_pack.value_range == expected.value_range
     assert of_pack.mean == pytest.approx(expected.mean, abs=0.01)
 
@@ -173,7 +173,7 @@ def test_statistics_that_are_given_are_kept(run_config: MakeRun, satellite: Path
     config = on(run_config, satellite, 4)
     model = dataclasses.replace(config.model, mean=(0.4,) * 4, std=(0.3,) * 4)
     train(dataclasses.replace(config, model=model))
-    assert load_weights(Path(config.out) / "weights.safetensors").config.mean == (0.4,) * 4
+    assert read_weights(Path(config.out) / "weights.safetensors").config.mean == (0.4,) * 4
 
 
 def test_the_run_says_its_range(run_config: MakeRun, radiographs: Path) -> None:
@@ -198,7 +198,7 @@ def test_colours_are_jittered_where_there_are_colours(run_config: MakeRun) -> No
 def test_photographs_have_no_range(run_config: MakeRun) -> None:
     config = run_config()
     train(config)
-    model = load_weights(Path(config.out) / "weights.safetensors").config
+    model = read_weights(Path(config.out) / "weights.safetensors").config
     assert (model.value_range, model.bands) == (None, ())
     assert torch.tensor(model.mean).allclose(torch.tensor((0.485, 0.456, 0.406)))
 
@@ -218,12 +218,12 @@ def test_weights_of_another_range_are_warned_of(
     begun = dataclasses.replace(on(run_config, dark, 1), init_from=weights)
     train(dataclasses.replace(begun, out=first.out + "2"))
     assert "these images have values from" in caplog.text
-    assert load_weights(Path(first.out + "2") / "weights.safetensors").config.value_range == (
-        load_weights(weights).config.value_range
+    assert read_weights(Path(first.out + "2") / "weights.safetensors").config.value_range == (
+        read_weights(weights).config.value_range
     )
     data = dataclasses.replace(begun.data, range="dtype")
     train(dataclasses.replace(begun, out=first.out + "3", data=data))
-    found = load_weights(Path(first.out + "3") / "weights.safetensors").config.value_range
+    found = read_weights(Path(first.out + "3") / "weights.safetensors").config.value_range
     assert found == ((0, 65535),)
 
 

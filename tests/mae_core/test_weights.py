@@ -7,26 +7,31 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import mae_core.weights.registry
 from mae_core.config import ModelConfig, to_dict
 from mae_core.errors import CheckpointError, DownloadError
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.reconstruct import Reconstructor
-from mae_core.weights.contents import Contents, Hints, Kind
 from mae_core.weights.export import write_huggingface, write_official
+from mae_core.weights.files import (
+    CHECKPOINT_FILE,
+    PREVIOUS_CHECKPOINT_FILE,
+    main_file,
+    save_checkpoint,
+)
+from mae_core.weights.formats import Hints, Kind, Weights, read_file, save_weights
 from mae_core.weights.hub import checkpoints_folder
 from mae_core.weights.registry import (
     WeightsEntry,
-    find_weights,
+    find,
     list_weights,
-    load_pretrained,
-    locate_weights,
-    read_pretrained,
+    load,
+    locate,
+    read_weights,
     weights_name,
 )
-from mae_core.weights.runs import CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE, save_checkpoint
-from mae_core.weights.saved import load_weights, save_weights
 from tests.downloading import Seen, isolate, use_hub
 from tests.file_server import FileServer, running_file_server
 from tests.hub import Hub, running_hub
@@ -55,33 +60,32 @@ def folder(small_model: MaskedAutoencoder, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_names_files_and_run_folders_lead_to_weights(folder: Path) -> None:
-    assert locate_weights("mine") == folder / "mine.safetensors"
-    assert locate_weights(folder / "mine.safetensors") == folder / "mine.safetensors"
+    assert locate("mine") == folder / "mine.safetensors"
+    assert locate(folder / "mine.safetensors") == folder / "mine.safetensors"
     run = folder / "run"
     run.mkdir()
     (run / "weights.safetensors").write_bytes((folder / "mine.safetensors").read_bytes())
-    assert locate_weights(run) == run / "weights.safetensors"
+    assert locate(run) == run / "weights.safetensors"
     names = [weights_name(value) for value in ("mine", run, run / "weights.safetensors")]
     assert names == ["mine", "run", "run"]
-    model = load_pretrained("mine").build()
-    assert Reconstructor(model, weights_name("mine"), device="cpu").name == "mine"
+    assert Reconstructor.from_pretrained("mine", device="cpu").name == "mine"
 
 
 def test_unknown_weights_are_refused_with_the_names_there_are(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="'yours' is neither .* one of mine"):
-        locate_weights("yours")
+        locate("yours")
     with pytest.raises(CheckpointError, match="mae-tiny"):
-        locate_weights()
+        locate()
 
 
 def test_a_changed_or_missing_bundled_file_is_refused(folder: Path) -> None:
     path = folder / "mine.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(CheckpointError, match="not the file the manifest describes"):
-        locate_weights("mine")
+        locate("mine")
     path.unlink()
     with pytest.raises(CheckpointError, match="are not in weights/"):
-        locate_weights("mine")
+        locate("mine")
 
 
 def test_a_damaged_manifest_is_refused(folder: Path) -> None:
@@ -97,17 +101,17 @@ def test_a_running_run_leads_to_its_checkpoint_until_it_is_finished(
     config = {"model": to_dict(small_model.config), "steps": 9}
     values = {"config": config, "model": small_model.state_dict(), "step": 3, "seconds": 1.0}
     with pytest.raises(CheckpointError, match="neither a file .* or checkpoint.pt"):
-        locate_weights(run)
+        locate(run)
     for _ in range(2):
         save_checkpoint(run / CHECKPOINT_FILE, values)
-    assert locate_weights(run) == run / CHECKPOINT_FILE
+    assert locate(run) == run / CHECKPOINT_FILE
     # The moment between two saves, or the end of a run killed in it.
     (run / CHECKPOINT_FILE).unlink()
-    assert locate_weights(run) == run / PREVIOUS_CHECKPOINT_FILE
-    assert load_weights(locate_weights(run)).record["running"]
+    assert locate(run) == run / PREVIOUS_CHECKPOINT_FILE
+    assert read_weights(locate(run)).record["running"]
     save_checkpoint(run / CHECKPOINT_FILE, values)
     save_weights(run / "weights.safetensors", small_model, record={})
-    assert locate_weights(run) == run / "weights.safetensors"
+    assert locate(run) == run / "weights.safetensors"
     for path in (run, *run.iterdir()):
         assert weights_name(path) == "flowers.v2"
 
@@ -161,11 +165,9 @@ def test_an_entry_is_in_one_place() -> None:
 
 
 @pytest.fixture
-def contents(small_model: MaskedAutoencoder) -> Contents:
+def contents(small_model: MaskedAutoencoder) -> Weights:
     state = {name: tensor.detach() for name, tensor in small_model.state_dict().items()}
-    return Contents(
-        "official", "autoencoder", small_model.config, state, {}, {}, "float32", None
-    )  # fmt: skip
+    return Weights(small_model.config, state, format="official")
 
 
 @pytest.fixture
@@ -196,7 +198,7 @@ def publish(folder: Path, server: FileServer) -> Publish:
 
 
 @pytest.fixture
-def official(contents: Contents, tmp_path: Path) -> bytes:
+def official(contents: Weights, tmp_path: Path) -> bytes:
     write_official(tmp_path / "official.pth", contents)
     return (tmp_path / "official.pth").read_bytes()
 
@@ -205,30 +207,30 @@ HEADS = Hints(num_heads=2, decoder_num_heads=2)
 
 
 def test_published_weights_are_fetched_checked_and_read_with_what_is_known_of_them(
-    publish: Publish, official: bytes, server: FileServer, contents: Contents,
+    publish: Publish, official: bytes, server: FileServer, contents: Weights,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(WeightsEntry, "hints", Hints(2, 2, True, source="registry"))
     publish(official)
     assert list(list_weights()) == ["mine", "theirs"]
-    assert find_weights("theirs") is None
+    assert find("theirs") is None
     with pytest.raises(CheckpointError, match="`mae fetch theirs`"):
-        locate_weights("theirs", fetch=False)
+        locate("theirs", fetch=False)
     assert server.downloads == []
     seen = Seen()
-    weights = load_pretrained("theirs", progress=seen)
+    weights = read_weights("theirs", progress=seen)
     assert seen.calls[-1] == (len(official), len(official))
     assert weights.config.norm_pix
     for name, tensor in contents.state.items():
         assert torch.equal(weights.state[name], tensor)
-    path = find_weights("theirs")
+    path = find("theirs")
     assert path == checkpoints_folder() / "theirs.pth"
     # The file tells by its name which it is.
-    assert load_pretrained(path, fetch=False).config.norm_pix
-    assert read_pretrained("theirs", fetch=False).origins["norm_pix"] == "registry"
+    assert read_weights(path, fetch=False).config.norm_pix
+    assert read_weights("theirs", fetch=False).origins["norm_pix"] == "registry"
     # Whoever asks for something else gets it.
     other = Hints(2, 2, norm_pix=False)
-    assert not load_pretrained("theirs", hints=other).config.norm_pix
+    assert not read_weights("theirs", hints=other).config.norm_pix
     assert len(server.downloads) == 1
 
 
@@ -238,10 +240,10 @@ def test_the_manifest_fills_in_what_is_not_given(
     publish(official)
     checkpoints_folder().mkdir(parents=True)
     (checkpoints_folder() / "theirs.pth").write_bytes(official)
-    assert load_pretrained("theirs", hints=HEADS).config.norm_pix
+    assert read_weights("theirs", hints=HEADS).config.norm_pix
     elsewhere = tmp_path / "mine.pth"
     elsewhere.write_bytes(official)
-    assert not load_pretrained(elsewhere, hints=HEADS).config.norm_pix
+    assert not read_weights(elsewhere, hints=HEADS).config.norm_pix
 
 
 class Canary:
@@ -254,9 +256,9 @@ class Canary:
 
 @pytest.mark.parametrize("text", ["x" * 300, "~nobody-of-that-name/weights", "a\0b"])
 def test_paths_that_cannot_be_are_refused(text: str) -> None:
-    for locate in (find_weights, locate_weights):
+    for look in (find, locate):
         with pytest.raises(CheckpointError, match="cannot be looked into|neither a file"):
-            locate(text)
+            look(text)
 
 
 def test_what_is_no_weights_is_refused_and_removed_and_nothing_runs(
@@ -268,12 +270,11 @@ def test_what_is_no_weights_is_refused_and_removed_and_nothing_runs(
     for data in (hostile, pickle.dumps(Canary(canary)), official[:-100], b"<html>", b""):
         publish(data)
         with pytest.raises(DownloadError, match="theirs was fetched, refused and removed: "):
-            locate_weights("theirs", progress=Seen())
-        assert find_weights("theirs") is None
+            locate("theirs", progress=Seen())
+        assert find("theirs") is None
         assert not [path for path in checkpoints_folder().iterdir() if path.suffix != ".lock"]
     assert not canary.exists()
-    # The empty one is not asked for.
-    assert len(server.downloads) == 4
+    assert len(server.downloads) == 5
 
 
 def test_a_file_in_the_cache_that_is_another_is_refused(publish: Publish, official: bytes) -> None:
@@ -282,13 +283,13 @@ def test_a_file_in_the_cache_that_is_another_is_refused(publish: Publish, offici
     path.parent.mkdir(parents=True)
     path.write_bytes(official)
     with pytest.raises(CheckpointError, match=r"bytes rather than .*; remove .* fetched again"):
-        locate_weights("theirs")
+        locate("theirs")
     publish(official, md5_prefix="000000")
     with pytest.raises(CheckpointError, match="its MD5 is not the published one"):
-        locate_weights("theirs")
+        locate("theirs")
     digest = hashlib.md5(official, usedforsecurity=False).hexdigest()
     publish(official, md5_prefix=digest[:6])
-    assert locate_weights("theirs") == path
+    assert locate("theirs") == path
 
 
 @pytest.fixture
@@ -299,7 +300,7 @@ def fake_hub(folder: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_repository_of_any_kind_is_read_like_a_file(
-    fake_hub: Hub, contents: Contents, folder: Path
+    fake_hub: Hub, contents: Weights, folder: Path
 ) -> None:
     write_huggingface(folder / "theirs", contents)
     theirs = {path.name: path.read_bytes() for path in (folder / "theirs").iterdir()}
@@ -308,15 +309,68 @@ def test_a_repository_of_any_kind_is_read_like_a_file(
     fake_hub.publish("me/ours", {"weights.safetensors": ours, "config.json": b"{}"})
     fake_hub.publish("me/other", {"anything.safetensors": ours})
     for repo_id in ("me/theirs", "me/ours", "me/other"):
-        assert find_weights(repo_id) is None
-        weights = load_pretrained(repo_id, progress=Seen())
+        assert find(repo_id) is None
+        weights = read_weights(repo_id, progress=Seen())
         assert weights.config == contents.config
         assert torch.equal(weights.state["pos_embed"], contents.state["pos_embed"])
-        assert find_weights(repo_id) == locate_weights(repo_id, fetch=False)
+        assert find(repo_id) == locate(repo_id, fetch=False)
         assert weights_name(repo_id) == repo_id
-    found = locate_weights("me/theirs")
+    found = locate("me/theirs")
     assert found.is_dir()
     assert weights_name(folder / "theirs") == "theirs"
+
+
+def test_torch_files_are_read_of_listed_repositories_and_local_folders_only(
+    fake_hub: Hub, contents: Weights, folder: Path
+) -> None:
+    write_huggingface(folder / "theirs", contents)
+    files = {path.name: path.read_bytes() for path in (folder / "theirs").glob("*.json")}
+    state = load_file(folder / "theirs" / "model.safetensors")
+    torch.save(state, folder / "theirs" / "pytorch_model.bin")
+    (folder / "theirs" / "model.safetensors").unlink()
+    files["pytorch_model.bin"] = (folder / "theirs" / "pytorch_model.bin").read_bytes()
+    for repo_id in ("me/listed", "me/typed"):
+        fake_hub.publish(repo_id, files)
+    entry = {
+        "name": "listed", "summary": "", "licence": "", "kind": "autoencoder", "target": "pixels",
+        "format": "transformers 4", "parameters": 1, "repo": "me/listed",
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps([entry]))
+    with pytest.raises(DownloadError, match="only safetensors are read.*mae convert FOLDER"):
+        read_weights("me/typed", progress=Seen())
+    assert find("me/typed") is None
+    # By its name or by the repository's.
+    for name in ("listed", "me/listed", folder / "theirs"):
+        weights = read_weights(name, progress=Seen())
+        assert torch.equal(weights.state["pos_embed"], contents.state["pos_embed"])
+
+
+def test_what_is_fetched_is_read_once(
+    publish: Publish, official: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WeightsEntry, "hints", Hints(2, 2, True, source="registry"))
+    publish(official)
+    paths = []
+
+    def counting(path: Path, *args: Any, **kwargs: Any) -> Weights:
+        paths.append(path)
+        return read_file(path, *args, **kwargs)
+
+    monkeypatch.setattr(mae_core.weights.registry, "read_file", counting)
+    model = load("theirs", progress=Seen())
+    assert (model.name, model.config.norm_pix) == ("theirs", True)
+    assert len(paths) == 1
+
+
+def test_the_best_file_of_a_folder_is_taken() -> None:
+    best_first = [
+        "weights.safetensors", "checkpoint.pt", "checkpoint.previous.pt", "model.safetensors",
+        "model.safetensors.index.json", "other.safetensors", "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ]  # fmt: skip
+    for i, name in enumerate(best_first):
+        assert main_file([*best_first[i:], "config.json"]) == name
+    assert main_file(["a.safetensors", "b.safetensors", "config.json"]) is None
 
 
 def test_a_path_goes_before_a_repository_of_that_name(
@@ -325,7 +379,7 @@ def test_a_path_goes_before_a_repository_of_that_name(
     (folder / "me").mkdir()
     (folder / "me" / "ours").write_bytes((folder / "mine.safetensors").read_bytes())
     monkeypatch.chdir(folder)
-    assert locate_weights("me/ours") == Path("me/ours")
+    assert locate("me/ours") == Path("me/ours")
     assert weights_name("me/ours") == "ours"
     assert fake_hub.requests == []
 
@@ -336,6 +390,6 @@ def test_a_repository_with_hostile_weights_is_removed(fake_hub: Hub, tmp_path: P
     files = {"config.json": b"{}", "pytorch_model.bin": (tmp_path / "hostile.bin").read_bytes()}
     fake_hub.publish("me/hostile", files)
     with pytest.raises(DownloadError, match="me/hostile was fetched, refused and removed"):
-        read_pretrained("me/hostile", progress=Seen())
-    assert find_weights("me/hostile") is None
+        read_weights("me/hostile", progress=Seen())
+    assert find("me/hostile") is None
     assert not canary.exists()

@@ -17,7 +17,7 @@ import pytest
 
 from app.components.image import MAX_BYTES
 from app.service import ReconstructionService
-from mae_core.weights.saved import save_weights
+from mae_core.weights.formats import save_weights
 from tests.app.serving import small_reconstructor
 from tests.replicas.fleet import NGINX, Fleet, Replica, Visitor, fleet
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from mae_core.weights.saved import save_weights
+from mae_core.weights.formats import save_weights
 from tests.app.serving import free_port, small_reconstructor
 from tests.security.abuse_table import abuses
 from tests.security.attacker import Attacker

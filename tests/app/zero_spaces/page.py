@@ -19,7 +19,7 @@ from mae_core import (
     MaskedAutoencoder,
     Reconstruction,
     Reconstructor,
-    load_pretrained,
+    load,
 )
 
 found: dict[str, Any] = {}
@@ -34,7 +34,7 @@ def ask(model: ServedModel, seed: int = 2, mask_ratio: float = 0.75) -> Any:
 
 def difference(model: ServedModel, file: str, seed: int = 2) -> float:
     """The largest one between a model's pixels and those of the file's on the CPU."""
-    read = load_pretrained(file).build()
+    read = load(file)
     with_cpu = Reconstructor(read, device="cpu", precision="float32")
     result, _ = ask(model, seed)
     gap = result.reconstruction - with_cpu(picture, seed=seed).reconstruction
