@@ -37,7 +37,8 @@ from app.service import ReconstructionService
 from app.sessions import SESSIONS, forgetting
 from app.settings import AppSettings, parser_of
 from app.ui import EXAMPLES, FIRST_SCRIPT, I18N, STYLE, build_page
-from mae_core import ConfigError, MAEError
+from mae_core import MAEError
+from mae_core.errors import ConfigError
 
 _logger = logging.getLogger(__name__)
 

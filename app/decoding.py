@@ -12,8 +12,9 @@ from itertools import islice
 
 from PIL import Image
 
-from mae_core import ImageFormatError, ImageLimitError, ImageLimits, RangeSpec, decode_image
-from mae_core.photographs import TiffTag, format_of, tiff_tags
+from mae_core.errors import ImageFormatError, ImageLimitError
+from mae_core.measurements import RangeSpec
+from mae_core.photographs import ImageLimits, TiffTag, decode_image, format_of, tiff_tags
 
 # A JPEG marker that starts a segment. 0xFF and 0x00 are a coded 0xFF; the others stand alone.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")

@@ -16,16 +16,9 @@ from typing import Literal, TypeVar
 
 from app.models import ServedModel
 from app.repositories import VisitorRepositories
-from mae_core import (
-    CheckpointError,
-    DownloadError,
-    MAEError,
-    WeightsEntry,
-    find,
-    is_offline,
-    is_repository,
-    locate,
-)
+from mae_core import MAEError
+from mae_core.errors import CheckpointError, DownloadError
+from mae_core.weights import WeightsEntry, find, is_offline, is_repository, locate
 
 _logger = logging.getLogger(__name__)
 

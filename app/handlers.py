@@ -16,7 +16,9 @@ from app.i18n import line_sentence, progress_sentence, size_of, text
 from app.models import Progress
 from app.service import Answer, ReconstructionService, Waiting
 from app.values import Values
-from mae_core import NORM_PIX_VIEWS, ImageFormatError, MAEError
+from mae_core import MAEError
+from mae_core.errors import ImageFormatError
+from mae_core.reconstruct import NORM_PIX_VIEWS
 
 PANELS = ("original", "masked", "reconstruction", "pasted")
 

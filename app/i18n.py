@@ -12,16 +12,16 @@ from app.models import NoMemoryError
 from app.scheduler import BusyError, TookTooLongError
 from app.storage import StorageError
 from app.zerogpu import NoGPUError
-from mae_core import (
+from mae_core import MAEError
+from mae_core.errors import (
     CheckpointError,
     DeviceError,
     DownloadError,
     ImageFormatError,
     ImageLimitError,
-    ImageLimits,
-    MAEError,
     MaskError,
 )
+from mae_core.photographs import ImageLimits
 
 LANGUAGES = ("en", "zh")
 

@@ -11,21 +11,10 @@ import torch
 from PIL import Image
 
 from app import zerogpu
-from mae_core import (
-    MAX_PATCHES,
-    CheckpointError,
-    ConfigError,
-    MAEError,
-    MaskedAutoencoder,
-    ModelConfig,
-    Reconstruction,
-    ReconstructionRequest,
-    Reconstructor,
-    find,
-    locate,
-    read_weights,
-    weights_name,
-)
+from mae_core import MAEError, MaskedAutoencoder, ModelConfig, Reconstruction, Reconstructor
+from mae_core.errors import CheckpointError, ConfigError
+from mae_core.reconstruct import MAX_PATCHES, ReconstructionRequest
+from mae_core.weights import find, locate, read_weights, weights_name
 
 _logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from app.cache import LRUCache
 from app.decoding import decode_upload
-from mae_core import RangeSpec
+from mae_core.measurements import RangeSpec
 
 # A decoded picture takes at most 12 MiB.
 _DECODED_BYTES = 96 * 2**20

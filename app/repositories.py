@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from mae_core import DownloadError
+from mae_core.errors import DownloadError
 
 # Its time is that of the last use.
 _MARK = ".fetched-for-visitors"

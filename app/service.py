@@ -32,22 +32,17 @@ from app.scheduler import BusyError, Scheduler, Ticket, TookTooLongError
 from app.settings import AppSettings
 from app.values import Request, Values, check_choice, check_request, check_source
 from app.zerogpu import NoGPUError
-from mae_core import (
-    DEFAULT_WEIGHTS,
-    MAX_PATCHES,
-    NORM_PIX_VIEWS,
+from mae_core import MAEError, Reconstruction, Reconstructor, list_weights
+from mae_core.errors import (
     CheckpointError,
     ConfigError,
     DeviceError,
     DownloadError,
     ImageError,
-    MAEError,
     MaskError,
-    Reconstruction,
-    Reconstructor,
-    list_weights,
-    weights_name,
 )
+from mae_core.reconstruct import MAX_PATCHES, NORM_PIX_VIEWS
+from mae_core.weights import DEFAULT_WEIGHTS, weights_name
 
 _logger = logging.getLogger(__name__)
 

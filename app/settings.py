@@ -11,7 +11,8 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
 from app.fetching import FETCH_POLICIES
-from mae_core import MAX_IMAGE_SIZE, ConfigError
+from mae_core.errors import ConfigError
+from mae_core.reconstruct import MAX_IMAGE_SIZE
 
 Value = TypeVar("Value")
 

@@ -24,7 +24,10 @@ from app.handlers import OWN_SIZE, PANELS, SIZES, Handlers, outputs_of
 from app.i18n import LANGUAGES, STRINGS
 from app.service import ReconstructionService
 from app.values import MASK_RATIO_MAX, MASK_RATIO_MIN
-from mae_core import FITS, NORM_PIX_VIEWS, STRATEGIES, MAEError
+from mae_core import MAEError
+from mae_core.images import FITS
+from mae_core.model.masking import STRATEGIES
+from mae_core.reconstruct import NORM_PIX_VIEWS
 
 _logger = logging.getLogger(__name__)
 

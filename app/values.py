@@ -5,15 +5,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from app.pictures import PictureBytes, PictureFile, PictureSource
-from mae_core import (
-    FITS,
-    MAX_SEED,
-    NORM_PIX_VIEWS,
-    STRATEGIES,
-    ConfigError,
-    ImageFormatError,
-    MaskError,
-)
+from mae_core.errors import ConfigError, ImageFormatError, MaskError
+from mae_core.images import FITS
+from mae_core.model.masking import MAX_SEED, STRATEGIES
+from mae_core.reconstruct import NORM_PIX_VIEWS
 
 # The page's slider: outside of it there is next to nothing to guess, or to guess from.
 MASK_RATIO_MIN, MASK_RATIO_MAX = 0.05, 0.95

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from app.cache import LRUCache
-from mae_core import MAEError, MaskedAutoencoder, PatchMask, Rebuilt, Reconstructor, load
+from mae_core import MAEError, MaskedAutoencoder, PatchMask, Reconstructor, load
+from mae_core.reconstruct import Rebuilt
 
 _logger = logging.getLogger(__name__)
 

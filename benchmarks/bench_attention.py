@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import torch
 
-from mae_core import PRESETS, MaskedAutoencoder, random_mask
+from mae_core import MaskedAutoencoder, random_mask
+from mae_core.config import PRESETS
 from mae_core.model.losses import reconstruction_loss
 from mae_core.training.trainer import autocast, prefer_fast_attention
 

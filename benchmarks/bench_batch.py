@@ -27,7 +27,8 @@ from PIL import Image
 
 from benchmarks import reports
 from benchmarks.bench_reconstruct import quartiles
-from mae_core import PRESETS, MaskedAutoencoder, Reconstructor
+from mae_core import MaskedAutoencoder, Reconstructor
+from mae_core.config import PRESETS
 from mae_core.reconstruct import ReconstructionRequest
 from mae_core.weights.registry import load
 

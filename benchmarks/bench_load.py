@@ -46,9 +46,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import reports
-from mae_core import FITS, STRATEGIES, decode_image
-from mae_core.images import fit_image
-from mae_core.model.masking import draw_mask
+from mae_core.images import FITS, fit_image
+from mae_core.model.masking import STRATEGIES, draw_mask
+from mae_core.photographs import decode_image
 from mae_core.reconstruct import REMOVED_COLOUR
 
 EXAMPLES = Path(__file__).parent.parent / "app" / "assets" / "examples"

@@ -37,8 +37,7 @@ from PIL import Image
 from benchmarks import reports
 from benchmarks.bench_reconstruct import Run, quartiles
 from benchmarks.bench_train import ours, random_images
-from mae_core import PRESETS
-from mae_core.config import DataConfig
+from mae_core.config import PRESETS, DataConfig
 from mae_core.data.datasets import find_images
 from mae_core.data.loader import BatchLoader, Dataset, open_dataset
 

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from benchmarks import reports
 from benchmarks.bench_reconstruct import Run, quartiles, time_rounds
-from mae_core import PRESETS, MaskedAutoencoder, random_mask
+from mae_core import MaskedAutoencoder, random_mask
+from mae_core.config import PRESETS
 from mae_core.model.masking import PatchMask
 from mae_core.weights.formats import Weights
 from mae_core.weights.onnx import export_onnx, export_program

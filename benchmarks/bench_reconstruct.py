@@ -28,9 +28,11 @@ from torch import Tensor
 
 from benchmarks import reports
 from benchmarks.peers import transformers_mae
-from mae_core import PRESETS, MaskedAutoencoder, ModelConfig, Reconstructor, mask_from_noise
+from mae_core import MaskedAutoencoder, ModelConfig, Reconstructor
+from mae_core.config import PRESETS
 from mae_core.model.losses import reconstruction_loss
 from mae_core.model.mae import forward_flops
+from mae_core.model.masking import mask_from_noise
 
 MASK_RATIO = 0.75
 # Whose versions matter.

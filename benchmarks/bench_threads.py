@@ -31,7 +31,8 @@ import torch
 from benchmarks import reports
 from benchmarks.bench_batch import reconstructor_of, requests_of
 from benchmarks.bench_reconstruct import quartiles
-from mae_core import PRESETS, MaskedAutoencoder, random_mask
+from mae_core import MaskedAutoencoder, random_mask
+from mae_core.config import PRESETS
 from mae_core.devices import choose_precision, choose_threads
 from mae_core.model.losses import reconstruction_loss
 from mae_core.training.trainer import autocast, prefer_fast_attention

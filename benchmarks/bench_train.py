@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from benchmarks import reports
 from benchmarks.bench_reconstruct import Run, quartiles, time_rounds
 from benchmarks.peers import transformers_mae
-from mae_core import PRESETS, MaskedAutoencoder, ModelConfig
-from mae_core.config import MaskConfig, OptimConfig
+from mae_core import MaskedAutoencoder, ModelConfig
+from mae_core.config import PRESETS, MaskConfig, OptimConfig
 from mae_core.model.losses import reconstruction_loss
 from mae_core.model.mae import forward_flops
 from mae_core.training.optim import build_optimizers, mask_at

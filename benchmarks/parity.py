@@ -26,8 +26,10 @@ from torch import Tensor
 
 from benchmarks import reports
 from benchmarks.peers import transformers_mae
-from mae_core import PRESETS, ModelConfig, mask_from_noise
+from mae_core import ModelConfig
+from mae_core.config import PRESETS
 from mae_core.model.losses import reconstruction_loss
+from mae_core.model.masking import mask_from_noise
 from mae_core.weights.registry import load
 
 MASK_RATIO = 0.75

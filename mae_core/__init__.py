@@ -5,152 +5,79 @@
     model = mae_core.load("mae-tiny")
     mae_core.Reconstructor(model)("cat.jpg", mask_ratio=0.75, seed=2).strip().save("cat.png")
 
-A name is imported with its module when it is first used: `import mae_core` alone, and so
-`mae --help`, does not wait for torch and timm. The parts (`mae_core.weights`, `mae_core.images`)
-have more names than these.
+A name is imported when it is first used: `import mae_core` alone, and so `mae --help`, does not
+wait for torch and timm. The parts (`mae_core.weights`, `mae_core.images`) have more names.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mae_core.config import PRESETS, ModelConfig, preset
-    from mae_core.errors import (
-        CheckpointError,
-        ConfigError,
-        DataError,
-        DeviceError,
-        DownloadError,
-        HubError,
-        ImageError,
-        ImageFormatError,
-        ImageLimitError,
-        MAEError,
-        MaskError,
-        PatchError,
-        TrainingError,
-    )
-    from mae_core.images import FITS, open_image
-    from mae_core.measurements import RangeSpec
-    from mae_core.model.mae import MAEOutput, MaskedAutoencoder
+    from mae_core.config import ModelConfig, TrainConfig, preset
+    from mae_core.errors import MAEError
+    from mae_core.images import open_image
+    from mae_core.model.mae import MaskedAutoencoder
     from mae_core.model.masking import (
-        MAX_SEED,
-        STRATEGIES,
         PatchMask,
         block_mask,
         custom_mask,
         draw_mask,
         grid_mask,
-        mask_from_noise,
         num_visible,
         random_mask,
     )
     from mae_core.model.patches import patchify, unpatchify
-    from mae_core.photographs import ImageLimits, decode_image
-    from mae_core.reconstruct import (
-        MAX_IMAGE_SIZE,
-        MAX_PATCHES,
-        NORM_PIX_VIEWS,
-        Rebuilt,
-        Reconstruction,
-        ReconstructionRequest,
-        Reconstructor,
-    )
-    from mae_core.weights.formats import Weights
-    from mae_core.weights.hub import choose_files, is_offline, is_repository
-    from mae_core.weights.registry import (
-        DEFAULT_WEIGHTS,
-        WeightsEntry,
-        find,
-        list_weights,
-        locate,
-        read_weights,
-        weights_name,
-    )
+    from mae_core.reconstruct import Reconstruction, Reconstructor
+    from mae_core.training.train import Run, train
+    from mae_core.weights.registry import list_weights, load
 
 # Where each public name is; the imports above say the same to type checkers.
-_NAMES = {
-    "config": ("PRESETS", "ModelConfig", "preset"),
-    "errors": (
-        "CheckpointError", "ConfigError", "DataError", "DeviceError", "DownloadError", "HubError",
-        "ImageError", "ImageFormatError", "ImageLimitError", "MAEError", "MaskError", "PatchError",
-        "TrainingError",
-    ),
-    "images": ("FITS", "open_image"),
-    "measurements": ("RangeSpec",),
-    "photographs": ("ImageLimits", "decode_image"),
-    "model.mae": ("MAEOutput", "MaskedAutoencoder"),
-    "model.masking": (
-        "MAX_SEED", "STRATEGIES", "PatchMask", "block_mask", "custom_mask", "draw_mask",
-        "grid_mask", "mask_from_noise", "num_visible", "random_mask",
-    ),
-    "model.patches": ("patchify", "unpatchify"),
-    "reconstruct": (
-        "MAX_IMAGE_SIZE", "MAX_PATCHES", "NORM_PIX_VIEWS", "Rebuilt", "Reconstruction",
-        "ReconstructionRequest", "Reconstructor",
-    ),
-    "weights.hub": ("choose_files", "is_offline", "is_repository"),
-    "weights.registry": (
-        "DEFAULT_WEIGHTS", "WeightsEntry", "find", "list_weights", "read_weights",
-        "locate", "weights_name",
-    ),
-}  # fmt: skip
-_HOME = {name: f"mae_core.{module}" for module, names in _NAMES.items() for name in names}
+_HOME = {
+    "MAEError": "mae_core.errors",
+    "MaskedAutoencoder": "mae_core.model.mae",
+    "ModelConfig": "mae_core.config",
+    "PatchMask": "mae_core.model.masking",
+    "Reconstruction": "mae_core.reconstruct",
+    "Reconstructor": "mae_core.reconstruct",
+    "Run": "mae_core.training.train",
+    "TrainConfig": "mae_core.config",
+    "block_mask": "mae_core.model.masking",
+    "custom_mask": "mae_core.model.masking",
+    "draw_mask": "mae_core.model.masking",
+    "grid_mask": "mae_core.model.masking",
+    "list_weights": "mae_core.weights.registry",
+    "load": "mae_core.weights.registry",
+    "num_visible": "mae_core.model.masking",
+    "open_image": "mae_core.images",
+    "patchify": "mae_core.model.patches",
+    "preset": "mae_core.config",
+    "random_mask": "mae_core.model.masking",
+    "train": "mae_core.training.train",
+    "unpatchify": "mae_core.model.patches",
+}
 
 __all__ = [
-    "DEFAULT_WEIGHTS",
-    "FITS",
-    "MAX_IMAGE_SIZE",
-    "MAX_PATCHES",
-    "MAX_SEED",
-    "NORM_PIX_VIEWS",
-    "PRESETS",
-    "STRATEGIES",
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "DeviceError",
-    "DownloadError",
-    "HubError",
-    "ImageError",
-    "ImageFormatError",
-    "ImageLimitError",
-    "ImageLimits",
     "MAEError",
-    "MAEOutput",
-    "MaskError",
     "MaskedAutoencoder",
     "ModelConfig",
-    "PatchError",
     "PatchMask",
-    "RangeSpec",
-    "Rebuilt",
     "Reconstruction",
-    "ReconstructionRequest",
     "Reconstructor",
-    "TrainingError",
-    "Weights",
-    "WeightsEntry",
+    "Run",
+    "TrainConfig",
     "block_mask",
-    "choose_files",
     "custom_mask",
-    "decode_image",
     "draw_mask",
-    "find",
     "grid_mask",
-    "is_offline",
-    "is_repository",
     "list_weights",
-    "locate",
-    "mask_from_noise",
+    "load",
     "num_visible",
     "open_image",
     "patchify",
     "preset",
     "random_mask",
-    "read_weights",
+    "train",
     "unpatchify",
-    "weights_name",
 ]
 
 

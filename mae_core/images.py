@@ -42,6 +42,8 @@ from mae_core.photographs import (
     to_srgb,
 )
 
+__all__ = ["FITS", "DecodedImage", "ImageSource", "fit_image", "open_image", "to_pil", "to_tensor"]
+
 # What `open_image` takes.
 ImageSource: TypeAlias = bytes | str | Path | Image.Image | npt.NDArray[Any]
 

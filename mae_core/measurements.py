@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 from mae_core.errors import ConfigError, ImageFormatError, ImageLimitError
 
+__all__ = ["RangeSpec", "Raster", "find_value_range", "to_levels"]
+
 # The values that become 0 and 255: one pair for all bands, or one a band.
 ValueRange: TypeAlias = tuple[tuple[float, float], ...]
 

@@ -37,8 +37,7 @@ from mae_core.measurements import (
     upright,
 )
 
-# The parts of this module that the page builds on, beside what `mae_core` exports.
-__all__ = ["TiffTag", "format_of", "tiff_tags"]
+__all__ = ["ImageLimits", "TiffTag", "decode_image", "format_of", "tiff_tags"]
 
 _MAX_PROFILE_BYTES = 4 * 2**20
 

@@ -16,7 +16,7 @@ from PIL import Image
 from app.service import Answer
 from benchmarks import bench_load
 from benchmarks.bench_load import Outcome, Watch, Wish
-from mae_core import decode_image
+from mae_core.photographs import decode_image
 from tests.app.serving import example, served, small_service
 
 WISH = Wish(mask_ratio=0.5, seed=7, fit="whole")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import bench_onnx, bench_threads, bench_train, parity
-from mae_core import PRESETS, ModelConfig
+from mae_core import ModelConfig
+from mae_core.config import PRESETS
 from mae_core.model.mae import forward_flops
 
 MICRO = ModelConfig(

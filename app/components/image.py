@@ -17,7 +17,8 @@ from PIL import Image
 from app.components.quiet import QuietMeta
 from app.pictures import PictureFile
 from app.storage import MAX_AGE_SECONDS, StorageError
-from mae_core import ImageFormatError, ImageLimitError, ImageLimits
+from mae_core.errors import ImageFormatError, ImageLimitError
+from mae_core.photographs import ImageLimits
 
 _logger = logging.getLogger(__name__)
 

@@ -34,7 +34,9 @@ from app.deploy.hub import (
 )
 from app.deploy.waiting import space_address, wait_until_up
 from app.deploy.weights import ChosenWeights, choose_weights
-from mae_core import ConfigError, MAEError, is_repository
+from mae_core import MAEError
+from mae_core.errors import ConfigError
+from mae_core.weights import is_repository
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import SpaceCardData
 
-from mae_core import ConfigError
+from mae_core.errors import ConfigError
 
 SDKS = ("gradio", "docker")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from app.deploy.card import ZERO_GPU, front_matter, space_readme
 from app.deploy.weights import ChosenWeights
-from mae_core import ConfigError
+from mae_core.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 

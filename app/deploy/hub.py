@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 
 from app.deploy.files import Content, content_bytes, git_name
-from mae_core import HubError
+from mae_core.errors import HubError
 
 # The hub's own; it says which files are large.
 _OF_THE_HUB = ".gitattributes"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from huggingface_hub import HfApi, SpaceRuntime
 
 from app.deploy.hub import explained
-from mae_core import HubError
+from mae_core.errors import HubError
 
 _log = logging.getLogger(__name__)
 

@@ -6,17 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mae_core import (
-    CheckpointError,
-    ConfigError,
-    choose_files,
-    find,
-    is_repository,
-    list_weights,
-    locate,
-    read_weights,
-    weights_name,
-)
+from mae_core import list_weights
+from mae_core.errors import CheckpointError, ConfigError
+from mae_core.weights import choose_files, find, is_repository, locate, read_weights, weights_name
 
 # Names of the files that a repository of the hub has.
 ListFiles = Callable[[str], Iterable[str]]

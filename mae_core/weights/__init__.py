@@ -9,6 +9,7 @@ from mae_core.weights.files import (
     WEIGHTS_FILE,
 )
 from mae_core.weights.formats import Hints, Kind, Weights, save_weights
+from mae_core.weights.hub import choose_files, is_offline, is_repository
 from mae_core.weights.names import is_decoder_key
 from mae_core.weights.registry import (
     DEFAULT_WEIGHTS,
@@ -33,8 +34,11 @@ __all__ = [
     "Kind",
     "Weights",
     "WeightsEntry",
+    "choose_files",
     "find",
     "is_decoder_key",
+    "is_offline",
+    "is_repository",
     "list_weights",
     "load",
     "locate",

@@ -16,7 +16,7 @@ from app.components.image import MAX_BYTES
 from app.pictures import PictureFile
 from app.storage import MAX_AGE_SECONDS
 from app.ui import EXAMPLES
-from mae_core import ImageFormatError, ImageLimitError
+from mae_core.errors import ImageFormatError, ImageLimitError
 
 FILE = {"_type": "gradio.FileData"}
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from app.decoding import decode_upload
-from mae_core import ImageFormatError, ImageLimitError
+from mae_core.errors import ImageFormatError, ImageLimitError
 
 HIDDEN = "the file holds far more hidden data than its picture needs; save it again"
 SIDE = 16  # the smallest side taken by default

@@ -17,7 +17,8 @@ from app.deploy.__main__ import main
 from app.deploy.card import front_matter, space_readme
 from app.deploy.files import CPU_TORCH_INDEX, ROOT, Content, content_bytes, space_files
 from app.deploy.weights import ChosenWeights, choose_weights
-from mae_core import ConfigError, MAEError
+from mae_core import MAEError
+from mae_core.errors import ConfigError
 from mae_core.weights.formats import save_weights
 from tests.app.serving import save_step, small_reconstructor
 from tests.hub import TOKEN, Hub, running_hub

@@ -26,7 +26,8 @@ from app.fetching import (
 from app.handlers import OWN_SIZE, Handlers
 from app.models import ServedModel
 from app.service import ReconstructionService
-from mae_core import CheckpointError, ConfigError, DownloadError, WeightsEntry
+from mae_core.errors import CheckpointError, ConfigError, DownloadError
+from mae_core.weights import WeightsEntry
 from tests.app.serving import asked, example, shown, small_reconstructor
 from tests.downloading import isolate
 

@@ -14,7 +14,7 @@ from app.handlers import OWN_SIZE, PANELS, Handlers
 from app.service import Answer, ReconstructionService, Waiting
 from app.ui import EXAMPLES
 from app.values import Values
-from mae_core import MaskError
+from mae_core.errors import MaskError
 from tests.app.serving import asked, example, shown, small_reconstructor
 
 CHINESE: Any = SimpleNamespace(headers={"accept-language": "zh-CN,zh;q=0.9"})

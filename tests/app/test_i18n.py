@@ -20,7 +20,8 @@ from app.models import NoMemoryError, ServedModel
 from app.scheduler import BusyError, TookTooLongError
 from app.service import ReconstructionService
 from app.ui import I18N
-from mae_core import CheckpointError, DownloadError, ImageFormatError, MAEError, MaskError
+from mae_core import MAEError
+from mae_core.errors import CheckpointError, DownloadError, ImageFormatError, MaskError
 from tests.app.serving import built, small_reconstructor
 
 CHINESE = re.compile("[\u4e00-\u9fff]")

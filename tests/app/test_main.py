@@ -20,7 +20,7 @@ import pytest
 from app.__main__ import _folder, launch, launch_options, main
 from app.service import ReconstructionService
 from app.settings import AppSettings
-from mae_core import ConfigError
+from mae_core.errors import ConfigError
 from mae_core.weights.formats import save_weights
 from tests.app.serving import built, example, free_port, inside_a_loop, small_reconstructor
 from tests.sources import ROOT

@@ -21,17 +21,9 @@ from app.models import ModelJob, NoMemoryError, Progress, ServedModel
 from app.pictures import PictureFile
 from app.service import ReconstructionService
 from app.settings import AppSettings
-from mae_core import (
-    ConfigError,
-    ImageFormatError,
-    MaskedAutoencoder,
-    MaskError,
-    PatchMask,
-    Reconstruction,
-    Reconstructor,
-    locate,
-    read_weights,
-)
+from mae_core import MaskedAutoencoder, PatchMask, Reconstruction, Reconstructor
+from mae_core.errors import ConfigError, ImageFormatError, MaskError
+from mae_core.weights import locate, read_weights
 from mae_core.weights.files import CHECKPOINT_FILE
 from mae_core.weights.formats import save_weights
 from tests.app.serving import example, save_step, small_reconstructor

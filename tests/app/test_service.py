@@ -20,20 +20,18 @@ from app.scheduler import BusyError, TookTooLongError
 from app.service import Answer, ReconstructionService, Waiting
 from app.settings import AppSettings
 from app.values import Values
-from mae_core import (
-    MAX_SEED,
-    NORM_PIX_VIEWS,
+from mae_core import MAEError, Reconstructor
+from mae_core.errors import (
     CheckpointError,
     ConfigError,
     DeviceError,
     ImageFormatError,
     ImageLimitError,
-    MAEError,
     MaskError,
-    Reconstructor,
-    decode_image,
 )
-from mae_core.reconstruct import ReconstructionRequest
+from mae_core.model.masking import MAX_SEED
+from mae_core.photographs import decode_image
+from mae_core.reconstruct import NORM_PIX_VIEWS, ReconstructionRequest
 from mae_core.weights.formats import save_weights
 from tests.app.serving import (
     HeldReconstructor,

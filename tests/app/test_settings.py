@@ -4,7 +4,7 @@ import pytest
 
 from app.__main__ import parse_settings
 from app.settings import AppSettings
-from mae_core import ConfigError
+from mae_core.errors import ConfigError
 
 
 def test_defaults() -> None:

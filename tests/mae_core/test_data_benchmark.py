@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bench_loader
-from mae_core import PRESETS, ModelConfig
+from mae_core import ModelConfig
+from mae_core.config import PRESETS
 
 MICRO = ModelConfig(
     image_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, decoder_embed_dim=16,

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from mae_core import PRESETS, MaskedAutoencoder, ReconstructionRequest, Reconstructor, devices
+from mae_core import MaskedAutoencoder, Reconstructor, devices
 from mae_core.commands.entry import run_entry
+from mae_core.config import PRESETS
 from mae_core.devices import choose_threads
+from mae_core.reconstruct import ReconstructionRequest
 from tests.pictures import draw_picture
 from tests.sources import ROOT
 

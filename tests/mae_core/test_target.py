@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_core import DEFAULT_WEIGHTS, MaskedAutoencoder, ModelConfig, load
+from mae_core import MaskedAutoencoder, ModelConfig, load
 from mae_core.model.losses import reconstruction_loss
 from mae_core.model.masking import random_mask
+from mae_core.weights import DEFAULT_WEIGHTS
 from mae_core.weights.formats import Hints, predicts_normalized_pixels
 from mae_core.weights.registry import read_weights
 

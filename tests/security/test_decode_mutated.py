@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.decoding import decode_upload
-from mae_core import MAEError, decode_image
+from mae_core import MAEError
+from mae_core.photographs import decode_image
 from tests.security.encoded_pictures import encoded_pictures
 from tests.security.hostile_pictures import hostile_pictures
 

@@ -14,13 +14,7 @@ import torch
 from PIL import Image
 
 from app.models import ModelJob, ServedModel
-from mae_core import (
-    MAEError,
-    MaskedAutoencoder,
-    Reconstruction,
-    Reconstructor,
-    load,
-)
+from mae_core import MAEError, MaskedAutoencoder, Reconstruction, Reconstructor, load
 
 found: dict[str, Any] = {}
 picture = Image.effect_noise((112, 112), 60).convert("RGB")
