@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -17,12 +18,16 @@ def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def test_four_lines_make_a_picture(tmp_path: Path) -> None:
-    code = next(snippet for snippet in SNIPPETS if "from_pretrained" in snippet)
-    picture = tmp_path / "pasted.png"
-    exec(code.replace('"pasted.png"', repr(str(picture))), {})
-    with Image.open(picture) as image:
-        assert image.size == (224, 224)
+def test_the_librarys_lines_run(tmp_path: Path) -> None:
+    code = next(snippet for snippet in SNIPPETS if "mae_core.load" in snippet)
+    strip = tmp_path / "cat.png"
+    names: dict[str, Any] = {}
+    exec(code.replace('"cat.png"', repr(str(strip))), names)
+    with Image.open(strip) as image:
+        assert image.size == (4 * 224 + 3 * 8, 224)
+    assert names["output"].pred.shape == (2, 196, 768)
+    assert names["features"].shape == (2, 192)
+    assert names["vit"](names["images"]).shape == (2, 100)
 
 
 def test_the_api_snippet_gets_four_pictures_and_facts(

@@ -20,8 +20,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mae_core.model.cost import forward_flops
-from mae_core.model.pos_embed import sincos_pos_embed
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -30,7 +28,7 @@ import mae_core.commands.info
 from mae_core.commands.convert import main as convert_main
 from mae_core.config import ModelConfig, from_dict, to_dict
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder, forward_flops, sincos_pos_embed
 from mae_core.model.masking import random_mask
 from mae_core.reconstruct import Reconstructor
 from mae_core.weights.files import read_torch
