@@ -29,8 +29,8 @@ _FORMAT_OF_SUFFIX = {suffix: known for known in FORMATS for suffix in known.suff
 # RAW photos start as a TIFF does, and hold a thumbnail.
 _RAW_PHOTOS = (".arw", ".cr2", ".dng", ".nef", ".nrw", ".pef", ".srw")
 
-# Folders of thumbnails and deleted images; names that begin with a dot are hidden as well.
-_HIDDEN_FOLDERS = ("@eadir", "$recycle.bin")
+# Written by other programs; names that begin with a dot are hidden as well.
+_HIDDEN_FOLDERS = ("__macosx", "@eadir", "$recycle.bin")
 
 # Images that are looked at to find the value range and the statistics of a data set.
 SAMPLED = 64
@@ -45,15 +45,8 @@ def find_images(folder: str | Path, holdout: str | Path = "", *, quiet: bool = F
     """Find all images below a folder, sorted by path, each file once; log how many.
 
     A file is an image by its suffix or, if that says nothing, by its first bytes. Links are
-    followed. Hidden files and folders are skipped, and NumPy files beside other images.
-
-    Args:
-        folder: Searched with all its subfolders.
-        holdout: Folder whose images are left out, whatever links lead to them; none if empty.
-        quiet: Whether to log nothing.
-
-    Raises:
-        DataError: If a folder is missing, or no image is left.
+    followed. Hidden files and folders are skipped, and NumPy files beside other images. Images of
+    the folder `holdout` are left out, whatever links lead to them.
     """
     images, skipped = _list_images(folder)
     others = {key: path for key, path in images.items() if not path.lower().endswith(".npy")}
@@ -105,7 +98,7 @@ def _list_images(root: str | Path) -> tuple[dict[object, str], Counter[str]]:
             if known is None:
                 skipped[suffix or "without suffix"] += 1
             elif not known.is_readable():
-                skipped[f"{known.name}: {known.remedy}:"] += 1
+                skipped[f"{known.name} ({known.remedy})"] += 1
             else:
                 images.setdefault(_identity(path), path)
     return images, skipped
@@ -151,15 +144,12 @@ def find_classes(names: Iterable[str]) -> tuple[NDArray[np.int64], tuple[str, ..
     return np.array([numbers[folder] for folder in folders], dtype=np.int64), classes
 
 
-def check_unreadable(
-    count: int, total: int, max_unreadable: float, examples: Sequence[str] = ()
-) -> None:
+def check_unreadable(count: int, total: int, max_unreadable: float, where: Sequence[str]) -> None:
     """Raise a DataError if the share of unreadable images is too large, or none is readable."""
     if count == total or count > max_unreadable * total:
-        such = f", such as {', '.join(map(shown, examples[:5]))}" if examples else ""
         raise DataError(
-            f"{count} of {total} images are unreadable{such}; at most {max_unreadable:.0%} may "
-            "be: remove them or raise data.max_unreadable"
+            f"{count} of {total} images are unreadable, such as {', '.join(map(shown, where[:5]))}"
+            f"; at most {max_unreadable:.0%} may be: remove them or raise data.max_unreadable"
         )
 
 
@@ -189,32 +179,27 @@ class ImageReader:
         return np.atleast_3d(np.asarray(image))
 
     def find_range(self, sources: Sequence[Path | bytes]) -> ValueRange | None:
-        """Find the common value range of some of these images; None if all have 8 bits a value.
+        """Find the common value range of some of these images; None if all have 8 bits a value."""
+        tried, failures = some_of(sources), list[ImageError]()
 
-        Raises:
-            DataError: If none of the images can be read.
-        """
-        measured = self._measured(sources)
-        first = next(measured, None)
+        def measured() -> Iterator[NDArray[Any]]:
+            for source in tried:
+                try:
+                    raster = read_raster(source, self.channels, self.bands)
+                    values = raster.select(self.channels, self.bands) if raster else None
+                except ImageError as error:
+                    failures.append(error)
+                    continue
+                if values is not None and values.dtype != np.uint8:
+                    yield values
+
+        images = measured()
+        first = next(images, None)
+        if failures and len(failures) == len(tried):
+            raise DataError(f"no image that was tried can be read: {failures[-1]}")
         if first is None:
             return None
-        return find_value_range(itertools.chain([first], measured), self.value_range)
-
-    def _measured(self, sources: Sequence[Path | bytes]) -> Iterator[NDArray[Any]]:
-        """The values of each image of more than 8 bits."""
-        readable, failure = False, None
-        for source in some_of(sources):
-            try:
-                raster = read_raster(source, self.channels, self.bands)
-                values = None if raster is None else raster.select(self.channels, self.bands)
-            except ImageError as error:
-                failure = error
-                continue
-            readable = True
-            if values is not None and values.dtype != np.uint8:
-                yield values
-        if failure and not readable:
-            raise DataError(f"no image that was tried can be read: {failure}")
+        return find_value_range(itertools.chain([first], images), self.value_range)
 
     def readable(self, sources: Sequence[Path | bytes]) -> Iterator[NDArray[np.uint8]]:
         """Read some of these images, evenly spaced; unreadable ones are left out."""
@@ -256,12 +241,7 @@ class FolderImages:
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        *,
-        reader: ImageReader,
-        max_unreadable: float,
-        holdout: str | Path = "",
+        self, folder: str | Path, reader: ImageReader, max_unreadable: float, holdout: str = ""
     ) -> None:
         """Find the images by `find_images`; `max_unreadable` is a share of them, 0..1."""
         self._paths = find_images(folder, holdout)
@@ -276,11 +256,7 @@ class FolderImages:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Sample:
-        """Image `index` and its label; the next readable ones if it is unreadable.
-
-        Raises:
-            DataError: If too many files have turned out to be unreadable.
-        """
+        """Image `index` and its label; the next readable ones if it is unreadable."""
         while index in self._unreadable or (image := self._read(index)) is None:
             index = (index + 1) % len(self)
         return image, int(self._labels[index])
@@ -291,8 +267,6 @@ class FolderImages:
         except ImageError as error:
             _log.warning("skipped %s: %s", shown(self.names[index]), error)
         self._unreadable.add(index)
-        found = sorted(self._unreadable)
-        check_unreadable(
-            len(found), len(self), self._max_unreadable, [self.names[i] for i in found[:5]]
-        )
+        found = [self.names[i] for i in sorted(self._unreadable)]
+        check_unreadable(len(found), len(self), self._max_unreadable, found)
         return None

@@ -37,7 +37,6 @@ from mae_core.data.pack import PackedImages, open_pack, pack_folder, without_hol
 from mae_core.data.streams import ImageStream
 from mae_core.data.transforms import (
     Crop,
-    Regions,
     color_factors,
     crop_batch,
     crop_image,
@@ -77,9 +76,6 @@ def open_dataset(config: DataConfig, cache: Path, model: ModelConfig | None = No
         cache: Folder for what is kept between starts: a folder's pack, the note of a pack's passed
             check, a stream's epoch lengths.
         model: Channels, bands and value range of the images; photographs if not given.
-
-    Raises:
-        DataError: If the source is missing, cannot be read, or has too few readable images.
     """
     model = model or ModelConfig()
     if config.pack:
@@ -92,14 +88,8 @@ def open_dataset(config: DataConfig, cache: Path, model: ModelConfig | None = No
     if config.hub or config.shards:
         return ImageStream(config, reader, cache)
     if config.decode == "epoch":
-        return FolderImages(
-            config.folder, reader=reader, max_unreadable=config.max_unreadable,
-            holdout=config.holdout,
-        )  # fmt: skip
-    return pack_folder(
-        config.folder, cache, reader=reader, max_unreadable=config.max_unreadable,
-        holdout=config.holdout,
-    )  # fmt: skip
+        return FolderImages(config.folder, reader, config.max_unreadable, config.holdout)
+    return pack_folder(config.folder, cache, reader, config.max_unreadable, config.holdout)
 
 
 def with_data_facts(config: TrainConfig, cache: Path) -> TrainConfig:
@@ -107,10 +97,6 @@ def with_data_facts(config: TrainConfig, cache: Path) -> TrainConfig:
 
     The value range is found in some of the images (see `data.range`). The statistics are measured
     there for models of other than three channels, unless they are given.
-
-    Raises:
-        DataError: If the source is missing or has no images, or none of those that are tried can
-            be read with the channels of the model.
     """
     data, model = config.data, declared_facts(config).model
     images: Iterable[NDArray[np.uint8]]
@@ -162,17 +148,13 @@ def _warn_of_range(data: DataConfig, known: ValueRange | None, found: ValueRange
 
 
 def _check_pack(pack: PackedImages, data: DataConfig, model: ModelConfig) -> None:
-    """Refuse a pack whose channels, bands or range are not the run's."""
-    for name, packed, wanted in (
-        ("channels", pack.channels, model.in_chans),
-        ("bands", list(pack.bands), list(model.bands)),
-        ("range", pack.value_range, pack.value_range and model.value_range),
-    ):
-        if packed != wanted:
-            raise DataError(
-                f"the pack in {data.pack!r} has {name} {packed} and the run {wanted}; give the "
-                f"same, or pack the images again with {name}="
-            )
+    packed = pack.channels, pack.bands, pack.value_range
+    wanted = model.in_chans, model.bands, pack.value_range and model.value_range
+    if packed != wanted:
+        raise DataError(
+            f"the pack in {data.pack!r} has channels, bands and range {packed} and the run "
+            f"{wanted}; give the same, or pack the images again"
+        )
 
 
 class BatchLoader:
@@ -191,18 +173,10 @@ class BatchLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Make batches of crops.
+        """Make batches of crops for `device`; `seed` fixes their order and chance.
 
-        Args:
-            dataset: As `open_dataset` gives it.
-            config: How images are cropped, and by how many threads.
-            batch_size: Images in a step over all ranks; a multiple of `world_size`.
-            seed: Fixes order and crops.
-            mean: C channel means in 0..1.
-            std: C channel deviations.
-            device: Where the batches are wanted.
-            rank: Of this process.
-            world_size: Number of ranks.
+        `batch_size` counts the images of a step over all ranks. `mean` and `std` are those of the
+        C channels, in 0..1.
         """
         if batch_size % world_size:
             raise ConfigError(
@@ -227,17 +201,11 @@ class BatchLoader:
     ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Make this rank's share of the batches of steps `start` up to `stop`.
 
-        Args:
-            start: First step.
-            stop: One past the last step.
-            side_at: Side S of the crops in pixels, by step.
+        `side_at` tells the side S of a step's crops in pixels.
 
         Yields:
             Images (N, C, S, S) float32, normalised, on the device, for N = batch_size /
             world_size; and labels (N,) int64 on the CPU, -1 where there is none.
-
-        Raises:
-            DataError: If a stream breaks off, or too many images are unreadable.
         """
         if self._resident is None and self._is_worth_copying((stop - start) * self._share):
             self._copy_to_device()
@@ -326,18 +294,26 @@ class BatchLoader:
             squares = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
             return partial(self._finish, squares, factors), labels
         pinned = self._device.type == "cuda"
-        pixels = self._resident
-        if pixels is None:
+        if self._resident is None:
             *starts, size = itertools.accumulate((a.size for a in arrays), initial=0)
             # torch uses pinned memory again only after the copy out of it.
             pixels = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
             np.concatenate([a.reshape(-1) for a in arrays], out=pixels.numpy())
+        else:
+            pixels = self._resident
         row_bytes = [a.strides[0] for a in arrays]
-        regions = crop_regions(starts, row_bytes, crops, channels=arrays[0].shape[2])
+        where, padded = crop_regions(starts, row_bytes, crops, channels=arrays[0].shape[2])
         if pinned:
-            regions = regions._replace(where=regions.where.pin_memory())
+            where = where.pin_memory()
             factors = None if factors is None else factors.pin_memory()
-        return partial(self._crop_on_device, pixels, regions, side, factors), labels
+
+        def crop() -> Tensor:
+            # Asynchronous, as the tensors are pinned or on the device already.
+            there = pixels.to(self._device, non_blocking=True)
+            levels = crop_batch(there, where.to(self._device, non_blocking=True), padded, side)
+            return self._finish(levels, factors)
+
+        return crop, labels
 
     def _cut(
         self, side: int, samples: Sequence[tuple[int, Any]]
@@ -363,16 +339,8 @@ class BatchLoader:
             cuts.append((pixels, start, crop, label))
         return cuts
 
-    def _crop_on_device(
-        self, pixels: Tensor, regions: Regions, side: int, factors: Tensor | None
-    ) -> Tensor:
-        """Asynchronous, as the tensors are pinned or on the device already."""
-        where = regions.where.to(self._device, non_blocking=True)
-        if factors is not None:
-            factors = factors.to(self._device, non_blocking=True)
-        pixels = pixels.to(self._device, non_blocking=True)
-        return self._finish(crop_batch(pixels, regions._replace(where=where), side), factors)
-
     def _finish(self, levels: Tensor, factors: Tensor | None) -> Tensor:
         levels = levels.to(torch.float32, memory_format=torch.contiguous_format)
+        if factors is not None:
+            factors = factors.to(self._device, non_blocking=True)
         return normalize(levels, factors, self._mean, self._std)

@@ -52,9 +52,7 @@ class PackedImages:
         names: Source files, relative to their folder.
         unreadable: Source files that were skipped.
         files: SHA-256 of each source file; empty for a pack of version 0.1.
-        channels: C of the images.
-        bands: Which bands of the files they are; all if empty.
-        value_range: Values that became 0 and 255, of files of more than 8 bits; else None.
+        channels, bands, value_range: As of the `ImageReader`; no range for files of 8 bits.
         fingerprint: Of the source files' paths, sizes and times, and of the reader.
         labels: (M,) number of the class of each image, or -1.
         classes: Names of the classes, as of the folder that was packed.
@@ -89,12 +87,7 @@ class PackedImages:
 def open_pack(folder: str | Path, memory: Path | None = None) -> PackedImages:
     """Open a pack, and check the hash of its pixels unless that was done before.
 
-    Args:
-        folder: Folder of the pack.
-        memory: Another folder for the note of a passed check, if that of the pack is read-only.
-
-    Raises:
-        DataError: If there is no finished pack, or its pixels are not those that were packed.
+    The note of a passed check goes to the folder `memory` if that of the pack is read-only.
     """
     folder = Path(folder).expanduser()
     try:
@@ -164,24 +157,13 @@ def _sha256(path: Path) -> str:
 
 
 def without_holdout(pack: PackedImages, holdout: str | Path) -> PackedImages:
-    """Leave out the images of a folder, told by the hashes of their files.
-
-    Raises:
-        DataError: If the folder is missing or has no images, or no image is left.
-    """
+    """Leave out the images of a folder, told by the hashes of their files."""
     held_out = {_sha256(path) for path in find_images(holdout)} - {""}
-    if not pack.files:
-        _log.warning(
-            "the pack is of an older version and does not say whether images of %r are in it: "
-            "make it again with mae pack, and they are left out",
-            str(holdout),
-        )
-        return pack
     kept = [i for i, digest in enumerate(pack.files) if digest not in held_out]
     if not kept:
         raise DataError(
-            f"all images of the pack are in data.holdout {str(holdout)!r}; give a folder of "
-            "other images, or some of them"
+            f"no image of the pack is known to be outside data.holdout {str(holdout)!r}; give a "
+            "folder of other images, or make a pack of an older version again with mae pack"
         )
     _log.info("%d images; skipped %d of data.holdout", len(kept), len(pack) - len(kept))
     return replace(
@@ -193,23 +175,13 @@ def without_holdout(pack: PackedImages, holdout: str | Path) -> PackedImages:
 def pack_folder(
     folder: str | Path,
     cache: str | Path,
-    *,
     reader: ImageReader,
     max_unreadable: float,
-    holdout: str | Path = "",
+    holdout: str = "",
 ) -> PackedImages:
     """Open the pack of a folder; make it first if it is missing, damaged or out of date.
 
-    Args:
-        folder: See `find_images`.
-        cache: Folder of the pack.
-        reader: Reads the images.
-        max_unreadable: Largest share of unreadable files, 0..1.
-        holdout: See `find_images`.
-
-    Raises:
-        DataError: If there is no image, too many files are unreadable, or the pack cannot be
-            written.
+    The pack lies in `cache`; `max_unreadable` is a share of the files, 0..1.
     """
     paths = find_images(folder, holdout)
     cache = Path(cache).expanduser()

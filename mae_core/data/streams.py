@@ -104,12 +104,7 @@ class ImageStream:
     def samples(
         self, first: int, *, seed: int, rank: int, world_size: int, pool: ThreadPoolExecutor
     ) -> Iterator[Sample]:
-        """Stream one rank's samples from number `first` on, epoch after epoch, decoded by `pool`.
-
-        Raises:
-            DataError: If the stream breaks off, has no image for this rank, or too many of its
-                images are unreadable.
-        """
+        """Stream one rank's samples from number `first` on, without end; `pool` decodes."""
         waiting: deque[tuple[Future[NDArray[np.uint8]], Any]] = deque()
         missing = 0
         for example in self._epochs(first, seed, rank, world_size):

@@ -114,45 +114,38 @@ def color_factors(crops: Sequence[Crop]) -> Tensor | None:
     return torch.tensor(factors, dtype=torch.float32) if factors else None
 
 
-class Regions(NamedTuple):
-    """Where the crops of a batch lie in a flat array of pixels.
-
-    Attributes:
-        where: (N, 5) int64: first byte, bytes from row to row, height, width, and 1 for a flip.
-        padded: Height and width that hold every region, and channels: plain numbers, so that no
-            shape has to be read back from a device.
-    """
-
-    where: Tensor
-    padded: tuple[int, int, int]
-
-
 def crop_regions(
     starts: Sequence[int], row_bytes: Sequence[int], crops: Sequence[Crop], channels: int = 3
-) -> Regions:
-    """The regions of N crops, by the first byte of each box and the bytes from row to row."""
+) -> tuple[Tensor, tuple[int, int, int]]:
+    """Where the boxes of N crops lie in a flat array of pixels.
+
+    Returns:
+        (N, 5) int64: first byte, bytes from row to row, height, width, and 1 for a flip; and the
+        height and width that hold every box, and channels. The latter are plain numbers, so that
+        no shape has to be read back from a device.
+    """
     heights = [crop.box[3] - crop.box[1] for crop in crops]
     widths = [crop.box[2] - crop.box[0] for crop in crops]
     flips = [int(crop.flip) for crop in crops]
     where = torch.tensor([starts, row_bytes, heights, widths, flips]).T.contiguous()
     height, width = (-(-max(lengths) // _PAD_TO) * _PAD_TO for lengths in (heights, widths))
-    return Regions(where, (height, width, channels))
+    return where, (height, width, channels)
 
 
-def crop_batch(pixels: Tensor, regions: Regions, side: int) -> Tensor:
+def crop_batch(pixels: Tensor, where: Tensor, padded: tuple[int, int, int], side: int) -> Tensor:
     """Crop a batch on the device of its pixels.
 
     Args:
         pixels: (bytes,) uint8, images of (H, W, C) one after another.
-        regions: Where the crops lie; `where` is on the same device.
+        where: See `crop_regions`; on the same device.
+        padded: Likewise.
         side: Of the result, in pixels.
 
     Returns:
         (N, C, side, side) float32, whole levels of 0..255.
     """
-    chunk = max(_CHUNK_VALUES // math.prod(regions.padded), 1)
-    parts = regions.where.split(chunk)
-    return torch.cat([_crop_chunk(pixels, part, regions.padded, side) for part in parts])
+    parts = where.split(max(_CHUNK_VALUES // math.prod(padded), 1))
+    return torch.cat([_crop_chunk(pixels, part, padded, side) for part in parts])
 
 
 def _crop_chunk(pixels: Tensor, where: Tensor, padded: tuple[int, int, int], side: int) -> Tensor:
