@@ -68,14 +68,9 @@ _COPY_BYTES = 2**26
 def open_dataset(config: DataConfig, cache: Path, model: ModelConfig | None = None) -> Dataset:
     """Open the data set that a config names, for a `BatchLoader`.
 
-    Ranks that share a cache open it one after the other: the first packs the folder or checks the
-    pack, and the others find that done.
-
-    Args:
-        config: Names one source.
-        cache: Folder for what is kept between starts: a folder's pack, the note of a pack's passed
-            check, a stream's epoch lengths.
-        model: Channels, bands and value range of the images; photographs if not given.
+    `cache` keeps a folder's pack, the note of a pack's passed check and a stream's epoch lengths.
+    Ranks that share it open the data set one after the other, and the others find the work of the
+    first done. Images are photographs without a `model`.
     """
     model = model or ModelConfig()
     if config.pack:
@@ -234,7 +229,7 @@ class BatchLoader:
                     future.cancel()
 
     def _is_worth_copying(self, count: int) -> bool:
-        """Whether a pack may go to the GPU, takes half of what is free, and is used as a whole."""
+        """Whether a pack may go to the GPU, takes half of what is free there, and is all used."""
         if not (self._config.resident and self._device.type == "cuda"):
             return False
         if not isinstance(self._dataset, PackedImages) or count < len(self._dataset):
@@ -253,7 +248,7 @@ class BatchLoader:
         self._resident = copy
 
     def _items(self, start: int, pool: ThreadPoolExecutor) -> Iterator[tuple[int, Any]]:
-        """Numbers of this rank's samples from step `start` on, and their indices or streamed."""
+        """This rank's samples from step `start` on: numbers, and indices or a stream's samples."""
         first = self._rank * self._share
         numbers = (
             step * self._batch_size + first + place
