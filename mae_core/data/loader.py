@@ -143,13 +143,16 @@ def _warn_of_range(data: DataConfig, known: ValueRange | None, found: ValueRange
 
 
 def _check_pack(pack: PackedImages, data: DataConfig, model: ModelConfig) -> None:
-    packed = pack.channels, pack.bands, pack.value_range
-    wanted = model.in_chans, model.bands, pack.value_range and model.value_range
-    if packed != wanted:
-        raise DataError(
-            f"the pack in {data.pack!r} has channels, bands and range {packed} and the run "
-            f"{wanted}; give the same, or pack the images again"
-        )
+    for name, packed, wanted in (
+        ("channels", pack.channels, model.in_chans),
+        ("bands", pack.bands, model.bands),
+        ("range", pack.value_range, pack.value_range and model.value_range),
+    ):
+        if packed != wanted:
+            raise DataError(
+                f"the pack in {data.pack!r} has {name} {packed} and the run {wanted}; give the "
+                f"same, or pack the images again with {name}="
+            )
 
 
 class BatchLoader:
