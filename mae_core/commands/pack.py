@@ -1,12 +1,9 @@
 """Pack a folder of images: mae pack FOLDER OUT [field=value …].
 
-    mae pack IMAGES packs/mine
     mae pack IMAGES packs/mine short_side=160
 
-Decodes every image once and writes `OUT/pictures.u8`, all pixels one image after another, and
-`OUT/pictures.json`, the index, with the SHA-256 of the pixels and of each file. Train on it with
-`data.pack=OUT`, on any machine; images of `data.holdout` in the pack are left out, told by the
-hashes of their files. Packing again does nothing unless a file came, went or changed.
+Decodes every image once into `OUT`, to train on with `data.pack=OUT` on any machine. Packing again
+does nothing unless a file came, went or changed.
 
 Fields: `short_side=256`, the most pixels that an image keeps on its shorter side, 0 for all of
 them; `max_unreadable=0.05`, the largest share of files that may be unreadable; and for measurements

@@ -1,66 +1,36 @@
 """Data sets of (image, label): which files of a folder are images, and how they are read.
 
 An image is (H, W, C) uint8, a label the number of its class or -1. Classes are those of
-torchvision's `ImageFolder`: the folders directly below the root. `pack` and `streams` build on
-this module.
+torchvision's `ImageFolder`: the folders directly below the root.
 """
 
 import contextlib
 import itertools
 import logging
 import os
-import re
-import stat
-import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import features
 
 from mae_core.errors import DataError, ImageError
 from mae_core.images import open_image, read_raster, resized, size_of
 from mae_core.measurements import RangeSpec, ValueRange, find_value_range
+from mae_core.photographs import FORMATS, START_BYTES, ImageFormat, format_of
 
 _log = logging.getLogger(__name__)
 
-# First bytes and suffixes of each format. AVIF comes before HEIC: its files may start as HEIC files
-# do, and list `avif` later.
-_FORMATS: dict[str, tuple[bytes, tuple[str, ...]]] = {
-    "JPEG": (rb"\xff\xd8\xff", (".jpg", ".jpeg")),
-    "PNG": (rb"\x89PNG\r\n\x1a\n", (".png",)),
-    "WebP": (rb"RIFF....WEBP", (".webp",)),
-    "GIF": (rb"GIF8[79]a", (".gif",)),
-    "BMP": (rb"BM....\0\0\0\0", (".bmp",)),
-    "TIFF": (rb"II[*+]\0|MM\0[*+]", (".tif", ".tiff")),
-    "AVIF": (rb"....ftyp(?:....)*?avi[fs]", (".avif",)),
-    "HEIC": (rb"....ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)", (".heic", ".heif")),
-    "NumPy": (rb"\x93NUMPY", (".npy",)),
-}
-_FORMAT_OF = {suffix: name for name, (_, suffixes) in _FORMATS.items() for suffix in suffixes}
-_START_BYTES = 64
+_FORMAT_OF_SUFFIX = {suffix: known for known in FORMATS for suffix in known.suffixes}
 
-# Formats that some machines cannot read, and what to do there.
-_REMEDIES = {"AVIF": "take a build of Pillow that reads AVIF", "HEIC": "pip install pillow-heif"}
-
-# No images whatever their first bytes: videos, and RAW photos, most of which start as a TIFF does
-# and hold a thumbnail.
-_NO_IMAGES = frozenset((
-    ".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm",
-    ".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw",
-))  # fmt: skip
+# RAW photos start as a TIFF does, and hold a thumbnail.
+_RAW_PHOTOS = (".arw", ".cr2", ".dng", ".nef", ".nrw", ".pef", ".srw")
 
 # Written by other programs; names that begin with a dot are hidden as well.
-_HIDDEN_FOLDERS = frozenset(("__macosx", "@eadir", "$recycle.bin"))
-_HIDDEN_FILES = frozenset(("thumbs.db", "desktop.ini"))
-
-# Kinds of skipped files that the log names; the others are added up.
-_NAMED_KINDS = 8
+_HIDDEN_FOLDERS = ("__macosx", "@eadir", "$recycle.bin")
 
 # Images that are looked at to find the value range and the statistics of a data set.
 SAMPLED = 64
@@ -70,165 +40,90 @@ Item = TypeVar("Item")
 # (H, W, C) uint8, and the number of the class or -1.
 Sample: TypeAlias = tuple[NDArray[np.uint8], int]
 
-# Device and inode of a file, whatever its name.
-_Identity: TypeAlias = tuple[int, int]
-
-
-class MapDataset(Protocol):
-    """A data set whose samples have numbers. Several threads may read it."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their numbers."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Sample: ...
-
 
 def find_images(folder: str | Path, holdout: str | Path = "", *, quiet: bool = False) -> list[Path]:
-    """Find all images below a folder, sorted by path; log how many, and what was skipped.
+    """Find all images below a folder, sorted by path, each file once; log how many.
 
     A file is an image by its suffix or, if that says nothing, by its first bytes. Links are
-    followed; a folder or file with several names is taken once. Hidden folders and files are
-    skipped, and NumPy files beside other images.
-
-    Args:
-        folder: Searched with all its subfolders.
-        holdout: Folder whose images are left out, whatever links lead to them; none if empty.
-        quiet: Whether to log nothing.
-
-    Raises:
-        DataError: If a folder is missing, or no image is left.
+    followed. Hidden files and folders are skipped, and NumPy files beside other images. Images of
+    the folder `holdout` are left out, whatever links lead to them.
     """
-    root = _existing(folder)
-    images, skipped = _list_images(root)
-    arrays = {key for key, path in images.items() if path.lower().endswith(".npy")}
-    if len(arrays) < len(images):
-        # Embeddings or masks of the images beside them.
-        skipped["NumPy file"] = len(arrays)
-        images = {key: path for key, path in images.items() if key not in arrays}
-    if holdout:
-        if os.path.samefile(root, _existing(holdout)):
-            raise DataError(
-                f"data.holdout {str(holdout)!r} is the training folder itself; give a folder of "
-                "other images, or one inside it"
-            )
-        held_out, _ = _list_images(_existing(holdout))
-        skipped["hold-out image"] = len(images.keys() & held_out.keys())
-        images = {key: path for key, path in images.items() if key not in held_out}
-    if not images:
-        raise DataError(
-            f"no image lies below {str(folder)!r}{_described(skipped)}; looked for "
-            + ", ".join(_FORMATS)
-        )
-    if not quiet:
-        _log.info("%s images below %r%s", f"{len(images):,}", str(folder), _described(skipped))
-    return [root / path for path in sorted(images.values(), key=lambda path: path.split(os.sep))]
-
-
-def _existing(folder: str | Path) -> Path:
-    root = Path(folder).expanduser()
-    if not str(folder) or not root.is_dir():
-        raise DataError(f"{str(folder)!r} is not a folder; give one with images in it")
-    return root
-
-
-def _described(skipped: Counter[str]) -> str:
-    parts = []
-    named = (+skipped).most_common(_NAMED_KINDS)
-    for kind, count in named:
-        remedy = _REMEDIES.get(kind.removesuffix(" image"))
-        parts.append(f"{count:,} {kind}{'s' * (count > 1)}{f' ({remedy})' if remedy else ''}")
-    others = skipped.total() - sum(count for _, count in named)
+    images, skipped = _list_images(folder)
+    others = {key: path for key, path in images.items() if not path.lower().endswith(".npy")}
     if others:
-        parts.append(f"{others:,} of other kinds")
-    return "; skipped " + ", ".join(parts) if parts else ""
+        # NumPy files are embeddings or masks of the images beside them.
+        skipped[".npy"] += len(images) - len(others)
+        images = others
+    if holdout:
+        held_out, _ = _list_images(holdout)
+        skipped["hold-out"] += len(images.keys() & held_out.keys())
+        images = {key: path for key, path in images.items() if key not in held_out}
+    kinds = ", ".join(f"{shown(kind)} {count:,}" for kind, count in (+skipped).most_common(8))
+    rest = f"; skipped {skipped.total():,} other files ({kinds})" if kinds else ""
+    if not images:
+        raise DataError(f"no image lies below {str(folder)!r}{rest}")
+    if not quiet:
+        _log.info("%s images below %r%s", f"{len(images):,}", str(folder), rest)
+    return [Path(path) for path in sorted(images.values(), key=lambda path: path.split(os.sep))]
 
 
-def _list_images(root: Path) -> tuple[dict[_Identity, str], Counter[str]]:
-    """Images below a folder, relative to it, and how many files of each kind were skipped."""
-    images: dict[_Identity, str] = {}
+def _list_images(root: str | Path) -> tuple[dict[object, str], Counter[str]]:
+    """Paths of images by file identity, and how many files of each suffix are none."""
+    images: dict[object, str] = {}
     skipped: Counter[str] = Counter()
-    unreadable = {"AVIF": not features.check("avif"), "HEIC": find_spec("pillow_heif") is None}
-    for path in _walk(str(root), skipped):
-        try:
-            status = os.stat(path) if os.path.exists(path) else os.lstat(path)
-        except OSError:
-            skipped["unreadable file"] += 1
+    start = Path(root).expanduser()
+    if not str(root) or not start.is_dir():
+        raise DataError(f"{str(root)!r} is not a folder; give one with images in it")
+    # Each folder is entered once, so links may form circles. Links are followed last, so that a
+    # folder is found under its own name.
+    folders, links, entered = [str(start)], deque[str](), set[object]()
+    while folders or links:
+        folder = folders.pop() if folders else links.popleft()
+        if (identity := _identity(folder)) in entered:
             continue
-        identity = status.st_dev, status.st_ino
-        kind = _format_or_kind(path, status)
-        if kind not in _FORMATS:
-            skipped[kind] += 1
-        elif unreadable.get(kind):
-            skipped[f"{kind} image"] += 1
-        elif identity in images:
-            skipped["duplicate link"] += 1
-        else:
-            images[identity] = path.removeprefix(str(root)).lstrip(os.sep)
+        entered.add(identity)
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError as error:
+            _log.warning("skipped the folder %s: %s", shown(folder), error.strerror)
+            continue
+        for name in names:
+            path, suffix = os.path.join(folder, name), os.path.splitext(name)[1].lower()
+            if name.startswith(".") or name.lower() in _HIDDEN_FOLDERS:
+                continue
+            if os.path.isdir(path):
+                (links if os.path.islink(path) else folders).append(path)
+                continue
+            known = _format_of_file(path, suffix)
+            if known is None:
+                skipped[suffix or "without suffix"] += 1
+            elif not known.is_readable():
+                skipped[f"{known.name} ({known.remedy})"] += 1
+            else:
+                images.setdefault(_identity(path), path)
     return images, skipped
 
 
-def _walk(root: str, skipped: Counter[str]) -> Iterator[str]:
-    """Every file below a folder.
-
-    Each folder is entered once, so links may form circles. Links are followed last, so a folder
-    is found under its own name.
-    """
-
-    def warn(error: OSError) -> None:
-        _log.warning("skipped the folder %s: %s", shown(error.filename), error.strerror)
-        skipped["unreadable folder"] += 1
-
-    entered: set[_Identity] = set()
-    links = [root]
-    while links:
-        for folder, subfolders, files in os.walk(links.pop(0), onerror=warn):
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in entered:
-                subfolders.clear()
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            yield from (os.path.join(folder, name) for name in sorted(files))
-            visible = [
-                name
-                for name in sorted(subfolders)
-                if not name.startswith(".") and name.lower() not in _HIDDEN_FOLDERS
-            ]
-            skipped["hidden folder"] += len(subfolders) - len(visible)
-            links += filter(os.path.islink, [os.path.join(folder, name) for name in visible])
-            # `os.walk` enters them in this order, but no links.
-            subfolders[:] = reversed(visible)
+def _identity(path: str) -> object:
+    """Device and inode, whatever the name."""
+    try:
+        status = os.stat(path)
+    except OSError:  # a broken link
+        return path
+    return status.st_dev, status.st_ino
 
 
-def _format_or_kind(path: str, status: os.stat_result) -> str:
-    """The format of an image, or what else a file is."""
-    name = os.path.basename(path)
-    suffix = os.path.splitext(name)[1].lower()
-    other = f"{shown(suffix)} file" if suffix else "unknown file"
-    if name.startswith(".") or name.lower() in _HIDDEN_FILES:
-        return "hidden file"
-    if stat.S_ISLNK(status.st_mode):
-        # As an image it is named when it cannot be read.
-        return _FORMAT_OF.get(suffix, "broken link")
-    if not stat.S_ISREG(status.st_mode):
-        return "special file"
-    if suffix in _FORMAT_OF or suffix in _NO_IMAGES:
-        return _FORMAT_OF.get(suffix, other)
+def _format_of_file(path: str, suffix: str) -> ImageFormat | None:
+    if not os.path.isfile(path):
+        # A broken link is named when it cannot be read. Reading a pipe would never end.
+        return _FORMAT_OF_SUFFIX.get(suffix) if os.path.islink(path) else None
+    if suffix in _FORMAT_OF_SUFFIX or suffix in _RAW_PHOTOS:
+        return _FORMAT_OF_SUFFIX.get(suffix)
     try:
         with open(path, "rb") as file:
-            return format_of(file.read(_START_BYTES)) or other
+            return format_of(file.read(START_BYTES))
     except OSError:
-        return "unreadable file"
-
-
-def format_of(start: bytes) -> str | None:
-    """Name of the image format whose files start with these bytes, if any."""
-    for name, (pattern, _) in _FORMATS.items():
-        if re.match(pattern, start, re.DOTALL):
-            return name
-    return None
+        return None
 
 
 def shown(name: str | Path) -> str:
@@ -249,13 +144,12 @@ def find_classes(names: Iterable[str]) -> tuple[NDArray[np.int64], tuple[str, ..
     return np.array([numbers[folder] for folder in folders], dtype=np.int64), classes
 
 
-def check_unreadable(unreadable: Sequence[str], total: int, max_unreadable: float) -> None:
-    """Raise a DataError if the share of unreadable files is too large, or no file is readable."""
-    if len(unreadable) == total or len(unreadable) > max_unreadable * total:
+def check_unreadable(count: int, total: int, max_unreadable: float, where: Sequence[str]) -> None:
+    """Raise a DataError if the share of unreadable images is too large, or none is readable."""
+    if count == total or count > max_unreadable * total:
         raise DataError(
-            f"{len(unreadable)} of {total} files are unreadable, such as "
-            f"{', '.join(map(shown, unreadable[:5]))}; at most {max_unreadable:.0%} may be: remove "
-            "them or raise data.max_unreadable"
+            f"{count} of {total} images are unreadable, such as {', '.join(map(shown, where[:5]))}"
+            f"; at most {max_unreadable:.0%} may be: remove them or raise data.max_unreadable"
         )
 
 
@@ -276,46 +170,36 @@ class ImageReader:
     short_side: int = 256
 
     def __call__(self, source: Path | bytes) -> NDArray[np.uint8]:
-        """Read one image.
-
-        Raises:
-            ImageError: If it cannot be used.
-        """
+        """Read one image; an ImageError says why it cannot be used."""
         image = open_image(source, self.channels, bands=self.bands, value_range=self.value_range)
         width, height = size_of(image)
         scale = self.short_side / min(width, height)
         if 0 < scale < 1:
-            size = max(round(width * scale), 1), max(round(height * scale), 1)
-            image = resized(image, size)
+            image = resized(image, (max(round(width * scale), 1), max(round(height * scale), 1)))
         return np.atleast_3d(np.asarray(image))
 
     def find_range(self, sources: Sequence[Path | bytes]) -> ValueRange | None:
-        """Find the common value range of some of these images; None if all have 8 bits a value.
+        """Find the common value range of some of these images; None if all have 8 bits a value."""
+        tried, failures = some_of(sources), list[ImageError]()
 
-        Raises:
-            DataError: If none of the images can be read.
-        """
-        measured = self._measured(sources)
-        first = next(measured, None)
+        def measured() -> Iterator[NDArray[Any]]:
+            for source in tried:
+                try:
+                    raster = read_raster(source, self.channels, self.bands)
+                    values = raster.select(self.channels, self.bands) if raster else None
+                except ImageError as error:
+                    failures.append(error)
+                    continue
+                if values is not None and values.dtype != np.uint8:
+                    yield values
+
+        images = measured()
+        first = next(images, None)
+        if failures and len(failures) == len(tried):
+            raise DataError(f"no image that was tried can be read: {failures[-1]}")
         if first is None:
             return None
-        return find_value_range(itertools.chain([first], measured), self.value_range)
-
-    def _measured(self, sources: Sequence[Path | bytes]) -> Iterator[NDArray[Any]]:
-        """The values of each image of more than 8 bits."""
-        readable, failure = False, None
-        for source in some_of(sources):
-            try:
-                raster = read_raster(source, self.channels, self.bands)
-                values = None if raster is None else raster.select(self.channels, self.bands)
-            except ImageError as error:
-                failure = error
-                continue
-            readable = True
-            if values is not None and values.dtype != np.uint8:
-                yield values
-        if failure and not readable:
-            raise DataError(f"no image that was tried can be read: {failure}")
+        return find_value_range(itertools.chain([first], images), self.value_range)
 
     def readable(self, sources: Sequence[Path | bytes]) -> Iterator[NDArray[np.uint8]]:
         """Read some of these images, evenly spaced; unreadable ones are left out."""
@@ -327,11 +211,7 @@ class ImageReader:
 def channel_statistics(
     images: Iterable[NDArray[np.uint8]],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel over all pixels of (H, W, C) images, in 0..1.
-
-    Raises:
-        DataError: If there are no images.
-    """
+    """Mean and deviation of each channel over all pixels of (H, W, C) images, in 0..1."""
     count = 0
     total = squares = np.zeros(1)
     for image in images:
@@ -357,16 +237,11 @@ class FolderImages:
 
     Attributes:
         names: Of the files, relative to the folder.
-        classes: Names of the classes.
+        classes: Names of the classes, in the order of their numbers.
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        *,
-        reader: ImageReader,
-        max_unreadable: float,
-        holdout: str | Path = "",
+        self, folder: str | Path, reader: ImageReader, max_unreadable: float, holdout: str = ""
     ) -> None:
         """Find the images by `find_images`; `max_unreadable` is a share of them, 0..1."""
         self._paths = find_images(folder, holdout)
@@ -374,38 +249,24 @@ class FolderImages:
         depth = len(Path(folder).expanduser().parts)
         self.names = ["/".join(path.parts[depth:]) for path in self._paths]
         self._labels, self.classes = find_classes(self.names)
-        self._reader = reader
-        self._max_unreadable = max_unreadable
+        self._reader, self._max_unreadable = reader, max_unreadable
         self._unreadable: set[int] = set()
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Sample:
-        """Image `index` and its label; the next readable ones if it is unreadable.
-
-        Raises:
-            DataError: If too many files have turned out to be unreadable.
-        """
-        while True:
-            if index not in self._unreadable:
-                try:
-                    return self._reader(self._paths[index]), int(self._labels[index])
-                except ImageError as error:
-                    self._count_unreadable(index, error)
+        """Image `index` and its label; the next readable ones if it is unreadable."""
+        while index in self._unreadable or (image := self._read(index)) is None:
             index = (index + 1) % len(self)
+        return image, int(self._labels[index])
 
-    @property
-    def unreadable(self) -> list[str]:
-        """Names of the files found unreadable so far."""
-        with self._lock:
-            return [self.names[index] for index in sorted(self._unreadable)]
-
-    def _count_unreadable(self, index: int, error: ImageError) -> None:
-        with self._lock:
-            known = index in self._unreadable
-            self._unreadable.add(index)
-        if not known:
+    def _read(self, index: int) -> NDArray[np.uint8] | None:
+        try:
+            return self._reader(self._paths[index])
+        except ImageError as error:
             _log.warning("skipped %s: %s", shown(self.names[index]), error)
-        check_unreadable(self.unreadable, len(self), self._max_unreadable)
+        self._unreadable.add(index)
+        found = [self.names[i] for i in sorted(self._unreadable)]
+        check_unreadable(len(found), len(self), self._max_unreadable, found)
+        return None

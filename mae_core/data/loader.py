@@ -3,11 +3,8 @@
 Sample k of a run is image k of an endless sequence of shuffled epochs, cropped by a generator
 seeded with (seed, k). So a resumed run sees the batches of the undisturbed one, however many
 threads prepare them, and rank r of W takes its share of each batch. Streams have an order of
-their own (see `streams`); their crops are drawn alike.
-
-Crops are made where the model is. For a CPU, threads crop image by image. For other devices,
-threads cut out the regions of the crops, and the batch is cropped on the device; with
-`data.resident` a whole pack is copied there once instead, and only the boxes travel.
+their own; their crops are drawn alike. For a CPU, threads crop image by image. For other devices
+they cut out the regions of the crops, and the batch is cropped there.
 """
 
 import itertools
@@ -17,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,16 +29,14 @@ from mae_core.data.datasets import (
     SAMPLED,
     FolderImages,
     ImageReader,
-    MapDataset,
     channel_statistics,
     find_images,
     some_of,
 )
 from mae_core.data.pack import PackedImages, open_pack, pack_folder, without_holdout
-from mae_core.data.streams import ImageStream, open_stream
+from mae_core.data.streams import ImageStream
 from mae_core.data.transforms import (
     Crop,
-    Regions,
     color_factors,
     crop_batch,
     crop_image,
@@ -54,7 +50,7 @@ from mae_core.measurements import ValueRange, range_in_words
 _log = logging.getLogger(__name__)
 
 # What a `BatchLoader` makes batches of.
-Dataset: TypeAlias = MapDataset | ImageStream
+Dataset: TypeAlias = FolderImages | PackedImages | ImageStream
 
 # Seed words of the different kinds of chance, so that their numbers are independent.
 _ORDER, _CROP = 0, 1
@@ -65,9 +61,6 @@ _AHEAD = 4
 # Images loaded and cut by one task of a thread.
 _PART = 8
 
-# Largest share of a device's free memory that a pack may take.
-_RESIDENT_SHARE = 0.5
-
 # Bytes of a pack copied to a device at once.
 _COPY_BYTES = 2**26
 
@@ -75,17 +68,9 @@ _COPY_BYTES = 2**26
 def open_dataset(config: DataConfig, cache: Path, model: ModelConfig | None = None) -> Dataset:
     """Open the data set that a config names, for a `BatchLoader`.
 
-    Ranks that share a cache open it one after the other: the first packs the folder or checks the
-    pack, and the others find that done.
-
-    Args:
-        config: Names one source.
-        cache: Folder for what is kept between starts: a folder's pack, the note of a pack's passed
-            check, a stream's epoch lengths.
-        model: Channels, bands and value range of the images; photographs if not given.
-
-    Raises:
-        DataError: If the source is missing, cannot be read, or has too few readable images.
+    `cache` keeps a folder's pack, the note of a pack's passed check and a stream's epoch lengths.
+    Ranks that share it open the data set one after the other, and the others find the work of the
+    first done. Images are photographs without a `model`.
     """
     model = model or ModelConfig()
     if config.pack:
@@ -96,16 +81,10 @@ def open_dataset(config: DataConfig, cache: Path, model: ModelConfig | None = No
         return without_holdout(pack, config.holdout) if config.holdout else pack
     reader = _reader(config, model)
     if config.hub or config.shards:
-        return open_stream(config, reader, cache)
+        return ImageStream(config, reader, cache)
     if config.decode == "epoch":
-        return FolderImages(
-            config.folder, reader=reader, max_unreadable=config.max_unreadable,
-            holdout=config.holdout,
-        )  # fmt: skip
-    return pack_folder(
-        config.folder, cache, reader=reader, max_unreadable=config.max_unreadable,
-        holdout=config.holdout,
-    )  # fmt: skip
+        return FolderImages(config.folder, reader, config.max_unreadable, config.holdout)
+    return pack_folder(config.folder, cache, reader, config.max_unreadable, config.holdout)
 
 
 def with_data_facts(config: TrainConfig, cache: Path) -> TrainConfig:
@@ -113,10 +92,6 @@ def with_data_facts(config: TrainConfig, cache: Path) -> TrainConfig:
 
     The value range is found in some of the images (see `data.range`). The statistics are measured
     there for models of other than three channels, unless they are given.
-
-    Raises:
-        DataError: If the source is missing or has no images, or none of those that are tried can
-            be read with the channels of the model.
     """
     data, model = config.data, declared_facts(config).model
     images: Iterable[NDArray[np.uint8]]
@@ -132,7 +107,7 @@ def with_data_facts(config: TrainConfig, cache: Path) -> TrainConfig:
         reader = _reader(data, replace(model, value_range=None))
         files: Sequence[Path | bytes]
         if data.hub or data.shards:
-            files = list(itertools.islice(open_stream(data, reader, cache).files(), SAMPLED))
+            files = list(islice(ImageStream(data, reader, cache).files(), SAMPLED))
         else:
             files = find_images(data.folder, data.holdout, quiet=True)
         found = reader.find_range(files)
@@ -156,10 +131,7 @@ def _reader(data: DataConfig, model: ModelConfig) -> ImageReader:
 def _warn_of_range(data: DataConfig, known: ValueRange | None, found: ValueRange | None) -> None:
     """Warn if a declared range has no effect, or that of the weights does not fit."""
     if found is None and data.range != "auto":
-        _log.warning(
-            "data.range=%s does nothing: no image that was looked at has more than 8 bits",
-            data.range,
-        )  # fmt: skip
+        _log.warning("data.range=%s does nothing: no image has more than 8 bits", data.range)
     if known and found and data.range == "auto":
         spans = zip(known * (len(found) // len(known) or 1), found, strict=False)
         if any(max(abs(a - c), abs(b - d)) > (b - a) / 2 for (a, b), (c, d) in spans):
@@ -171,13 +143,11 @@ def _warn_of_range(data: DataConfig, known: ValueRange | None, found: ValueRange
 
 
 def _check_pack(pack: PackedImages, data: DataConfig, model: ModelConfig) -> None:
-    """Refuse a pack whose channels, bands or range are not the run's."""
-    facts = {
-        "channels": (pack.channels, model.in_chans),
-        "bands": (list(pack.bands), list(model.bands)),
-        "range": (pack.value_range, pack.value_range and model.value_range),
-    }
-    for name, (packed, wanted) in facts.items():
+    for name, packed, wanted in (
+        ("channels", pack.channels, model.in_chans),
+        ("bands", pack.bands, model.bands),
+        ("range", pack.value_range, pack.value_range and model.value_range),
+    ):
         if packed != wanted:
             raise DataError(
                 f"the pack in {data.pack!r} has {name} {packed} and the run {wanted}; give the "
@@ -201,21 +171,10 @@ class BatchLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Make batches of crops.
+        """Make batches of crops for `device`; `seed` fixes their order and chance.
 
-        Args:
-            dataset: As `open_dataset` gives it.
-            config: How images are cropped, and by how many threads.
-            batch_size: Images in a step over all ranks; a multiple of `world_size`.
-            seed: Fixes order and crops.
-            mean: C channel means in 0..1.
-            std: C channel deviations.
-            device: Where the batches are wanted.
-            rank: Of this process.
-            world_size: Number of ranks.
-
-        Raises:
-            ConfigError: If the batch does not divide over the ranks.
+        `batch_size` counts the images of a step over all ranks. `mean` and `std` are those of the
+        C channels, in 0..1.
         """
         if batch_size % world_size:
             raise ConfigError(
@@ -223,120 +182,107 @@ class BatchLoader:
                 "multiple of them"
             )
         if device.type == "cuda" and device.index is None:
-            # Background threads would take the first GPU.
+            # A background thread would take the first GPU.
             device = torch.device("cuda", torch.cuda.current_device())
-        self._dataset, self._config = dataset, config
-        self._batch_size, self._share = batch_size, batch_size // world_size
-        self._seed = seed
-        self._rank, self._world_size = rank, world_size
-        self._device = device
+        self._dataset, self._config, self._seed = dataset, config, seed
+        self._batch_size, self._share, self._rank = batch_size, batch_size // world_size, rank
+        self._world_size, self._device = world_size, device
         self._mean, self._std = (
             torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).to(device)
             for values in (mean, std)
         )
         self._on_host = device.type == "cpu"
-        self._resident: Tensor | None = None  # the pixels of a pack, with the images' offsets
-        self._offsets = np.zeros(0, dtype=np.int64)
+        self._resident: Tensor | None = None  # the pixels of a pack
 
     def batches(
         self, start: int, stop: int, side_at: Callable[[int], int]
     ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Make this rank's share of the batches of steps `start` up to `stop`.
 
-        Args:
-            start: First step.
-            stop: One past the last step.
-            side_at: Side S of the crops in pixels, by step.
+        `side_at` tells the side S of a step's crops in pixels.
 
         Yields:
             Images (N, C, S, S) float32, normalised, on the device, for N = batch_size /
             world_size; and labels (N,) int64 on the CPU, -1 where there is none.
-
-        Raises:
-            DataError: If a stream breaks off, or too many images are unreadable.
         """
         if self._resident is None and self._is_worth_copying((stop - start) * self._share):
             self._copy_to_device()
-        waiting: deque[Future[tuple[Callable[[], Tensor], Tensor]]] = deque()
-        with self._threads(self._config.workers) as pool, self._threads(1) as background:
-            items = self._items(start, pool)
+        on_gpu = self._device.type == "cuda"
+        use_device = partial(torch.cuda.set_device, self._device) if on_gpu else None
+        with (
+            ThreadPoolExecutor(self._config.workers) as pool,
+            ThreadPoolExecutor(1, initializer=use_device) as background,
+        ):
+            items, steps = self._items(start, pool), iter(range(start, stop))
+            waiting: deque[Future[tuple[Callable[[], Tensor], Tensor]]] = deque()
 
-            def submit(step: int) -> None:
-                waiting.append(background.submit(self._prepare, items, step, side_at(step), pool))
+            def submit(count: int) -> None:
+                for step in islice(steps, count):
+                    future = background.submit(self._prepare, items, side_at(step), pool)
+                    waiting.append(future)
 
+            submit(_AHEAD)
             try:
-                for step in range(start, min(start + _AHEAD, stop)):
-                    submit(step)
-                for step in range(start, stop):
+                while waiting:
                     make_images, labels = waiting.popleft().result()
-                    images = make_images()
-                    if step + _AHEAD < stop:
-                        submit(step + _AHEAD)
-                    yield images, labels
+                    submit(1)
+                    yield make_images(), labels
             finally:
                 for future in waiting:
                     future.cancel()
 
     def _is_worth_copying(self, count: int) -> bool:
-        """Whether a pack may go to the GPU, fits there, and each of its images is used."""
+        """Whether a pack may go to the GPU, takes half of what is free there, and is all used."""
         if not (self._config.resident and self._device.type == "cuda"):
             return False
         if not isinstance(self._dataset, PackedImages) or count < len(self._dataset):
             return False
         free, _ = torch.cuda.mem_get_info(self._device)
-        return self._dataset.pixels.nbytes <= _RESIDENT_SHARE * free
+        return 2 * self._dataset.pixels.nbytes <= free
 
     def _copy_to_device(self) -> None:
         """Copy the pack in pieces, as it may be larger than the memory of the host."""
         assert isinstance(self._dataset, PackedImages)
-        pixels, self._offsets = self._dataset.pixels, self._dataset.offsets
+        pixels = self._dataset.pixels
         copy = torch.empty(pixels.size, dtype=torch.uint8, device=self._device)
         for start in tqdm(range(0, pixels.size, _COPY_BYTES), desc=f"to {self._device}"):
             piece = np.array(pixels[start : start + _COPY_BYTES])
             copy[start : start + piece.size].copy_(torch.from_numpy(piece))
         self._resident = copy
 
-    def _threads(self, count: int) -> ThreadPoolExecutor:
-        def begin() -> None:
-            # A thread starts on the first GPU, whichever the process uses.
-            if self._device.type == "cuda":
-                torch.cuda.set_device(self._device)
-
-        return ThreadPoolExecutor(count, initializer=begin)
-
-    def _numbers(self, step: int) -> range:
-        """Numbers of this rank's samples in a step."""
-        first = step * self._batch_size + self._rank * self._share
-        return range(first, first + self._share)
-
-    def _items(self, start: int, pool: ThreadPoolExecutor) -> Iterator[Any]:
-        """This rank's samples from step `start` on: indices, or the samples of a stream."""
+    def _items(self, start: int, pool: ThreadPoolExecutor) -> Iterator[tuple[int, Any]]:
+        """This rank's samples from step `start` on: numbers, and indices or a stream's samples."""
+        first = self._rank * self._share
+        numbers = (
+            step * self._batch_size + first + place
+            for step in itertools.count(start)
+            for place in range(self._share)
+        )
         if isinstance(self._dataset, ImageStream):
             # `datasets` shuffles by a single number.
             seed = int(np.random.SeedSequence((self._seed, _ORDER)).generate_state(1)[0])
-            yield from self._dataset.samples(
+            samples = self._dataset.samples(
                 start * self._share, seed=seed, rank=self._rank, world_size=self._world_size,
-                pool=pool, workers=self._config.workers,
+                pool=pool,
             )  # fmt: skip
+            yield from zip(numbers, samples, strict=False)
             return
-        length = len(self._dataset)
         current, order = -1, np.zeros(0, dtype=np.int64)
-        for step in itertools.count(start):
-            for number in self._numbers(step):
-                epoch, place = divmod(number, length)
-                if epoch != current:
-                    rng = np.random.default_rng((self._seed, _ORDER, epoch))
-                    current, order = epoch, rng.permutation(length)
-                yield int(order[place])
+        for number in numbers:
+            epoch, place = divmod(number, len(self._dataset))
+            if epoch != current:
+                rng = np.random.default_rng((self._seed, _ORDER, epoch))
+                current, order = epoch, rng.permutation(len(self._dataset))
+            yield number, int(order[place])
 
     def _prepare(
-        self, items: Iterator[Any], step: int, side: int, pool: ThreadPoolExecutor
+        self, items: Iterator[tuple[int, Any]], side: int, pool: ThreadPoolExecutor
     ) -> tuple[Callable[[], Tensor], Tensor]:
-        """A batch's labels, and what makes its images.
+        """What makes a batch's images, and its labels.
 
-        The latter gives work to the device, so the thread that trains has to call it.
+        The former gives work to the device, so the thread that trains has to call it.
         """
-        samples = list(zip(self._numbers(step), items, strict=False))
+        samples = list(islice(items, self._share))
         parts = [samples[i : i + _PART] for i in range(0, len(samples), _PART)]
         cuts = [cut for part in pool.map(partial(self._cut, side), parts) for cut in part]
         arrays, starts, crops, classes = map(list, zip(*cuts, strict=True))
@@ -346,26 +292,33 @@ class BatchLoader:
             squares = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
             return partial(self._finish, squares, factors), labels
         pinned = self._device.type == "cuda"
-        pixels = self._resident
-        if pixels is None:
+        if self._resident is None:
             *starts, size = itertools.accumulate((a.size for a in arrays), initial=0)
             # torch uses pinned memory again only after the copy out of it.
             pixels = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
             np.concatenate([a.reshape(-1) for a in arrays], out=pixels.numpy())
+        else:
+            pixels = self._resident
         row_bytes = [a.strides[0] for a in arrays]
-        regions = crop_regions(starts, row_bytes, crops, channels=arrays[0].shape[2])
+        where, padded = crop_regions(starts, row_bytes, crops, channels=arrays[0].shape[2])
         if pinned:
-            regions = regions._replace(where=regions.where.pin_memory())
+            where = where.pin_memory()
             factors = None if factors is None else factors.pin_memory()
-        return partial(self._crop_on_device, pixels, regions, side, factors), labels
+
+        def crop() -> Tensor:
+            # Asynchronous, as the tensors are pinned or on the device already.
+            there = pixels.to(self._device, non_blocking=True)
+            levels = crop_batch(there, where.to(self._device, non_blocking=True), padded, side)
+            return self._finish(levels, factors)
+
+        return crop, labels
 
     def _cut(
         self, side: int, samples: Sequence[tuple[int, Any]]
     ) -> list[tuple[NDArray[np.uint8], int, Crop, int]]:
-        """Pixels, first byte, crop and label of each sample.
+        """Pixels, first byte in a resident pack, crop and label of each sample.
 
-        Pixels are the finished crop for a CPU, else the region of the crop; the first byte is that
-        of the region in a resident pack.
+        Pixels are the finished crop for a CPU, else the region of the crop.
         """
         cuts = []
         for number, item in samples:
@@ -379,21 +332,13 @@ class BatchLoader:
                 pixels = crop_image(image, crop, side)
             elif self._resident is None:
                 pixels = np.ascontiguousarray(pixels)
-            else:
-                start = int(self._offsets[item]) + (top * width + left) * channels
+            elif isinstance(self._dataset, PackedImages):
+                start = int(self._dataset.offsets[item]) + (top * width + left) * channels
             cuts.append((pixels, start, crop, label))
         return cuts
 
-    def _crop_on_device(
-        self, pixels: Tensor, regions: Regions, side: int, factors: Tensor | None
-    ) -> Tensor:
-        """Asynchronous, as the tensors are pinned or on the device already."""
-        where = regions.where.to(self._device, non_blocking=True)
-        if factors is not None:
-            factors = factors.to(self._device, non_blocking=True)
-        pixels = pixels.to(self._device, non_blocking=True)
-        return self._finish(crop_batch(pixels, regions._replace(where=where), side), factors)
-
     def _finish(self, levels: Tensor, factors: Tensor | None) -> Tensor:
         levels = levels.to(torch.float32, memory_format=torch.contiguous_format)
+        if factors is not None:
+            factors = factors.to(self._device, non_blocking=True)
         return normalize(levels, factors, self._mean, self._std)

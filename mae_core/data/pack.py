@@ -1,14 +1,9 @@
 """A folder of images decoded once into one memory-mapped file of uint8 pixels.
 
 Decoding is most of a loader's work; a pack is read at the speed of memory. It is a folder of
-
-- `pictures.u8`: all pixels, one image after another;
-- `pictures.json`: names, sizes, the SHA-256 of the pixels and of each source file. It is written
-  last, so a pack without it is unfinished and made again;
-- `pictures.checked`: a note that the pixels had their hash, so that they are not read through at
-  every start.
-
-Labels follow from the names, as in a folder.
+`pictures.u8`, all pixels, one image after another; `pictures.json`, the index, with the SHA-256 of
+the pixels and of each source file, written last, so a pack without it is unfinished; and
+`pictures.checked`, a note that the pixels had their hash.
 """
 
 import contextlib
@@ -18,9 +13,8 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,16 +36,12 @@ _log = logging.getLogger(__name__)
 _PIXELS_FILE = "pictures.u8"
 _INDEX_FILE = "pictures.json"
 _CHECKED_FILE = "pictures.checked"
-_PARTIAL = ".partial"
-
-# Bytes hashed at once.
-_BLOCK = 2**24
 
 # Images decoded before they are written, which bounds memory.
 _DECODED_AT_ONCE = 256
 
 
-@dataclass(frozen=True)
+@dataclass
 class PackedImages:
     """M images of their own sizes in one memory-mapped array.
 
@@ -62,9 +52,8 @@ class PackedImages:
         names: Source files, relative to their folder.
         unreadable: Source files that were skipped.
         files: SHA-256 of each source file; empty for a pack of version 0.1.
-        channels: C of the images.
-        bands: Which bands of the files they are; all if empty.
-        value_range: Values that became 0 and 255, of files of more than 8 bits; else None.
+        channels, bands, value_range: As of the `ImageReader`; no range for files of 8 bits.
+        fingerprint: Of the source files' paths, sizes and times, and of the reader.
         labels: (M,) number of the class of each image, or -1.
         classes: Names of the classes, as of the folder that was packed.
     """
@@ -74,17 +63,15 @@ class PackedImages:
     sizes: NDArray[np.int64]
     names: list[str]
     unreadable: list[str]
-    files: list[str] = field(default_factory=list)
+    files: Sequence[str] = ()
     channels: int = 3
     bands: tuple[int, ...] = ()
     value_range: ValueRange | None = None
-    labels: NDArray[np.int64] = field(init=False)
-    classes: tuple[str, ...] = field(init=False)
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        labels, classes = find_classes([*self.names, *self.unreadable])
-        object.__setattr__(self, "labels", labels[: len(self)])
-        object.__setattr__(self, "classes", classes)
+        labels, self.classes = find_classes([*self.names, *self.unreadable])
+        self.labels = labels[: len(self)]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -100,18 +87,20 @@ class PackedImages:
 def open_pack(folder: str | Path, memory: Path | None = None) -> PackedImages:
     """Open a pack, and check the hash of its pixels unless that was done before.
 
-    Args:
-        folder: Folder of the pack.
-        memory: Another folder that may hold the note of a passed check, for a pack in a folder
-            that cannot be written to.
-
-    Raises:
-        DataError: If there is no finished pack, or its pixels are not those that were packed.
+    The note of a passed check goes to the folder `memory` if that of the pack is read-only.
     """
     folder = Path(folder).expanduser()
-    index = _read_index(folder)
-    sizes = np.array(index["sizes"], dtype=np.int64).reshape(-1, 2)
-    channels = index.get("channels", 3)  # not in older packs
+    try:
+        index = json.loads((folder / _INDEX_FILE).read_text(encoding="utf-8"))
+        sizes = np.array(index["sizes"], dtype=np.int64).reshape(-1, 2)
+        names, unreadable = index["names"], index["unreadable"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{str(folder)!r} holds no finished pack, for its {_INDEX_FILE} cannot be read; make "
+            f"one with mae pack IMAGES {folder}"
+        ) from error
+    # Packs of earlier versions lack some of the other fields.
+    channels, value_range = index.get("channels", 3), index.get("value_range")
     lengths = sizes.prod(axis=1) * channels
     path = folder / _PIXELS_FILE
     size = path.stat().st_size if path.is_file() else 0
@@ -120,98 +109,63 @@ def open_pack(folder: str | Path, memory: Path | None = None) -> PackedImages:
             f"{str(path)!r} has {size:,} bytes instead of {lengths.sum():,}; copy the pack "
             "again, or make it again with mae pack"
         )
-    if "sha256" in index:  # not in packs of version 0.1
-        _verify(path, index["sha256"], [folder, *([memory] if memory else [])])
-    pixels = np.memmap(path, np.uint8, "r") if size else np.zeros(0, dtype=np.uint8)
-    value_range = index.get("value_range")
+    if "sha256" in index:
+        _verify(path, index["sha256"], memory or folder)
     return PackedImages(
-        pixels, np.cumsum(lengths) - lengths, sizes,
-        index["names"], index["unreadable"], index.get("files", []),
+        np.memmap(path, np.uint8, "r") if size else np.zeros(0, dtype=np.uint8),
+        np.cumsum(lengths) - lengths, sizes, names, unreadable, index.get("files", []),
         channels, tuple(index.get("bands", ())),
         None if value_range is None else tuple((low, high) for low, high in value_range),
+        index.get("fingerprint", ""),
     )  # fmt: skip
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    try:
-        index = json.loads((folder / _INDEX_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{str(folder)!r} holds no finished pack, for its {_INDEX_FILE} cannot be read; make "
-            f"one with mae pack IMAGES {folder}"
-        ) from error
-    if not isinstance(index, dict) or not {"sizes", "names", "unreadable"} <= set(index):
-        raise DataError(f"{str(folder / _INDEX_FILE)!r} is not a pack's; make the pack again")
-    return index
-
-
-def _verify(path: Path, sha256: str, memories: Sequence[Path]) -> None:
-    """Check the hash of the pixels, unless one of these folders notes that it was right."""
-    passed = _check_note(path, sha256)
-    for memory in memories:
+def _verify(path: Path, sha256: str, memory: Path) -> None:
+    """Check the hash of the pixels, unless a note beside them or in `memory` says it was right."""
+    note, places = _note(path, sha256), (path.with_name(_CHECKED_FILE), memory / _CHECKED_FILE)
+    for place in places:
         with contextlib.suppress(OSError, ValueError):
-            if (memory / _CHECKED_FILE).read_text(encoding="utf-8") == passed:
+            if place.read_text(encoding="utf-8") == note:
                 return
-    found = _sha256(path, progress=True)
-    if found != sha256:
+    _log.info("checking the pixels of %s", path)
+    if _sha256(path) != sha256:
         raise DataError(
-            f"the pixels of {str(path)!r} are not those that were packed (SHA-256 {found[:12]}… "
-            f"instead of {sha256[:12]}…); copy the pack again, or make it again with mae pack"
+            f"the pixels of {str(path)!r} are not those that were packed; copy the pack again, or "
+            "make it again with mae pack"
         )
-    _write_check_note(path, sha256, memories)
+    for place in places:
+        with contextlib.suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(note, encoding="utf-8")
+            return
+    _log.warning("%s cannot be written to: the pack is checked at each start", path.parent)
 
 
-def _check_note(path: Path, sha256: str) -> str:
+def _note(path: Path, sha256: str) -> str:
     """Text that changes whenever the file is written again."""
     status = path.stat()
     return json.dumps({"sha256": sha256, "size": status.st_size, "mtime_ns": status.st_mtime_ns})
 
 
-def _write_check_note(path: Path, sha256: str, memories: Sequence[Path]) -> None:
-    for memory in memories:
-        with contextlib.suppress(OSError):
-            memory.mkdir(parents=True, exist_ok=True)
-            (memory / _CHECKED_FILE).write_text(_check_note(path, sha256), encoding="utf-8")
-            return
-    _log.warning("%s cannot be written to: the pack is checked at each start", path.parent)
-
-
-def _sha256(path: Path, *, progress: bool = False) -> str:
+def _sha256(path: Path) -> str:
     """Hash of a file; empty if it cannot be read."""
-    digest = hashlib.sha256()
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        bar = tqdm(total=size, desc="checking", unit="B", unit_scale=True, disable=not progress)
-        with bar:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-                bar.update(len(block))
-        return digest.hexdigest()
-    return ""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def without_holdout(pack: PackedImages, holdout: str | Path) -> PackedImages:
-    """Leave out the images of a folder, told by the hashes of their files.
-
-    Raises:
-        DataError: If the folder is missing or has no images, or no image is left.
-    """
+    """Leave out the images of a folder, told by the hashes of their files."""
     held_out = {_sha256(path) for path in find_images(holdout)} - {""}
-    if not pack.files:
-        _log.warning(
-            "the pack is of an older version and does not say whether images of %r are in it: "
-            "remove it and make it again with mae pack, and they are left out",
-            str(holdout),
-        )
-        return pack
     kept = [i for i, digest in enumerate(pack.files) if digest not in held_out]
     if not kept:
         raise DataError(
-            f"all images of the pack are in data.holdout {str(holdout)!r}; give a folder of "
-            "other images, or some of them"
+            f"no image of the pack is known to be outside data.holdout {str(holdout)!r}; give a "
+            "folder of other images, or make a pack of an older version again with mae pack"
         )
-    if len(kept) < len(pack):
-        _log.info("%d images; skipped %d of data.holdout", len(kept), len(pack) - len(kept))
+    _log.info("%d images; skipped %d of data.holdout", len(kept), len(pack) - len(kept))
     return replace(
         pack, offsets=pack.offsets[kept], sizes=pack.sizes[kept],
         names=[pack.names[i] for i in kept], files=[pack.files[i] for i in kept],
@@ -221,23 +175,13 @@ def without_holdout(pack: PackedImages, holdout: str | Path) -> PackedImages:
 def pack_folder(
     folder: str | Path,
     cache: str | Path,
-    *,
     reader: ImageReader,
     max_unreadable: float,
-    holdout: str | Path = "",
+    holdout: str = "",
 ) -> PackedImages:
     """Open the pack of a folder; make it first if it is missing, damaged or out of date.
 
-    Args:
-        folder: See `find_images`.
-        cache: Folder of the pack.
-        reader: Reads the images.
-        max_unreadable: Largest share of unreadable files, 0..1.
-        holdout: See `find_images`.
-
-    Raises:
-        DataError: If there is no image, too many files are unreadable, or the pack cannot be
-            written.
+    The pack lies in `cache`; `max_unreadable` is a share of the files, 0..1.
     """
     paths = find_images(folder, holdout)
     cache = Path(cache).expanduser()
@@ -245,15 +189,14 @@ def pack_folder(
     pack = None
     if (cache / _INDEX_FILE).exists():
         try:
-            if _read_index(cache).get("fingerprint") == fingerprint:
-                pack = open_pack(cache)
+            pack = open_pack(cache)
         except DataError as error:
             _log.warning("packing again: %s", error)
-    if pack is None:
+    if pack is None or pack.fingerprint != fingerprint:
         _make_pack(paths, Path(folder).expanduser(), cache, reader, fingerprint)
         pack = open_pack(cache)
     # The pack stays even if this fails: both remedies are then quick to try.
-    check_unreadable(pack.unreadable, len(paths), max_unreadable)
+    check_unreadable(len(pack.unreadable), len(paths), max_unreadable, pack.unreadable)
     return pack
 
 
@@ -277,13 +220,13 @@ def _fingerprint(paths: Sequence[Path], reader: ImageReader) -> str:
 def _make_pack(
     paths: Sequence[Path], root: Path, cache: Path, reader: ImageReader, fingerprint: str
 ) -> None:
-    value_range = None if isinstance(reader.value_range, str) else reader.value_range
-    names, sizes, files, unreadable = list[str](), list[tuple[int, int]](), list[str](), list[str]()
+    names, sizes, files, unreadable = list[str](), list[tuple[int, ...]](), list[str](), list[str]()
     digest = hashlib.sha256()
-    partial = cache / (_PIXELS_FILE + _PARTIAL)
+    pixels, index = cache / _PIXELS_FILE, cache / _INDEX_FILE
+    partial = cache / f"{_PIXELS_FILE}.partial"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        (cache / _INDEX_FILE).unlink(missing_ok=True)
+        index.unlink(missing_ok=True)
         with partial.open("wb") as file:
             decoded = tqdm(_decoded(paths, reader), total=len(paths), desc="packing", unit="img")
             for path, (image, file_hash) in zip(paths, decoded, strict=True):
@@ -292,24 +235,26 @@ def _make_pack(
                     _log.warning("skipped %s: %s", shown(name), image)
                     unreadable.append(name)
                     continue
-                pixels = image.tobytes()
-                digest.update(pixels)
-                file.write(pixels)
+                content = image.tobytes()
+                digest.update(content)
+                file.write(content)
                 names.append(name)
-                sizes.append((image.shape[0], image.shape[1]))
+                sizes.append(image.shape[:2])
                 files.append(file_hash)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(cache / _PIXELS_FILE)
-        _write_check_note(cache / _PIXELS_FILE, digest.hexdigest(), [cache])
-        index = {
+        partial.replace(pixels)
+        note = _note(pixels, digest.hexdigest())
+        (cache / _CHECKED_FILE).write_text(note, encoding="utf-8")
+        value_range = None if isinstance(reader.value_range, str) else reader.value_range
+        content_of_index = {
             "fingerprint": fingerprint, "names": names, "sizes": sizes, "files": files,
             "unreadable": unreadable, "sha256": digest.hexdigest(),
             "channels": reader.channels, "bands": reader.bands, "value_range": value_range,
         }  # fmt: skip
-        partial_index = cache / (_INDEX_FILE + _PARTIAL)
-        partial_index.write_text(json.dumps(index), encoding="utf-8")
-        partial_index.replace(cache / _INDEX_FILE)
+        partial_index = cache / f"{_INDEX_FILE}.partial"
+        partial_index.write_text(json.dumps(content_of_index), encoding="utf-8")
+        partial_index.replace(index)
     except OSError as error:
         # Half a pack is of no use, and fills the disk.
         with contextlib.suppress(OSError):

@@ -1,15 +1,10 @@
 """Random crops of uint8 images, on the CPU or on a device.
 
-`draw_crop` draws the box, the flip and the colour factors of one crop from a generator, on the
-CPU, so a crop is a function of its seed. Pixels follow in one of two ways:
-
-- `crop_image` crops one image on the CPU by torch's uint8 resize.
-- `crop_batch` crops a batch on a device by two batched matrix products. It never waits for the
-  device. A CPU does not use it: a row of weights is mostly zeros, and the products take far longer.
-
-Both are the bicubic, antialiased resize of the box alone, as Pillow's `Image.crop().resize()`,
-rounded to 0..255 after each direction. They differ by one level in a few values of a thousand.
-`normalize` then applies the colour factors and the channel statistics to either.
+`draw_crop` draws box, flip and colour factors from a generator on the CPU, so a crop is a function
+of its seed. `crop_image` then crops one image on the CPU by torch's uint8 resize; `crop_batch`
+crops a batch on a device by two matrix products, and never waits for the device (on a CPU they
+take far longer). Both are the bicubic, antialiased resize of the box alone, as Pillow's
+`Image.crop().resize()`, and differ by one level in a few values of a thousand.
 """
 
 import math
@@ -36,21 +31,11 @@ _CHUNK_VALUES = 2**25
 # Regions are padded to a multiple of this: few different shapes, and aligned products.
 _PAD_TO = 16
 
-# Sharpness of Keys' cubic kernel, as in Pillow.
-_A = -0.5
-
-# ITU-R 601, as in torchvision's rgb_to_grayscale.
-_LUMA = (0.2989, 0.587, 0.114)
-
 
 class Crop(NamedTuple):
-    """One crop of an image.
+    """The part of an image that is resized to a square, mirrored if `flip`.
 
-    Attributes:
-        box: The part that is resized to a square.
-        flip: Whether it is mirrored.
-        factors: Of brightness, contrast and saturation, applied in this order; None without
-            colour jitter.
+    `factors` are those of brightness, contrast and saturation; None without colour jitter.
     """
 
     box: Box
@@ -85,16 +70,8 @@ def random_crop_box(
 ) -> Box:
     """Draw a box as torchvision's RandomResizedCrop does: uniform area, log-uniform aspect.
 
-    Args:
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        area: Smallest and largest share of the image's area.
-        aspect: Smallest and largest width over height.
-        rng: Generator of the draws.
-
-    Returns:
-        (left, top, right, bottom) in pixels. If ten draws do not fit, the largest centred box
-        of an allowed aspect.
+    `area` and `aspect` are the smallest and largest share of the image's area and width over
+    height. If ten draws do not fit, it is the largest centred box of an allowed aspect.
     """
     for _ in range(10):
         target = height * width * rng.uniform(*area)
@@ -131,58 +108,44 @@ def crop_image(image: NDArray[np.uint8], crop: Crop, side: int) -> NDArray[np.ui
     return square[:, ::-1] if crop.flip else square
 
 
-class Regions(NamedTuple):
-    """Where the crops of a batch lie in a flat array of pixels.
-
-    Attributes:
-        where: (N, 5) int64: first byte, bytes from row to row, height, width, and 1 for a flip.
-        padded: Height and width that hold every region, and channels. Plain numbers, so that no
-            shape has to be read back from a device.
-    """
-
-    where: Tensor
-    padded: tuple[int, int, int]
-
-
-def crop_regions(
-    starts: Sequence[int], row_bytes: Sequence[int], crops: Sequence[Crop], channels: int = 3
-) -> Regions:
-    """The regions of N crops.
-
-    Args:
-        starts: First byte of the box of each crop.
-        row_bytes: Bytes from one row to the next, of each crop.
-        crops: One or more.
-        channels: C of the images.
-    """
-    heights = [crop.box[3] - crop.box[1] for crop in crops]
-    widths = [crop.box[2] - crop.box[0] for crop in crops]
-    flips = [int(crop.flip) for crop in crops]
-    where = torch.tensor([starts, row_bytes, heights, widths, flips]).T.contiguous()
-    height, width = (-(-max(lengths) // _PAD_TO) * _PAD_TO for lengths in (heights, widths))
-    return Regions(where, (height, width, channels))
-
-
 def color_factors(crops: Sequence[Crop]) -> Tensor | None:
     """(N, 3) colour factors, or None without colour jitter."""
     factors = [crop.factors for crop in crops if crop.factors is not None]
     return torch.tensor(factors, dtype=torch.float32) if factors else None
 
 
-def crop_batch(pixels: Tensor, regions: Regions, side: int) -> Tensor:
+def crop_regions(
+    starts: Sequence[int], row_bytes: Sequence[int], crops: Sequence[Crop], channels: int = 3
+) -> tuple[Tensor, tuple[int, int, int]]:
+    """Where the boxes of N crops lie in a flat array of pixels.
+
+    Returns:
+        (N, 5) int64: first byte, bytes from row to row, height, width, and 1 for a flip; and the
+        height and width that hold every box, and channels. The latter are plain numbers, so that
+        no shape has to be read back from a device.
+    """
+    heights = [crop.box[3] - crop.box[1] for crop in crops]
+    widths = [crop.box[2] - crop.box[0] for crop in crops]
+    flips = [int(crop.flip) for crop in crops]
+    where = torch.tensor([starts, row_bytes, heights, widths, flips]).T.contiguous()
+    height, width = (-(-max(lengths) // _PAD_TO) * _PAD_TO for lengths in (heights, widths))
+    return where, (height, width, channels)
+
+
+def crop_batch(pixels: Tensor, where: Tensor, padded: tuple[int, int, int], side: int) -> Tensor:
     """Crop a batch on the device of its pixels.
 
     Args:
         pixels: (bytes,) uint8, images of (H, W, C) one after another.
-        regions: Where the crops lie; `where` is on the same device.
+        where: See `crop_regions`; on the same device.
+        padded: Likewise.
         side: Of the result, in pixels.
 
     Returns:
         (N, C, side, side) float32, whole levels of 0..255.
     """
-    chunk = max(_CHUNK_VALUES // math.prod(regions.padded), 1)
-    parts = regions.where.split(chunk)
-    return torch.cat([_crop_chunk(pixels, part, regions.padded, side) for part in parts])
+    parts = where.split(max(_CHUNK_VALUES // math.prod(padded), 1))
+    return torch.cat([_crop_chunk(pixels, part, padded, side) for part in parts])
 
 
 def _crop_chunk(pixels: Tensor, where: Tensor, padded: tuple[int, int, int], side: int) -> Tensor:
@@ -205,29 +168,19 @@ def _crop_chunk(pixels: Tensor, where: Tensor, padded: tuple[int, int, int], sid
 
 
 def _resize_weights(length: Tensor, padded: int, side: int, flip: Tensor) -> Tensor:
-    """(n, side, padded) weights of source pixels in each pixel of a resized line.
-
-    Args:
-        length: (n,) source pixels of each line; those behind get no weight.
-        padded: Source pixels with padding.
-        side: Pixels of the result.
-        flip: (n,) 1 where the result is mirrored.
-    """
+    """(n, side, padded) weights of (n,) source pixels, mirrored where `flip` is 1."""
     scale = (length / side)[:, None, None]
     place = torch.arange(side, device=length.device)
     place = torch.where(flip[:, None] == 1, side - 1 - place, place)[:, :, None]
     source = torch.arange(padded, device=length.device)
     distance = (source + 0.5 - (place + 0.5) * scale) / scale.clamp(min=1)
-    weights = _cubic(distance) * (source < length[:, None, None])
+    # Keys' cubic convolution kernel, as sharp as Pillow's.
+    x, a = distance.abs(), -0.5
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    weights = weights * (source < length[:, None, None])
     return weights / weights.sum(dim=2, keepdim=True)
-
-
-def _cubic(distance: Tensor) -> Tensor:
-    """Keys' cubic convolution kernel; 0 from a distance of 2."""
-    x = distance.abs()
-    near = ((_A + 2) * x - (_A + 3)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * _A
-    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
 def normalize(levels: Tensor, factors: Tensor | None, mean: Tensor, std: Tensor) -> Tensor:
@@ -238,28 +191,20 @@ def normalize(levels: Tensor, factors: Tensor | None, mean: Tensor, std: Tensor)
         factors: (N, 3) of brightness, contrast and saturation, for three channels; or None.
         mean: (C, 1, 1) in 0..1.
         std: (C, 1, 1) in 0..1.
-
-    Returns:
-        (N, C, H, W) float32.
     """
     if factors is not None:
-        levels = _jitter(levels, factors)
+        # As torchvision's `adjust_...`, with factors per image.
+        brightness, contrast, saturation = factors[:, :, None, None, None].unbind(dim=1)
+        levels = (levels * brightness).clamp_(0, 255)
+        grey = _luma(levels).mean(dim=(2, 3), keepdim=True)
+        levels = grey.lerp(levels, contrast).clamp_(0, 255)
+        levels = _luma(levels).lerp(levels, saturation).clamp_(0, 255)
     images: Tensor = levels.div_(255).sub_(mean).div_(std).contiguous()
     return images
 
 
-def _jitter(levels: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast, saturation, as torchvision's `adjust_...`, with factors per image."""
-    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(dim=1)
-    levels = (levels * brightness).clamp_(0, 255)
-    mean = _luma(levels).mean(dim=(2, 3), keepdim=True)
-    levels = mean.lerp(levels, contrast).clamp_(0, 255)
-    jittered: Tensor = _luma(levels).lerp(levels, saturation).clamp_(0, 255)
-    return jittered
-
-
 def _luma(levels: Tensor) -> Tensor:
-    """(N, 1, H, W)."""
+    """(N, 1, H, W) brightness by ITU-R 601, as torchvision's rgb_to_grayscale."""
     red, green, blue = levels.split(1, dim=1)
-    luma: Tensor = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    luma: Tensor = 0.2989 * red + 0.587 * green + 0.114 * blue
     return luma

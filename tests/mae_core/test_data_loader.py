@@ -284,7 +284,7 @@ def test_too_many_unreadable_files_stop_the_run_that_finds_them(
         (picture_folder / name).write_bytes(b"not a picture")
     pictures = open_dataset(config, tmp_path)
     before = threading.active_count()
-    with pytest.raises(DataError, match="2 of 12 files are unreadable"):
+    with pytest.raises(DataError, match="2 of 12 images are unreadable"):
         batches(loader_of(pictures, config=config), 0, 3)
     assert threading.active_count() == before
 

@@ -102,9 +102,7 @@ def levels_of(
 ) -> list[int]:  # fmt: skip
     """Levels of a process's pictures number `first` up to `first + count`."""
     with ThreadPoolExecutor(workers) as pool:
-        samples = stream.samples(
-            first, seed=seed, rank=rank, world_size=world_size, pool=pool, workers=workers
-        )
+        samples = stream.samples(first, seed=seed, rank=rank, world_size=world_size, pool=pool)
         found = [int(image.mean().round()) for image, _ in islice(samples, count)]
         samples.close()  # type: ignore[attr-defined]
         return found
@@ -133,7 +131,7 @@ def test_a_stream_resumes_at_any_picture_with_any_number_of_workers(
 
 def labels_by_level(stream: ImageStream, count: int) -> dict[int, int]:
     with ThreadPoolExecutor(2) as pool:
-        samples = stream.samples(0, seed=0, rank=0, world_size=1, pool=pool, workers=2)
+        samples = stream.samples(0, seed=0, rank=0, world_size=1, pool=pool)
         found = {int(image.mean().round()): label for image, label in islice(samples, count)}
         samples.close()  # type: ignore[attr-defined]
         return found
@@ -241,10 +239,10 @@ def test_too_many_unreadable_pictures_stop_the_run(
     write_parquet(tmp_path / "hub" / "train.parquet", values)
     few = open_hub(tmp_path / "hub", tmp_path / "cache", max_unreadable=0.25)
     assert len(levels_of(few, 100)) == 100
-    with pytest.raises(DataError, match="of the data set .* unreadable; at most 10% may be"):
+    with pytest.raises(DataError, match="unreadable, such as the data set .*; at most 10% may be"):
         levels_of(open_hub(tmp_path / "hub", tmp_path / "cache", max_unreadable=0.1), 100)
     write_parquet(tmp_path / "none" / "train.parquet", [b"not a picture"] * 3)
-    with pytest.raises(DataError, match="20 of the 20 images"):
+    with pytest.raises(DataError, match="20 of 20 images"):
         levels_of(open_hub(tmp_path / "none", tmp_path / "cache", max_unreadable=1.0), 1)
 
 
@@ -268,17 +266,19 @@ def test_pictures_are_reduced_like_those_of_a_folder(tmp_path: Path) -> None:
     write_parquet(tmp_path / "hub" / "train.parquet", [file.getvalue()])
     stream = open_hub(tmp_path / "hub", tmp_path / "cache", short_side=40)
     with ThreadPoolExecutor(1) as pool:
-        samples = stream.samples(0, seed=0, rank=0, world_size=1, pool=pool, workers=1)
+        samples = stream.samples(0, seed=0, rank=0, world_size=1, pool=pool)
         assert next(samples)[0].shape == (40, 60, 3)
 
 
 @needs_datasets
 def test_a_data_set_that_cannot_be_opened_is_a_sentence(hub: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no column 'img'; it has image, label: give data.column="):
+    with pytest.raises(
+        DataError, match="one column of images and has image, label: give data.column="
+    ):
         open_hub(hub, tmp_path, column="img")
-    with pytest.raises(DataError, match="cannot be opened: .*validation"):
+    with pytest.raises(DataError, match="cannot be read .*validation"):
         open_hub(hub, tmp_path, split="validation")
-    with pytest.raises(DataError, match="'nobody/nothing' .* cannot be opened"):
+    with pytest.raises(DataError, match="'nobody/nothing' .* cannot be read"):
         open_hub(Path("nobody/nothing"), tmp_path)
     stream = open_hub(hub, tmp_path, column="label", max_unreadable=0.0)
     with pytest.raises(DataError, match="unreadable"):
@@ -338,13 +338,13 @@ def test_shards_stream_every_picture_and_resume(shards: str, tmp_path: Path) -> 
 @needs_datasets
 def test_shards_that_cannot_be_used_are_a_sentence(tmp_path: Path) -> None:
     write_tar(tmp_path / "text.tar", {"0.txt": b"a", "1.txt": b"b"})
-    with pytest.raises(DataError, match="hold no images for each example"):
+    with pytest.raises(DataError, match="one image of the same suffix in each example"):
         open_shards(str(tmp_path / "text.tar"), tmp_path)
     write_tar(tmp_path / "both.tar", {"0.jpg": file_of(0), "0.png": file_of(0)})
-    with pytest.raises(DataError, match="hold jpg, png images for each example"):
+    with pytest.raises(DataError, match="one column of images and has .*jpg, png: give"):
         open_shards(str(tmp_path / "both.tar"), tmp_path)
     (tmp_path / "no.tar").write_bytes(b"not a tar file" * 100)
-    with pytest.raises(DataError, match="no.tar' cannot be opened"):
+    with pytest.raises(DataError, match="no.tar' cannot be read"):
         open_shards(str(tmp_path / "no.tar"), tmp_path)
     write_tar(tmp_path / "train-00.tar", {"0.png": file_of(0)})
     with pytest.raises(DataError, match="no file .*train-01.tar'; check data.shards"):
@@ -361,7 +361,7 @@ def test_a_shard_that_breaks_off_stops_the_run_in_a_sentence(tmp_path: Path) -> 
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     stream = open_shards(str(path), tmp_path / "cache")
-    with pytest.raises(DataError, match="broke off .*start the same command again"):
+    with pytest.raises(DataError, match="cannot be read .*the same command goes on"):
         levels_of(stream, 40)
 
 
@@ -405,5 +405,4 @@ def test_braces_stand_for_all_numbers_between() -> None:
     assert expand_braces("{0..1}/{7..8}") == ["0/7", "0/8", "1/7", "1/8"]
     assert expand_braces("plain.tar") == ["plain.tar"]
     assert expand_braces("s3://b/{3..3}.tar") == ["s3://b/3.tar"]
-    with pytest.raises(DataError, match="runs backwards"):
-        expand_braces("{5..1}")
+    assert expand_braces("{5..1}") == []

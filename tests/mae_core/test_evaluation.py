@@ -312,4 +312,4 @@ def test_an_evaluated_folder_is_listed_as_a_trained_one(
     with caplog.at_level(logging.INFO):
         assert len(load_images(picture_folder, small_config)) == 12
     assert "12 images below" in caplog.text
-    assert "skipped 1 .txt file" in caplog.text
+    assert "skipped 1 other files (.txt 1)" in caplog.text
