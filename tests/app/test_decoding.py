@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from app.decoding import decode_upload
 from mae_core import ImageFormatError, ImageLimitError
@@ -127,6 +128,75 @@ def test_tiff_tags_are_bounded() -> None:
     tags = {40000 + number: (3, 1, 0) for number in range(5000)}
     with pytest.raises(ImageLimitError, match=HIDDEN):
         decode_upload(grey_tiff(bytes(SIDE**2), 8, tags=tags))
+
+
+def claiming_tags(tags: int, size: int) -> dict[int, tuple[int, int, int]]:
+    """Tags that all claim the same bytes."""
+    return {40000 + number: (7, size, 8) for number in range(tags)}
+
+
+def test_tiff_tags_may_not_claim_more_than_a_file_holds() -> None:
+    body = bytes(2**20)
+    assert (pixels(grey_tiff(body, 8, tags=claiming_tags(3, 2**20))) == 0).all()
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(grey_tiff(body, 8, tags=claiming_tags(30, 2**20)))
+
+
+def test_tags_of_a_tiffs_own_exif_are_counted_too() -> None:
+    claims = tiff(claiming_tags(30, 2**20), b"")[8:]
+    body = bytes(2**20) + claims
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(grey_tiff(body, 8, tags={34665: (4, 1, 8 + 2**20)}))
+
+
+def test_a_tiff_directory_that_points_at_itself() -> None:
+    looped = grey_tiff(bytes(SIDE**2), 8, tags={34665: (4, 1, 8 + SIDE**2)})
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(looped)
+
+
+def test_a_tiff_that_begins_again_and_again() -> None:
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(b"II*\0\xff\xff\xff\x7f" * 400_000)
+
+
+def test_tiff_values_are_bounded() -> None:
+    body = struct.pack("<H", 8) * 200_000
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(grey_tiff(body, 8, tags={273: (3, 200_000, 8)}))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_ordinary_tiff_tiles(order: str) -> None:
+    tags = {256: (3, 1, 32), 257: (3, 1, 16), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1),
+            277: (3, 1, 1), 322: (3, 1, 32), 323: (3, 1, 16), 324: (4, 1, 8),
+            325: (4, 1, 512)}  # fmt: skip
+    assert pixels(tiff(tags, bytes(range(256)) * 2, order))[0, :3, 0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_tags_of_an_avif_are_bounded() -> None:
+    block = tiff({40000: (3, 200_000, 8)}, bytes(400_000))
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(encode(photo(), "AVIF", exif=b"Exif\0\0" + block))
+
+
+def test_what_the_exif_of_a_jpeg_claims_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """65 kB of EXIF can claim itself five thousand times; over several segments, gigabytes."""
+    ordinary = b"Exif\0\0" + tiff(claiming_tags(30, 60_000) | {0x0112: (3, 1, 6)}, bytes(60_000))
+    seen = pixels(jpeg_with_segment(JPEG, 0xE1, ordinary[:65_000]))
+    assert np.array_equal(seen, np.rot90(pixels(JPEG), -1))
+    block = b"Exif\0\0" + tiff(claiming_tags(4000, 60_000), b"")
+    monkeypatch.setattr(ImageFileDirectory_v2, "load", lambda *_: pytest.fail("it was parsed"))
+    for exif in (block, b"Exif\0\0" + block):
+        with pytest.raises(ImageLimitError, match=HIDDEN):
+            decode_upload(jpeg_with_segment(JPEG, 0xE1, exif, times=3))
+
+
+def test_the_list_of_further_images_in_a_jpeg_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = b"MPF\0" + tiff(claiming_tags(4000, 60_000), b"")
+    monkeypatch.setattr(ImageFileDirectory_v2, "load", lambda *_: pytest.fail("it was parsed"))
+    assert np.array_equal(pixels(jpeg_with_segment(JPEG, 0xE2, block)), pixels(JPEG))
 
 
 def short_strip_tiff(*more: tuple[int, int]) -> bytes:
