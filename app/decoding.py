@@ -14,7 +14,9 @@ from typing import Literal, NamedTuple
 
 from PIL import Image, TiffTags
 
-from mae_core import ImageFormatError, ImageLimitError, ImageLimits, RangeSpec, decode_image
+from mae_core import ImageFormatError, ImageLimitError
+from mae_core.measurements import RangeSpec
+from mae_core.photographs import ImageLimits, decode_image
 
 _LIMITS = ImageLimits()
 

@@ -41,6 +41,8 @@ from mae_core.photographs import (
     to_srgb,
 )
 
+__all__ = ["FITS", "DecodedImage", "ImageSource", "fit_image", "open_image", "to_pil", "to_tensor"]
+
 # What `open_image` takes, and what it gives: PIL for one or three channels, else (H, W, C) uint8.
 ImageSource: TypeAlias = bytes | str | Path | Image.Image | npt.NDArray[Any]
 DecodedImage: TypeAlias = Image.Image | npt.NDArray[np.uint8]

@@ -21,6 +21,8 @@ import numpy.typing as npt
 
 from mae_core.errors import ConfigError, ImageFormatError
 
+__all__ = ["RangeSpec", "Raster", "find_value_range", "to_levels"]
+
 # The values that become 0 and 255: one pair for all bands, or one a band.
 ValueRange: TypeAlias = tuple[tuple[float, float], ...]
 
@@ -32,12 +34,8 @@ SizeCheck: TypeAlias = Callable[[tuple[int, int]], None]
 
 # A range that is found leaves out this share of the values at either end.
 _PERCENTILES = (0.1, 99.9)
-
-# Values looked at in each image.
-_SAMPLED_VALUES = 2**18
-
-# What interpolation adds beyond a full range.
-_OVERSHOOT = 0.05
+_SAMPLED_VALUES = 2**18  # of each image
+_OVERSHOOT = 0.05  # what interpolation adds beyond a full range
 
 # Tags of EXIF and TIFF: the orientation, and GDAL's value of pixels that were not measured.
 _ORIENTATION, _GDAL_NODATA = 274, 42113
@@ -205,7 +203,8 @@ def raster_of(
 
     Of uint8, one band, three, or four with transparency are a photograph, unless `as_bands`.
     """
-    if array.ndim not in (2, 3) or array.dtype.kind not in "buif":
+    has_channels_first = array.ndim == 3 and len(array) < 16 <= array.shape[2]
+    if array.ndim not in (2, 3) or array.dtype.kind not in "buif" or has_channels_first:
         raise ImageFormatError(
             f"this array is {array.dtype} of shape {array.shape}; give (H, W) or (H, W, bands) of "
             "numbers"

@@ -32,6 +32,8 @@ from mae_core.measurements import (
     upright,
 )
 
+__all__ = ["ImageLimits", "decode_image"]
+
 _MAX_PROFILE_BYTES = 4 * 2**20
 
 

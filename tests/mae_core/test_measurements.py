@@ -275,6 +275,11 @@ def test_large_measurements_are_reduced_as_photographs_are() -> None:
     assert np.array_equal(opened(large, 4, limits=limits), values)
 
 
+def test_an_array_with_its_channels_in_front_is_named() -> None:
+    with pytest.raises(ImageFormatError, match=r"of shape \(3, 64, 64\); give .* \(H, W, bands\)"):
+        open_image(np.zeros((3, SIDE, SIDE), np.uint16))
+
+
 @pytest.mark.parametrize("cut", [0.3, 0.9])
 def test_damaged_tiffs_are_a_sentence(cut: float) -> None:
     data = tiff(waves(5, 0, 9, np.uint16), compression="zlib", **BLACK_IS_ZERO)
