@@ -1,9 +1,9 @@
 """Uploads to images: the page's door to what strangers send.
 
 `mae_core.decode_image` bounds pixels and bytes, and runs Pillow's parsers of photographs alone.
-Yet Pillow before 13 may take minutes or gigabytes for a small file, as it copies what each TIFF or
-EXIF tag claims, and it shows the process's memory in some TIFFs. Such files are refused here,
-before a parser runs.
+Yet Pillow before 13 may take minutes or gigabytes for a small file, as it copies whatever a TIFF's
+tags claim, and it shows the process's memory in some TIFFs. Such files are refused here, before a
+parser runs.
 """
 
 import math
@@ -20,9 +20,9 @@ from mae_core.photographs import ImageLimits, decode_image
 
 _LIMITS = ImageLimits()
 
-# A JPEG marker that starts a segment. 0xFF and 0x00 are a coded 0xFF; the others stand alone.
-_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
-_EXIF = b"Exif\0\0"
+# A JPEG marker that starts a segment. 0xFF and 0x00 are a coded 0xFF. Others stand alone, and for
+# Pillow so do extensions: segments may hide in what follows one (`hidden.jpg`).
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xc8\xd0-\xd8\xf0-\xfd\xff])")
 
 # A progressive JPEG has about ten scans, and each is decoded over the whole image (`scans.jpg`).
 # EXIF data come in segments of 64 KB, which Pillow joins one by one (`exif.jpg`).
@@ -78,7 +78,7 @@ def decode_upload(data: bytes, *, value_range: RangeSpec = "auto") -> Image.Imag
     is_tiff = _TIFF_START.match(data) is not None
     tags = list(islice(_tiff_tags(data), _MAX_TIFF_TAGS + 1)) if is_tiff else []
     if (
-        (data.startswith(b"\xff\xd8") and _is_costly_jpeg(data))
+        (data.startswith(b"\xff\xd8") and _has_many_segments(data))
         or (data.startswith(b"GIF") and _has_many_blocks(data))
         or (is_tiff and _has_many_tags(tags))
         # Of AVIF and HEIC, which may hold EXIF data anywhere, and of TIFF.
@@ -95,21 +95,23 @@ def decode_upload(data: bytes, *, value_range: RangeSpec = "auto") -> Image.Imag
     return decode_image(data, value_range=value_range)
 
 
-def _is_costly_jpeg(data: bytes) -> bool:
-    """Whether a JPEG has more scans or EXIF data than a camera or program writes."""
-    scans, exif, at = 0, [], 2
-    while (found := _JPEG_MARKER.search(data, at)) and found[1] != b"\xd9":
+def _has_many_segments(data: bytes) -> bool:
+    """Whether a JPEG has more scans or EXIF segments than a camera or program writes."""
+    scans = exif = 0
+    at = 2
+    while found := _JPEG_MARKER.search(data, at):
+        if found[1] == b"\xd9":  # the end, for Pillow after a scan only
+            if scans:
+                return False
+            at = found.end()
+            continue
         content = found.end() + 2
         at = found.end() + int.from_bytes(data[found.end() : content], "big")
         scans += found[1] == b"\xda"
-        if found[1] == b"\xe1" and data.startswith(_EXIF, content):
-            exif.append(data[content + len(_EXIF) : at])
-        if scans > _MAX_SCANS or len(exif) > _MAX_EXIF_SEGMENTS:
+        exif += found[1] == b"\xe1" and data.startswith(b"Exif\0\0", content)
+        if scans > _MAX_SCANS or exif > _MAX_EXIF_SEGMENTS:
             return True
-    joined = b"".join(exif)
-    while joined.startswith(_EXIF):  # as Pillow does
-        joined = joined.removeprefix(_EXIF)
-    return _claimed_bytes(joined, 0) > _LIMITS.max_bytes
+    return False
 
 
 def _has_many_blocks(data: bytes) -> bool:
@@ -134,33 +136,26 @@ def _has_many_tags(tags: Sequence[_TiffTag]) -> bool:
 
 
 def _claim_too_much(data: bytes) -> bool:
-    """Whether the TIFFs in a file claim more memory than a file may hold (`*.tiff`)."""
-    taken = 0
-    for match in _TIFF_START.finditer(data):
-        taken += _claimed_bytes(data, match.start())
-        if taken > _LIMITS.max_bytes:
-            return True
-    return False
-
-
-def _claimed_bytes(data: bytes, start: int) -> int:
-    """The memory that Pillow takes for the tags of a TIFF; a little more than the limit at most.
+    """Whether the tags of all TIFFs in a file take more memory than a file may (`*.tiff`).
 
     All tags may claim the same bytes, and a directory may point at itself.
     """
     taken = 0
-    pending: list[int | None] = [None]
-    while pending and taken <= _LIMITS.max_bytes:
-        taken += _TAG_BYTES  # an empty directory takes its time, too
-        for tag in _tiff_tags(data, start, pending.pop()):
-            is_text = tag.kind in _TEXT_TYPES
-            taken += _TAG_BYTES * (1 if is_text else max(tag.length, 1))
-            taken += min(tag.length, len(data)) if is_text else 0
-            if tag.number in TiffTags.TAGS_V2_GROUPS:
-                pending.append(tag.value)
-            if taken > _LIMITS.max_bytes:
-                break
-    return taken
+    for match in _TIFF_START.finditer(data):
+        pending: list[int | None] = [None]
+        while pending and taken <= _LIMITS.max_bytes:
+            taken += _TAG_BYTES  # an empty directory takes its time, too
+            for tag in _tiff_tags(data, match.start(), pending.pop()):
+                is_text = tag.kind in _TEXT_TYPES
+                taken += _TAG_BYTES * (1 if is_text else max(tag.length, 1))
+                taken += min(tag.length, len(data)) if is_text else 0
+                if tag.number in TiffTags.TAGS_V2_GROUPS:
+                    pending.append(tag.value)
+                if taken > _LIMITS.max_bytes:
+                    return True
+        if taken > _LIMITS.max_bytes:
+            return True
+    return False
 
 
 def _tiff_tags(data: bytes, start: int = 0, offset: int | None = None) -> Iterator[_TiffTag]:

@@ -201,6 +201,16 @@ def parser_errors() -> Iterator[None]:
         ) from error
 
 
+class _Jpeg(JpegImageFile):
+    """Without the tags of EXIF data and of the list of further images, which may claim gigabytes.
+
+    Pillow reads all of the former for the resolution, and `Image.open` those of the latter.
+    """
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
 def open_file(source: object, limits: ImageLimits) -> Image.Image:
     """An image with its size checked, of a file not yet decoded."""
     if isinstance(source, Image.Image):
@@ -226,9 +236,8 @@ def open_file(source: object, limits: ImageLimits) -> Image.Image:
         if known.name == "HEIC":
             importlib.import_module("pillow_heif").register_heif_opener()
         file = io.BytesIO(data)
-        # `Image.open` would read the list of a JPEG's further images, too.
         is_jpeg = known.name == "JPEG"
-        image = JpegImageFile(file) if is_jpeg else Image.open(file, formats=[known.pillow])
+        image = _Jpeg(file) if is_jpeg else Image.open(file, formats=[known.pillow])
         limits.check_size(image.size, in_full=known.name not in ("JPEG", "HEIC"))
         factor = limits.shrink_factor(image.size)
         image.draft(None, (image.width // factor, image.height // factor))  # for JPEG alone

@@ -74,6 +74,12 @@ def inserted(marker: int, payload: bytes, times: int = 1) -> bytes:
     return jpeg[:2] + segment * times + jpeg[2:]
 
 
+def hidden_segments() -> bytes:
+    """A JPEG with short segments in an extension, whose content Pillow does not skip."""
+    jpeg = inserted(0xE1, b"Exif\0\0a", 1_000_000)
+    return jpeg[:2] + b"\xff\xf0\xfe\xfe" + jpeg[2:]
+
+
 def jpeg_of(width: int, height: int, precision: int = 8, frame: int = 0xC0) -> bytes:
     """A JPEG whose header says another size, precision or process than its data have."""
     jpeg = encoded_pictures()["jpeg"]
@@ -236,6 +242,7 @@ def _hidden() -> list[_Row]:
         ("comments.jpg", "100,000 comments", lambda: inserted(0xFE, b"", 100_000), PICTURE),
         ("scans.jpg", "1,000 scans", lambda: encoded_pictures()["jpeg-progressive"][:-2] +
          b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 1000, HIDDEN),
+        ("hidden.jpg", "a million EXIF segments behind an extension", hidden_segments, HIDDEN),
         ("comment.gif", "10,000 comment blocks",
          lambda: b"GIF89a" + bytes(7) + b"!\xfe" + b"\1a" * 10_000 + b"\0", HIDDEN),
         ("claims.tiff", "a tag of 2^32 - 1 values", lambda: grey_tiff((700, 3, 2**32 - 1, 8)),
