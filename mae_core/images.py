@@ -1,10 +1,8 @@
 """Images in and out: a file, an array or a PIL image -> a model's pixels -> a PIL image.
 
-`open_image` is the library's door to every image. It ends in a model's channels and 8 bits a
-value: photographs as a person sees them (`photographs`), measurements by a range of their values
-(`measurements`). `fit_image` brings an image to whole patches; `to_tensor` and `to_pil` go to the
-model's pixels and back. What is no image but has the model's own channels (`is_channels`) goes in
-by `channels_to_tensor` and is looked at by `viewable`.
+`open_image` opens every image: photographs as a person sees them (`photographs`), measurements by
+a range of their values (`measurements`). `fit_image` brings an image to whole patches; `to_tensor`
+and `to_pil` go to the model's pixels and back.
 """
 
 import importlib
@@ -37,6 +35,7 @@ from mae_core.photographs import (
     decode_image,
     format_of,
     grey_values,
+    open_file,
     parser_errors,
     read_file,
     to_srgb,
@@ -44,10 +43,8 @@ from mae_core.photographs import (
 
 __all__ = ["FITS", "DecodedImage", "ImageSource", "fit_image", "open_image", "to_pil", "to_tensor"]
 
-# What `open_image` takes.
+# What `open_image` takes, and what it gives: PIL for one or three channels, else (H, W, C) uint8.
 ImageSource: TypeAlias = bytes | str | Path | Image.Image | npt.NDArray[Any]
-
-# An image of a model's channels: PIL for one or three, else (H, W, C) uint8.
 DecodedImage: TypeAlias = Image.Image | npt.NDArray[np.uint8]
 
 FITS = ("crop", "squash", "whole")
@@ -64,37 +61,28 @@ def open_image(
     value_range: RangeSpec = "auto",
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> DecodedImage:
-    """Any image, with the channels that a model takes.
-
-    A photograph is what `decode_image` makes of it. Of a measurement the bands are chosen, and its
-    values scaled to 0..255.
+    """Open any image with the channels that a model takes.
 
     Args:
         source: A file's bytes, a path, a PIL image, or an array (H, W) or (H, W, B). Of uint8, a
             fourth band is transparency.
         channels: C of the model.
         bands: Numbers of bands from 1, C of them or one; without any see `Raster.select`.
-        value_range: Of values of more than 8 bits: `auto` (see `find_value_range`), `dtype`, or
-            pairs. Values of 8 bits are taken as they are.
+        value_range: Of values of more than 8 bits; see `as_value_range`, `find_value_range`.
         limits: What the image may measure; `max_bytes` is about photographs only.
 
     Returns:
         A PIL image for one channel (mode L) or three (RGB); else (H, W, C) uint8.
 
     Raises:
-        ImageFormatError: If it is no image, damaged, has other bands than the model takes, or
-            needs a package that is not installed.
-        ImageLimitError: If it is too large, too small or too narrow.
+        ImageError: If it cannot be used.
         ConfigError: If the range is not allowed.
     """
-    raster = read_raster(source, channels, bands, limits)
-    if raster is None:
-        if isinstance(source, np.ndarray):
-            plain = source[:, :, 0] if source.shape[2:] == (1,) else source
-            source = Image.fromarray(np.ascontiguousarray(plain))
-        photograph = decode_image(source, limits, value_range=value_range)
+    found = _read(source, channels, bands, limits)
+    if isinstance(found, Image.Image):
+        photograph = decode_image(found, limits, value_range=value_range)
         return photograph if channels == 3 else photograph.convert("L")
-    values = raster.select(channels, bands)
+    values = found.select(channels, bands)
     if values.dtype == np.uint8:
         value_range = "dtype"
     levels = to_levels(values, find_value_range([values], value_range))
@@ -102,9 +90,9 @@ def open_image(
     if channels == 1:
         image = Image.fromarray(levels[:, :, 0])
     elif channels == 3:
-        image = to_srgb(Image.fromarray(levels), None if bands else raster.profile)
+        image = to_srgb(Image.fromarray(levels), None if bands else found.profile)
     factor = limits.shrink_factor(size_of(image))
-    return image if factor == 1 else of_each_band(image, lambda band: band.reduce(factor))
+    return image if factor == 1 else _of_each_band(image, lambda band: band.reduce(factor))
 
 
 def read_raster(
@@ -113,67 +101,72 @@ def read_raster(
     bands: Sequence[int] = (),
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> Raster | None:
-    """An image's values as they are stored; None for a photograph, which `decode_image` reads.
+    """An image's values as they are stored, by `open_image`'s arguments; None for a photograph.
 
-    A photograph is a raster too where bands are chosen, or the model takes other than one or three
-    channels.
-
-    Raises:
-        ImageFormatError: If it is no image, damaged, or needs a package that is not installed.
-        ImageLimitError: If it is too large, too small or too narrow.
+    A photograph is a raster too where bands are chosen, or channels are other than one or three.
     """
+    found = _read(source, channels, bands, limits)
+    return found if isinstance(found, Raster) else None
+
+
+def _read(
+    source: ImageSource, channels: int, bands: Sequence[int], limits: ImageLimits
+) -> Raster | Image.Image:
+    """Stored values, or a photograph that is opened but not decoded."""
     as_bands = bool(bands) or channels not in (1, 3)
+    found: Raster | Image.Image
     if isinstance(source, np.ndarray):
-        return raster_of(source, limits.check_size, as_bands=as_bands)
-    if isinstance(source, bytes | str | Path):
-        raster = _read_file(source, limits, as_bands)
+        plain = source[:, :, 0] if source.shape[2:] == (1,) else source
+        raster = raster_of(source, limits.check_size, as_bands=as_bands)
+        found = raster or Image.fromarray(np.ascontiguousarray(plain))
+    elif isinstance(source, bytes | str | Path):
+        found = _read_file(source, limits, as_bands)
     else:
-        raster = _read_grey(source, limits)
-    if raster is None and as_bands:
-        return Raster(np.asarray(decode_image(source, limits)))
-    return raster
+        found = open_file(source, limits)
+    if isinstance(found, Raster):
+        return found
+    values = grey_values(found)
+    if values is None and as_bands:
+        values = np.asarray(decode_image(found, limits))
+    return found if values is None else Raster(values)
 
 
-def _read_file(source: bytes | str | Path, limits: ImageLimits, as_bands: bool) -> Raster | None:
+def _read_file(
+    source: bytes | str | Path, limits: ImageLimits, as_bands: bool
+) -> Raster | Image.Image:
     start = read_file(source, START_BYTES)
     known = format_of(start)
     name = known.name if known else ""
-    if name == "NumPy":
-        with parser_errors():
-            return read_npy(source, limits.check_size)
-    if name == "TIFF" and find_spec("tifffile"):
-        with parser_errors():
-            return read_tiff(source, limits.check_size, as_bands=as_bands)
-    if name == "TIFF":
-        try:
-            return _read_grey(source, limits)
-        except ImageFormatError as error:
-            raise ImageFormatError(f"{error}; or pip install tifffile imagecodecs") from error
-    if name != "PNG" or start[24:25] != b"\x10":  # bits a value
-        return None
-    # Pillow keeps only the upper half of 16-bit colours.
-    if start[25:26] != b"\x02" or not find_spec("imagecodecs"):
-        return _read_grey(source, limits)
-    size = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
-    limits.check_size(size, in_full=True)
-    data = read_file(source, limits.max_bytes + 1)
+    raster = None
     with parser_errors():
-        return Raster(importlib.import_module("imagecodecs").png_decode(data))
-
-
-def _read_grey(source: bytes | str | Path | Image.Image, limits: ImageLimits) -> Raster | None:
-    values = grey_values(source, limits)
-    return None if values is None else Raster(values[:, :, None])
+        if name == "NumPy":
+            raster = read_npy(source, limits.check_size)
+        elif name == "TIFF" and find_spec("tifffile"):
+            raster = read_tiff(source, limits.check_size, as_bands=as_bands)
+    if raster:
+        return raster
+    try:
+        image = open_file(source, limits)
+    except ImageFormatError as error:
+        if name != "TIFF" or find_spec("tifffile"):
+            raise
+        raise ImageFormatError(f"{error}, or pip install tifffile imagecodecs") from error
+    # Pillow keeps only the upper half of a PNG's 16-bit colours.
+    if name == "PNG" and start[24:26] == b"\x10\2" and find_spec("imagecodecs"):
+        with parser_errors():
+            data = read_file(source, limits.max_bytes)
+            return Raster(importlib.import_module("imagecodecs").png_decode(data))
+    return image
 
 
 def size_of(image: DecodedImage) -> tuple[int, int]:
     """(width, height) of an image."""
-    if isinstance(image, np.ndarray):
-        return image.shape[1], image.shape[0]
-    return image.size
+    return image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
 
 
-def of_each_band(image: DecodedImage, change: Callable[[Image.Image], Image.Image]) -> DecodedImage:
+def _of_each_band(
+    image: DecodedImage, change: Callable[[Image.Image], Image.Image]
+) -> DecodedImage:
     """What `change` makes of a PIL image, or of each band of an array."""
     if isinstance(image, np.ndarray):
         planes = [Image.fromarray(np.ascontiguousarray(band)) for band in image.transpose(2, 0, 1)]
@@ -183,7 +176,7 @@ def of_each_band(image: DecodedImage, change: Callable[[Image.Image], Image.Imag
 
 def resized(image: DecodedImage, size: tuple[int, int]) -> DecodedImage:
     """An image of another (width, height), bicubic with antialiasing."""
-    return of_each_band(image, lambda band: band.resize(size, Image.Resampling.BICUBIC))
+    return _of_each_band(image, lambda band: band.resize(size, Image.Resampling.BICUBIC))
 
 
 def fit_image(image: DecodedImage, fit: str, *, image_size: int, patch_size: int) -> DecodedImage:
@@ -210,7 +203,7 @@ def fit_image(image: DecodedImage, fit: str, *, image_size: int, patch_size: int
     width, height = (side * image_size // min(size) for side in size)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
     box = left, top, left + image_size, top + image_size
-    return of_each_band(
+    return _of_each_band(
         image, lambda band: band.resize((width, height), Image.Resampling.BICUBIC).crop(box)
     )
 
@@ -218,11 +211,7 @@ def fit_image(image: DecodedImage, fit: str, *, image_size: int, patch_size: int
 def fitted_size(
     size: tuple[int, int], fit: str, *, image_size: int, patch_size: int
 ) -> tuple[int, int]:
-    """The (width, height) of an image of `size` after `fit_image`.
-
-    Raises:
-        ConfigError: If no fit has that name or `image_size` is not a multiple of `patch_size`.
-    """
+    """The (width, height) of an image of `size` after `fit_image`, which raises the same."""
     if image_size < 1 or patch_size < 1 or image_size % patch_size:
         raise ConfigError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
     if fit not in FITS:
@@ -236,16 +225,16 @@ def fitted_size(
     return width, height
 
 
+# ------------------------------------------------------------------------------- tensors
+
+
 def to_tensor(image: DecodedImage, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """An image as the model's input.
+    """An image as the model's input: (1, C, H, W) float32, normalised.
 
     Args:
         image: A PIL image is converted to RGB for three channels, to grey for one.
-        mean: Channel means in 0..1, one a channel.
-        std: Channel deviations, one a channel.
-
-    Returns:
-        (1, C, H, W) float32, normalised.
+        mean: Of each channel, in 0..1.
+        std: Likewise.
 
     Raises:
         ConfigError: If there are other numbers of means and deviations than channels.
@@ -281,15 +270,7 @@ def is_channels(source: object, in_chans: int) -> TypeGuard[Tensor | npt.NDArray
 def channels_to_tensor(
     source: Tensor | npt.NDArray[Any], mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Channels as the model's input; they are not resized.
-
-    Args:
-        source: (C, H, W) floats in 0..1, on any device.
-        mean: Channel means in 0..1, one a channel.
-        std: Channel deviations, one a channel.
-
-    Returns:
-        (1, C, H, W) float32, normalised, on the CPU.
+    """Channels, (C, H, W) floats in 0..1, as the model's input: (1, C, H, W) float32, normalised.
 
     Raises:
         ImageFormatError: If the shape, the dtype or a value is another.
@@ -311,15 +292,12 @@ def channels_to_tensor(
 
 
 def viewable(pixels: Tensor, show: Sequence[int] = ()) -> Tensor:
-    """The channels of a (C, H, W) tensor that an image shows.
+    """The channels of (C, H, W) pixels that an image shows, as (3, H, W) or (1, H, W).
 
     Args:
         pixels: Of any number of channels.
         show: Numbers of channels from 1: three, seen as red, green and blue, or one, in grey.
             Without any, the first three; the first of fewer.
-
-    Returns:
-        (3, H, W) or (1, H, W).
 
     Raises:
         ConfigError: If there are no such channels.
@@ -334,14 +312,11 @@ def viewable(pixels: Tensor, show: Sequence[int] = ()) -> Tensor:
 
 
 def to_pil(pixels: Tensor) -> Image.Image:
-    """A tensor as an image.
+    """A tensor as an image of mode RGB or L.
 
     Args:
-        pixels: (C, H, W) in 0..1, C = 1 or 3, on any device; values outside are clamped and the
-            rest rounded to the nearest of 0..255.
-
-    Returns:
-        An image of mode RGB or L.
+        pixels: (3, H, W) or (1, H, W) in 0..1; values outside are clamped and the rest rounded to
+            the nearest of 0..255.
 
     Raises:
         ImageError: If the shape is another, or a value is not finite.

@@ -4,13 +4,14 @@ An image of 8 bits says by its dtype which values are black and white. A measure
 12-bit values in a 16-bit file fill a sixteenth of it, and floats have any unit. A value range maps
 such values to 0..255. It is declared by whoever knows the data, or found from the values.
 
-TIFF files of any dtype, bands, tiles and compression are read by tifffile and imagecodecs, 16-bit
-colour PNG files by imagecodecs (`requirements-science.txt`). `images.open_image` calls the readers.
+TIFF files of any kind are read by tifffile and imagecodecs (`requirements-science.txt`).
 """
 
 import importlib
 import io
+import struct
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -18,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mae_core.errors import ConfigError, ImageFormatError, ImageLimitError
+from mae_core.errors import ConfigError, ImageFormatError
 
 __all__ = ["RangeSpec", "Raster", "find_value_range", "to_levels"]
 
@@ -33,44 +34,33 @@ SizeCheck: TypeAlias = Callable[[tuple[int, int]], None]
 
 # A range that is found leaves out this share of the values at either end.
 _PERCENTILES = (0.1, 99.9)
+_SAMPLED_VALUES = 2**18  # of each image
+_OVERSHOOT = 0.05  # what interpolation adds beyond a full range
 
-# Values looked at in each image.
-_SAMPLED_VALUES = 2**18
-
-# What interpolation adds beyond a full range.
-_OVERSHOOT = 0.05
-
-# TIFF: tags for the orientation and GDAL's value of pixels that were not measured; photometric
-# interpretations; extra samples that are transparency.
+# Tags of EXIF and TIFF: the orientation, and GDAL's value of pixels that were not measured.
 _ORIENTATION, _GDAL_NODATA = 274, 42113
+
+# TIFF: photometric interpretations, extra samples that are transparency, and the compressions of
+# photographs that are left to Pillow: none, LZW, deflate, PackBits, deflate.
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _ALPHA = (1, 2)
-
-# TIFF compressions that Pillow reads as they are: none, LZW, deflate, PackBits, deflate.
-SOUND_COMPRESSIONS = (1, 5, 8, 32773, 32946)
-
-# Bytes of a TIFF's values in memory.
-_MAX_TIFF_BYTES = 2**31
+_COMMON_COMPRESSIONS = (1, 5, 8, 32773, 32946)
 
 
 def as_value_range(spec: RangeSpec) -> ValueRange | Literal["auto", "dtype"]:
-    """A value range as people give it.
-
-    Args:
-        spec: `auto`, `dtype`, `LOW,HIGH`, a pair of numbers, or a pair a band.
+    """A value range as people give it: `auto`, `dtype`, `LOW,HIGH`, a pair, or a pair a band.
 
     Raises:
         ConfigError: If it is none of these, or a low value is not below its high value.
     """
     if isinstance(spec, str) and spec in ("auto", "dtype"):
         return "auto" if spec == "auto" else "dtype"
-    try:
+    pairs: npt.NDArray[np.float64] = np.empty(0)
+    with suppress(ValueError, TypeError):
         parts: Any = spec.split(",") if isinstance(spec, str) else spec
-        values = np.atleast_1d(np.array(parts, dtype=np.float64))
-        pairs = values.reshape(-1, 2) if values.ndim == 2 or values.size == 2 else values[:0]
-    except (ValueError, TypeError):
-        pairs = np.zeros((0, 2))
-    if not (len(pairs) and np.isfinite(pairs).all() and (pairs[:, 0] < pairs[:, 1]).all()):
+        pairs = np.atleast_2d(np.array(parts, dtype=np.float64))
+    is_range = pairs.ndim == 2 and pairs.shape[1] == 2 and len(pairs) > 0
+    if not is_range or not np.isfinite(pairs).all() or not (pairs[:, 0] < pairs[:, 1]).all():
         raise ConfigError(
             f"the value range is {spec!r}; give auto, dtype, or LOW,HIGH such as 0,4095"
         )
@@ -78,7 +68,7 @@ def as_value_range(spec: RangeSpec) -> ValueRange | Literal["auto", "dtype"]:
 
 
 def find_value_range(images: Iterable[npt.NDArray[Any]], spec: RangeSpec = "auto") -> ValueRange:
-    """The value range of a data set, or of one image.
+    """Find the value range of a data set, or of one image: one pair, or one a band.
 
     `auto` takes the full range of the dtype where the values use more than half of it (uint8:
     always; uint16: 0 to 65535; floats: 0 to 1, or 0 to 255). Else it takes the 0.1th and the
@@ -89,9 +79,6 @@ def find_value_range(images: Iterable[npt.NDArray[Any]], spec: RangeSpec = "auto
         images: (H, W, B) arrays of the same B. Values that are not finite count as missing. Read
             once; only a sample of each is kept.
         spec: See `as_value_range`.
-
-    Returns:
-        One pair, or one a band.
 
     Raises:
         ConfigError: If `spec` is not allowed.
@@ -137,13 +124,7 @@ def to_levels(values: npt.NDArray[Any], value_range: ValueRange) -> npt.NDArray[
 
     Args:
         values: (H, W, B); values that are not finite become 0.
-        value_range: One pair, or one a band.
-
-    Returns:
-        (H, W, B).
-
-    Raises:
-        ConfigError: If there are other than one or B pairs.
+        value_range: One pair, or one a band; else a ConfigError is raised.
     """
     bands = values.shape[-1]
     if len(value_range) not in (1, bands):
@@ -176,8 +157,7 @@ class Raster:
     """An image's values as they are stored.
 
     Attributes:
-        values: (H, W, B) in the file's dtype; floats that are not finite where nothing was
-            measured.
+        values: (H, W, B) in the file's dtype; not finite where nothing was measured.
         seen: How many of the first bands a person sees, if the file says so: of RGB three, of grey
             with transparency one; else 0.
         profile: ICC profile of its colours, if any.
@@ -188,43 +168,32 @@ class Raster:
     profile: bytes | None = None
 
     def select(self, channels: int, bands: Sequence[int] = ()) -> npt.NDArray[Any]:
-        """The bands that are a model's channels.
+        """The (H, W, C) bands that are a model's `channels`.
 
         Args:
             channels: C of the model.
             bands: Numbers of bands from 1. Without any, all of them if they are C; else those
                 that a person sees. A single band stands for three.
 
-        Returns:
-            (H, W, C).
-
         Raises:
             ImageFormatError: If there are other bands than the model takes.
         """
-        found = self.values.shape[2]
-        picked = self.values
-        if bands:
-            if not all(1 <= band <= found for band in bands):
-                raise ImageFormatError(
-                    f"bands {_listed(bands)} are asked for, and the picture has 1 to {found}"
-                )
-            picked = picked[..., [band - 1 for band in bands]]
+        values, found = self.values, self.values.shape[2]
+        is_known = all(1 <= band <= found for band in bands)
+        if bands and is_known:
+            values = values[..., [band - 1 for band in bands]]
         elif found != channels and self.seen:
-            picked = picked[..., : self.seen]
-        count = picked.shape[2]
-        if count not in (1, channels) or (count == 1 and channels not in (1, 3)):
-            given = (
-                f"{count} band{'s' if count > 1 else ''} {'chosen' if bands else 'in the picture'}"
-            )
-            advice = "give a picture that has them all"
-            if found >= channels:
-                advice = f"choose as many, such as bands={_listed(range(1, channels + 1))}"
-            raise ImageFormatError(f"{given}, and the model takes {channels}; {advice}")
-        return np.repeat(picked, channels, axis=2) if count < channels else picked
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ",".join(str(number) for number in numbers)
+            values = values[..., : self.seen]
+        if is_known and values.shape[2] == channels:
+            return values
+        if is_known and values.shape[2] == 1 and channels == 3:
+            return np.repeat(values, 3, axis=2)
+        asked = f", of which {list(bands)} are asked for," if bands else ""
+        advice = "bands=" + ",".join(str(band) for band in range(1, channels + 1))
+        raise ImageFormatError(
+            f"the picture has {found} band{'s' * (found > 1)}{asked} and the model takes "
+            f"{channels}; choose as many, such as {advice}, or give another picture"
+        )
 
 
 def raster_of(
@@ -234,7 +203,8 @@ def raster_of(
 
     Of uint8, one band, three, or four with transparency are a photograph, unless `as_bands`.
     """
-    if array.ndim not in (2, 3) or array.dtype.kind not in "buif":
+    has_channels_first = array.ndim == 3 and len(array) < 16 <= array.shape[2]
+    if array.ndim not in (2, 3) or array.dtype.kind not in "buif" or has_channels_first:
         raise ImageFormatError(
             f"this array is {array.dtype} of shape {array.shape}; give (H, W) or (H, W, bands) of "
             "numbers"
@@ -242,12 +212,6 @@ def raster_of(
     values = array[:, :, None] if array.ndim == 2 else array
     if not as_bands and values.dtype == np.uint8 and values.shape[2] in (1, 3, 4):
         return None
-    # As many rows as an image has channels, and more channels than any image has.
-    if array.ndim == 3 and len(array) < 16 <= array.shape[2]:
-        raise ImageFormatError(
-            f"this array is of shape {array.shape}; give (H, W, bands), or floats in 0..1 of shape "
-            "(C, H, W) for a model of C channels"
-        )
     check_size((array.shape[1], array.shape[0]))
     return Raster(values)
 
@@ -255,10 +219,8 @@ def raster_of(
 def read_npy(source: bytes | str | Path, check_size: SizeCheck) -> Raster | None:
     """A NumPy file; its shape is judged before its values are read."""
     if isinstance(source, bytes):
-        array = np.load(io.BytesIO(source), allow_pickle=False)
-    else:
-        array = np.load(source, mmap_mode="r", allow_pickle=False)
-    return raster_of(array, check_size)
+        return raster_of(np.load(io.BytesIO(source), allow_pickle=False), check_size)
+    return raster_of(np.load(source, mmap_mode="r", allow_pickle=False), check_size)
 
 
 def read_tiff(
@@ -276,38 +238,26 @@ def read_tiff(
         alpha = bool(page.extrasamples) and page.extrasamples[-1] in _ALPHA
         seen = 3 if page.photometric == _RGB else page.samplesperpixel - alpha
         plain = page.dtype == np.uint8 and seen in (1, 3) and page.samplesperpixel <= seen + alpha
-        sound = page.compression in SOUND_COMPRESSIONS and not page.is_tiled
+        common = page.compression in _COMMON_COMPRESSIONS and not page.is_tiled
         if page.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) or (
-            plain and sound and not as_bands
+            plain and common and not as_bands
         ):
             return None
         stored = tiff.series[0] if as_bands else page
-        if stored.nbytes > _MAX_TIFF_BYTES:
-            raise ImageLimitError(
-                f"the picture's values take {stored.nbytes / 2**30:.3g} GiB; at most "
-                f"{_MAX_TIFF_BYTES / 2**30:.3g} are read: cut it into tiles"
-            )
         axes = stored.axes.index("Y"), stored.axes.index("X")
         values = np.moveaxis(stored.asarray(), axes, (0, 1))
         values = values.reshape(*values.shape[:2], -1)
         if page.photometric == _WHITE_IS_ZERO and values.dtype.kind in "bu":
             # Of the bits that the file has, which may be 12 in a dtype of 16.
             values = values ^ np.array(2**page.bitspersample - 1, dtype=values.dtype)
-        nodata = page.tags.get(_GDAL_NODATA)
+        nodata = page.tags.valueof(_GDAL_NODATA)
         if nodata is not None and values.dtype != np.uint8:
-            measured = values != float(str(nodata.value).strip("\0 "))
-            values = np.where(measured, values, np.nan)
-        turned = upright(values, page.tags.valueof(_ORIENTATION, 1))
-        return Raster(turned, seen, page.iccprofile)
+            values = np.where(values != float(str(nodata).strip("\0 ")), values, np.nan)
+        return Raster(upright(values, page.tags.valueof(_ORIENTATION, 1)), seen, page.iccprofile)
 
 
 def upright(values: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """A stored (H, W, ...) array as it is seen, by its EXIF or TIFF orientation.
-
-    Args:
-        values: Rows and columns as they are stored.
-        orientation: 1 to 8; by others nothing is turned.
-    """
+    """A stored (H, W, ...) array as it is seen, by its EXIF or TIFF orientation of 1 to 8."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -315,3 +265,21 @@ def upright(values: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
     if orientation in (3, 4, 7, 8):
         values = values[::-1]
     return values
+
+
+def orientation_of(exif: bytes | None) -> int:
+    """The orientation in EXIF data; 1 if there is none or the data is damaged.
+
+    Pillow's parser copies whatever all tags claim; nothing but this tag is read here.
+    """
+    data = (exif or b"").removeprefix(b"Exif\0\0")
+    order = "<" if data[:2] == b"II" else ">"
+    with suppress(struct.error):
+        (at,) = struct.unpack_from(order + "I", data, 4)
+        (count,) = struct.unpack_from(order + "H", data, at)
+        for entry in range(at + 2, at + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(order + "HH", data, entry)
+            if tag == _ORIENTATION:
+                form = order + ("I" if kind == 4 else "H")
+                return int(struct.unpack_from(form, data, entry + 8)[0])
+    return 1

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mae_core.errors import DataError, ImageError
 from mae_core.images import open_image, read_raster, resized, size_of
 from mae_core.measurements import RangeSpec, ValueRange, find_value_range
-from mae_core.photographs import FORMATS, START_BYTES, ImageFormat, format_of
+from mae_core.photographs import FORMATS, START_BYTES, ImageFormat, format_of, is_readable
 
 _log = logging.getLogger(__name__)
 
@@ -97,8 +97,9 @@ def _list_images(root: str | Path) -> tuple[dict[object, str], Counter[str]]:
             known = _format_of_file(path, suffix)
             if known is None:
                 skipped[suffix or "without suffix"] += 1
-            elif not known.is_readable():
-                skipped[f"{known.name} ({known.remedy})"] += 1
+            elif not is_readable(known):
+                remedy = " (pip install pillow-heif)" if known.name == "HEIC" else ""
+                skipped[known.name + remedy] += 1
             else:
                 images.setdefault(_identity(path), path)
     return images, skipped

@@ -151,7 +151,7 @@ BAD_FILES: list[tuple[str, Callable[[], bytes], str]] = [
     ("words.png", lambda: b"not a picture at all", "give a picture as JPEG"),
     ("cut.jpg", lambda: CAT.read_bytes()[:8000], "damaged or cut short"),
     ("empty.png", lambda: b"", "empty"),
-    ("drawing.svg", lambda: SVG, "SVG"),
+    ("drawing.svg", lambda: SVG, "give a picture as JPEG"),
     ("bomb.png", lambda: png_of(12_000, 12_000), "million pixels"),
     ("line.png", lambda: encoded(Image.new("RGB", (1, 300))), "1 x 300"),
 ]

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from app.decoding import decode_upload
 from mae_core.errors import ImageFormatError, ImageLimitError
@@ -105,6 +106,14 @@ def test_exif_segments_are_bounded() -> None:
         decode_upload(jpeg_with_segment(JPEG, 0xE1, b"Exif\0\0a", 1_000_000))
 
 
+@pytest.mark.parametrize("stand_alone", [b"\xff\xd9", b"\xff\xf0\xfe\xfe", b"\xff\xc8\xfe\xfe"])
+def test_segments_do_not_hide_where_pillow_skips_nothing(stand_alone: bytes) -> None:
+    # Pillow goes on after an early end, and takes extensions for markers without content.
+    hidden = stand_alone + jpeg_with_segment(JPEG, 0xE1, b"Exif\0\0a", 1000)[2:]
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(JPEG[:2] + hidden)
+
+
 def test_gif_comments_are_bounded() -> None:
     assert np.array_equal(pixels(commented_gif(1000)), pixels(GIF))
     for blocks in (9000, 80_000):
@@ -127,6 +136,69 @@ def test_tiff_tags_are_bounded() -> None:
     tags = {40000 + number: (3, 1, 0) for number in range(5000)}
     with pytest.raises(ImageLimitError, match=HIDDEN):
         decode_upload(grey_tiff(bytes(SIDE**2), 8, tags=tags))
+
+
+def claiming_tags(tags: int, size: int) -> dict[int, tuple[int, int, int]]:
+    """Tags that all claim the same bytes."""
+    return {40000 + number: (7, size, 8) for number in range(tags)}
+
+
+def test_tiff_tags_may_not_claim_more_than_a_file_holds() -> None:
+    body = bytes(2**20)
+    assert (pixels(grey_tiff(body, 8, tags=claiming_tags(3, 2**20))) == 0).all()
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(grey_tiff(body, 8, tags=claiming_tags(30, 2**20)))
+
+
+def test_tags_of_a_tiffs_own_exif_are_counted_too() -> None:
+    claims = tiff(claiming_tags(30, 2**20), b"")[8:]
+    body = bytes(2**20) + claims
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(grey_tiff(body, 8, tags={34665: (4, 1, 8 + 2**20)}))
+
+
+def test_a_tiff_directory_that_points_at_itself() -> None:
+    looped = grey_tiff(bytes(SIDE**2), 8, tags={34665: (4, 1, 8 + SIDE**2)})
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(looped)
+
+
+def test_a_tiff_that_begins_again_and_again() -> None:
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(b"II*\0\xff\xff\xff\x7f" * 400_000)
+
+
+def test_tiff_values_are_bounded() -> None:
+    body = struct.pack("<H", 8) * 200_000
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(grey_tiff(body, 8, tags={273: (3, 200_000, 8)}))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_ordinary_tiff_tiles(order: str) -> None:
+    tags = {256: (3, 1, 32), 257: (3, 1, 16), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1),
+            277: (3, 1, 1), 322: (3, 1, 32), 323: (3, 1, 16), 324: (4, 1, 8),
+            325: (4, 1, 512)}  # fmt: skip
+    assert pixels(tiff(tags, bytes(range(256)) * 2, order))[0, :3, 0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_tags_of_an_avif_are_bounded() -> None:
+    block = tiff({40000: (3, 200_000, 8)}, bytes(400_000))
+    with pytest.raises(ImageLimitError, match=HIDDEN):
+        decode_upload(encode(photo(), "AVIF", exif=b"Exif\0\0" + block))
+
+
+@pytest.mark.parametrize(("marker", "start"), [(0xE1, b"Exif\0\0"), (0xE2, b"MPF\0")])
+def test_tags_in_a_jpeg_are_never_parsed_in_full(
+    marker: int, start: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """65 kB of EXIF can claim itself five thousand times; over several segments, gigabytes."""
+    block = tiff(claiming_tags(4000, 60_000) | {0x0112: (3, 1, 6)}, b"")
+    data = jpeg_with_segment(JPEG, marker, start + block, times=3)
+    monkeypatch.setattr(ImageFileDirectory_v2, "load", lambda *_: pytest.fail("it was parsed"))
+    turns = -1 if marker == 0xE1 else 0
+    assert np.array_equal(pixels(data), np.rot90(pixels(JPEG), turns))
 
 
 def short_strip_tiff(*more: tuple[int, int]) -> bytes:

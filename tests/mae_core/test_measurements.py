@@ -103,11 +103,10 @@ def test_chosen_bands_in_any_order() -> None:
 
 @pytest.mark.parametrize(
     ("bands", "channels", "chosen", "sentence"),
-    [(4, 3, (), "4 bands in the picture, and the model takes 3; choose as many, .* bands=1,2,3"),
-     (2, 4, (), "2 bands in the picture, and the model takes 4; give a picture that has them"),
-     (5, 3, (1, 2), "2 bands chosen, and the model takes 3; choose as many"),
-     (4, 3, (1, 2, 5), "bands 1,2,5 are asked for, and the picture has 1 to 4"),
-     (1, 4, (), "1 band in the picture, and the model takes 4")],
+    [(4, 3, (), "the picture has 4 bands and the model takes 3; choose as many, .* bands=1,2,3"),
+     (5, 3, (1, 2), r"5 bands, of which \[1, 2\] are asked for, and the model takes 3"),
+     (4, 3, (1, 2, 5), r"4 bands, of which \[1, 2, 5\] are asked for, and the model takes 3"),
+     (1, 4, (), "1 band and the model takes 4")],
 )  # fmt: skip
 def test_other_bands_than_the_model_takes(
     bands: int, channels: int, chosen: tuple[int, ...], sentence: str
@@ -199,7 +198,7 @@ def test_16_bit_colours_in_png_keep_all_bits(most: int) -> None:
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
 def test_the_fourth_band_of_an_array_is_none_of_transparency(dtype: str) -> None:
     values = waves(4, 0, 4095, dtype)
-    with pytest.raises(ImageFormatError, match="4 bands in the picture, and the model takes 3"):
+    with pytest.raises(ImageFormatError, match="4 bands and the model takes 3"):
         open_image(values)
     seen = opened(values, 3, bands=(1, 2, 3), value_range="0,4095")
     assert np.abs(seen - levels_of(values[:, :, :3], 0, 4095)).max() <= 1
@@ -269,13 +268,6 @@ def test_the_shape_of_a_numpy_file_is_judged_before_its_values_are_read(tmp_path
         open_image(path)
 
 
-def test_a_tiff_of_many_large_pages_is_not_read() -> None:
-    # A header may claim any number of pages; each here is the same sparse one.
-    data = tiff(np.zeros((900, 1400, 1400), np.uint16), compression="zlib")
-    with pytest.raises(ImageLimitError, match="take 3.29 GiB; at most 2 are read"):
-        open_image(data, 900)
-
-
 def test_large_measurements_are_reduced_as_photographs_are() -> None:
     values = waves(4, 0, 255, np.uint8)
     large = values.repeat(2, axis=0).repeat(2, axis=1)
@@ -284,7 +276,7 @@ def test_large_measurements_are_reduced_as_photographs_are() -> None:
 
 
 def test_an_array_with_its_channels_in_front_is_named() -> None:
-    with pytest.raises(ImageFormatError, match=r"of shape \(3, 64, 64\); give \(H, W, bands\)"):
+    with pytest.raises(ImageFormatError, match=r"of shape \(3, 64, 64\); give .* \(H, W, bands\)"):
         open_image(np.zeros((3, SIDE, SIDE), np.uint16))
 
 
@@ -297,7 +289,7 @@ def test_damaged_tiffs_are_a_sentence(cut: float) -> None:
 
 def test_without_tifffile_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    with pytest.raises(ImageFormatError, match="5 bands of 16-bit .*pip install tifffile imagec"):
+    with pytest.raises(ImageFormatError, match="a kind that is not read; .* tifffile imagecodecs"):
         open_image(tiff(waves(5, 0, 9, np.uint16), **BLACK_IS_ZERO), 5)
     # What Pillow reads needs nothing else.
     values = waves(1, 0, 4095, np.uint16)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile, features
 from PIL.GifImagePlugin import GifImageFile
 
-from mae_core.errors import ConfigError, ImageError, ImageFormatError, ImageLimitError
+from mae_core.errors import ImageError, ImageFormatError, ImageLimitError
 from mae_core.images import open_image
 from mae_core.photographs import ImageLimits, decode_image
 
@@ -236,35 +236,11 @@ def test_palette_with_alpha_of_each_colour() -> None:
     assert (seen[:, 16:] == (0, 0, 255)).all()
 
 
-@pytest.mark.parametrize(
-    ("bits", "byte", "transparent", "expected"),
-    [
-        (1, 0b01010101, 1, [0, 255]),
-        (1, 0b01010101, 0, [255, 255]),
-        (2, 0b01100110, 1, [255, 170]),
-        (4, 0x35, 3, [255, 85]),
-    ],
-)
-def test_transparent_grey_of_few_bits(
-    bits: int, byte: int, transparent: int, expected: Any
-) -> None:
-    row = bytes([byte]) * (SIDE * bits // 8)
+@pytest.mark.parametrize(("transparent", "expected"), [(1, [0, 255]), (0, [255, 255])])
+def test_transparent_grey_of_one_bit(transparent: int, expected: Any) -> None:
     key = png_chunk(b"tRNS", struct.pack(">H", transparent))
-    seen = decoded(png(SIDE, SIDE, bits, 0, row, key))
+    seen = decoded(png(SIDE, SIDE, 1, 0, bytes([0b01010101]) * (SIDE // 8), key))
     assert seen[0, :2, 0].tolist() == expected
-
-
-def test_transparent_grey_of_16_bits() -> None:
-    row = struct.pack(">3H", 1000, 1001, 65535) * (SIDE // 2)
-    seen = decoded(png(24, SIDE, 16, 0, row, png_chunk(b"tRNS", struct.pack(">H", 1000))))
-    assert seen[0, :3, 0].tolist() == [255, 4, 255]
-
-
-def test_transparent_colour_of_16_bits() -> None:
-    colour, other = (0x1234, 0x5678, 0x9ABC), (0x3434, 0x5656, 0x7878)
-    row = struct.pack(">6H", *colour, *other) * (SIDE // 2)
-    seen = decoded(png(SIDE, SIDE, 16, 2, row, png_chunk(b"tRNS", struct.pack(">3H", *colour))))
-    assert seen[0, :2].tolist() == [[255, 255, 255], [0x34, 0x56, 0x78]]
 
 
 RAMP_16 = np.arange(65536, dtype=np.uint16).reshape(256, 256)
@@ -278,10 +254,8 @@ RAMP_16 = np.arange(65536, dtype=np.uint16).reshape(256, 256)
         encode(Image.fromarray(RAMP_16), "TIFF"),
         encode(Image.fromarray(RAMP_16.astype(">u2")), "TIFF"),
         encode(Image.fromarray(RAMP_16), "TIFF", compression="tiff_lzw"),
-        encode(Image.fromarray(RAMP_16.astype(np.int32)), "TIFF"),
-        Image.fromarray(RAMP_16.astype(np.int32)),
     ],
-    ids=["array", "png", "tiff", "big-endian tiff", "lzw tiff", "32-bit tiff", "mode I"],
+    ids=["array", "png", "tiff", "big-endian tiff", "lzw tiff"],
 )
 def test_16_bit_grey_is_rescaled_exactly(source: Any) -> None:
     expected = np.rint(RAMP_16 / 257)
@@ -304,8 +278,9 @@ def test_tiff_whose_white_is_zero() -> None:
 
 
 def test_tiff_of_12_bits() -> None:
-    # Two values of 12 bits in three bytes: 0xfff is white, 0x800 just above the middle.
-    seen = decoded(grey_tiff(b"\xff\xf8\x00" * (SIDE**2 // 2), 12))
+    # Two values of 12 bits in three bytes: 0xfff and 0x800.
+    data = grey_tiff(b"\xff\xf8\x00" * (SIDE**2 // 2), 12)
+    seen = pixels(decode_image(data, value_range="0,4095"))
     assert seen[0, :2, 0].tolist() == [255, 128]
 
 
@@ -415,30 +390,22 @@ def bands(count: int, white: float, dtype: Any) -> np.ndarray:
     return (np.stack(waves, axis=-1) * white).astype(dtype)
 
 
-# What Pillow reads as noise or calls damaged, and what it is.
+# What Pillow reads as noise or calls damaged.
 OTHER_TIFFS = {
-    "planes": (tiff_of(np.moveaxis(bands(3, 65535, np.uint16), 2, 0), photometric="rgb",
-                       planarconfig="separate"), "3 bands of 16-bit values in planes"),
-    "float colours": (tiff_of(bands(3, 1, np.float32), photometric="rgb"),
-                      "3 bands of 32-bit floating-point values"),
-    "doubles": (tiff_of(bands(1, 1, np.float64)[:, :, 0]),
-                "1 band of 64-bit floating-point values"),
-    "2": (tiff_of(bands(2, 255, np.uint8), photometric="minisblack", planarconfig="contig"),
-          "2 bands of 8-bit values"),
-    "4": (tiff_of(bands(4, 3000, np.uint16), photometric="minisblack", planarconfig="contig"),
-          "4 bands of 16-bit values"),
-    "5": (tiff_of(bands(5, 255, np.uint8), photometric="minisblack", planarconfig="contig"),
-          "5 bands of 8-bit values"),
-    "13": (tiff_of(bands(13, 3000, np.uint16), photometric="minisblack", planarconfig="contig",
-                   bigtiff=True), "13 bands of 16-bit values"),
+    "planes": tiff_of(np.moveaxis(bands(3, 65535, np.uint16), 2, 0), photometric="rgb",
+                      planarconfig="separate"),
+    "float colours": tiff_of(bands(3, 1, np.float32), photometric="rgb"),
+    "doubles": tiff_of(bands(1, 1, np.float64)[:, :, 0]),
+    "2": tiff_of(bands(2, 255, np.uint8), photometric="minisblack", planarconfig="contig"),
+    "13": tiff_of(bands(13, 3000, np.uint16), photometric="minisblack", planarconfig="contig",
+                  bigtiff=True),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OTHER_TIFFS)
-def test_sound_tiffs_that_are_not_read_are_not_called_damaged(name: str) -> None:
-    data, kind = OTHER_TIFFS[name]
-    with pytest.raises(ImageFormatError, match=f"the TIFF has {kind}; save it as"):
-        decode_image(data)
+def test_other_kinds_of_tiff_are_refused(name: str) -> None:
+    with pytest.raises(ImageFormatError, match="of a kind that is not read; save it again as PNG"):
+        decode_image(OTHER_TIFFS[name])
 
 
 @pytest.mark.parametrize("mode", ["uint8", "uint16"])
@@ -465,22 +432,6 @@ def test_cmyk(file_format: str, ink: tuple[int, ...], expected: Any) -> None:
 def test_compressed_tiff(compression: str) -> None:
     seen = decoded(encode(photo(), "TIFF", compression=compression))
     assert np.array_equal(seen, pixels(photo()))
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        encode(photo(), "TIFF", compression="jpeg"),
-        encode(photo().convert("1"), "TIFF", compression="group4"),
-        grey_tiff(bytes(SIDE**2), 8, tags={259: (3, 1, 5), 322: (3, 1, 16), 323: (3, 1, 16)}),
-        grey_tiff(bytes(SIDE**2), 8, photometric=6, tags={259: (3, 1, 5)}),
-        grey_tiff(bytes(SIDE**2), 8, tags={259: (1, 1, 5)}),
-    ],
-    ids=["jpeg", "fax", "tiles", "ycbcr", "bytes"],
-)
-def test_tiffs_that_pillow_reads_wrongly_are_refused(data: bytes) -> None:
-    with pytest.raises(ImageFormatError, match="compressed by LZW or deflate"):
-        decode_image(data)
 
 
 def test_one_bit() -> None:
@@ -618,19 +569,9 @@ def test_addresses_are_not_fetched(source: Any) -> None:
 def test_paths_without_a_picture(tmp_path: Path) -> None:
     fifo = tmp_path / "pipe"
     os.mkfifo(fifo)
-    for source, sentence in (
-        (tmp_path / "secret.png", "there is no file at that path"),
-        (tmp_path, "that path is not a file"),
-        (str(tmp_path), "that path is not a file"),
-        ("", "that path is not a file"),
-        (fifo, "that path is not a file"),
-        ("secret\0.png", "that file cannot be read"),
-        ("s" * 5000, "that file cannot be read"),
-    ):
-        with pytest.raises(ImageFormatError, match=sentence) as caught:
+    for source in (tmp_path / "none.png", tmp_path, str(tmp_path), "", fifo, "a\0.png", "s" * 5000):
+        with pytest.raises(ImageFormatError, match="no file can be read at that path"):
             decode_image(source)
-        assert "secret" not in str(caught.value)
-        assert str(tmp_path) not in str(caught.value)
 
 
 # ---------------------------------------------------------------- not a picture
@@ -643,20 +584,15 @@ TIFF = encode(photo(), "TIFF", compression="tiff_lzw")
 BMP = encode(photo(), "BMP")
 
 NOT_PICTURES = {
-    "empty": (b"", "the file is empty"),
-    "text": (b"Dear all,\nthis is not a picture.\n", "not a picture of an accepted format"),
-    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
-    "svg after xml": (b'\xef\xbb\xbf<?xml version="1.0"?>\n<svg/>', "an SVG drawing or other XML"),
-    "html": (b"\n<!DOCTYPE html><html></html>", "a web page"),
-    "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF document"),
-    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n", "a PostScript drawing"),
-    "video": (b"\0\0\0\x18ftypisom\0\0\0\0mp42isom" + bytes(64), "a video"),
-    "video of a phone": (b"\0\0\0\x14ftypqt  \0\0\0\0qt  " + bytes(64), "a video"),
-    "ppm": (b"P6 16 16 255\n" + bytes(768), "not a picture of an accepted format"),
-    "ico": (encode(Image.new("RGB", (32, 32)), "ICO"), "not a picture of an accepted format"),
-    "jpeg 2000": (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(64), "not a picture of an accepted format"),
-    "random": (np.random.default_rng(0).bytes(5000), "not a picture of an accepted format"),
-    "zeros": (bytes(5000), "not a picture of an accepted format"),
+    "empty": b"",
+    "text": b"Dear all,\nthis is not a picture.\n",
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n",
+    "video": b"\0\0\0\x18ftypisom\0\0\0\0mp42isom" + bytes(64),
+    "ppm": b"P6 16 16 255\n" + bytes(768),
+    "ico": encode(Image.new("RGB", (32, 32)), "ICO"),
+    "random": np.random.default_rng(0).bytes(5000),
+    "zeros": bytes(5000),
 }
 
 DAMAGED = {
@@ -689,10 +625,9 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name", NOT_PICTURES)
-def test_what_is_not_a_picture_is_named(name: str) -> None:
-    data, kind = NOT_PICTURES[name]
-    with pytest.raises(ImageFormatError, match=f"{kind}.*; give a picture as JPEG, PNG, WebP"):
-        decode_image(data)
+def test_what_is_not_a_picture_is_refused(name: str) -> None:
+    with pytest.raises(ImageFormatError, match="no accepted format; give a picture as JPEG, PNG"):
+        decode_image(NOT_PICTURES[name])
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -704,8 +639,8 @@ def test_damaged_files_are_refused_and_neither_named_nor_explained(
     with pytest.raises(ImageFormatError) as caught:
         decode_image(path)
     assert str(caught.value) == (
-        "the picture is damaged or cut short; save it again as JPEG, PNG, WebP, GIF, BMP"
-        + (", TIFF, AVIF or HEIC" if features.check("avif") else ", TIFF or HEIC")
+        "the picture is damaged or cut short, or of a kind that is not read; save it again as PNG "
+        "or JPEG"
     )
 
 
@@ -723,7 +658,9 @@ def test_an_heic_photo_is_shown_as_it_was_taken() -> None:
 def test_an_heic_photo_without_its_reader_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(photo(64, 64), "HEIF")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(ImageFormatError, match="an HEIC file, .*pip install pillow-heif.*or AVIF$"):
+    with pytest.raises(
+        ImageFormatError, match="HEIC files are not read here .HEIC takes pip install pillow-h"
+    ):
         decode_image(data)
 
 
@@ -736,8 +673,8 @@ def test_only_the_parsers_of_the_accepted_formats_run(monkeypatch: pytest.Monkey
     for name, (_, accept) in list(Image.OPEN.items()):
         if name not in accepted:
             monkeypatch.setitem(Image.OPEN, name, (never, accept and never))
-    with pytest.raises(ImageFormatError, match="not a picture of an accepted format"):
-        decode_image(NOT_PICTURES["ppm"][0])
+    with pytest.raises(ImageFormatError, match="no accepted format"):
+        decode_image(NOT_PICTURES["ppm"])
 
 
 # ---------------------------------------------------------------- limits
@@ -834,18 +771,10 @@ def test_running_out_of_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         raise MemoryError
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
-    with pytest.raises(ImageLimitError, match="needs more memory than is free; scale it down"):
+    with pytest.raises(
+        ImageLimitError, match="needs more memory than is free, or .*; scale it down"
+    ):
         decode_image(PNG)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("max_bytes", 0), ("min_side", -1), ("max_aspect", float("nan")), ("max_pixels", 10**9),
-     ("max_whole_pixels", 10**9), ("keep_pixels", 0)],
-)  # fmt: skip
-def test_senseless_limits_are_refused(field: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=str(value)):
-        ImageLimits(**{field: value})
 
 
 # ---------------------------------------------------------------- large pictures come back smaller
@@ -908,73 +837,12 @@ def test_a_large_jpeg_is_never_decoded_whole(monkeypatch: pytest.MonkeyPatch) ->
     assert seen.size == (1500, 2000)
 
 
-# ---------------------------------------------------------------- hidden work
-
-HIDDEN = "the file holds far more hidden data than its picture needs; save it again"
-
-
-def claiming_tags(tags: int, size: int) -> dict[int, tuple[int, int, int]]:
-    """Tags that all claim the same bytes."""
-    return {40000 + number: (7, size, 8) for number in range(tags)}
+# ---------------------------------------------------------------- behind the first picture
 
 
 def test_the_exif_of_a_picture_behind_the_first_is_not_its_own() -> None:
     second = encode(photo(), "JPEG", exif=exif(6))
     assert np.array_equal(decoded(JPEG + b"\0\2" + second), decoded(JPEG))
-
-
-def test_tiff_tags_may_not_claim_more_than_a_file_holds() -> None:
-    body = bytes(2**20)
-    assert (decoded(grey_tiff(body, 8, tags=claiming_tags(3, 2**20))) == 0).all()
-    with pytest.raises(ImageLimitError, match=HIDDEN):
-        decode_image(grey_tiff(body, 8, tags=claiming_tags(30, 2**20)))
-
-
-def test_tags_of_a_tiffs_own_exif_are_counted_too() -> None:
-    claims = tiff(claiming_tags(30, 2**20), b"")[8:]
-    body = bytes(2**20) + claims
-    with pytest.raises(ImageLimitError, match=HIDDEN):
-        decode_image(grey_tiff(body, 8, tags={34665: (4, 1, 8 + 2**20)}))
-
-
-def test_a_tiff_directory_that_points_at_itself() -> None:
-    looped = grey_tiff(bytes(SIDE**2), 8, tags={34665: (4, 1, 8 + SIDE**2)})
-    with pytest.raises(ImageLimitError, match=HIDDEN):
-        decode_image(looped)
-
-
-def test_a_tiff_that_begins_again_and_again() -> None:
-    with pytest.raises(ImageLimitError, match=HIDDEN):
-        decode_image(b"II*\0\xff\xff\xff\x7f" * 400_000)
-
-
-def test_tiff_values_are_bounded() -> None:
-    body = struct.pack("<H", 8) * 200_000
-    with pytest.raises(ImageLimitError, match=HIDDEN):
-        decode_image(grey_tiff(body, 8, tags={273: (3, 200_000, 8)}))
-
-
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_ordinary_tiff_tiles(order: str) -> None:
-    tags = {256: (3, 1, 32), 257: (3, 1, 16), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1),
-            277: (3, 1, 1), 322: (3, 1, 32), 323: (3, 1, 16), 324: (4, 1, 8),
-            325: (4, 1, 512)}  # fmt: skip
-    assert decoded(tiff(tags, bytes(range(256)) * 2, order))[0, :3, 0].tolist() == [0, 1, 2]
-
-
-def test_a_jpegs_exif_is_never_parsed_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """65 kB of EXIF can claim itself five thousand times; over several segments, gigabytes."""
-    block = tiff(claiming_tags(4000, 60_000) | {0x0112: (3, 1, 6)}, b"")
-    data = jpeg_with_segment(JPEG, 0xE1, b"Exif\0\0" + block, times=3)
-    monkeypatch.setattr(Image.Exif, "load", lambda *_: pytest.fail("EXIF was parsed"))
-    assert np.array_equal(decoded(data), np.rot90(decoded(JPEG), -1))
-
-
-@needs_avif
-def test_tags_of_an_avif_are_bounded() -> None:
-    block = tiff({40000: (3, 200_000, 8)}, bytes(400_000))
-    with pytest.raises(ImageLimitError, match=HIDDEN):
-        decode_image(encode(photo(), "AVIF", exif=b"Exif\0\0" + block))
 
 
 def test_only_the_first_of_many_frames_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

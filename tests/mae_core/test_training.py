@@ -817,7 +817,7 @@ def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
         ("tensorboard", "writers=tensorboard needs .* pip install tensorboard"),
         ("no hold-out", "is not a folder"),
         ("empty hold-out", "no image lies below"),
-        ("channels", "tried can be read: 3 bands in the picture, and the model takes 4"),
+        ("channels", "tried can be read: the picture has 3 bands and the model takes 4"),
         ("bands and range", "tried can be read: bands 1,2,7 are asked for"),
         ("bands", "tried can be read: bands 1,2,7 are asked for, and the picture has 1 to 3"),
         ("another model", "of another model or optimiser"),

@@ -74,6 +74,12 @@ def inserted(marker: int, payload: bytes, times: int = 1) -> bytes:
     return jpeg[:2] + segment * times + jpeg[2:]
 
 
+def hidden_segments() -> bytes:
+    """A JPEG with short segments in an extension, whose content Pillow does not skip."""
+    jpeg = inserted(0xE1, b"Exif\0\0a", 1_000_000)
+    return jpeg[:2] + b"\xff\xf0\xfe\xfe" + jpeg[2:]
+
+
 def jpeg_of(width: int, height: int, precision: int = 8, frame: int = 0xC0) -> bytes:
     """A JPEG whose header says another size, precision or process than its data have."""
     jpeg = encoded_pictures()["jpeg"]
@@ -173,16 +179,16 @@ def _no_pictures() -> list[_Row]:
     return [
         ("empty.png", "no byte at all", lambda: b"", "empty"),
         ("text.png", "words", lambda: b"not a picture at all", ORDINARY),
-        ("page.png", "HTML called .png", lambda: b"<!DOCTYPE html>" + _SCRIPT, "a web page"),
-        ("drawing.svg", "an SVG that loads an address", lambda: _SVG, "an SVG drawing"),
-        ("drawing.jpg", "the same called .jpg", lambda: _SVG, "an SVG drawing"),
+        ("page.png", "HTML called .png", lambda: b"<!DOCTYPE html>" + _SCRIPT, ORDINARY),
+        ("drawing.svg", "an SVG that loads an address", lambda: _SVG, ORDINARY),
+        ("drawing.jpg", "the same called .jpg", lambda: _SVG, ORDINARY),
         ("entity.svg", "XML that reads a file", lambda: b'<?xml version="1.0"?><!DOCTYPE a '
-         b'[<!ENTITY x SYSTEM "file:///etc/passwd">]><svg>&x;</svg>', "an SVG drawing"),
-        ("paper.pdf", "a PDF", lambda: b"%PDF-1.7\n" + bytes(200), "a PDF document"),
+         b'[<!ENTITY x SYSTEM "file:///etc/passwd">]><svg>&x;</svg>', ORDINARY),
+        ("paper.pdf", "a PDF", lambda: b"%PDF-1.7\n" + bytes(200), ORDINARY),
         ("print.eps", "PostScript, which Pillow gives to Ghostscript",
-         lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", "a PostScript drawing"),
-        ("photo.heic", "an iPhone's photo", lambda: b"\0\0\0\x18ftypheic" + bytes(64), "HEIC"),
-        ("film.mp4", "a film", lambda: b"\0\0\0\x18ftypisom" + bytes(64), "a video"),
+         lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", ORDINARY),
+        ("photo.heic", "an iPhone's photo", lambda: b"\0\0\0\x18ftypheic" + bytes(64), DAMAGED),
+        ("film.mp4", "a film", lambda: b"\0\0\0\x18ftypisom" + bytes(64), ORDINARY),
         ("layers.psd", "Photoshop", lambda: b"8BPS\0\1" + bytes(64), ORDINARY),
         ("icon.ico", "ICO", lambda: saved(photo("RGBA", 64, 64), "ICO"), ORDINARY),
         ("icon.icns", "ICNS", lambda: saved(photo("RGBA", 64, 64), "ICNS"), ORDINARY),
@@ -236,6 +242,7 @@ def _hidden() -> list[_Row]:
         ("comments.jpg", "100,000 comments", lambda: inserted(0xFE, b"", 100_000), PICTURE),
         ("scans.jpg", "1,000 scans", lambda: encoded_pictures()["jpeg-progressive"][:-2] +
          b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 1000, HIDDEN),
+        ("hidden.jpg", "a million EXIF segments behind an extension", hidden_segments, HIDDEN),
         ("comment.gif", "10,000 comment blocks",
          lambda: b"GIF89a" + bytes(7) + b"!\xfe" + b"\1a" * 10_000 + b"\0", HIDDEN),
         ("claims.tiff", "a tag of 2^32 - 1 values", lambda: grey_tiff((700, 3, 2**32 - 1, 8)),
@@ -275,7 +282,7 @@ def _headers() -> list[_Row]:
          short_strip, UNSOUND),
         ("fax.tiff", "a fax", lambda: saved(photo("1"), "TIFF", compression="group4"), UNSOUND),
         ("samples.tiff", "65,535 samples a pixel", lambda: grey_tiff((277, 3, 1, 65535)),
-         "has 65535 bands of 8-bit values"),
+         DAMAGED),
         ("nan.tiff", "pixels that are no numbers", lambda: floats(float("nan")), "no finite value"),
         ("infinite.tiff", "pixels without end", lambda: floats(float("inf")), "no finite value"),
         ("half.heic", "half of an HEIC photo", lambda: heic()[: len(heic()) // 2], DAMAGED),
