@@ -139,8 +139,8 @@ def test_fresh_parameters_are_drawn_as_the_official_ones() -> None:
 
 def test_fresh_positions_are_the_fixed_table() -> None:
     model = MaskedAutoencoder(TINY)
-    assert torch.equal(model.pos_embed, sincos_pos_embed(24, GRID, cls_token=True))
-    assert torch.equal(model.decoder_pos_embed, sincos_pos_embed(16, GRID, cls_token=True))
+    assert torch.equal(model.pos_embed, sincos_pos_embed(24, GRID))
+    assert torch.equal(model.decoder_pos_embed, sincos_pos_embed(16, GRID))
     assert not model.pos_embed.requires_grad
     assert not model.decoder_pos_embed.requires_grad
 
