@@ -119,7 +119,6 @@ class Reconstruction:
         original: (C, H, W) pixels in 0..1, as the model saw the image.
         reconstruction: (C, H, W) the model's image in 0..1, visible patches too.
         removed: (h, w) booleans, True = removed.
-        patch_size: Side of a patch in pixels.
         loss: The model's loss on removed patches; None if nothing was removed.
         psnr: Of the removed patches, in dB, for pixels in 0..1; None likewise, and in the view
             `normalized`. In the view `answer` it is not the model's own: that one is told the
@@ -130,9 +129,6 @@ class Reconstruction:
         strategy: `custom` for a mask that was given.
         fit: `none` for channels, which are taken as they are.
         view: None where the model predicts pixels.
-        model: Name of the weights.
-        device: Where the model ran.
-        precision: Number format that it ran in.
         seconds: Of the forward pass, with all images that shared it.
     """
 
@@ -173,8 +169,8 @@ class Reconstruction:
         """The images `original`, `masked`, `reconstruction` and `pasted`, of one size.
 
         Args:
-            show: Channels of the model, numbered from 1: three, to be seen as red, green and blue,
-                or one, in grey. Without any, the first three; the first of fewer.
+            show: Channels of the model, as `viewable` takes them: three, numbered from 1, to be
+                seen as red, green and blue, or one, in grey.
         """
         mask = torch.from_numpy(self.removed.astype(np.float32))
         removed = pixel_mask(mask, self.grid_size, self.patch_size)[0]
@@ -208,12 +204,7 @@ class Reconstruction:
         }  # fmt: skip
 
     def save(self, folder: str | Path, show: Sequence[int] = ()) -> None:
-        """Write the panels, their strip (`panels.png`) and the facts (`metrics.json`).
-
-        Args:
-            folder: Made if it is not there.
-            show: See `panels`.
-        """
+        """Write the panels, their strip (`panels.png`) and the facts (`metrics.json`)."""
         folder = Path(folder)
         for name, panel in {**self.panels(show), "panels": self.strip(show=show)}.items():
             write_atomically(folder / f"{name}.png", partial(panel.save, format="PNG"))
@@ -229,34 +220,23 @@ class Reconstructor:
     """A model made ready to rebuild images.
 
     Attributes:
-        model: The masked autoencoder, in evaluation mode, in the precision it runs in.
-        name: Of the weights, for people.
-        device: Where the model is.
-        precision: `float32` or `bfloat16`.
+        model: The masked autoencoder, in evaluation mode, where and in what precision it runs.
     """
 
     def __init__(
-        self,
-        model: MaskedAutoencoder,
-        name: str | None = None,
-        *,
-        device: str = "auto",
-        precision: str = "auto",
-        in_place: bool = False,
-    ) -> None:
+        self, model: MaskedAutoencoder, name: str | None = None, *, device: str = "auto",
+        precision: str = "auto", in_place: bool = False,
+    ) -> None:  # fmt: skip
         """Make a model ready to run.
 
         Args:
             model: Stays as it is. It is copied if it is elsewhere, in another precision or in
                 training mode, and shared otherwise.
             name: Of the weights, for people; the model's own, else `model`, if not given.
-            device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps` (see `devices`).
-            precision: `auto`, `float32` or `bfloat16`.
+            device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps` (see `choose_device`).
+            precision: `auto`, `float32` or `bfloat16` (see `choose_precision`).
             in_place: Move and convert `model` itself, which saves the copy. For a model that
                 nobody else uses.
-
-        Raises:
-            DeviceError: If the device is not there or the precision has no such name.
         """
         self.name = name or model.name or "model"
         self.device = choose_device(device)
@@ -418,18 +398,13 @@ def _finite(value: Tensor) -> float | None:
 
 
 def open_fitted(
-    source: ImageSource,
-    config: ModelConfig,
-    fit: str = "crop",
-    image_size: int | None = None,
-    bands: Sequence[int] = (),
-    value_range: RangeSpec | None = None,
-) -> DecodedImage:
+    source: ImageSource, config: ModelConfig, fit: str = "crop", image_size: int | None = None,
+    bands: Sequence[int] = (), value_range: RangeSpec | None = None,
+) -> DecodedImage:  # fmt: skip
     """Any image with the channels and the size of a model; see `ReconstructionRequest`.
 
     Raises:
         ImageError: If the image cannot be used, or would have more than `MAX_PATCHES` patches.
-        ConfigError: If the fit, the size or the range is not allowed.
     """
     image = open_image(
         source, config.in_chans, bands=bands or config.bands,

@@ -106,14 +106,9 @@ def load_images(
 
 
 def evaluate_reconstruction(
-    model: MaskedAutoencoder,
-    images: Iterable[DecodedImage],
-    *,
-    mask_ratio: float = 0.75,
-    seed: int = 0,
-    strategy: str = "random",
-    baselines: bool = True,
-) -> dict[str, Figures]:
+    model: MaskedAutoencoder, images: Iterable[DecodedImage], *, mask_ratio: float = 0.75,
+    seed: int = 0, strategy: str = "random", baselines: bool = True,
+) -> dict[str, Figures]:  # fmt: skip
     """Rebuild every image once and score its removed patches.
 
     A model of per-patch normalised pixels is scored in the view `estimated` (see `rebuild`), so

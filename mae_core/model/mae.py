@@ -60,7 +60,6 @@ class MaskedAutoencoder(nn.Module):
     and principal components of patches as the target.
 
     Attributes:
-        config: The model's shape.
         name: Of the weights, for people; empty where nobody has said.
         pca_mean: (P,) mean of all patches, only where the target is principal components.
         pca_basis: (P, q) their principal directions, likewise; orthonormal columns.
@@ -122,35 +121,25 @@ class MaskedAutoencoder(nn.Module):
     def set_pca(self, mean: Tensor, basis: Tensor) -> None:
         """Set `pca_mean` and `pca_basis`, where principal components are the target."""
         dim, components = self.config.patch_dim, self.config.pca_components
-        if not components or mean.shape != (dim,) or basis.shape != (dim, components):
-            raise PatchError(
-                f"a PCA of shapes {tuple(mean.shape)} and {tuple(basis.shape)} does not fit "
-                f"patches of {dim} values and pca_components={components}"
-            )
+        shapes = tuple(mean.shape), tuple(basis.shape)
+        if not components or shapes != ((dim,), (dim, components)):
+            raise PatchError(f"a PCA of shapes {shapes} does not fit {dim=} and {components=}")
         self.pca_mean.copy_(mean)
         self.pca_basis.copy_(basis)
 
     def forward(
-        self,
-        images: Tensor,
-        patch_mask: PatchMask | None = None,
-        *,
-        mask_ratio: float = 0.75,
-        seed: int | Sequence[int] = 0,
-        strategy: str = "random",
-    ) -> MAEOutput:
+        self, images: Tensor, patch_mask: PatchMask | None = None, *, mask_ratio: float = 0.75,
+        seed: int | Sequence[int] = 0, strategy: str = "random",
+    ) -> MAEOutput:  # fmt: skip
         """Encode the visible patches and predict all of them.
 
         Args:
             images: (N, C, H, W), normalised; H and W multiples of the patch side.
             patch_mask: N masks of L = h * w patches, on the images' device; if not given, it is
-                drawn by `draw_mask` from the rest.
+                drawn by `draw_mask`, which takes the rest.
             mask_ratio: Fraction removed, 0..1.
             seed: Of the masks, or one for each image.
             strategy: `random`, `block` or `grid`.
-
-        Raises:
-            PatchError: If the images do not divide into patches or do not fit the mask.
         """
         grid_size = self.grid_of(images)
         if patch_mask is None:
@@ -203,15 +192,12 @@ class MaskedAutoencoder(nn.Module):
         return cls_token.to(tokens.dtype), tokens
 
     def decode(self, latent: Tensor, ids_restore: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """Put mask tokens where patches were removed and predict every patch.
+        """Put mask tokens where patches were removed and predict every patch: (N, L, P).
 
         Args:
             latent: (N, 1 + K, D) or (N, 1 + L, D), as `encode` gave it.
             ids_restore: (N, L).
             grid_size: (h, w) with h * w = L.
-
-        Returns:
-            pred: (N, L, P), or (N, L, q) of principal components.
         """
         source = self.config.table_grid
         tokens = self.decoder_embed(latent)  # (N, 1 + K, E)
@@ -261,13 +247,10 @@ class MaskedAutoencoder(nn.Module):
         return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)
 
     def to_timm(
-        self,
-        num_classes: int = 0,
-        *,
-        drop_path: float = 0.0,
+        self, num_classes: int = 0, *, drop_path: float = 0.0,
         global_pool: Literal["avg", "token"] = "avg",
         img_size: int | tuple[int, int] | None = None,
-    ) -> VisionTransformer:
+    ) -> VisionTransformer:  # fmt: skip
         """A timm ViT with a copy of the encoder's weights, in training mode, for fine-tuning.
 
         With `avg` it is the classifier of MAE's fine-tuning: the patch tokens are averaged, and
@@ -309,9 +292,8 @@ class MaskedAutoencoder(nn.Module):
     def target(self, images: Tensor) -> Tensor:
         """What `pred` is compared with, of (N, C, H, W) images.
 
-        Returns:
-            (N, L, P) pixels, normalised per patch if `norm_pix`; or the (N, L, q) leading
-            principal components of the patches.
+        (N, L, P) pixels, normalised per patch if `norm_pix`; or the (N, L, q) leading principal
+        components of the patches.
         """
         patches = patchify(images, self.config.patch_size)
         if self.config.pca_components:
@@ -376,19 +358,15 @@ def resample_pos_embed(
     smooth, and averaging neighbours would blur them.
 
     Args:
-        table: (1, 1 + h * w, D) with the class token's row first.
+        table: (1, 1 + h * w, D) with the class token's row first; returned if the grids are equal.
         source: (h, w) of the table.
         grid_size: (h, w) wanted.
-
-    Returns:
-        (1, 1 + h' * w', D); `table` itself if the grids are equal.
     """
     # timm compares them too, but not while a graph is exported.
     if source == grid_size:
         return table
-    resampled: Tensor = resample_abs_pos_embed(
-        table, list(grid_size), list(source), antialias=False
-    )
+    size, old = list(grid_size), list(source)
+    resampled: Tensor = resample_abs_pos_embed(table, size, old, antialias=False)
     return resampled
 
 

@@ -144,15 +144,10 @@ def custom_mask(removed: ArrayLike) -> PatchMask:
 
 
 def draw_mask(
-    strategy: str,
-    n: int,
-    grid_size: tuple[int, int],
-    mask_ratio: float,
-    *,
-    seed: int | Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
+    strategy: str, n: int, grid_size: tuple[int, int], mask_ratio: float, *,
+    seed: int | Sequence[int] | None = None, generator: torch.Generator | None = None,
     rows: slice = slice(None),
-) -> PatchMask:
+) -> PatchMask:  # fmt: skip
     """Draw the masks of N images by a strategy.
 
     * `random` removes patches uniformly (He et al. 2022, section 3). Seed 2 at 75 % on 14 x 14
