@@ -11,8 +11,8 @@ from mae_core.errors import DeviceError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
-# Floating-point operations of a forward pass below which a second thread gains nothing: between a
-# picture of `tiny` and one of `small` (`python -m benchmarks.bench_threads`).
+# Floating-point operations of a forward pass below which a second thread gains nothing: between an
+# image of `tiny` and one of `small` (`python -m benchmarks.bench_threads`).
 _ONE_THREAD_FLOPS = 2e9
 
 # Microseconds of CPU time, and the period in which they may be used (cgroup v2).
@@ -20,41 +20,28 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The named device; `auto` is CUDA, else MPS, else the CPU.
-
-    Raises:
-        DeviceError: If the name is unknown or the device is not on this machine.
-    """
+    """The named device; `auto` is CUDA, else MPS, else the CPU."""
+    counts = {
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(next(kind for kind, count in counts.items() if count))
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise DeviceError(f"device {name!r} is unknown; give auto, cpu, cuda or mps") from error
-    if not _is_present(device):
+    if (device.index or 0) >= counts.get(device.type, 0):
         raise DeviceError(f"device {name!r} is not on this machine; give auto or cpu")
     return device
-
-
-def _is_present(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    if device.type == "mps":
-        return torch.backends.mps.is_available()
-    return device.type == "cpu"
 
 
 def choose_precision(name: str, device: torch.device) -> str:
     """`float32` or `bfloat16`; `auto` is bfloat16 on CPUs that have instructions for it.
 
     There `base` and `large` take a third of the time (`python -m benchmarks.bench_reconstruct`),
-    and the picture stays the same to the eye (tests/test_bundled_weights.py holds the PSNR
-    between the two).
-
-    Raises:
-        DeviceError: If no precision has that name.
+    and the image stays the same to the eye (tests/test_bundled_weights.py holds the PSNR).
     """
     if name not in PRECISIONS:
         raise DeviceError(f"precision {name!r} is unknown; give {', '.join(PRECISIONS)}")
@@ -70,16 +57,13 @@ def cpu_has_bfloat16() -> bool:
 
 
 def choose_threads(flops: float = math.inf) -> int:
-    """CPU threads worth giving to a forward pass; OMP_NUM_THREADS wins.
+    """CPU threads worth giving to a forward pass (see `forward_flops`); OMP_NUM_THREADS wins.
 
     Small passes run on one thread: more gain nothing on an idle machine and lose much on a busy
     one, for a pass has dozens of barriers at which all threads wait for the slowest.
 
     `torch.set_num_threads` holds for the calling thread and for threads that first run torch
     after it. Libraries should leave it to programs.
-
-    Args:
-        flops: Floating-point operations of the pass (see `forward_flops`).
     """
     # Asked first, for afterwards torch's own number is not known any more.
     most = _all_threads()
@@ -94,7 +78,6 @@ def _all_threads() -> int:
         return threads
     try:
         quota, period = map(int, _CPU_QUOTA.read_text().split())
-    except (OSError, ValueError):
-        # No container, or one without a bound: "max 100000".
+    except (OSError, ValueError):  # no container, or one without a bound: "max 100000"
         return threads
     return min(threads, max(1, quota // period))

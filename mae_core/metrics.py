@@ -1,4 +1,7 @@
-"""PSNR and SSIM of reconstructions, over removed pixels only."""
+"""PSNR and SSIM of reconstructions, over removed pixels only.
+
+Images are (N, C, H, W) in 0..1; `removed` is (N, 1, H, W), 1 = removed.
+"""
 
 import math
 
@@ -17,32 +20,17 @@ def compose(original: Tensor, other: Tensor, removed: Tensor) -> Tensor:
 
 
 def removed_psnr(pixels: Tensor, original: Tensor, removed: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio over removed pixels, in dB.
-
-    Args:
-        pixels: (N, C, H, W) in 0..1.
-        original: (N, C, H, W) in 0..1.
-        removed: (N, 1, H, W), 1 = removed.
-
-    Returns:
-        (N,); NaN where nothing was removed.
-    """
+    """(N,) peak signal-to-noise ratios in dB; NaN where nothing was removed."""
     error = ((pixels - original).square() * removed).sum(dim=(1, 2, 3))
     count = removed.sum(dim=(1, 2, 3)) * pixels.shape[1]
     return -10 * torch.log10(error / count)
 
 
 def removed_ssim(pixels: Tensor, original: Tensor, removed: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004) of the pasted image over removed pixels.
+    """(N,) structural similarities (Wang et al. 2004) of the pasted images, at most 1.
 
-    Args:
-        pixels: (N, C, H, W) in 0..1.
-        original: (N, C, H, W) in 0..1.
-        removed: (N, 1, H, W), 1 = removed.
-
-    Returns:
-        (N,) the mean over removed pixels and channels, at most 1; NaN where nothing was removed
-        or a side is too short for the window, below 6 pixels.
+    Means over removed pixels and channels; NaN where nothing was removed or a side is too short
+    for the window, below 6 pixels.
     """
     if min(pixels.shape[-2:]) <= _SSIM_WINDOW // 2:
         return torch.full((len(pixels),), math.nan)

@@ -32,16 +32,12 @@ def estimate_statistics(
         mask: (N, L), 1 = removed; at least one patch visible.
         grid_size: (h, w) with h * w = L.
         patch_size: Side of a patch in pixels.
-
-    Returns:
-        (N, L, 1) each.
     """
     raw = patch_statistics(patchify(images, patch_size))
     n, (h, w), cells = len(images), grid_size, min(_MEAN_CELLS, patch_size)
     hidden = mask.bool().reshape(n, 1, h, w)
     # No cell crosses the edge of a patch, not even where `cells` does not divide its side.
-    grey = images.mean(dim=1, keepdim=True)
-    grey = F.adaptive_avg_pool2d(grey, (h * cells, w * cells))
+    grey = F.adaptive_avg_pool2d(images.mean(dim=1, keepdim=True), (h * cells, w * cells))
     holes = hidden.repeat_interleave(cells, dim=2).repeat_interleave(cells, dim=3)
     mean = F.avg_pool2d(fill_smoothly(grey, holes), cells).reshape(n, -1, 1)
     var = fill_smoothly(raw.var.reshape(n, 1, h, w), hidden).reshape(n, -1, 1)
@@ -57,9 +53,6 @@ def fill_smoothly(values: Tensor, hidden: Tensor) -> Tensor:
     Args:
         values: (N, 1, h, w) floats; those that are hidden are never looked at.
         hidden: (N, 1, h, w) booleans, True = to be filled; not all of an image.
-
-    Returns:
-        (N, 1, h, w) of the same number format, the known values unchanged.
     """
 
     def total(x: Tensor) -> Tensor:

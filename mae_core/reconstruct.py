@@ -1,23 +1,19 @@
 """From an image to four panels: original, masked, reconstruction, pasted.
 
-    from mae_core import Reconstructor, load
-
-    out = Reconstructor(load())("photo.jpg", mask_ratio=0.75, seed=2)
+    out = Reconstructor(model)("photo.jpg", mask_ratio=0.75, seed=2)
     out.strip().save("panels.png")
     out.panels()["pasted"].save("pasted.png")
 
-Any size goes through any model, for its positions are resampled: `image_size=` up to 1024, and
-at most `MAX_PATCHES` patches. An image of 1024 x 1024 pixels in patches of 16 takes at most
-300 MiB beyond the weights, for models up to the size of `large`, in float32 on a CPU. Images
-that share a forward pass (`Reconstructor.batch`) have no more than `MAX_PATCHES` patches
-together, so that a pass of many takes no more than a pass of one may.
+An image of 1024 x 1024 pixels in patches of 16 takes at most 300 MiB beyond the weights, for models
+up to the size of `large`, in float32 on a CPU; and no forward pass has more patches than that one.
 """
 
+import contextlib
 import copy
-import itertools
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,13 +62,10 @@ __all__ = [
     "MAX_IMAGE_SIZE",
     "MAX_PATCHES",
     "NORM_PIX_VIEWS",
-    "REMOVED_COLOUR",
     "Rebuilt",
     "Reconstruction",
     "ReconstructionRequest",
     "Reconstructor",
-    "fit_to_model",
-    "open_for_model",
     "rebuild",
 ]
 
@@ -90,131 +83,6 @@ REMOVED_COLOUR = 0.5
 # What one deviation of a patch's pixels becomes in the view `normalized`, in pixels of 0..1: two
 # deviations to either side of mid grey fill the range, and few pixels of photographs lie beyond.
 _NORMALIZED_CONTRAST = 0.25
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """One image rebuilt, with everything needed to rebuild it again.
-
-    Attributes:
-        original: (C, H, W) pixels in 0..1, as the model saw the image.
-        reconstruction: (C, H, W) the model's image in 0..1, visible patches too.
-        removed: (h, w) booleans, True = removed.
-        patch_size: Side of a patch in pixels.
-        loss: The model's loss on removed patches; None if nothing was removed.
-        psnr: Of the removed patches, in dB, for pixels in 0..1; None likewise, and in the view
-            `normalized`. In the view `answer` it is not the model's own: that one is told the
-            brightness and contrast of what it is to guess.
-        ssim: Of the pasted image, averaged over removed pixels, at most 1; None as `psnr`.
-        mask_ratio: As asked for, 0..1; with a custom mask the share it removed.
-        seed: Of the mask; not used by a custom mask.
-        strategy: `random`, `block`, `grid` or `custom`.
-        fit: How the image was brought to size; `none` for channels, which are taken as they are.
-        view: One of `NORM_PIX_VIEWS`; None where the model predicts pixels.
-        model: Name of the weights.
-        device: Where the model ran.
-        precision: Number format the model ran in.
-        seconds: From the fitted image to the predicted pixels, of all images that shared the
-            forward pass.
-    """
-
-    original: Tensor
-    reconstruction: Tensor
-    removed: NDArray[np.bool_]
-    patch_size: int
-    loss: float | None
-    psnr: float | None
-    ssim: float | None
-    mask_ratio: float
-    seed: int
-    strategy: str
-    fit: str
-    view: str | None
-    model: str
-    device: str
-    precision: str
-    seconds: float
-
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        """(h, w) patches."""
-        h, w = self.removed.shape
-        return h, w
-
-    @property
-    def height(self) -> int:
-        """H: pixels."""
-        return int(self.original.shape[1])
-
-    @property
-    def width(self) -> int:
-        """W: pixels."""
-        return int(self.original.shape[2])
-
-    @property
-    def patches(self) -> int:
-        """L: patches of the image."""
-        return int(self.removed.size)
-
-    @property
-    def visible(self) -> int:
-        """K: patches the model saw."""
-        return int((~self.removed).sum())
-
-    def panels(self, show: Sequence[int] = ()) -> dict[str, Image.Image]:
-        """The images `original`, `masked`, `reconstruction` and `pasted`, of one size.
-
-        Args:
-            show: Channels of the model, numbered from 1: three, to be seen as red, green and blue,
-                or one, in grey. Without any, the first three; the first of fewer.
-
-        Raises:
-            ConfigError: If there are no such channels.
-        """
-        mask = torch.from_numpy(self.removed.astype(np.float32)).reshape(1, -1)
-        removed = pixel_mask(mask, self.grid_size, self.patch_size)[0]
-        original, rebuilt = viewable(self.original, show), viewable(self.reconstruction, show)
-        grey = torch.full_like(original, REMOVED_COLOUR)
-        return {
-            "original": to_pil(original),
-            "masked": to_pil(compose(original, grey, removed)),
-            "reconstruction": to_pil(rebuilt),
-            "pasted": to_pil(compose(original, rebuilt, removed)),
-        }
-
-    def strip(self, gap: int = 8, show: Sequence[int] = ()) -> Image.Image:
-        """The four `panels` in one row on white, `gap` pixels apart."""
-        panels = list(self.panels(show).values())
-        width, height = panels[0].size
-        row = Image.new("RGB", (4 * width + 3 * gap, height), "white")
-        for i, panel in enumerate(panels):
-            row.paste(panel, (i * (width + gap), 0))
-        return row
-
-    def facts(self) -> dict[str, Any]:
-        """What was done and how well it went, as plain data for JSON."""
-        names = (
-            "model", "device", "precision", "mask_ratio", "seed", "strategy", "fit", "view",
-            "height", "width", "visible", "patches", "loss", "psnr", "ssim", "seconds",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
-
-    def save(self, folder: str | Path, show: Sequence[int] = ()) -> None:
-        """Write the panels, their strip (`panels.png`) and the facts (`metrics.json`).
-
-        Args:
-            folder: Made if it is not there.
-            show: See `panels`.
-
-        Raises:
-            CheckpointError: If a file cannot be written.
-            ConfigError: If there are no such channels to show.
-        """
-        folder = Path(folder)
-        for name, panel in {**self.panels(show), "panels": self.strip(show=show)}.items():
-            write_atomically(folder / f"{name}.png", partial(panel.save, format="PNG"))
-        text = json.dumps(self.facts(), indent=2) + "\n"
-        write_atomically(folder / "metrics.json", lambda path: path.write_text(text))
 
 
 @dataclass(frozen=True)
@@ -255,57 +123,142 @@ class ReconstructionRequest:
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A checked request: its fitted image, or channels as the model's input, and its mask.
+class Reconstruction:
+    """One image rebuilt: pixels, figures, and the request as it was carried out.
 
-    In `request`, mask ratio, strategy and fit are what was done.
+    Attributes:
+        original: (C, H, W) pixels in 0..1, as the model saw the image.
+        reconstruction: (C, H, W) the model's image in 0..1, visible patches too.
+        removed: (h, w) booleans, True = removed.
+        loss: The model's loss on removed patches; None if nothing was removed.
+        psnr: Of the removed patches, in dB, for pixels in 0..1; None likewise, and in the view
+            `normalized`. In the view `answer` it is not the model's own: that one is told the
+            brightness and contrast of what it is to guess.
+        ssim: Of the pasted image, averaged over removed pixels, at most 1; None as `psnr`.
+        mask_ratio: With a custom mask, the share that it removed.
+        seed: Not used by a custom mask.
+        strategy: `custom` for a mask that was given.
+        fit: `none` for channels, which are taken as they are.
+        view: None where the model predicts pixels.
+        seconds: Of the forward pass, with all images that shared it.
     """
 
-    request: ReconstructionRequest
-    image: DecodedImage | Tensor
-    grid_size: tuple[int, int]
-    mask: PatchMask
+    original: Tensor
+    reconstruction: Tensor
+    removed: NDArray[np.bool_]
+    patch_size: int
+    loss: float | None
+    psnr: float | None
+    ssim: float | None
+    mask_ratio: float
+    seed: int
+    strategy: str
+    fit: str
+    view: str | None
+    model: str
+    device: str
+    precision: str
+    seconds: float
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """(h, w) patches."""
+        h, w = self.removed.shape
+        return h, w
+
+    @property
+    def patches(self) -> int:
+        """L: patches of the image."""
+        return int(self.removed.size)
+
+    @property
+    def visible(self) -> int:
+        """K: patches the model saw."""
+        return int((~self.removed).sum())
+
+    def panels(self, show: Sequence[int] = ()) -> dict[str, Image.Image]:
+        """The images `original`, `masked`, `reconstruction` and `pasted`, of one size.
+
+        Args:
+            show: Channels of the model, as `viewable` takes them: three, numbered from 1, to be
+                seen as red, green and blue, or one, in grey.
+        """
+        mask = torch.from_numpy(self.removed.astype(np.float32))
+        removed = pixel_mask(mask, self.grid_size, self.patch_size)[0]
+        original, rebuilt = viewable(self.original, show), viewable(self.reconstruction, show)
+        grey = torch.full_like(original, REMOVED_COLOUR)
+        return {
+            "original": to_pil(original),
+            "masked": to_pil(compose(original, grey, removed)),
+            "reconstruction": to_pil(rebuilt),
+            "pasted": to_pil(compose(original, rebuilt, removed)),
+        }
+
+    def strip(self, gap: int = 8, show: Sequence[int] = ()) -> Image.Image:
+        """The four `panels` in one row on white, `gap` pixels apart."""
+        panels = list(self.panels(show).values())
+        width, height = panels[0].size
+        row = Image.new("RGB", (4 * width + 3 * gap, height), "white")
+        for i, panel in enumerate(panels):
+            row.paste(panel, (i * (width + gap), 0))
+        return row
+
+    def facts(self) -> dict[str, Any]:
+        """What was done and how well it went, as plain data for JSON."""
+        height, width = self.original.shape[1:]
+        return {
+            "model": self.model, "device": self.device, "precision": self.precision,
+            "mask_ratio": self.mask_ratio, "seed": self.seed, "strategy": self.strategy,
+            "fit": self.fit, "view": self.view, "height": height, "width": width,
+            "visible": self.visible, "patches": self.patches,
+            "loss": self.loss, "psnr": self.psnr, "ssim": self.ssim, "seconds": self.seconds,
+        }  # fmt: skip
+
+    def save(self, folder: str | Path, show: Sequence[int] = ()) -> None:
+        """Write the panels, their strip (`panels.png`) and the facts (`metrics.json`)."""
+        folder = Path(folder)
+        for name, panel in {**self.panels(show), "panels": self.strip(show=show)}.items():
+            write_atomically(folder / f"{name}.png", partial(panel.save, format="PNG"))
+        text = json.dumps(self.facts(), indent=2) + "\n"
+        write_atomically(folder / "metrics.json", lambda path: path.write_text(text))
+
+
+# A checked request, as it is carried out; its image as the model's input (1, C, H, W); its mask.
+_Prepared = tuple[ReconstructionRequest, Tensor, PatchMask]
 
 
 class Reconstructor:
     """A model made ready to rebuild images.
 
     Attributes:
-        model: The masked autoencoder, in evaluation mode, in the precision it runs in.
-        name: Of the weights, for people.
-        device: Where the model is.
-        precision: `float32` or `bfloat16`.
+        model: The masked autoencoder, in evaluation mode, where and in what precision it runs.
     """
 
     def __init__(
-        self,
-        model: MaskedAutoencoder,
-        name: str | None = None,
-        *,
-        device: str = "auto",
-        precision: str = "auto",
-        in_place: bool = False,
-    ) -> None:
+        self, model: MaskedAutoencoder, name: str | None = None, *, device: str = "auto",
+        precision: str = "auto", in_place: bool = False,
+    ) -> None:  # fmt: skip
         """Make a model ready to run.
 
         Args:
             model: Stays as it is. It is copied if it is elsewhere, in another precision or in
                 training mode, and shared otherwise.
             name: Of the weights, for people; the model's own, else `model`, if not given.
-            device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps` (see `devices`).
-            precision: `auto`, `float32` or `bfloat16`.
+            device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps` (see `choose_device`).
+            precision: `auto`, `float32` or `bfloat16` (see `choose_precision`).
             in_place: Move and convert `model` itself, which saves the copy. For a model that
                 nobody else uses.
-
-        Raises:
-            DeviceError: If the device is not there or the precision has no such name.
         """
         self.name = name or model.name or "model"
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         dtype = getattr(torch, self.precision)
-        if not in_place and not _is_ready(model, self.device, dtype):
-            model = copy.deepcopy(model)
+        if not in_place:
+            there = torch.empty(0, device=self.device).device  # `cuda` with its number
+            training = any(module.training for module in model.modules())
+            formats = {(tensor.device, tensor.dtype) for tensor in model.state_dict().values()}
+            if training or formats != {(there, dtype)}:
+                model = copy.deepcopy(model)
         self.model = model.to(self.device, dtype).eval()
 
     @property
@@ -314,29 +267,17 @@ class Reconstructor:
         return self.model.config
 
     def __call__(
-        self,
-        image: ImageSource | Tensor,
-        mask_ratio: float = 0.75,
-        seed: int = 0,
-        *,
-        strategy: str = "random",
-        fit: str = "crop",
-        mask: ArrayLike | None = None,
-        image_size: int | None = None,
-        view: str = "estimated",
-        bands: Sequence[int] = (),
+        self, image: ImageSource | Tensor, mask_ratio: float = 0.75, seed: int = 0, *,
+        strategy: str = "random", fit: str = "crop", mask: ArrayLike | None = None,
+        image_size: int | None = None, view: str = "estimated", bands: Sequence[int] = (),
         value_range: RangeSpec | None = None,
-    ) -> Reconstruction:
+    ) -> Reconstruction:  # fmt: skip
         """Remove patches of an image and rebuild it.
 
         The arguments are the fields of a `ReconstructionRequest`, which says what they mean.
 
         Raises:
-            ImageError: If the image cannot be used.
-            ImageLimitError: If it would have more than `MAX_PATCHES` patches.
-            MaskError: If ratio, seed, strategy or mask are not allowed.
-            ConfigError: If fit, size, view or range are not allowed.
-            PatchError: If channels do not divide into patches.
+            MAEError: If the image cannot be used, or an argument is not allowed.
         """
         request = ReconstructionRequest(
             image, mask_ratio, seed, strategy, fit, mask, image_size, view, bands, value_range
@@ -349,7 +290,7 @@ class Reconstructor:
     def batch(self, requests: Sequence[ReconstructionRequest]) -> list[Reconstruction | MAEError]:
         """Rebuild several images, those that allow it in one forward pass.
 
-        Images share a pass where grid, number of visible patches and view are alike, and they
+        Images share a pass where size, number of visible patches and view are alike, and they
         have at most `MAX_PATCHES` patches together. Each gets the mask that it gets alone, and in
         float32 the same pixels but for rounding.
 
@@ -358,20 +299,21 @@ class Reconstructor:
             that cannot be done does not spoil the others.
         """
         results: dict[int, Reconstruction | MAEError] = {}
-        alike: dict[Hashable, list[tuple[int, _Prepared]]] = {}
+        prepared: dict[int, _Prepared] = {}
+        alike: dict[Hashable, list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
             try:
-                prepared = self._prepare(request)
+                prepared[i] = _, image, mask = self._prepare(request)
             except MAEError as error:
                 results[i] = error
             else:
-                key = prepared.grid_size, prepared.mask.num_visible, request.view
-                alike.setdefault(key, []).append((i, prepared))
+                alike[image.shape, mask.num_visible, request.view].append(i)
         for group in alike.values():
-            most = MAX_PATCHES // group[0][1].mask.num_patches
+            most = MAX_PATCHES // prepared[group[0]][2].num_patches
             for start in range(0, len(group), most):
-                indices, shared = zip(*group[start : start + most], strict=True)
-                results.update(zip(indices, self._reconstruct(shared), strict=True))
+                shared = group[start : start + most]
+                rebuilt = self._reconstruct([prepared[i] for i in shared])
+                results.update(zip(shared, rebuilt, strict=True))
         return [results[i] for i in range(len(requests))]
 
     def threads_for(self, requests: Sequence[ReconstructionRequest]) -> int:
@@ -382,10 +324,8 @@ class Reconstructor:
         flops = 0
         for request in requests:
             side = (request.image_size or self.config.image_size) // self.config.patch_size
-            try:
+            with contextlib.suppress(MaskError):  # `batch` says what is wrong with it
                 flops += forward_flops(self.config, (side, side), request.mask_ratio)
-            except MaskError:
-                continue  # `batch` says what is wrong with it
         return choose_threads(flops)
 
     def rebuild(self, images: Tensor, patch_mask: PatchMask, view: str) -> "Rebuilt":
@@ -404,66 +344,62 @@ class Reconstructor:
         return Reconstructor(model, self.name, device="cpu", in_place=True)
 
     def _prepare(self, request: ReconstructionRequest) -> _Prepared:
-        """Fit an image to the model, and draw its mask."""
+        """Check a request, fit its image to the model, and draw its mask."""
         _check_view(request.view)
         config, image = self.config, request.image
-        ready: DecodedImage | Tensor
         if is_channels(image, config.in_chans):
             if request.image_size is not None:
                 raise ConfigError("image_size resizes images only; resize the channels yourself")
-            ready = channels_to_tensor(image, config.mean, config.std)
-            grid_size = self.model.grid_of(ready)
-            _check_patches(*grid_size)
+            pixels = channels_to_tensor(image, config.mean, config.std)
             request = replace(request, fit="none")
         else:
             assert not isinstance(image, Tensor)  # all tensors are channels
-            opened = open_for_model(image, config, request.bands, request.value_range)
-            ready = fit_to_model(opened, config, request.fit, request.image_size)
-            width, height = size_of(ready)
-            grid_size = height // config.patch_size, width // config.patch_size
+            fitted = open_fitted(
+                image, config, request.fit, request.image_size, request.bands, request.value_range
+            )
+            pixels = to_tensor(fitted, config.mean, config.std)
+        grid_size = self.model.grid_of(pixels)
+        _check_patches(*grid_size)
         if request.mask is None:
             mask = draw_mask(request.strategy, 1, grid_size, request.mask_ratio, seed=request.seed)
-            return _Prepared(request, ready, grid_size, mask)
+            return request, pixels, mask
         if np.shape(request.mask) != grid_size:
             raise MaskError(
                 f"the mask is of shape {np.shape(request.mask)}; this image has {grid_size[0]} "
                 f"rows of {grid_size[1]} patches"
             )
         mask = custom_mask(request.mask)
-        request = replace(
-            request, strategy="custom", mask_ratio=1 - mask.num_visible / mask.num_patches
-        )
-        return _Prepared(request, ready, grid_size, mask)
+        ratio = 1 - mask.num_visible / mask.num_patches
+        return replace(request, strategy="custom", mask_ratio=ratio), pixels, mask
 
     def _reconstruct(self, prepared: Sequence[_Prepared]) -> list[Reconstruction]:
         """One forward pass of alike requests."""
-        config, grid_size = self.config, prepared[0].grid_size
+        requests = [request for request, _, _ in prepared]
+        images = torch.cat([pixels for _, pixels, _ in prepared])
+        patch_mask = PatchMask.cat([mask for _, _, mask in prepared])
         begun = time.perf_counter()
-        inputs = [
-            image if isinstance(image, Tensor) else to_tensor(image, config.mean, config.std)
-            for image in (one.image for one in prepared)
-        ]
-        images, patch_mask = torch.cat(inputs), PatchMask.cat([one.mask for one in prepared])
-        rebuilt = self.rebuild(images, patch_mask, prepared[0].request.view)
+        rebuilt = self.rebuild(images, patch_mask, requests[0].view)
         seconds = time.perf_counter() - begun
 
+        grid_size, patch_size = self.model.grid_of(images), self.config.patch_size
         psnr = ssim = torch.full_like(rebuilt.loss, math.nan)
         if rebuilt.view != "normalized":  # whose pixels are not the original's
-            removed = pixel_mask(patch_mask.mask, grid_size, config.patch_size)
+            removed = pixel_mask(patch_mask.mask, grid_size, patch_size)
             psnr = removed_psnr(rebuilt.pixels, rebuilt.original, removed)
             ssim = removed_ssim(rebuilt.pixels, rebuilt.original, removed)
         return [
             Reconstruction(
                 original=rebuilt.original[i], reconstruction=rebuilt.pixels[i],
                 removed=(patch_mask.mask[i].numpy() > 0).reshape(grid_size),
-                patch_size=config.patch_size, loss=_finite(rebuilt.loss[i]),
+                patch_size=patch_size, loss=_finite(rebuilt.loss[i]),
                 psnr=_finite(psnr[i]), ssim=_finite(ssim[i]),
-                mask_ratio=_plain(one.request.mask_ratio), seed=_plain(one.request.seed),
-                strategy=one.request.strategy, fit=one.request.fit, view=rebuilt.view,
+                # NumPy's numbers too, which JSON cannot hold.
+                mask_ratio=float(request.mask_ratio), seed=int(request.seed),
+                strategy=request.strategy, fit=request.fit, view=rebuilt.view,
                 model=self.name, device=str(self.device), precision=self.precision,
                 seconds=seconds,
             )
-            for i, one in enumerate(prepared)
+            for i, request in enumerate(requests)
         ]  # fmt: skip
 
 
@@ -472,76 +408,33 @@ def _finite(value: Tensor) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _plain(number: Any) -> Any:
-    """NumPy's numbers as Python's, which JSON can hold."""
-    return number.item() if isinstance(number, np.generic) else number
-
-
-def _is_ready(model: MaskedAutoencoder, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a model would stay as it is if it were moved there and set to evaluation mode."""
-    there = torch.empty(0, device=device).device  # `cuda` with its number
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    return not any(module.training for module in model.modules()) and all(
-        tensor.device == there and tensor.dtype == dtype for tensor in tensors
-    )
-
-
-def open_for_model(
-    source: ImageSource,
-    config: ModelConfig,
-    bands: Sequence[int] = (),
-    value_range: RangeSpec | None = None,
-) -> DecodedImage:
-    """Any image with a model's channels, of the bands and the range that it was trained on.
-
-    Args:
-        source: See `open_image`.
-        config: The model's shape.
-        bands: Instead of the model's own.
-        value_range: Instead of the model's own; `auto` where neither is given.
+def open_fitted(
+    source: ImageSource, config: ModelConfig, fit: str = "crop", image_size: int | None = None,
+    bands: Sequence[int] = (), value_range: RangeSpec | None = None,
+) -> DecodedImage:  # fmt: skip
+    """Any image with the channels and the size of a model; see `ReconstructionRequest`.
 
     Raises:
-        ImageError: If the image cannot be used.
-        ConfigError: If the range is not allowed.
+        ImageError: If the image cannot be used, or would have more than `MAX_PATCHES` patches.
     """
-    return open_image(
+    image = open_image(
         source, config.in_chans, bands=bands or config.bands,
         value_range=value_range or config.value_range or "auto",
     )  # fmt: skip
-
-
-def fit_to_model(
-    picture: DecodedImage, config: ModelConfig, fit: str = "crop", image_size: int | None = None
-) -> DecodedImage:
-    """Bring an image to a size that a model takes.
-
-    Args:
-        picture: Of any size.
-        config: The model's shape.
-        fit: `crop`, `squash` or `whole`; see `fit_image`.
-        image_size: What it aims at, in pixels, at most `MAX_IMAGE_SIZE`; the model's own if not
-            given.
-
-    Raises:
-        ConfigError: If the fit or the size is not allowed.
-        ImageLimitError: If the image would have more than `MAX_PATCHES` patches.
-    """
     patch, side = config.patch_size, config.image_size
     if image_size is not None:
         most = MAX_IMAGE_SIZE // patch * patch
         # NumPy's integers are Integral too, and so is bool.
-        if isinstance(image_size, bool) or not isinstance(image_size, Integral):
-            raise ConfigError(f"image_size is a {type(image_size).__name__}; give a whole number")
-        side = int(image_size)
-        if not patch <= side <= most or side % patch:
-            nearest = min(max(round(side / patch), 1) * patch, most)
+        whole = isinstance(image_size, Integral) and not isinstance(image_size, bool)
+        if not whole or not patch <= image_size <= most or image_size % patch:
             raise ConfigError(
-                f"image_size is {side}; this model takes multiples of {patch} from {patch} to "
-                f"{most}, such as {nearest}"
+                f"image_size is {image_size!r}; this model takes multiples of {patch} from {patch} "
+                f"to {most}"
             )
-    width, height = fitted_size(size_of(picture), fit, image_size=side, patch_size=patch)
+        side = int(image_size)
+    width, height = fitted_size(size_of(image), fit, image_size=side, patch_size=patch)
     _check_patches(height // patch, width // patch)
-    return fit_image(picture, fit, image_size=side, patch_size=patch)
+    return fit_image(image, fit, image_size=side, patch_size=patch)
 
 
 def _check_patches(h: int, w: int) -> None:
@@ -595,32 +488,26 @@ def rebuild(
         images: (N, C, H, W), normalised, on the CPU.
         patch_mask: N masks, on the CPU.
         view: One of `NORM_PIX_VIEWS`; means nothing to models that predict pixels.
-
-    Raises:
-        PatchError: If images and mask do not fit each other or the model.
-        ConfigError: If no view has that name.
     """
     _check_view(view)
     config, device, grid_size = model.config, model.pos_embed.device, model.grid_of(images)
     latent = model.encode(images.to(device), patch_mask.to(device))
     pred = model.decode(latent, patch_mask.ids_restore.to(device), grid_size).float().cpu()
     target = model.target(images)
-    loss = torch.stack(
-        [reconstruction_loss(pred[i], target[i], patch_mask.mask[i]) for i in range(len(images))]
-    )
+    loss = torch.stack([*map(reconstruction_loss, pred, target, patch_mask.mask)])  # (N,)
     patches = model.patches_from(pred)
     mean = torch.tensor(config.mean).view(1, -1, 1, 1)
     std = torch.tensor(config.std).view(1, -1, 1, 1)
-    original = images * std + mean
+    scale: Tensor | float = std
+    shift: Tensor | float = mean
     if config.norm_pix and view == "normalized":
-        pixels = 0.5 + _NORMALIZED_CONTRAST * unpatchify(patches, config.patch_size, grid_size)
-        return Rebuilt(original, pixels.clamp(0, 1), loss, view)
-    if config.norm_pix:
+        scale, shift = _NORMALIZED_CONTRAST, 0.5
+    elif config.norm_pix:
         statistics = (
             patch_statistics(patchify(images, config.patch_size))
             if view == "answer"
             else estimate_statistics(images, patch_mask.mask, grid_size, config.patch_size)
         )
         patches = denormalize_patches(patches, statistics)
-    pixels = unpatchify(patches, config.patch_size, grid_size) * std + mean
-    return Rebuilt(original, pixels.clamp(0, 1), loss, view if config.norm_pix else None)
+    pixels = (unpatchify(patches, config.patch_size, grid_size) * scale + shift).clamp(0, 1)
+    return Rebuilt(images * std + mean, pixels, loss, view if config.norm_pix else None)

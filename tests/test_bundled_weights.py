@@ -83,5 +83,5 @@ def test_each_beats_inpainting_on_the_example_pictures(
     model = load(locate(entry.name))
     pictures = load_images(EXAMPLES, model.config)
     figures = evaluate_reconstruction(model, pictures, mask_ratio=mask_ratio, strategy=strategy)
-    assert len(figures["model"].psnr) == 12
-    assert np.mean(figures["model"].psnr) > np.mean(figures["telea"].psnr)
+    assert len(figures["model"]["psnr"]) == 12
+    assert np.mean(figures["model"]["psnr"]) > np.mean(figures["telea"]["psnr"])

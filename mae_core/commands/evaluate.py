@@ -14,7 +14,6 @@ of each image (null for what is not a number).
 """
 
 import argparse
-import dataclasses
 import json
 import logging
 import math
@@ -26,7 +25,6 @@ from mae_core.data.datasets import shown
 from mae_core.evaluation.reconstruction import (
     MAX_PSNR,
     FittedImages,
-    PSNRSummary,
     Summary,
     evaluate_reconstruction,
     summarize,
@@ -68,17 +66,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.json:
         print(_table(facts, unreadable, methods))
         return 0
-    columns = {method: of.columns() for method, of in figures.items()}
     report = {
         **facts,
         "unreadable": unreadable,
         "methods": {
-            method: {name: dataclasses.asdict(summary) for name, summary in summaries.items()}
+            method: {
+                name: {key: value for key, value in vars(summary).items() if value is not None}
+                for name, summary in summaries.items()
+            }
             for method, summaries in methods.items()
         },
         "not_finite": {
             method: {name: sum(not math.isfinite(v) for v in values) for name, values in of.items()}
-            for method, of in columns.items()
+            for method, of in figures.items()
         },
         "rows": [
             {"file": shown(file)} | {
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     name: values[i] if math.isfinite(values[i]) else None
                     for name, values in of.items()
                 }
-                for method, of in columns.items()
+                for method, of in figures.items()
             }
             for i, file in enumerate(images.names)
         ],
@@ -140,10 +140,10 @@ def _table(
             for name, digits in _DIGITS.items()
         ]
         psnr = summaries.get("psnr")
-        n, pooled, capped = 0, "-", 0
-        if isinstance(psnr, PSNRSummary):
-            n, pooled, capped = psnr.n, f"{psnr.pooled:.2f}", psnr.capped
-        lines.append(f"{method:<16}{n:>7}" + "".join(f"{cell:>16}" for cell in [*cells, pooled]))
-        if capped:
-            lines.append(f"  of which {capped} without error, taken as {MAX_PSNR:g} dB")
+        cells.append(f"{psnr.pooled:.2f}" if psnr else "-")
+        lines.append(
+            f"{method:<16}{psnr.n if psnr else 0:>7}" + "".join(f"{cell:>16}" for cell in cells)
+        )
+        if psnr and psnr.capped:
+            lines.append(f"  of which {psnr.capped} without error, taken as {MAX_PSNR:g} dB")
     return "\n".join(lines)

@@ -8,10 +8,11 @@ summarize(figures)["model"]["psnr"].mean
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,9 @@ from mae_core.images import DecodedImage, size_of, to_tensor
 from mae_core.measurements import RangeSpec
 from mae_core.metrics import compose, removed_psnr, removed_ssim
 from mae_core.model.mae import MaskedAutoencoder
-from mae_core.model.masking import PatchMask, draw_mask
+from mae_core.model.masking import draw_mask
 from mae_core.model.patches import pixel_mask
-from mae_core.reconstruct import fit_to_model, open_for_model, rebuild
+from mae_core.reconstruct import open_fitted, rebuild
 
 _log = logging.getLogger(__name__)
 
@@ -41,91 +42,9 @@ _BATCH = 20
 # OpenCV's neighbourhood in pixels, as in its own examples.
 _TELEA_RADIUS = 3
 
-
-@dataclass(frozen=True)
-class Summary:
-    """One figure of one method over n images: mean and standard deviation."""
-
-    mean: float
-    std: float
-    n: int
-
-
-@dataclass(frozen=True)
-class PSNRSummary(Summary):
-    """PSNR of one method over the images.
-
-    Attributes:
-        pooled: Of the mean squared error of all images together, in dB.
-        capped: Images at `MAX_PSNR`.
-    """
-
-    pooled: float
-    capped: int
-
-
-@dataclass
-class Figures:
-    """One method's figures on removed patches, a value for each image.
-
-    What cannot be measured is NaN: all figures of a model that gives NaN, and the SSIM of images
-    smaller than its window.
-
-    Attributes:
-        loss: Mean squared error of the model's target; empty for baselines, which have none.
-        psnr: In dB, for pixels in 0..1; at most `MAX_PSNR`.
-        ssim: At most 1.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    psnr: list[float] = field(default_factory=list)
-    ssim: list[float] = field(default_factory=list)
-
-    def columns(self) -> dict[str, list[float]]:
-        """The figures there are, by name."""
-        return {name: values for name, values in vars(self).items() if values}
-
-    def add(self, pixels: Tensor, original: Tensor, removed: Tensor) -> None:
-        """Measure PSNR and SSIM of (N, C, H, W) pixels in 0..1; removed is (N, 1, H, W)."""
-        self.psnr += removed_psnr(pixels, original, removed).clamp(max=MAX_PSNR).tolist()
-        self.ssim += removed_ssim(pixels, original, removed).tolist()
-
-
-def summarize(figures: Mapping[str, Figures]) -> dict[str, dict[str, Summary]]:
-    """Mean and spread of each figure of each method, over the same images for all methods.
-
-    An image without a value in one method counts in none, which is logged. A figure that no
-    image has is missing.
-
-    Args:
-        figures: By method, as `evaluate_reconstruction` gives them.
-    """
-    summaries: dict[str, dict[str, Summary]] = {method: {} for method in figures}
-    for name in ("loss", "psnr", "ssim"):
-        columns = {
-            method: np.array(of.columns()[name])
-            for method, of in figures.items()
-            if name in of.columns()
-        }
-        if not columns:
-            continue
-        counted = np.isfinite(np.stack([*columns.values()])).all(axis=0)
-        if not counted.all():
-            _log.warning(
-                "the %s of %d of %d images is not a number; no method's mean has them in it",
-                name, (~counted).sum(), len(counted),
-            )  # fmt: skip
-        if not counted.any():
-            continue
-        for method, column in columns.items():
-            values = column[counted]
-            mean, std, n = float(values.mean()), float(values.std()), len(values)
-            summaries[method][name] = Summary(mean, std, n)
-            if name == "psnr":
-                pooled = -10 * math.log10(np.mean(10 ** (-values / 10)))
-                capped = int((values >= MAX_PSNR).sum())
-                summaries[method][name] = PSNRSummary(mean, std, n, pooled, capped)
-    return summaries
+# One method's figures by name, `loss`, `psnr` and `ssim`: a value for each image. NaN is what
+# cannot be measured: what a model gets wrong, and the SSIM of images smaller than its window.
+Figures = dict[str, list[float]]
 
 
 class FittedImages:
@@ -137,31 +56,17 @@ class FittedImages:
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        config: ModelConfig,
-        fit: str = "crop",
-        image_size: int | None = None,
-        bands: Sequence[int] = (),
+        self, folder: str | Path, config: ModelConfig, fit: str = "crop",
+        image_size: int | None = None, bands: Sequence[int] = (),
         value_range: RangeSpec | None = None,
-    ) -> None:
-        """Find the images; see `find_images`.
-
-        Args:
-            folder: Searched with all folders in it.
-            config: The model's shape.
-            fit: See `fit_to_model`.
-            image_size: Likewise.
-            bands: See `open_for_model`.
-            value_range: Likewise.
-
-        Raises:
-            DataError: If the folder is missing or holds no image.
-        """
+    ) -> None:  # fmt: skip
+        """Find the images by `find_images`; the other arguments are those of `open_fitted`."""
         self._paths = find_images(folder)
         self._folder = Path(folder).expanduser()
-        self._open = partial(open_for_model, config=config, bands=bands, value_range=value_range)
-        self._fit = partial(fit_to_model, config=config, fit=fit, image_size=image_size)
+        self._open = partial(
+            open_fitted, config=config, fit=fit, image_size=image_size, bands=bands,
+            value_range=value_range,
+        )  # fmt: skip
         self.names: list[str] = []
         self.unreadable: list[str] = []
 
@@ -170,12 +75,7 @@ class FittedImages:
         return len(self._paths)
 
     def __iter__(self) -> Iterator[DecodedImage]:
-        """The readable images, sorted by path; others are named in the log and skipped.
-
-        Raises:
-            DataError: If there was none.
-            ConfigError: If the fit or the size is not allowed.
-        """
+        """The readable images, sorted by path; others are named in the log and skipped."""
         self.names, self.unreadable = [], []
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(self), _BATCH):
@@ -193,7 +93,7 @@ class FittedImages:
 
     def _fitted(self, path: Path) -> DecodedImage | ImageError:
         try:
-            return self._fit(self._open(path))
+            return self._open(path)
         except ImageError as error:
             return error
 
@@ -206,14 +106,9 @@ def load_images(
 
 
 def evaluate_reconstruction(
-    model: MaskedAutoencoder,
-    images: Iterable[DecodedImage],
-    *,
-    mask_ratio: float = 0.75,
-    seed: int = 0,
-    strategy: str = "random",
-    baselines: bool = True,
-) -> dict[str, Figures]:
+    model: MaskedAutoencoder, images: Iterable[DecodedImage], *, mask_ratio: float = 0.75,
+    seed: int = 0, strategy: str = "random", baselines: bool = True,
+) -> dict[str, Figures]:  # fmt: skip
     """Rebuild every image once and score its removed patches.
 
     A model of per-patch normalised pixels is scored in the view `estimated` (see `rebuild`), so
@@ -229,49 +124,77 @@ def evaluate_reconstruction(
             inpainting (Telea 2004) too.
 
     Returns:
-        Figures by method: `model`, and with baselines `mean_colour` and `telea`. Telea is
-        missing where OpenCV is not installed, which is logged.
-
-    Raises:
-        MaskError: If ratio, seed or strategy are not allowed, or nothing is removed.
+        Figures by method: `model`, and with baselines `mean_colour` and `telea`, which have no
+        loss. PSNR is in dB, for pixels in 0..1, and at most `MAX_PSNR`. Telea is missing where
+        OpenCV is not installed, which is logged.
     """
     if mask_ratio == 0:
         raise MaskError("a mask_ratio of 0 removes nothing to measure; give one above 0")
-    if isinstance(seed, np.integer):
-        seed = int(seed)  # those of NumPy overflow
-    fillers = _fillers() if baselines else {}
-    figures = {name: Figures() for name in ("model", *fillers)}
-    for batch, mask, grid_size in _batches(model, images, mask_ratio, seed, strategy):
-        rebuilt = rebuild(model, batch, mask)
-        removed = pixel_mask(mask.mask, grid_size, model.config.patch_size)
-        figures["model"].loss += rebuilt.loss.tolist()
-        figures["model"].add(rebuilt.pixels, rebuilt.original, removed)
-        for name, fill in fillers.items():
-            filled = [fill(*pair) for pair in zip(rebuilt.original, removed, strict=True)]
-            figures[name].add(torch.stack(filled), rebuilt.original, removed)
+    config, fillers = model.config, _fillers() if baselines else {}
+    figures: dict[str, Figures] = {"model": {"loss": [], "psnr": [], "ssim": []}}
+    figures |= {name: {"psnr": [], "ssim": []} for name in fillers}
+    bar = tqdm(images, desc="evaluating", unit="img", leave=False)
+    for _, alike in itertools.groupby(bar, key=size_of):
+        while several := list(itertools.islice(alike, _BATCH)):
+            batch = torch.cat([to_tensor(one, config.mean, config.std) for one in several])
+            n, grid_size = len(batch), model.grid_of(batch)
+            mask = draw_mask(strategy, n, grid_size, mask_ratio, seed=range(seed, seed + n))
+            seed += n
+            removed = pixel_mask(mask.mask, grid_size, config.patch_size)
+            rebuilt = rebuild(model, batch, mask)
+            figures["model"]["loss"] += rebuilt.loss.tolist()
+            pixels = {"model": rebuilt.pixels}
+            for name, fill in fillers.items():
+                pixels[name] = torch.stack([*map(fill, rebuilt.original, removed)])
+            for name, theirs in pixels.items():
+                psnr = removed_psnr(theirs, rebuilt.original, removed).clamp(max=MAX_PSNR)
+                figures[name]["psnr"] += psnr.tolist()
+                figures[name]["ssim"] += removed_ssim(theirs, rebuilt.original, removed).tolist()
     return figures
 
 
-def _batches(
-    model: MaskedAutoencoder,
-    images: Iterable[DecodedImage],
-    mask_ratio: float,
-    seed: int,
-    strategy: str,
-) -> Iterator[tuple[Tensor, PatchMask, tuple[int, int]]]:
-    """Runs of images of one size as (N, C, H, W), their masks and their grid."""
-    mean, std = model.config.mean, model.config.std
-    total = len(images) if isinstance(images, Sized) else None
-    with tqdm(total=total, desc="evaluating", unit="img", leave=False) as bar:
-        for _, alike in itertools.groupby(images, key=size_of):
-            while several := list(itertools.islice(alike, _BATCH)):
-                n = len(several)
-                batch = torch.cat([to_tensor(one, mean, std) for one in several])
-                grid_size = model.grid_of(batch)
-                seeds = list(range(seed, seed + n))
-                yield batch, draw_mask(strategy, n, grid_size, mask_ratio, seed=seeds), grid_size
-                seed += n
-                bar.update(n)
+@dataclass(frozen=True)
+class Summary:
+    """One figure of one method over n images: mean and standard deviation.
+
+    Attributes:
+        pooled: PSNR of the mean squared error of all images together, in dB; None of others.
+        capped: Images at `MAX_PSNR`; None of other figures.
+    """
+
+    mean: float
+    std: float
+    n: int
+    pooled: float | None = None
+    capped: int | None = None
+
+
+def summarize(figures: Mapping[str, Figures]) -> dict[str, dict[str, Summary]]:
+    """Mean and spread of each figure of each method, over the same images for all methods.
+
+    An image without a value in one method counts in none, which is logged. A figure that no
+    image has is missing.
+    """
+    summaries: dict[str, dict[str, Summary]] = {method: {} for method in figures}
+    for name in dict.fromkeys(itertools.chain.from_iterable(figures.values())):
+        columns = {method: np.array(of[name]) for method, of in figures.items() if name in of}
+        counted = np.isfinite(np.stack([*columns.values()])).all(axis=0)
+        if not counted.all():
+            _log.warning(
+                "the %s of %d of %d images is not a number; no method's mean has them in it",
+                name, (~counted).sum(), len(counted),
+            )  # fmt: skip
+        if not counted.any():
+            continue
+        for method, column in columns.items():
+            values = column[counted]
+            pooled = capped = None
+            if name == "psnr":
+                pooled = -10 * math.log10(np.mean(10 ** (-values / 10)))
+                capped = int((values >= MAX_PSNR).sum())
+            mean, std = float(values.mean()), float(values.std())
+            summaries[method][name] = Summary(mean, std, len(values), pooled, capped)
+    return summaries
 
 
 # Fills the removed pixels, 1 in (1, H, W), of a (C, H, W) image.
@@ -279,14 +202,10 @@ _Filler = Callable[[Tensor, Tensor], Tensor]
 
 
 def _fillers() -> dict[str, _Filler]:
-    fillers: dict[str, _Filler] = {"mean_colour": _fill_mean_colour}
-    try:
-        import cv2  # noqa: F401  (only this baseline needs it)
-    except ImportError:
-        _log.warning("no telea baseline: opencv-python-headless is not installed")
-    else:
-        fillers["telea"] = _fill_telea
-    return fillers
+    if find_spec("cv2"):
+        return {"mean_colour": _fill_mean_colour, "telea": _fill_telea}
+    _log.warning("no telea baseline: opencv-python-headless is not installed")
+    return {"mean_colour": _fill_mean_colour}
 
 
 def _fill_mean_colour(image: Tensor, removed: Tensor) -> Tensor:
@@ -296,7 +215,7 @@ def _fill_mean_colour(image: Tensor, removed: Tensor) -> Tensor:
 
 
 def _fill_telea(image: Tensor, removed: Tensor) -> Tensor:
-    import cv2
+    import cv2  # only this baseline needs it
 
     pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     holes = removed[0].to(torch.uint8).numpy()

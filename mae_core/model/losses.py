@@ -36,9 +36,6 @@ def reconstruction_loss(
 
     Returns:
         () float32.
-
-    Raises:
-        ConfigError: If no loss is called `kind`.
     """
     error = (pred.float() - target.float()).square().mean(dim=-1)  # (N, L)
     visible = 1 - mask

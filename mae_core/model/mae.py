@@ -5,9 +5,6 @@
     z = model.features(images, pool="mean")       # (N, D), nothing removed
     vit = model.to_timm(num_classes=100)          # for fine-tuning
 
-An encoder sees visible patches only; a light decoder fills in mask tokens and predicts pixels.
-Two variants of the paper's ablations are here too: an encoder that sees mask tokens, and
-principal components of patches as the target.
 The model is a deterministic function of (images, PatchMask): chance is drawn in `masking`.
 Parameter names are the official flat ones, so that published files load unrenamed.
 """
@@ -16,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +37,8 @@ class MAEOutput:
     """What one forward pass gives.
 
     Attributes:
-        pred: (N, L, P) predicted patches: normalised pixels, or per-patch normalised ones
-            where the model's target is `norm_pix`; (N, L, q) where it is q principal
-            components.
+        pred: (N, L, P) predicted patches in the units of `MaskedAutoencoder.target`; (N, L, q)
+            where that is q principal components.
         mask: (N, L), 1 = removed.
         latent: (N, 1 + K, D) encoder output, class token first, visible patches in the
             mask's shuffled order; (N, 1 + L, D) with `encoder_mask_tokens`, the removed ones
@@ -57,12 +53,13 @@ class MAEOutput:
 
 
 class MaskedAutoencoder(nn.Module):
-    """MAE with a ViT encoder and a ViT decoder.
+    """MAE: a ViT encoder of visible patches, and a light decoder that predicts all of them.
 
-    Images of any size that divides into patches are accepted; positions are resampled.
+    Images of any size that divides into patches are accepted; positions are resampled. Two
+    variants of the paper's ablations are fields of the config: an encoder that sees mask tokens,
+    and principal components of patches as the target.
 
     Attributes:
-        config: The model's shape.
         name: Of the weights, for people; empty where nobody has said.
         pca_mean: (P,) mean of all patches, only where the target is principal components.
         pca_basis: (P, q) their principal directions, likewise; orthonormal columns.
@@ -84,9 +81,7 @@ class MaskedAutoencoder(nn.Module):
             embed_dim=width, strict_img_size=False,
         )  # fmt: skip
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(
-            sincos_pos_embed(width, grid, cls_token=True), requires_grad=False
-        )
+        self.pos_embed = nn.Parameter(sincos_pos_embed(width, grid), requires_grad=False)
         self.blocks = _blocks(config, width, config.depth, config.num_heads, ratio)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         if config.encoder_mask_tokens:
@@ -95,7 +90,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_embed = nn.Linear(width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
         self.decoder_pos_embed = nn.Parameter(
-            sincos_pos_embed(decoder_width, grid, cls_token=True), requires_grad=False
+            sincos_pos_embed(decoder_width, grid), requires_grad=False
         )
         self.decoder_blocks = _blocks(
             config, decoder_width, config.decoder_depth, config.decoder_num_heads, decoder_ratio
@@ -124,46 +119,27 @@ class MaskedAutoencoder(nn.Module):
             nn.init.normal_(self.encoder_mask_token, std=0.02)
 
     def set_pca(self, mean: Tensor, basis: Tensor) -> None:
-        """Set the principal components of patches, where they are the target.
-
-        Args:
-            mean: (P,) mean of all patches.
-            basis: (P, q) with orthonormal columns, q being `pca_components`.
-
-        Raises:
-            PatchError: If the shapes are not this model's.
-        """
+        """Set `pca_mean` and `pca_basis`, where principal components are the target."""
         dim, components = self.config.patch_dim, self.config.pca_components
-        if not components or mean.shape != (dim,) or basis.shape != (dim, components):
-            raise PatchError(
-                f"a PCA of shapes {tuple(mean.shape)} and {tuple(basis.shape)} does not fit "
-                f"patches of {dim} values and pca_components={components}"
-            )
+        shapes = tuple(mean.shape), tuple(basis.shape)
+        if not components or shapes != ((dim,), (dim, components)):
+            raise PatchError(f"a PCA of shapes {shapes} does not fit {dim=} and {components=}")
         self.pca_mean.copy_(mean)
         self.pca_basis.copy_(basis)
 
     def forward(
-        self,
-        images: Tensor,
-        patch_mask: PatchMask | None = None,
-        *,
-        mask_ratio: float = 0.75,
-        seed: int | Sequence[int] = 0,
-        strategy: str = "random",
-    ) -> MAEOutput:
+        self, images: Tensor, patch_mask: PatchMask | None = None, *, mask_ratio: float = 0.75,
+        seed: int | Sequence[int] = 0, strategy: str = "random",
+    ) -> MAEOutput:  # fmt: skip
         """Encode the visible patches and predict all of them.
 
         Args:
             images: (N, C, H, W), normalised; H and W multiples of the patch side.
             patch_mask: N masks of L = h * w patches, on the images' device; if not given, it is
-                drawn by `draw_mask` from the rest.
+                drawn by `draw_mask`, which takes the rest.
             mask_ratio: Fraction removed, 0..1.
             seed: Of the masks, or one for each image.
             strategy: `random`, `block` or `grid`.
-
-        Raises:
-            PatchError: If the images do not divide into patches or do not fit the mask.
-            MaskError: If ratio, seed or strategy are not allowed.
         """
         grid_size = self.grid_of(images)
         if patch_mask is None:
@@ -174,12 +150,7 @@ class MaskedAutoencoder(nn.Module):
         return MAEOutput(pred, patch_mask.mask, latent, patch_mask.ids_restore)
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
-        """The (h, w) patch grid of (N, C, H, W) images.
-
-        Raises:
-            PatchError: If the channels are not the model's or a side is no multiple of the
-                patch side.
-        """
+        """The (h, w) patch grid of (N, C, H, W) images."""
         if images.ndim != 4 or images.shape[1] != self.config.in_chans:
             raise PatchError(
                 f"images of shape {tuple(images.shape)} given; this model takes "
@@ -188,15 +159,10 @@ class MaskedAutoencoder(nn.Module):
         return grid_of(images.shape[2], images.shape[3], self.config.patch_size)
 
     def encode(self, images: Tensor, patch_mask: PatchMask) -> Tensor:
-        """Embed images and run the encoder on the visible patches only.
+        """Embed images and run the encoder on the visible patches only: (N, 1 + K, D).
 
-        With `encoder_mask_tokens` it runs on all patches, a token in place of each removed one.
-
-        Returns:
-            latent: (N, 1 + K, D); (N, 1 + L, D) with `encoder_mask_tokens`.
-
-        Raises:
-            PatchError: If the images do not divide into patches or do not fit the mask.
+        With `encoder_mask_tokens` it runs on all patches, a token in place of each removed one:
+        (N, 1 + L, D).
         """
         grid_size = self.grid_of(images)
         if patch_mask.mask.shape != (images.shape[0], grid_size[0] * grid_size[1]):
@@ -217,7 +183,7 @@ class MaskedAutoencoder(nn.Module):
         self, images: Tensor, grid_size: tuple[int, int], removed: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Class token (N, 1, D) and patch tokens (N, L, D), with their positions."""
-        pos_embed = resample_pos_embed(self.pos_embed, self._table_grid, grid_size)
+        pos_embed = resample_pos_embed(self.pos_embed, self.config.table_grid, grid_size)
         tokens = self.patch_embed(images.to(self.pos_embed.dtype))
         if removed is not None:
             tokens = torch.where(removed, self.encoder_mask_token, tokens)
@@ -226,23 +192,21 @@ class MaskedAutoencoder(nn.Module):
         return cls_token.to(tokens.dtype), tokens
 
     def decode(self, latent: Tensor, ids_restore: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """Put mask tokens where patches were removed and predict every patch.
+        """Put mask tokens where patches were removed and predict every patch: (N, L, P).
 
         Args:
             latent: (N, 1 + K, D) or (N, 1 + L, D), as `encode` gave it.
             ids_restore: (N, L).
             grid_size: (h, w) with h * w = L.
-
-        Returns:
-            pred: (N, L, P), or (N, L, q) of principal components.
         """
+        source = self.config.table_grid
         tokens = self.decoder_embed(latent)  # (N, 1 + K, E)
         n, length = ids_restore.shape
         removed = length + 1 - tokens.shape[1]
         mask_tokens = self.mask_token.to(tokens.dtype).expand(n, removed, -1)
         shuffled = torch.cat((tokens[:, 1:], mask_tokens), dim=1)  # (N, L, E)
         tokens = torch.cat((tokens[:, :1], _take(shuffled, ids_restore)), dim=1)
-        tokens = tokens + resample_pos_embed(self.decoder_pos_embed, self._table_grid, grid_size)
+        tokens = tokens + resample_pos_embed(self.decoder_pos_embed, source, grid_size)
         pred: Tensor = self.decoder_pred(self.decoder_norm(self.decoder_blocks(tokens)))
         return pred[:, 1:]  # (N, L, P)
 
@@ -265,34 +229,28 @@ class MaskedAutoencoder(nn.Module):
 
         Returns:
             (N, 1 + L, D), class token first; (N, D) with `pool`.
-
-        Raises:
-            PatchError: If the images do not divide into patches.
-            ConfigError: If `pool` or `block` is not allowed.
         """
         depth = self.config.depth
         if pool not in (None, "mean", "cls"):
             raise ConfigError(f"pool is {pool!r}; choose mean or cls, or None for all tokens")
         if block is not None and not -depth <= block < depth:
-            raise ConfigError(f"block is {block}; this encoder has {depth}: give {-depth} to "
-                              f"{depth - 1}")  # fmt: skip
-        last = depth - 1 if block is None else block % depth
+            raise ConfigError(
+                f"block is {block}; this encoder has {depth}: give {-depth} to {depth - 1}"
+            )
+        count = depth if block is None else block % depth + 1
         embedded = torch.cat(self._embed(images, self.grid_of(images)), dim=1)
-        tokens: Tensor = self.blocks[: last + 1](embedded)  # (N, 1 + L, D)
-        if last == depth - 1:
+        tokens: Tensor = self.blocks[:count](embedded)  # (N, 1 + L, D)
+        if count == depth:
             tokens = self.norm(tokens)
         if pool is None:
             return tokens
         return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)
 
     def to_timm(
-        self,
-        num_classes: int = 0,
-        *,
-        drop_path: float = 0.0,
+        self, num_classes: int = 0, *, drop_path: float = 0.0,
         global_pool: Literal["avg", "token"] = "avg",
         img_size: int | tuple[int, int] | None = None,
-    ) -> VisionTransformer:
+    ) -> VisionTransformer:  # fmt: skip
         """A timm ViT with a copy of the encoder's weights, in training mode, for fine-tuning.
 
         With `avg` it is the classifier of MAE's fine-tuning: the patch tokens are averaged, and
@@ -306,10 +264,6 @@ class MaskedAutoencoder(nn.Module):
             global_pool: `avg` or `token`.
             img_size: Side, or (H, W), of the images it takes; positions are resampled to it. What
                 this model's table is made for if not given.
-
-        Raises:
-            ConfigError: If `global_pool` is neither.
-            PatchError: If `img_size` is no multiple of the patch side.
         """
         if global_pool not in ("avg", "token"):
             raise ConfigError(f"global_pool is {global_pool!r}; choose avg or token")
@@ -336,11 +290,10 @@ class MaskedAutoencoder(nn.Module):
         return vit.to(self.pos_embed.device, self.pos_embed.dtype)
 
     def target(self, images: Tensor) -> Tensor:
-        """What `pred` is compared with.
+        """What `pred` is compared with, of (N, C, H, W) images.
 
-        Returns:
-            (N, L, P) pixels, normalised per patch if `norm_pix`; or the (N, L, q) leading
-            principal components of the patches.
+        (N, L, P) pixels, normalised per patch if `norm_pix`; or the (N, L, q) leading principal
+        components of the patches.
         """
         patches = patchify(images, self.config.patch_size)
         if self.config.pca_components:
@@ -351,35 +304,18 @@ class MaskedAutoencoder(nn.Module):
         return normalize_patches(patches) if self.config.norm_pix else patches
 
     def patches_from(self, pred: Tensor) -> Tensor:
-        """Patches in the units of the images, or per-patch normalised ones, from a prediction.
-
-        Args:
-            pred: (N, L, P), or (N, L, q) of principal components, which are undone.
-
-        Returns:
-            (N, L, P); `pred` itself where it is that already.
-        """
+        """(N, L, P) patches from a prediction, whose principal components are undone."""
         if not self.config.pca_components:
             return pred
         return pred @ self.pca_basis.to(pred).T + self.pca_mean.to(pred)
-
-    @property
-    def _table_grid(self) -> tuple[int, int]:
-        """(h, w) of the position tables; a graph of one image size has its own."""
-        return self.config.table_grid
 
 
 def _blocks(
     config: ModelConfig, width: int, depth: int, heads: int, mlp_ratio: float
 ) -> nn.Sequential:
-    # timm asks for a type but takes any factory.
-    norm_layer = cast(type[nn.Module], partial(nn.LayerNorm, eps=config.layer_norm_eps))
-    return nn.Sequential(
-        *(
-            Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
-            for _ in range(depth)
-        )
-    )
+    norm_layer = partial(nn.LayerNorm, eps=config.layer_norm_eps)
+    options: dict[str, Any] = {"mlp_ratio": mlp_ratio, "qkv_bias": True, "norm_layer": norm_layer}
+    return nn.Sequential(*(Block(width, heads, **options) for _ in range(depth)))
 
 
 def _take(tokens: Tensor, ids: Tensor) -> Tensor:
@@ -387,7 +323,7 @@ def _take(tokens: Tensor, ids: Tensor) -> Tensor:
     return torch.gather(tokens, 1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-def sincos_pos_embed(dim: int, grid_size: tuple[int, int], *, cls_token: bool) -> Tensor:
+def sincos_pos_embed(dim: int, grid_size: tuple[int, int]) -> Tensor:
     """The fixed two-dimensional sin-cos position table of MAE (He et al. 2022, A.1).
 
     The first half of the channels encodes x (the column), the second y (the row); each half
@@ -396,10 +332,9 @@ def sincos_pos_embed(dim: int, grid_size: tuple[int, int], *, cls_token: bool) -
     Args:
         dim: Channels; a multiple of 4.
         grid_size: (h, w) patches.
-        cls_token: Whether a row of zeros comes first, for the class token.
 
     Returns:
-        (1, [1 +] h * w, dim), float32, computed in float64.
+        (1, 1 + h * w, dim) float32, computed in float64; zeros first, for the class token.
     """
 
     def encoded(positions: Tensor) -> Tensor:
@@ -411,9 +346,7 @@ def sincos_pos_embed(dim: int, grid_size: tuple[int, int], *, cls_token: bool) -
     rows = torch.arange(h, dtype=torch.float64).repeat_interleave(w)
     columns = torch.arange(w, dtype=torch.float64).repeat(h)
     table = torch.cat((encoded(columns), encoded(rows)), dim=1)
-    if cls_token:
-        table = torch.cat((table.new_zeros(1, dim), table))
-    return table.to(torch.float32).unsqueeze(0)
+    return torch.cat((table.new_zeros(1, dim), table)).to(torch.float32).unsqueeze(0)
 
 
 def resample_pos_embed(
@@ -425,19 +358,15 @@ def resample_pos_embed(
     smooth, and averaging neighbours would blur them.
 
     Args:
-        table: (1, 1 + h * w, D) with the class token's row first.
+        table: (1, 1 + h * w, D) with the class token's row first; returned if the grids are equal.
         source: (h, w) of the table.
         grid_size: (h, w) wanted.
-
-    Returns:
-        (1, 1 + h' * w', D); `table` itself if the grids are equal.
     """
     # timm compares them too, but not while a graph is exported.
     if source == grid_size:
         return table
-    resampled: Tensor = resample_abs_pos_embed(
-        table, list(grid_size), list(source), antialias=False
-    )
+    size, old = list(grid_size), list(source)
+    resampled: Tensor = resample_abs_pos_embed(table, size, old, antialias=False)
     return resampled
 
 
@@ -446,14 +375,6 @@ def forward_flops(config: ModelConfig, grid_size: tuple[int, int], mask_ratio: f
 
     Matrix products only, a multiply-add counted as 2; all else is small beside them. A training
     step costs three times as much: its backward pass has two products for each one of these.
-
-    Args:
-        config: The model's shape.
-        grid_size: (h, w) patches.
-        mask_ratio: Fraction removed, 0..1.
-
-    Raises:
-        MaskError: If the ratio is not within 0..1.
     """
 
     def blocks(depth: int, tokens: int, width: int, mlp_ratio: float) -> int:
@@ -462,10 +383,9 @@ def forward_flops(config: ModelConfig, grid_size: tuple[int, int], mask_ratio: f
         return depth * (attention + 2 * 2 * tokens * width * int(width * mlp_ratio))
 
     length = grid_size[0] * grid_size[1]
-    visible = num_visible(length, mask_ratio)
     width, decoder_width = config.embed_dim, config.decoder_embed_dim
     ratio, decoder_ratio = config.mlp_ratios
-    tokens = 1 + (length if config.encoder_mask_tokens else visible)
+    tokens = 1 + (length if config.encoder_mask_tokens else num_visible(length, mask_ratio))
     embed = 2 * length * config.patch_dim * width
     encoder = blocks(config.depth, tokens, width, ratio)
     bridge = 2 * tokens * width * decoder_width

@@ -1,8 +1,8 @@
 """Which patches are removed: random, block, grid and custom masks.
 
-Every strategy is a *noise* over patches, and `mask_from_noise` keeps the K patches of the
-lowest noise. So counts are exact, and the masks of one seed are nested: what 50 % removes,
-75 % removes too. Noise is drawn on the CPU, so that a seed gives the same mask on every device.
+Every strategy is a *noise* over patches, and `mask_from_noise` keeps the K patches of the lowest
+noise. So counts are exact, and the masks of one seed are nested: what 50 % removes, 75 % removes
+too. Noise is drawn on the CPU, so that a seed gives the same mask on every device.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mae_core.errors import MaskError
@@ -92,26 +92,18 @@ class PatchMask:
 
 
 def num_visible(length: int, mask_ratio: float, *, for_loss: bool = False) -> int:
-    """How many of `length` patches stay visible: the only place where K is computed.
+    """K: how many of `length` patches stay visible; at least 1.
 
     It is the official `int(length * (1 - mask_ratio))` without its float error, by which
-    `int(100 * (1 - 0.9))` is 9.
-
-    Args:
-        length: L, patches of an image; at least 1 (2 with `for_loss`).
-        mask_ratio: Fraction removed, 0..1.
-        for_loss: Leave at least one patch removed, as a loss over removed patches needs.
-
-    Returns:
-        K with 1 <= K <= length, or K <= length - 1 with `for_loss`.
+    `int(100 * (1 - 0.9))` is 9. With `for_loss` at least one patch is removed, as a loss over
+    removed patches needs.
 
     Raises:
         MaskError: If the ratio is not within 0..1 or there are too few patches.
     """
-    if isinstance(mask_ratio, bool) or not isinstance(mask_ratio, numbers.Real):
-        raise MaskError(f"mask_ratio is {mask_ratio!r}; give a number from 0 to 1")
-    if not 0 <= mask_ratio <= 1:
-        raise MaskError(f"mask_ratio is {mask_ratio}; it must be from 0 to 1, such as 0.75")
+    number = isinstance(mask_ratio, numbers.Real) and not isinstance(mask_ratio, bool)
+    if not number or not 0 <= mask_ratio <= 1:
+        raise MaskError(f"mask_ratio is {mask_ratio!r}; give a number from 0 to 1, such as 0.75")
     most = length - 1 if for_loss else length
     if most < 1:
         raise MaskError(f"{length} patches are too few to mask; use a larger image")
@@ -126,94 +118,12 @@ def mask_from_noise(noise: Tensor, mask_ratio: float) -> PatchMask:
     Args:
         noise: (N, L), any real values; ties keep the earlier patch.
         mask_ratio: Fraction removed, 0..1.
-
-    Raises:
-        MaskError: If the ratio is not within 0..1.
     """
-    return _keep_lowest(noise, num_visible(noise.shape[1], mask_ratio))
-
-
-def _keep_lowest(noise: Tensor, visible: int) -> PatchMask:
+    visible = num_visible(noise.shape[1], mask_ratio)
     ids_shuffle = torch.argsort(noise, dim=1, stable=True)  # (N, L)
     ids_restore = torch.argsort(ids_shuffle, dim=1)
     mask = (ids_restore >= visible).to(torch.float32)
     return PatchMask(mask, ids_shuffle[:, :visible].contiguous(), ids_restore)
-
-
-def random_mask(
-    n: int,
-    length: int,
-    mask_ratio: float,
-    *,
-    seed: int | Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
-) -> PatchMask:
-    """Remove patches uniformly at random (He et al. 2022, section 3).
-
-    Seed 2 at 75 % on 14 x 14 gives the mask of the official notebook.
-
-    Args:
-        n: N, images.
-        length: L, patches of an image.
-        mask_ratio: Fraction removed, 0..1.
-        seed: One seed for the batch, or one for each image; each image of the latter gets
-            the mask it would get alone.
-        generator: A CPU generator instead of a seed.
-
-    Raises:
-        MaskError: If the ratio or a seed is not allowed.
-    """
-    return draw_mask("random", n, (1, length), mask_ratio, seed=seed, generator=generator)
-
-
-def block_mask(
-    n: int,
-    grid_size: tuple[int, int],
-    mask_ratio: float,
-    *,
-    seed: int | Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
-) -> PatchMask:
-    """Remove rectangular blocks, one after another, until enough is gone.
-
-    What 192 blocks leave, a few per cent at most, goes patch by patch at random.
-
-    Args:
-        n: N, images.
-        grid_size: (h, w) patches.
-        mask_ratio: Fraction removed, 0..1; the last block is cut to the exact count.
-        seed: As for `random_mask`.
-        generator: As for `random_mask`.
-
-    Raises:
-        MaskError: If the ratio or a seed is not allowed.
-    """
-    return draw_mask("block", n, grid_size, mask_ratio, seed=seed, generator=generator)
-
-
-def grid_mask(
-    n: int,
-    grid_size: tuple[int, int],
-    mask_ratio: float,
-    *,
-    seed: int | Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
-) -> PatchMask:
-    """Remove patches in a regular pattern: 75 % keeps one of every 2 x 2, 50 % a checkerboard.
-
-    Between those, patches go in the order of a Bayer matrix; the seed shifts the pattern.
-
-    Args:
-        n: N, images.
-        grid_size: (h, w) patches.
-        mask_ratio: Fraction removed, 0..1.
-        seed: As for `random_mask`.
-        generator: As for `random_mask`.
-
-    Raises:
-        MaskError: If the ratio or a seed is not allowed.
-    """
-    return draw_mask("grid", n, grid_size, mask_ratio, seed=seed, generator=generator)
 
 
 def custom_mask(removed: ArrayLike) -> PatchMask:
@@ -236,33 +146,38 @@ def custom_mask(removed: ArrayLike) -> PatchMask:
             f"this one is {array.dtype} of shape {array.shape}"
         )
     flat = array.reshape(-1, array.shape[-2] * array.shape[-1])  # (N, L)
-    counts = {int(count) for count in (~flat).sum(axis=1)}
-    if 0 in counts:
+    visible = (~flat).sum(axis=1)
+    if visible.min() == 0:
         raise MaskError("the mask removes every patch; leave at least one visible")
-    if len(counts) > 1:
-        raise MaskError(f"images of one batch keep {sorted(counts)} patches; keep equally many")
-    return _keep_lowest(torch.from_numpy(flat.astype(np.float32)), counts.pop())
+    if visible.min() != visible.max():
+        few, many = visible.min(), visible.max()
+        raise MaskError(f"images of one batch keep {few} to {many} patches; keep equally many")
+    noise = torch.from_numpy(flat.astype(np.float32))
+    return mask_from_noise(noise, 1 - float(visible[0]) / flat.shape[1])
 
 
 def draw_mask(
-    strategy: str,
-    n: int,
-    grid_size: tuple[int, int],
-    mask_ratio: float,
-    *,
-    seed: int | Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
+    strategy: str, n: int, grid_size: tuple[int, int], mask_ratio: float, *,
+    seed: int | Sequence[int] | None = None, generator: torch.Generator | None = None,
     rows: slice = slice(None),
-) -> PatchMask:
-    """Draw masks by a strategy's name.
+) -> PatchMask:  # fmt: skip
+    """Draw the masks of N images by a strategy.
+
+    * `random` removes patches uniformly (He et al. 2022, section 3). Seed 2 at 75 % on 14 x 14
+      gives the mask of the official notebook.
+    * `block` removes one rectangle after another; the last is cut to the exact count. What 192 of
+      them leave, a few per cent at most, goes patch by patch at random.
+    * `grid` removes in the order of a Bayer matrix, which the seed shifts: 75 % keeps one of every
+      2 x 2, 50 % a checkerboard.
 
     Args:
         strategy: One of `STRATEGIES`.
         n: N, images.
         grid_size: (h, w) patches.
         mask_ratio: Fraction removed, 0..1.
-        seed: As for `random_mask`.
-        generator: As for `random_mask`.
+        seed: One seed for the batch, or one for each image; each image of the latter gets the
+            mask that it would get alone.
+        generator: A CPU generator instead of a seed.
         rows: Which of the N images get a mask: the one they have among all N. The others cost
             next to nothing.
 
@@ -278,6 +193,25 @@ def draw_mask(
     else:
         drawn = torch.cat([noise(1, grid_size, source, slice(1)) for source in sources[rows]])
     return mask_from_noise(drawn, mask_ratio)
+
+
+def random_mask(n: int, length: int, mask_ratio: float, *, seed: int | Sequence[int]) -> PatchMask:
+    """`draw_mask` by the strategy `random`, for `length` patches of any grid."""
+    return draw_mask("random", n, (1, length), mask_ratio, seed=seed)
+
+
+def block_mask(
+    n: int, grid_size: tuple[int, int], mask_ratio: float, *, seed: int | Sequence[int]
+) -> PatchMask:
+    """`draw_mask` by the strategy `block`."""
+    return draw_mask("block", n, grid_size, mask_ratio, seed=seed)
+
+
+def grid_mask(
+    n: int, grid_size: tuple[int, int], mask_ratio: float, *, seed: int | Sequence[int]
+) -> PatchMask:
+    """`draw_mask` by the strategy `grid`."""
+    return draw_mask("grid", n, grid_size, mask_ratio, seed=seed)
 
 
 def _generators(
@@ -303,8 +237,10 @@ def _generators(
     return [torch.Generator().manual_seed(int(value)) for value in seeds]
 
 
-# The noise of n images from one generator, of which `rows` are returned. What an image takes of
-# the generator does not depend on what was drawn before, so that no row needs the others.
+# The noise of n images from one generator, of which `rows` are returned: (rows, L). What an image
+# takes of the generator does not depend on what was drawn before, so no row needs the others.
+
+_Noise = Callable[[int, tuple[int, int], torch.Generator, slice], Tensor]
 
 
 def _random_noise(
@@ -316,42 +252,36 @@ def _random_noise(
 def _block_noise(
     n: int, grid_size: tuple[int, int], generator: torch.Generator, rows: slice
 ) -> Tensor:
-    """(rows, L): the later a patch is removed the lower its noise."""
-    length = grid_size[0] * grid_size[1]
-    drawn = torch.rand(n, _BLOCKS * 4 + length, generator=generator)[rows].double().numpy()
-    corners = _block_corners(drawn[:, : _BLOCKS * 4].reshape(-1, _BLOCKS, 4), grid_size)
-    first = np.full((len(drawn), *grid_size), _BLOCKS)  # which block removes a patch
-    for image, blocks in zip(first, corners.tolist(), strict=True):
-        # Backwards, for a patch goes with the first block that covers it.
-        for block in range(_BLOCKS - 1, -1, -1):
-            top, bottom, left, right = blocks[block]
-            image[top:bottom, left:right] = block
-    order = first.reshape(-1, length)
-    # Within a block from left to right and downwards; below 1 where no block was.
-    noise = (_BLOCKS - order) * length - np.arange(length)
-    return torch.from_numpy(np.where(order < _BLOCKS, noise, drawn[:, _BLOCKS * 4 :]))
-
-
-def _block_corners(drawn: NDArray[np.float64], grid_size: tuple[int, int]) -> NDArray[np.int64]:
-    """(..., 4) top, bottom, left, right of blocks, from four uniform numbers each."""
-
-    def between(bounds: tuple[float, float], share: NDArray[np.float64]) -> NDArray[np.float64]:
-        return bounds[0] + (bounds[1] - bounds[0]) * share
-
+    """The later a patch is removed the lower its noise."""
     h, w = grid_size
-    area = h * w * between(_BLOCK_AREA, drawn[..., 0])
-    aspect = np.exp(between(_BLOCK_LOG_ASPECT, drawn[..., 1]))
+    drawn = torch.rand(n, _BLOCKS * 4 + h * w, generator=generator)[rows].double().numpy()
+    # Each block takes four uniform numbers: area, aspect, and its place.
+    uniform = drawn[:, : _BLOCKS * 4].reshape(-1, _BLOCKS, 4)
+    area = h * w * (_BLOCK_AREA[0] + (_BLOCK_AREA[1] - _BLOCK_AREA[0]) * uniform[..., 0])
+    low, high = _BLOCK_LOG_ASPECT
+    aspect = np.exp(low + (high - low) * uniform[..., 1])
     block_h = np.clip(np.rint(np.sqrt(area * aspect)), 1, h)
     block_w = np.clip(np.rint(np.sqrt(area / aspect)), 1, w)
-    top = np.rint((h - block_h) * drawn[..., 2])
-    left = np.rint((w - block_w) * drawn[..., 3])
-    return np.stack((top, top + block_h, left, left + block_w), axis=-1).astype(np.int64)
+    top = np.rint((h - block_h) * uniform[..., 2])
+    left = np.rint((w - block_w) * uniform[..., 3])
+    corners = np.stack((top, top + block_h, left, left + block_w), axis=-1).astype(int).tolist()
+
+    first = np.full((len(drawn), h, w), _BLOCKS)  # which block removes a patch
+    for image, blocks in zip(first, corners, strict=True):
+        # Backwards, for a patch goes with the first block that covers it.
+        for block in range(_BLOCKS - 1, -1, -1):
+            y0, y1, x0, x1 = blocks[block]
+            image[y0:y1, x0:x1] = block
+    order = first.reshape(-1, h * w)
+    # Within a block from left to right and downwards; below 1 where no block was.
+    noise = (_BLOCKS - order) * (h * w) - np.arange(h * w)
+    return torch.from_numpy(np.where(order < _BLOCKS, noise, drawn[:, _BLOCKS * 4 :]))
 
 
 def _grid_noise(
     n: int, grid_size: tuple[int, int], generator: torch.Generator, rows: slice
 ) -> Tensor:
-    """(rows, L) Bayer's order: the low bits of (row, column) decide first, so it thins evenly."""
+    """Bayer's order: the low bits of (row, column) decide first, so it thins evenly."""
     h, w = grid_size
     bits = max(h - 1, w - 1, 1).bit_length()
     shift = torch.randint(2**bits, (n, 2), generator=generator)[rows]
@@ -364,8 +294,6 @@ def _grid_noise(
         order = order * 4 + 2 * (row_bit ^ column_bit) + column_bit
     return order.flatten(1).to(torch.float32)
 
-
-_Noise = Callable[[int, tuple[int, int], torch.Generator, slice], Tensor]
 
 _NOISES: dict[str, _Noise] = {
     "random": _random_noise, "block": _block_noise, "grid": _grid_noise,

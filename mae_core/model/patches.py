@@ -1,6 +1,6 @@
 """Images cut into patches and put together again; normalisation of patches."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,14 +29,11 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Cut images into flattened square patches.
 
     Args:
-        images: (N, C, H, W); H and W multiples of `patch_size`.
+        images: (N, C, H, W); H and W multiples of `patch_size`, in pixels.
         patch_size: Side of a patch in pixels.
 
     Returns:
         (N, L, P) patches in row-major grid order, pixels in (p, q, c) order.
-
-    Raises:
-        PatchError: If H or W is not a multiple of `patch_size`.
     """
     n, c, height, width = images.shape
     h, w = grid_of(height, width, patch_size)
@@ -56,9 +53,6 @@ def unpatchify(
 
     Returns:
         (N, C, H, W) images.
-
-    Raises:
-        PatchError: If L patches do not fill the grid, or P is no multiple of the patch area.
     """
     n, length, values = patches.shape
     h, w = grid_size or (int(length**0.5), int(length**0.5))
@@ -71,8 +65,7 @@ def unpatchify(
     return cells.permute(0, 5, 1, 3, 2, 4).reshape(n, c, h * patch_size, w * patch_size)
 
 
-@dataclass(frozen=True)
-class PatchStatistics:
+class PatchStatistics(NamedTuple):
     """Mean and variance of each patch, (N, L, 1) each; the variance is unbiased."""
 
     mean: Tensor
@@ -81,15 +74,14 @@ class PatchStatistics:
 
 def patch_statistics(patches: Tensor) -> PatchStatistics:
     """Each patch's own mean and unbiased variance over its P values; patches is (N, L, P)."""
-    return PatchStatistics(
-        patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True, unbiased=True)
-    )
+    mean = patches.mean(dim=-1, keepdim=True)
+    return PatchStatistics(mean, patches.var(dim=-1, keepdim=True, unbiased=True))
 
 
-def normalize_patches(patches: Tensor, statistics: PatchStatistics | None = None) -> Tensor:
+def normalize_patches(patches: Tensor) -> Tensor:
     """Normalise (N, L, P) patches by their own statistics (He et al. 2022, section 3)."""
-    stats = statistics or patch_statistics(patches)
-    return (patches - stats.mean) / torch.sqrt(stats.var + NORM_PIX_EPS)
+    mean, var = patch_statistics(patches)
+    return (patches - mean) / torch.sqrt(var + NORM_PIX_EPS)
 
 
 def denormalize_patches(patches: Tensor, statistics: PatchStatistics) -> Tensor:

@@ -67,7 +67,7 @@ def test_reconstruct_takes_a_size_and_a_view(
         (["reconstruct", "missing.jpg", "--out", "out"], "no file at that path"),
         (["reconstruct", "pyproject.toml", "--out", "out"], "JPEG"),
         (["reconstruct", PICTURE, "--weights", "nothing", "--out", "out"], "neither"),
-        (["reconstruct", PICTURE, "--image-size", "100", "--out", "out"], "such as 96"),
+        (["reconstruct", PICTURE, "--image-size", "100", "--out", "out"], "from 16 to 1024"),
         (["evaluate", "nothing", "tests"], "neither"),
         (["train", "quick"], "not a folder"),
         (["train", "fast"], "choose one of quick"),

@@ -83,16 +83,12 @@ def test_visible_count_takes_whole_ratios() -> None:
     assert num_visible(196, 0, for_loss=True) == 195
 
 
-@pytest.mark.parametrize("mask_ratio", [-0.01, 1.01, 75, float("nan"), float("inf")])
-def test_ratio_out_of_range_is_refused(mask_ratio: float) -> None:
-    expected = re.escape(f"mask_ratio is {mask_ratio}; it must be from 0 to 1, such as 0.75")
-    with pytest.raises(MaskError, match=f"^{expected}$"):
-        num_visible(196, mask_ratio)
-
-
-@pytest.mark.parametrize("mask_ratio", ["0.75", None, True, [0.75], 0.75j])
-def test_ratio_that_is_no_number_is_refused(mask_ratio: Any) -> None:
-    expected = re.escape(f"mask_ratio is {mask_ratio!r}; give a number from 0 to 1")
+@pytest.mark.parametrize(
+    "mask_ratio",
+    [-0.01, 1.01, 75, float("nan"), float("inf"), "0.75", None, True, [0.75], 0.75j],
+)
+def test_ratio_that_is_no_number_in_range_is_refused(mask_ratio: Any) -> None:
+    expected = re.escape(f"mask_ratio is {mask_ratio!r}; give a number from 0 to 1, such as 0.75")
     with pytest.raises(MaskError, match=f"^{expected}$"):
         num_visible(196, mask_ratio)
 
@@ -302,7 +298,7 @@ def test_an_image_of_a_batch_takes_the_same_of_the_generator_whatever_the_others
     generator = torch.Generator().manual_seed(0)
     states = [generator.get_state()]
     for _ in range(4):
-        block_mask(1, (14, 14), 0.5, generator=generator)
+        draw_mask("block", 1, (14, 14), 0.5, generator=generator)
         states.append(generator.get_state())
     length = 192 * 4 + 196
     for before, after in itertools.pairwise(states):
@@ -386,7 +382,10 @@ def test_custom_mask_of_nothing_removed() -> None:
         ("yes", "a custom mask is a (h, w) or (N, h, w) array of booleans, True = removed"),
         ([[True, False], [True]], "the rows of a custom mask are not equally long"),
         ([[[True, False]], [[True, True]]], "the mask removes every patch"),
-        ([[[True, False, False]], [[True, True, False]]], "images of one batch keep [1, 2]"),
+        (
+            [[[True, False, False]], [[True, True, False]]],
+            "images of one batch keep 1 to 2 patches",
+        ),
     ],
 )
 def test_custom_masks_that_cannot_be(array: Any, message: str) -> None:
@@ -397,14 +396,13 @@ def test_custom_masks_that_cannot_be(array: Any, message: str) -> None:
 # --- seeds, generators and strategies that cannot be
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(
     "seed", [-1, MAX_SEED + 1, 2.0, True, "2", {"seed": 2}, np.array([2]), np.int64(-1)]
 )
-def test_seed_that_is_no_whole_number_in_range(strategy: str, seed: Any) -> None:
+def test_seed_that_is_no_whole_number_in_range(seed: Any) -> None:
     expected = re.escape(f"seed is {seed!r}; it must be a whole number from 0 to {MAX_SEED}")
     with pytest.raises(MaskError, match=f"^{expected}$"):
-        draw_mask(strategy, 1, (4, 4), 0.5, seed=seed)
+        random_mask(1, 16, 0.5, seed=seed)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -422,27 +420,19 @@ def test_a_bad_seed_among_good_ones() -> None:
         random_mask(2, 16, 0.5, seed=[1, 1.5])  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_as_many_seeds_as_images(strategy: str) -> None:
+def test_as_many_seeds_as_images() -> None:
     with pytest.raises(MaskError, match="3 seeds for 2 images; give one an image, or a single"):
-        draw_mask(strategy, 2, (4, 4), 0.5, seed=[1, 2, 3])
+        random_mask(2, 16, 0.5, seed=[1, 2, 3])
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_exactly_one_source_of_chance(strategy: str) -> None:
+def test_exactly_one_source_of_chance() -> None:
     with pytest.raises(MaskError, match="pass either seed= or generator="):
-        draw_mask(strategy, 1, (4, 4), 0.5)
+        draw_mask("random", 1, (4, 4), 0.5)
     with pytest.raises(MaskError, match="pass either seed= or generator="):
-        draw_mask(strategy, 1, (4, 4), 0.5, seed=1, generator=torch.Generator())
+        draw_mask("random", 1, (4, 4), 0.5, seed=1, generator=torch.Generator())
 
 
 def test_an_unknown_strategy_is_named() -> None:
     expected = "no strategy is called 'spiral'; choose random, block, grid"
     with pytest.raises(MaskError, match=f"^{expected}$"):
         draw_mask("spiral", 1, (4, 4), 0.5, seed=1)
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_refuses_a_bad_ratio(strategy: str) -> None:
-    with pytest.raises(MaskError, match="it must be from 0 to 1"):
-        draw_mask(strategy, 1, (4, 4), 1.5, seed=1)

@@ -109,11 +109,11 @@ def test_denormalising_undoes_normalising() -> None:
     torch.testing.assert_close(restored, patches, rtol=0, atol=1e-5)
 
 
-def test_statistics_of_others_are_used_when_given() -> None:
+def test_denormalising_takes_the_statistics_given() -> None:
     patches = noise(1, 2, 12)
     statistics = PatchStatistics(torch.full((1, 2, 1), 2.0), torch.full((1, 2, 1), 4.0))
-    expected = (patches - 2) / (4 + 1e-6) ** 0.5
-    torch.testing.assert_close(normalize_patches(patches, statistics), expected)
+    expected = patches * (4 + 1e-6) ** 0.5 + 2
+    torch.testing.assert_close(denormalize_patches(patches, statistics), expected)
 
 
 def test_a_flat_patch_stays_finite() -> None:

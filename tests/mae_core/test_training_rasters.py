@@ -113,7 +113,7 @@ def test_grey_of_12_bits(
     # Not black: most levels are used.
     assert all(np.asarray(picture).std() > 30 for picture in pictures)
     figures = evaluate_reconstruction(model, pictures, baselines=False)["model"]
-    assert len(figures.psnr) == 12
+    assert len(figures["psnr"]) == 12
 
 
 def test_a_run_keeps_the_range_it_began_with(run_config: MakeRun, radiographs: Path) -> None:

@@ -553,8 +553,8 @@ def wide_state(grid: tuple[int, int], *, learned: bool = False) -> State:
     h, w = grid
     state = dict(checkpoints.random_state(replace(SMALL, image_size=min(grid) * 8, grid=grid)))
     if not learned:
-        state["pos_embed"] = sincos_pos_embed(192, grid, cls_token=True)
-        state["decoder_pos_embed"] = sincos_pos_embed(512, grid, cls_token=True)
+        state["pos_embed"] = sincos_pos_embed(192, grid)
+        state["decoder_pos_embed"] = sincos_pos_embed(512, grid)
     assert state["pos_embed"].shape[1] == 1 + h * w
     return state
 
@@ -674,7 +674,7 @@ def test_a_grid_that_is_not_the_image_size_is_refused() -> None:
 
 def test_tables_and_models_without_a_class_token_are_refused(tmp_path: Path) -> None:
     for grid in ((4, 4), (3, 5)):
-        table = sincos_pos_embed(192, grid, cls_token=False)
+        table = sincos_pos_embed(192, grid)[:, 1:]
         with pytest.raises(CheckpointError, match="one for each patch and none for a class token"):
             read_weights(written(tmp_path, {**STATE, "pos_embed": table}))
     without = {key: tensor for key, tensor in STATE.items() if key != "cls_token"}
