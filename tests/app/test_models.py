@@ -415,7 +415,7 @@ def test_a_model_of_other_bands_is_refused_at_the_start(
         bands=bands,
     )  # fmt: skip
     save_weights(tmp_path / "m.safetensors", MaskedAutoencoder(config), record={})
-    with pytest.raises(ConfigError, match="the page takes colour or grey; use python -m mae_core"):
+    with pytest.raises(ConfigError, match="the page takes colour or grey; use mae reconstruct"):
         ReconstructionService.load(
             AppSettings(weights=(str(tmp_path / "m.safetensors"),), device="cpu")
         )
