@@ -60,7 +60,7 @@ def contents_of(model: MaskedAutoencoder, kind: Kind = "autoencoder") -> Weights
     config = model.config
     if kind != "autoencoder":
         config = replace(config, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16)
-    return Weights("official", kind, config, state, {}, {}, "float32", num_classes)
+    return Weights(config, state, kind=kind, format="official", num_classes=num_classes)
 
 
 def all_visible(count: int, length: int) -> PatchMask:
