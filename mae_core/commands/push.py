@@ -23,7 +23,6 @@ from pathlib import Path
 
 from mae_core.config import with_overrides
 from mae_core.errors import ConfigError
-from mae_core.training.report import METRICS_FILE, read_metrics
 from mae_core.weights.publish import NO_LICENSE, push
 
 _log = logging.getLogger(__name__)
@@ -60,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("give the run's folder and where it goes: RUN_DIR USER/NAME")
     run, config = Path(arguments[0]), with_overrides(PushConfig(), arguments[2:])
     address = push(
-        run, arguments[1], metrics=read_metrics(run / METRICS_FILE), license_name=config.license,
-        private=config.private, update=config.update, dry_run=config.dry_run,
+        run, arguments[1], license_name=config.license, private=config.private,
+        update=config.update, dry_run=config.dry_run,
     )  # fmt: skip
     _log.info("wrote %s; nothing was sent" if config.dry_run else "uploaded %s", address)
     return 0
