@@ -6,7 +6,7 @@
 
 Files go to the caches of torch.hub (TORCH_HOME) and huggingface_hub (HF_HOME), and what is there
 already is not fetched again. The token of private repositories is the one that `hf auth login` or
-HF_TOKEN gives. HF_HUB_OFFLINE=1 or MAE_OFFLINE=1 forbids the network.
+HF_TOKEN gives. HF_HUB_OFFLINE=1 forbids the network.
 """
 
 import argparse

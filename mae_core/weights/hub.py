@@ -40,7 +40,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.file_download import http_get
+from huggingface_hub.file_download import HfFileMetadata, http_get
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from tqdm import tqdm
 
@@ -75,19 +75,15 @@ class RemoteFile:
 
     def mismatch(self, path: Path) -> str | None:
         """How a file on disk differs from what is known; None if it does not."""
-        return _mismatch(path, self.bytes, sha256=self.sha256, md5=self.md5_prefix)
-
-
-def _mismatch(path: Path, size: int | None, **digests: str | None) -> str | None:
-    found = path.stat().st_size
-    if size is not None and found != size:
-        return f"it has {found:,} bytes rather than {size:,}"
-    for name, wanted in digests.items():
-        with path.open("rb") as file:
-            new = partial(hashlib.new, name, usedforsecurity=False)
-            if wanted and not hashlib.file_digest(file, new).hexdigest().startswith(wanted.lower()):
-                return f"its {name.upper()} is not the published one"
-    return None
+        size = path.stat().st_size
+        if self.bytes not in (None, size):
+            return f"it has {size:,} bytes rather than {self.bytes:,}"
+        for name, wanted in (("sha256", self.sha256), ("md5", self.md5_prefix)):
+            with path.open("rb") as file:
+                new = partial(hashlib.new, name, usedforsecurity=False)
+                if wanted and not hashlib.file_digest(file, new).hexdigest().startswith(wanted):
+                    return f"its {name.upper()} is not the published one"
+        return None
 
 
 def is_repository(text: str) -> bool:
@@ -134,9 +130,8 @@ def checkpoints_folder() -> Path:
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE or MAE_OFFLINE forbids the network."""
-    ours = os.environ.get("MAE_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    return ours or constants.is_offline_mode()
+    """Whether HF_HUB_OFFLINE forbids the network."""
+    return constants.is_offline_mode()
 
 
 # --- one file
@@ -162,24 +157,22 @@ def fetch_file(remote: RemoteFile, *, progress: Progress, check: Check | None = 
         _require_https(remote.url, remote.url)
         found = get_hf_file_metadata(remote.url, token=False, timeout=ANSWER_SECONDS)
         _require_https(found.location, remote.url)
-        size, wanted = found.size, remote.bytes
-        if size is not None and (size > MAX_BYTES or wanted not in (None, size)):
-            expected = f"at most {MAX_BYTES:,}" if wanted is None else f"{wanted:,}"
+        if remote.bytes is not None and found.size not in (None, remote.bytes):
             raise DownloadError(
-                f"{host} has another file as {name}: of {size:,} bytes rather than {expected}; it "
-                "was not fetched"
+                f"{host} has another file as {name}: of {found.size:,} bytes rather than "
+                f"{remote.bytes:,}; it was not fetched"
             )
         # One file for each version: bytes of two are never mixed.
         key = hashlib.sha256(f"{remote.url} {found.etag}".encode()).hexdigest()[:16]
         part = path.with_name(f"{name}.{key}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _acquire(path, lambda: progress(_size(part), size)):
+        with _acquire(path, lambda: progress(_size(part), found.size)):
             if path.is_file():
                 return path
             for old in path.parent.glob(f"{glob.escape(name)}.*partial*"):
                 if old != part or found.etag is None:
                     old.unlink()
-            _receive(remote, found.location, found.etag, size, part, progress)
+            _receive(remote, found, part, progress)
             try:
                 if difference := remote.mismatch(part):
                     raise DownloadError(
@@ -204,18 +197,19 @@ def _acquire(path: Path, report: Callable[[], None]) -> contextlib.AbstractConte
             report()
 
 
-def _receive(
-    remote: RemoteFile, url: str, tag: str | None, total: int | None, part: Path, progress: Progress
-) -> None:
+def _receive(remote: RemoteFile, found: HfFileMetadata, part: Path, progress: Progress) -> None:
     """Receive what is missing of a file."""
-    name, done = remote.path.name, _size(part)
-    _check_space(name, part.parent, (total or 0) - done)
+    name, done, tag, total = remote.path.name, _size(part), found.etag, found.size
+    _check_room(name, part.parent, (total or 0) - done)
     progress(done, total)
     headers = {"Accept-Encoding": "identity"} | ({"If-Range": f'"{tag}"'} if tag else {})
     bar = _bar(name, remote.bytes or total or MAX_BYTES, lambda received: progress(received, total))
     # Unbuffered: what was received is on disk when the connection breaks.
     with part.open("ab", buffering=0) as file, _plain_downloads():
-        http_get(url, file, resume_size=done, headers=headers, expected_size=total, tqdm_class=bar)
+        http_get(
+            found.location, file, resume_size=done, headers=headers, expected_size=total,
+            tqdm_class=bar,
+        )  # fmt: skip
     progress(_size(part), _size(part))
 
 
@@ -256,25 +250,26 @@ def fetch_repository(
     _refuse_offline(repo_id)
     token = None if account else False
     host, cache = httpx2.URL(constants.ENDPOINT).host, Path(constants.HF_HUB_CACHE)
-    with _explained(repo_id, host, Exception):
+    with _explained(repo_id, host, (Exception,)):
         commit, files = _list_files(repo_id, token)
-    total, done = sum(size for size, _ in files.values()), 0
+    sizes = {name: file.bytes or 0 for name, file in files.items()}
+    total, done = sum(sizes.values()), 0
     missing = [
         name for name in files
         if not isinstance(try_to_load_from_cache(repo_id, name, cache, commit), str)
     ]  # fmt: skip
     with _explained(repo_id, host):
         cache.mkdir(parents=True, exist_ok=True)
-        _check_space(repo_id, cache, sum(files[name][0] for name in missing))
+        _check_room(repo_id, cache, sum(sizes[name] for name in missing))
     progress(0, total)
-    for name, (size, sha256) in files.items():
+    for name, size in sizes.items():
         title = f"{name} of {repo_id}"
         bar = _bar(title, size, lambda received: progress(done + received, total))  # noqa: B023
         with _explained(title, host), _plain_downloads():
             path = Path(
                 hf_hub_download(repo_id, name, revision=commit, token=token, tqdm_class=bar)
             )
-            if name in missing and (wrong := _mismatch(path, size, sha256=sha256)):
+            if name in missing and (wrong := files[name].mismatch(path)):
                 _remove(path)
                 raise DownloadError(f"{title} was removed: {wrong}; try again")
         done += size
@@ -286,14 +281,14 @@ def fetch_repository(
         for name in missing:
             _remove(path.with_name(name))
         raise
-    with _explained(repo_id, host, Exception):
+    with _explained(repo_id, host, (Exception,)):
         # Notes in the cache which commit is the newest; `find_repository` goes by that.
         HfApi().resolve_revision(repo_id, token=token)
     return path.parent
 
 
-def _list_files(repo_id: str, token: bool | None) -> tuple[str, dict[str, tuple[int, str | None]]]:
-    """The commit of a repository, and the size and SHA-256 of each file of its weights."""
+def _list_files(repo_id: str, token: bool | None) -> tuple[str, dict[str, RemoteFile]]:
+    """The commit of a repository and the files of its weights, with their sizes."""
     _require_https(constants.ENDPOINT, constants.ENDPOINT)
     info = HfApi().model_info(repo_id, files_metadata=True, timeout=ANSWER_SECONDS, token=token)
     listed = {sibling.rfilename: sibling for sibling in info.siblings or []}
@@ -302,7 +297,7 @@ def _list_files(repo_id: str, token: bool | None) -> tuple[str, dict[str, tuple[
         size, lfs = listed[name].size, listed[name].lfs
         if size is None or size < 0:
             raise ValueError("no size")
-        files[name] = (size, lfs.sha256 if lfs else None)
+        files[name] = RemoteFile("", Path(name), size, lfs.sha256 if lfs else None)
     if not files:
         raise DownloadError(
             f"{repo_id} has no weights that are read here: those are model.safetensors, "
@@ -311,12 +306,6 @@ def _list_files(repo_id: str, token: bool | None) -> tuple[str, dict[str, tuple[
     # The name of a folder in the cache.
     if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):
         raise ValueError("no commit")
-    total = sum(size for size, _ in files.values())
-    if total > MAX_BYTES:
-        raise DownloadError(
-            f"the weights of {repo_id} are {shown_bytes(total)}; no more than "
-            f"{shown_bytes(MAX_BYTES)} is fetched"
-        )
     return str(info.sha), files
 
 
@@ -368,7 +357,7 @@ def _plain_downloads() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained(
-    title: str, host: str, errors: type[Exception] | tuple[type[Exception], ...] = _NETWORK_AND_DISK
+    title: str, host: str, errors: tuple[type[Exception], ...] = _NETWORK_AND_DISK
 ) -> Iterator[None]:
     """Turn failures into a DownloadError."""
     try:
@@ -390,7 +379,12 @@ _LOGIN = (
     "it needs an account that may read it: accept its terms on its page if it has some, and run "
     "`hf auth login`"
 )
-_STATUSES = {401: _LOGIN, 403: _LOGIN, 404: "it is not there (404); it may have been moved"}
+_STATUSES = {
+    401: _LOGIN,
+    403: _LOGIN,
+    404: "it is not there, or not for everybody (404); check the name, and for a private "
+    "repository run `hf auth login`",
+}
 # The first that fits the exception or one of its causes.
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (OfflineModeIsEnabled, "HF_HUB_OFFLINE is set; unset it"),
@@ -403,24 +397,15 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
 
 
 def reason_of(error: BaseException, statuses: Mapping[int, str] = _STATUSES) -> str:
-    """Why a request failed and what to do, as a part of a sentence about the server.
-
-    Args:
-        error: What the request raised.
-        statuses: What to say of an HTTP status; `{said}` is what the server wrote.
-    """
+    """Why a request failed and what to do; in `statuses`, `{said}` is what the server wrote."""
     causes = [error]
     while cause := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(cause)
     for cause in causes:
         if isinstance(cause, HfHubHTTPError):
             status, said = cause.response.status_code, cause.server_message or "no reason given"
-            private = isinstance(cause, RepositoryNotFoundError)
-            if private and not isinstance(cause, GatedRepoError):
-                return (
-                    "it has no such repository, or not for everybody; check the name, and for a "
-                    "private one run `hf auth login`"
-                )
+            if isinstance(cause, RepositoryNotFoundError) and not isinstance(cause, GatedRepoError):
+                status = 404  # the hub says 401 to those without an account
             return statuses.get(status, f"it answered {status}; try again later").format(said=said)
     for kind, sentence in _REASONS:
         if any(isinstance(cause, kind) for cause in causes):
@@ -428,13 +413,14 @@ def reason_of(error: BaseException, statuses: Mapping[int, str] = _STATUSES) -> 
     return "its answer makes no sense; check HF_ENDPOINT and the network, and try again"
 
 
-def _check_space(title: str, folder: Path, needed: int) -> None:
+def _check_room(title: str, folder: Path, needed: int) -> None:
     # huggingface_hub only warns.
     free = shutil.disk_usage(folder).free
-    if needed > free:
+    if needed > min(free, MAX_BYTES):
         raise DownloadError(
-            f"{title} needs {shown_bytes(needed)} more, and the disk of its cache has "
-            f"{shown_bytes(free)} free; make room, or move the cache by TORCH_HOME and HF_HOME"
+            f"{title} needs {shown_bytes(needed)} more; {shown_bytes(free)} are free, and at most "
+            f"{shown_bytes(MAX_BYTES)} are fetched; make room, or move the cache by TORCH_HOME and "
+            "HF_HOME"
         )
 
 
@@ -444,9 +430,7 @@ def _size(path: Path) -> int:
 
 def _refuse_offline(title: str) -> None:
     if is_offline():
-        raise DownloadError(
-            f"{title} is not on this machine, and HF_HUB_OFFLINE or MAE_OFFLINE is set; unset it"
-        )
+        raise DownloadError(f"{title} is not on this machine, and HF_HUB_OFFLINE is set; unset it")
 
 
 def _require_https(address: str, start: str) -> None:

@@ -67,7 +67,7 @@ def push(
     update: bool = False,
     dry_run: bool = False,
 ) -> str:
-    """Upload a finished run, or write what would be uploaded.
+    """Upload a finished run; returns the address of the commit, or the folder of the dry run.
 
     Args:
         run: The run's folder.
@@ -76,9 +76,6 @@ def push(
         private: Whether only its owner can see it.
         update: Whether it may go on top of what is already there.
         dry_run: Whether it is only written to the folder `hub` of the run.
-
-    Returns:
-        The address of the commit, or the folder of the dry run.
 
     Raises:
         CheckpointError: If the run is not finished or its weights are damaged.
@@ -101,15 +98,18 @@ def push(
 def write_repository(
     folder: Path, repo_id: str, run: Path, *, license_name: str = NO_LICENSE
 ) -> None:
-    """Write what a run's repository holds; files of an earlier call are replaced or removed.
-
-    Raises:
-        CheckpointError: If the run is not finished, its weights are damaged, or the files cannot
-            be written.
-    """
+    """Write what a run's repository holds; files of an earlier call are replaced or removed."""
     path = run / WEIGHTS_FILE
     if not path.is_file():
-        raise CheckpointError(_unfinished(run))
+        if not run.is_dir():
+            raise CheckpointError(
+                f"{str(run)!r} is not the folder of a run; give the out= of a training run"
+            )
+        record = read_weights(locate(run)).record
+        raise CheckpointError(
+            f"the run in {str(run)!r} is not finished: it is at step {record['step']} of "
+            f"{record['steps']}; start the same training command again, and upload it after that"
+        )
     weights = read_weights(path)
     for name in (*TRANSFORMERS_FILES, GRID_FILE):
         (folder / name).unlink(missing_ok=True)
@@ -127,17 +127,6 @@ def write_repository(
     card = write_card(repo_id, weights, license_name=license_name, has_grid=bool(grids))
     write_atomically(
         folder / "README.md", lambda partial: partial.write_text(card, encoding="utf-8")
-    )
-
-
-def _unfinished(run: Path) -> str:
-    """Why there is nothing to upload."""
-    if not run.is_dir():
-        return f"{str(run)!r} is not the folder of a run; give the out= of a training run"
-    record = read_weights(locate(run)).record
-    return (
-        f"the run in {str(run)!r} is not finished: it is at step {record['step']} of "
-        f"{record['steps']}; start the same training command again, and upload it after that"
     )
 
 
@@ -162,6 +151,17 @@ def write_card(
     elif config.pca_components:
         target = f"{config.pca_components} principal components of patches"
     height, width = (side * config.patch_size for side in config.table_grid)
+    grid = (
+        f"![Reconstructions]({GRID_FILE})\n\n*Each row: original, masked, reconstruction, and "
+        "pasted (the true pixels put back where they were seen).*\n\n"
+    )
+    facts = _table(record, _FACTS) or "Nothing is recorded about the training of these weights."
+    figures = _table(record, _FIGURES)
+    if figures:
+        figures = (
+            "Mean over the images held out by whoever trained it, on removed patches, 75 % "
+            f"removed at random, as measured by `mae train`.\n\n{figures}"
+        )
     return f"""---
 {fields.to_yaml()}
 ---
@@ -175,16 +175,16 @@ draws the others.
 Encoder of depth {config.depth} and width {config.embed_dim}; decoder of depth \
 {config.decoder_depth} and width {config.decoder_embed_dim}; patches of \
 {config.patch_size} x {config.patch_size} in images of {height} x {width}; predicts {target}.
-{_GRID if has_grid else ""}
-## Training
 
-{_table(record, _FACTS) or "Nothing is recorded about the training of these weights."}
+{grid if has_grid else ""}## Training
+
+{facts}
 
 The whole configuration is in `config.json`.
-{_CHANGED if record.get("changes") else ""}
+
 ## How good they are
 
-{_figures(record)}
+{figures or "Nothing was held out, so nothing was measured."}
 
 ## How to use them
 
@@ -195,7 +195,7 @@ model = mae_core.load("{repo_id}")
 mae_core.Reconstructor(model)("photo.jpg", seed=2).strip().save("photo-mae.png")
 ```
 
-{_other_ways(repo_id, weights, lacking)}
+{_in_transformers(repo_id, weights, lacking)}
 
 The interactive page: `python -m app --weights {repo_id}`
 
@@ -203,36 +203,10 @@ The interactive page: `python -m app --weights {repo_id}`
 
 What the model draws is a guess: it fills in what is usual in the images it was trained on, with
 their biases. What was really hidden may look quite different.
-{_UNLICENSED if license_name == NO_LICENSE else ""}
 """
 
 
-_GRID = f"""
-![Reconstructions]({GRID_FILE})
-
-*Each row: original, masked, reconstruction, and pasted (the true pixels put back where they were
-seen).*
-"""
-_CHANGED = """
-Fields were changed while it ran; the weights' header lists them as `changes`.
-"""
-_UNLICENSED = """
-## Licence
-
-None has been named: ask whoever uploaded the weights before using them."""
-
-
-def _figures(record: dict[str, Any]) -> str:
-    table = _table(record, _FIGURES)
-    if not table:
-        return "Nothing was held out, so nothing was measured."
-    return (
-        "Mean over the images held out by whoever trained it, on removed patches, 75 % removed "
-        f"at random, as measured by `mae train`.\n\n{table}"
-    )
-
-
-def _other_ways(repo_id: str, weights: Weights, lacking: str | None) -> str:
+def _in_transformers(repo_id: str, weights: Weights, lacking: str | None) -> str:
     if lacking is not None:
         return f"They are in mae_core's format alone: {lacking.partition(';')[0]}."
     lost = lost_in(weights, "huggingface")

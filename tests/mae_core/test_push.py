@@ -358,16 +358,13 @@ def test_the_card_says_what_the_record_says(run: Path) -> None:
         'mae_core.load("me/flowers")',
         'ViTMAEForPreTraining.from_pretrained("me/flowers")',
         "python -m app --weights me/flowers", "Encoder of depth 2 and width 32; decoder",
-        "ask whoever uploaded the weights",
     ):  # fmt: skip
         assert line in card, line
     assert "began with" not in card
-    assert "were changed" not in card
 
 
 def test_the_card_follows_the_record(run: Path) -> None:
-    changed = card_of(run, changes=[{"step": 3}], init_from="mae-tiny", pictures=None)
-    assert "Fields were changed" in changed
+    changed = card_of(run, init_from="mae-tiny", pictures=None)
     assert "| began with the weights | mae-tiny |" in changed
     assert "| images |" not in changed
     unmeasured = card_of(run, holdout_psnr=None, holdout_ssim=None, holdout_loss=None)
