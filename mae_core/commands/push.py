@@ -30,14 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PushConfig:
-    """How a run is uploaded.
-
-    Attributes:
-        private: Whether only its owner can see it.
-        license: As the hub names it, such as `apache-2.0`.
-        update: Whether it may go on top of what is already there.
-        dry_run: Whether it is only written to a folder.
-    """
+    """How a run is uploaded; see `push`."""
 
     private: bool = False
     license: str = NO_LICENSE
@@ -50,16 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # It tells of every request.
-    for name in ("httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0
     if len(arguments) < 2:
         raise ConfigError("give the run's folder and where it goes: RUN_DIR USER/NAME")
-    run, config = Path(arguments[0]), with_overrides(PushConfig(), arguments[2:])
+    config = with_overrides(PushConfig(), arguments[2:])
     address = push(
-        run, arguments[1], license_name=config.license, private=config.private,
+        Path(arguments[0]), arguments[1], license_name=config.license, private=config.private,
         update=config.update, dry_run=config.dry_run,
     )  # fmt: skip
     _log.info("wrote %s; nothing was sent" if config.dry_run else "uploaded %s", address)
