@@ -7,8 +7,6 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants, file_download
 
-from mae_core.weights import hub
-
 # Nobody listens there.
 CLOSED = "http://127.0.0.1:9"
 
@@ -20,7 +18,6 @@ def isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     use_hub(monkeypatch, CLOSED)
     monkeypatch.setenv("HF_TOKEN", "")
-    monkeypatch.setattr(hub, "PAUSE_SECONDS", 0.01)
     # The client's own pauses between attempts.
     monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda _: None))
 

@@ -16,20 +16,10 @@ DST must not be there yet. The tensors are the same bit for bit, but for --dtype
 """
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from mae_core.errors import ConfigError, PatchError
-from mae_core.model.patches import grid_of
-from mae_core.reconstruct import MAX_PATCHES
-from mae_core.weights.export import (
-    TARGETS,
-    check_destination,
-    convert,
-    lost_in,
-    opening_line,
-)
+from mae_core.weights.export import TARGETS, check_destination, convert, lost_in, opening_line
 from mae_core.weights.formats import Hints, Weights
 from mae_core.weights.registry import read_weights
 
@@ -37,13 +27,8 @@ from mae_core.weights.registry import read_weights
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    target, size = arguments.to, arguments.image_size and tuple(arguments.image_size)
-    try:
-        path = Path(arguments.destination).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(
-            f"unknown user in {arguments.destination[:80]!r}; give an absolute path"
-        ) from error
+    path, target = Path(arguments.destination), arguments.to
+    size = arguments.image_size and tuple(arguments.image_size)
     check_destination(path, target, dtype=arguments.dtype, image_size=size)
     hints = Hints(
         num_heads=arguments.num_heads, decoder_num_heads=arguments.decoder_num_heads,
@@ -52,19 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     weights = read_weights(arguments.source, hints=None if hints == Hints() else hints)
     print(f"read {arguments.source}: {_described(weights)}")
-    if (
-        size
-        and (count := math.prod(grid_of(size[0], size[1], weights.config.patch_size))) > MAX_PATCHES
-    ):
-        raise PatchError(
-            f"a {size[0]}x{size[1]} image has {count:,} patches, and at most {MAX_PATCHES:,} are "
-            "taken; give a smaller --image-size"
-        )
     convert(weights, path, target, dtype=arguments.dtype, image_size=size)
     lost = lost_in(weights, target)
     said = ", the encoder alone" if target == "timm" and weights.kind == "autoencoder" else ""
     said += f"; it cannot say {', '.join(lost)}: who opens it has to know" if lost else ""
-    print(f"wrote {path}: {target}, {_bytes_of(path) / 1e6:.1f} MB{said}")
+    print(f"wrote {path}: {target}{said}")
     print(f"open it with: {opening_line(weights, path, target)}")
     return 0
 
@@ -110,17 +87,9 @@ def _described(weights: Weights) -> str:
         and (whole or not field.startswith("decoder_"))
         and getattr(config, field) not in (None, ())
     ]
-    facts = [
-        f"{weights.format}, {weights.kind}, {weights.dtype}",
-        f"{sum(tensor.numel() for tensor in weights.state.values()):,} parameters",
+    return (
+        f"{weights.format}, {weights.kind}, {weights.dtype}; "
+        f"{sum(tensor.numel() for tensor in weights.state.values()):,} parameters; "
         f"{config.embed_dim} wide, {config.depth} deep, {config.num_heads} heads, patches of "
-        f"{config.patch_size} pixels",
-        *([f"assumed {', '.join(assumed)}"] if assumed else []),
-    ]
-    return "; ".join(facts)
-
-
-def _bytes_of(path: Path) -> int:
-    """Bytes of a folder, or of a file and its `.data`, where ONNX keeps large tensors."""
-    files = path.iterdir() if path.is_dir() else (path, path.with_name(path.name + ".data"))
-    return sum(file.stat().st_size for file in files if file.exists())
+        f"{config.patch_size} pixels{'; assumed ' * bool(assumed)}{', '.join(assumed)}"
+    )

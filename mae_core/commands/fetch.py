@@ -6,7 +6,7 @@
 
 Files go to the caches of torch.hub (TORCH_HOME) and huggingface_hub (HF_HOME), and what is there
 already is not fetched again. The token of private repositories is the one that `hf auth login` or
-HF_TOKEN gives. HF_HUB_OFFLINE=1 or MAE_OFFLINE=1 forbids the network.
+HF_TOKEN gives. HF_HUB_OFFLINE=1 forbids the network.
 """
 
 import argparse
@@ -14,9 +14,7 @@ import logging
 from collections.abc import Sequence
 
 from mae_core.weights.hub import shown_bytes
-from mae_core.weights.registry import WeightsEntry, find, list_weights, locate
-
-_HEAD = ("name", "size", "here", "holds", "predicts", "licence", "what it is")
+from mae_core.weights.registry import find, list_weights, locate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,19 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _table() -> str:
-    rows = [_HEAD, *(_row(entry) for entry in list_weights().values())]
+    rows = [("name", "size", "here", "holds", "predicts", "licence", "what it is")]
+    for entry in list_weights().values():
+        size = f"{'' if entry.bytes else 'about '}{shown_bytes(entry.expected_bytes)}"
+        here = "no" if find(entry.name) is None else "yes"
+        about = (entry.kind, entry.target, entry.licence, entry.summary)
+        rows.append((entry.name, size, here, *about))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _row(entry: WeightsEntry) -> tuple[str, ...]:
-    about = "" if entry.bytes is not None else "about "
-    return (
-        entry.name,
-        about + shown_bytes(entry.expected_bytes),
-        "no" if find(entry.name) is None else "yes",
-        entry.kind,
-        entry.target,
-        entry.licence,
-        entry.summary,
-    )

@@ -23,7 +23,6 @@ from pathlib import Path
 
 from mae_core.config import with_overrides
 from mae_core.errors import ConfigError
-from mae_core.training.report import METRICS_FILE, read_metrics
 from mae_core.weights.publish import NO_LICENSE, push
 
 _log = logging.getLogger(__name__)
@@ -31,14 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PushConfig:
-    """How a run is uploaded.
-
-    Attributes:
-        private: Whether only its owner can see it.
-        license: As the hub names it, such as `apache-2.0`.
-        update: Whether it may go on top of what is already there.
-        dry_run: Whether it is only written to a folder.
-    """
+    """How a run is uploaded; see `push`."""
 
     private: bool = False
     license: str = NO_LICENSE
@@ -51,17 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # It tells of every request.
-    for name in ("httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0
     if len(arguments) < 2:
         raise ConfigError("give the run's folder and where it goes: RUN_DIR USER/NAME")
-    run, config = Path(arguments[0]), with_overrides(PushConfig(), arguments[2:])
+    config = with_overrides(PushConfig(), arguments[2:])
     address = push(
-        run, arguments[1], metrics=read_metrics(run / METRICS_FILE), license_name=config.license,
-        private=config.private, update=config.update, dry_run=config.dry_run,
+        Path(arguments[0]), arguments[1], license_name=config.license, private=config.private,
+        update=config.update, dry_run=config.dry_run,
     )  # fmt: skip
     _log.info("wrote %s; nothing was sent" if config.dry_run else "uploaded %s", address)
     return 0

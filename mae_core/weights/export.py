@@ -9,9 +9,8 @@ same name is replaced. `why_not`, `lost_in` and `opening_line` are what a user s
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mae_core.config import PRESETS
+from mae_core.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.weights.architecture import Sidecar, infer_config
 from mae_core.weights.files import write_atomically
-from mae_core.weights.formats import Hints, Weights, save_weights
+from mae_core.weights.formats import Weights, save_weights
 from mae_core.weights.names import huggingface_from_official
 from mae_core.weights.onnx import export_onnx, export_program
 
@@ -38,10 +36,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
 }
 GRAPHS = ("onnx", "torch_export")
 
-HUGGINGFACE_FILES = ("model.safetensors", "preprocessor_config.json", "config.json")
-
-# Pillow's number for the bicubic filter, by which crops are made in training.
-_BICUBIC = 3
+TRANSFORMERS_FILES = ("model.safetensors", "preprocessor_config.json", "config.json")
 
 _TIMM_NAMES = {
     "tiny": "vit_tiny_patch16_224",
@@ -79,7 +74,8 @@ def convert(
     path = Path(path)
     if target not in TARGETS:
         raise ConfigError(f"no format is called {target!r}; choose one of {', '.join(TARGETS)}")
-    _refuse(weights, target)
+    if reason := why_not(weights, target):
+        raise CheckpointError(reason)
     model = Weights(weights.config, weights.state, weights.record)
     if target in GRAPHS:
         export = export_onnx if target == "onnx" else export_program
@@ -110,29 +106,18 @@ def why_not(weights: Weights, target: str) -> str | None:
             f"these weights hold no decoder ({kind}), which {target} needs; convert the file with "
             "encoder and decoder, or write --to timm or official"
         )
-    where = {"official": "the official layout", "huggingface": "transformers' ViTMAE"}.get(target)
+    if target not in ("official", "huggingface"):
+        return None
+    what = ""
     for field in ("pca_components", "encoder_mask_tokens"):
-        if where and getattr(config, field):
-            return (
-                f"a model with {field} has no place in {where}; keep it as mae_core, or write its "
-                "encoder for timm"
-            )
+        if getattr(config, field):
+            what = f"a model with {field}"
     if target == "huggingface" and kind == "classifier":
-        return (
-            "transformers' ViTMAE has no classifier that pools like the official one; write it "
-            "for timm or in the official layout"
-        )
+        what = "a classifier"
     if target == "huggingface" and config.grid is not None:
-        return (
-            "transformers' ViTMAE has position tables of square grids only, and this one is of "
-            f"{config.grid[0]}x{config.grid[1]} patches; write it as official or mae_core"
-        )
-    return None
-
-
-def _refuse(weights: Weights, target: str) -> None:
-    if reason := why_not(weights, target):
-        raise CheckpointError(reason)
+        what = f"a grid of {config.grid[0]}x{config.grid[1]} patches, which is not square,"
+    layout = "the official layout" if target == "official" else "transformers' ViTMAE"
+    return f"{what} has no place in {layout}; write another format, such as timm" if what else None
 
 
 def check_destination(
@@ -140,14 +125,8 @@ def check_destination(
 ) -> None:
     """Refuse what `convert` could not do well, before anything is fetched or read.
 
-    Args:
-        path: File or folder to write, which must not be there yet.
-        target: One of `TARGETS`.
-        dtype: As for `convert`.
-        image_size: As for `convert`.
-
     Raises:
-        ConfigError: If path, format and options do not fit each other.
+        ConfigError: If path, format and options do not fit each other, or the path is taken.
     """
     suffixes = TARGETS[target]
     if suffixes and path.suffix not in suffixes:
@@ -168,33 +147,28 @@ def check_destination(
 def lost_in(weights: Weights, target: str) -> list[str]:
     """Fields, as `name=value`, that a format does not hold and that nobody would guess right."""
     config = weights.config
-    if target == "mae_core":
-        return []
-    if target != "official":
-        own = {name: getattr(config, name) for name in ("bands", "value_range")}
-        return [f"{name}={value}" for name, value in own.items() if value]
-    grid = Hints(grid=config.grid)
-    guess, origins = infer_config("", weights.state, weights.kind, Sidecar({}, {}, {}), grid)
-    lost = [
-        f"{field}={getattr(config, field)}"
-        for field in weights.origins
-        if getattr(config, field) != getattr(guess, field)
-        and (weights.kind == "autoencoder" or not field.startswith("decoder_"))
-    ]
-    # Sin-cos tables tell it, and then its origin is another.
-    return [*lost, f"grid={config.grid}"] if origins["grid"] == grid.source else lost
+    usual: dict[str, Any] = {"bands": (), "value_range": None}
+    if target == "official":
+        heads = {known.embed_dim: known.num_heads for known in PRESETS.values()}
+        usual |= {
+            "num_heads": heads.get(config.embed_dim), "norm_pix": False, "layer_norm_eps": 1e-6,
+            "mean": IMAGENET_MEAN, "std": IMAGENET_STD,
+        }  # fmt: skip
+        if weights.kind == "autoencoder":
+            usual["decoder_num_heads"] = 16
+    lost = [name for name, value in usual.items() if getattr(config, name) != value]
+    return [] if target == "mae_core" else [f"{name}={getattr(config, name)}" for name in lost]
 
 
 def opening_line(weights: Weights, path: Path, target: str) -> str:
     """One line of Python that opens what `convert` wrote."""
     file = repr(str(path))
-    if target == "timm":
-        return _timm_line(weights, file)
     model = "ViTMAEForPreTraining" if weights.kind == "autoencoder" else "ViTMAEModel"
     return {
-        "mae_core": f"mae_core.Reconstructor.from_pretrained({file})",
+        "mae_core": f"mae_core.load({file})",
         "official": f'torch.load({file}, weights_only=True)["model"]',
         "huggingface": f"transformers.{model}.from_pretrained({file})",
+        "timm": _timm_line(weights, file),
         "onnx": f"onnxruntime.InferenceSession({file})",
         "torch_export": f"torch.export.load({file}).module()",
     }[target]
@@ -211,15 +185,12 @@ def _timm_line(weights: Weights, file: str) -> str:
     for field in ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio"):
         if getattr(config, field) != getattr(PRESETS[name], field):
             arguments.append(f"{field}={getattr(config, field)}")
-    if config.grid is not None:
-        height, width = (side * config.patch_size for side in config.grid)
+    if config.grid is not None or config.image_size != PRESETS[name].image_size:
+        height, width = (side * config.patch_size for side in config.table_grid)
         arguments.append(f"img_size=({height}, {width})")
-    elif config.image_size != PRESETS[name].image_size:
-        arguments.append(f"img_size={config.image_size}")
     if config.layer_norm_eps != PRESETS[name].layer_norm_eps:
-        arguments.append(
-            f"norm_layer=functools.partial(torch.nn.LayerNorm, eps={config.layer_norm_eps})"
-        )
+        norm = f"functools.partial(torch.nn.LayerNorm, eps={config.layer_norm_eps})"
+        arguments.append(f"norm_layer={norm}")
     joined = ", ".join([*arguments, f"checkpoint_path={file}"])
     return f'timm.create_model("{_TIMM_NAMES[name]}", {joined})'
 
@@ -228,69 +199,36 @@ def _timm_line(weights: Weights, file: str) -> str:
 
 
 def write_official(path: str | Path, weights: Weights) -> None:
-    """Write a torch file in the official layout: the parameters under `model`, nothing else.
-
-    It holds what `weights` does: encoder and decoder, an encoder alone, or a classifier. The
-    layout has no place for heads, epsilon, norm_pix, mean and deviation: see `lost_in`.
-
-    Raises:
-        CheckpointError: If the model is a variant that the official code has not, or the file
-            cannot be written.
-    """
-    _refuse(weights, "official")
-    write_atomically(Path(path), partial(_save_torch, {"model": _own(weights.state)}))
+    """Write a torch file in the official layout: the parameters under `model`, nothing else."""
+    _write_torch(Path(path), {"model": _own(weights.state)})
 
 
 def write_timm(path: str | Path, weights: Weights) -> None:
     """Write a file that `timm.create_model(…, checkpoint_path=path)` opens strictly.
 
-    It holds the encoder, or the whole classifier. The decoder and what only its target needs
-    stay behind, and so does an encoder's mask token, which a whole image has no need of: timm
-    takes a file with `mask_token` for one of DINOv2.
-
-    Args:
-        path: Where to; a safetensors file if it ends in `.safetensors`, a torch file if in
-            `.pth` or `.bin`.
-        weights: What to write.
-
-    Raises:
-        CheckpointError: If the path ends otherwise, or the file cannot be written.
+    It holds the encoder, or the whole classifier; safetensors if it ends in `.safetensors`. The
+    decoder stays behind, and so does an encoder's mask token, which a whole image has no need of:
+    timm takes a file with `mask_token` for one of DINOv2.
     """
-    path = Path(path)
-    if path.suffix not in TARGETS["timm"]:
-        raise CheckpointError(
-            f"{path.name!r} says no format; give a name that ends in .safetensors, .pth or .bin"
-        )
     unknown = ("decoder_", "pca_", "mask_token", "encoder_mask_token")
-    state = _own({key: t for key, t in weights.state.items() if not key.startswith(unknown)})
-    save = _save_safetensors if path.suffix == ".safetensors" else _save_torch
-    write_atomically(path, partial(save, state))
+    state = {key: t for key, t in weights.state.items() if not key.startswith(unknown)}
+    write = _write_safetensors if Path(path).suffix == ".safetensors" else _write_torch
+    write(Path(path), _own(state))
 
 
 def write_huggingface(folder: str | Path, weights: Weights) -> None:
-    """Write a folder that transformers opens: weights, config and image processor.
-
-    Encoder and decoder are a `ViTMAEForPreTraining`, an encoder alone is a `ViTMAEModel`.
-
-    Args:
-        folder: Where to, missing or empty. It is whole or absent.
-        weights: What to write.
+    """Write a folder that transformers opens, missing or empty before; it is whole or absent.
 
     Raises:
-        CheckpointError: If transformers' ViTMAE has no place for the weights, if the folder holds
-            something, or if it cannot be written.
+        CheckpointError: If the folder holds something or cannot be written.
     """
     folder = Path(folder)
-    writers = huggingface_writers(weights)
     unfinished = folder.with_name(folder.name + ".partial")
     try:
-        if os.path.lexists(folder) and not folder.is_dir():
-            raise CheckpointError(f"{str(folder)!r} is a file; give a folder that is not there yet")
-        if folder.is_dir() and any(folder.iterdir()):
-            raise CheckpointError(f"the folder {str(folder)!r} is not empty; give another")
+        if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+            raise CheckpointError(f"{str(folder)!r} is not an empty folder; give another")
         shutil.rmtree(unfinished, ignore_errors=True)
-        for name, write in writers.items():
-            write_atomically(unfinished / name, write)
+        write_transformers_files(unfinished, weights)
         unfinished.replace(folder)
     except OSError as error:
         raise CheckpointError(
@@ -301,44 +239,26 @@ def write_huggingface(folder: str | Path, weights: Weights) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def huggingface_writers(
-    weights: Weights, more: Mapping[str, Any] | None = None
-) -> dict[str, Callable[[Path], object]]:
-    """What writes each of `HUGGINGFACE_FILES`.
+def write_transformers_files(
+    folder: Path, weights: Weights, more: Mapping[str, Any] | None = None
+) -> None:
+    """Write `TRANSFORMERS_FILES`, the config last, with further entries that transformers ignores.
 
-    The names of parameters are those of transformers 4, which version 5 reads too.
-
-    Args:
-        weights: What to write.
-        more: Further entries of the config, which transformers passes over.
-
-    Raises:
-        CheckpointError: If transformers' ViTMAE has no place for the weights.
+    Encoder and decoder are a `ViTMAEForPreTraining`, an encoder alone is a `ViTMAEModel`. The names
+    of parameters are those of transformers 4, which version 5 reads too.
     """
-    _refuse(weights, "huggingface")
-    config = weights.config
+    config, whole = weights.config, weights.kind == "autoencoder"
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
         "size": {"height": config.image_size, "width": config.image_size},
-        "resample": _BICUBIC,
+        "resample": 3,  # Pillow's number for the bicubic filter, by which training crops
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(config.mean),
         "image_std": list(config.std),
     }
-    contents = (
-        partial(_save_safetensors, _own(huggingface_from_official(weights.state))),
-        partial(_save_json, processor),
-        partial(_save_json, _huggingface_config(weights) | dict(more or {})),
-    )
-    return dict(zip(HUGGINGFACE_FILES, contents, strict=True))
-
-
-def _huggingface_config(weights: Weights) -> dict[str, Any]:
-    config, whole = weights.config, weights.kind == "autoencoder"
-    dtype = next(iter(weights.state.values())).dtype
     values: dict[str, Any] = {
         "architectures": ["ViTMAEForPreTraining" if whole else "ViTMAEModel"],
         "model_type": "vit_mae",
@@ -357,7 +277,7 @@ def _huggingface_config(weights: Weights) -> dict[str, Any]:
         "qkv_bias": True,
         "mask_ratio": 0.75,
         "norm_pix_loss": config.norm_pix,
-        "torch_dtype": str(dtype).removeprefix("torch."),
+        "torch_dtype": str(weights.state["cls_token"].dtype).removeprefix("torch."),
     }
     if whole:
         values |= {
@@ -366,29 +286,35 @@ def _huggingface_config(weights: Weights) -> dict[str, Any]:
             "decoder_num_attention_heads": config.decoder_num_heads,
             "decoder_intermediate_size": int(config.decoder_embed_dim * config.mlp_ratios[1]),
         }
-    return values
+    tensors, *texts = TRANSFORMERS_FILES
+    _write_safetensors(folder / tensors, _own(huggingface_from_official(weights.state)))
+    for name, content in zip(texts, (processor, values | dict(more or {})), strict=True):
+        write_json(folder / name, content)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    text = json.dumps(values, indent=2) + "\n"
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor with just its own memory: what a view looks at is not written with it."""
+    """Each tensor with its own memory: what a view looks at is not written with it."""
     return {
-        key: tensor.detach().contiguous()
-        if tensor.untyped_storage().nbytes() == tensor.nbytes
-        else tensor.detach().clone(memory_format=torch.contiguous_format)
+        key: tensor.detach().clone(memory_format=torch.contiguous_format)
         for key, tensor in state.items()
     }
 
 
-def _save_torch(content: Mapping[str, Any], path: Path) -> None:
-    # Through Python's own file, whose errors say why a write failed; torch's does not.
-    with path.open("wb") as file:
-        torch.save(content, file)
+def _write_torch(path: Path, content: Mapping[str, Any]) -> None:
+    def write(partial: Path) -> None:
+        # Through Python's own file, whose errors say why a write failed; torch's does not.
+        with partial.open("wb") as file:
+            torch.save(content, file)
+
+    write_atomically(path, write)
 
 
-def _save_safetensors(state: dict[str, Tensor], path: Path) -> None:
+def _write_safetensors(path: Path, state: dict[str, Tensor]) -> None:
     # transformers asks for this word.
-    save_file(state, path, metadata={"format": "pt"})
-
-
-def _save_json(values: Mapping[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_atomically(path, lambda partial: save_file(state, partial, metadata={"format": "pt"}))

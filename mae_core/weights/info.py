@@ -1,21 +1,16 @@
 """What weights are, as plain data: format, architecture and where each field comes from, uses."""
 
 import shlex
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mae_core.weights.export import TARGETS, why_not
 from mae_core.weights.formats import Weights
-from mae_core.weights.registry import (
-    WeightsEntry,
-    entry_of,
-    find,
-    list_weights,
-    read_weights,
-)
+from mae_core.weights.registry import WeightsEntry, entry_of, find, list_weights, read_weights
 
 _TARGETS = {"pixels": "pixels", "norm_pix": "normalised pixels", "classes": "classes"}
 
-# Places in a file that were left aside; more are counted.
+# Places in a file that were left aside and are listed.
 _MOST_ASIDE = 20
 
 
@@ -36,8 +31,35 @@ def describe(weights: str) -> dict[str, Any]:
     path = find(weights)
     if path is None:
         return _describe_absent(weights, list_weights().get(weights))
-    contents = read_weights(weights, fetch=False)
-    return _describe_contents(weights, contents, entry_of(weights, path))
+    contents, entry = read_weights(weights, fetch=False), entry_of(weights, path)
+    config, whole = contents.config, contents.kind == "autoencoder"
+    aside = [f"{place} ({n} tensor{'s' * (n > 1)})" for place, n in contents.left_aside.items()]
+    facts = {
+        "weights": weights,
+        "on_this_machine": True,
+        "format": contents.format,
+        "written_by": contents.container,
+        "found_under": [place for place in contents.under if place],
+        "left_aside": aside[:_MOST_ASIDE] + ["…"] * (len(aside) > _MOST_ASIDE),
+        "kind": contents.kind,
+        "decoder": whole,
+        "architecture": {
+            field: {"value": getattr(config, field), "from": origin}
+            for field, origin in contents.origins.items()
+            if field != "norm_pix"
+            and getattr(config, field) not in (None, ())
+            and (whole or not field.startswith("decoder_"))
+        },
+        "target": _target(contents),
+        "licence": entry.licence if entry else "not known; ask whoever gave you the file",
+        "source": _source(entry) if entry else "not known",
+        "parameters": _parameters(contents),
+        "number_format": contents.dtype,
+        "classes": contents.num_classes,
+        "record": contents.record,
+        "uses": _uses(weights, contents),
+    }
+    return {name: fact for name, fact in facts.items() if fact not in (None, "", [], {})}
 
 
 def _describe_absent(weights: str, entry: WeightsEntry | None) -> dict[str, Any]:
@@ -66,48 +88,6 @@ def _source(entry: WeightsEntry) -> str:
     if entry.repo is not None:
         return f"{entry.repo} on the Hugging Face hub"
     return entry.url or "comes with this project"
-
-
-def _describe_contents(
-    weights: str, contents: Weights, entry: WeightsEntry | None
-) -> dict[str, Any]:
-    config, whole = contents.config, contents.kind == "autoencoder"
-    facts: dict[str, Any] = {
-        "weights": weights,
-        "on_this_machine": True,
-        "format": contents.format,
-    }
-    if contents.container:
-        facts["written_by"] = contents.container
-    if contents.under:
-        facts["found_under"] = [place for place in contents.under if place]
-    if contents.left_aside:
-        aside = [
-            f"{place} ({count} tensor{'s' * (count > 1)})"
-            for place, count in contents.left_aside.items()
-        ]
-        more = len(aside) - _MOST_ASIDE
-        facts["left_aside"] = aside[:_MOST_ASIDE] + ([f"{more} more"] if more > 0 else [])
-    facts |= {
-        "kind": contents.kind,
-        "encoder": True,
-        "decoder": whole,
-        "architecture": {
-            field: {"value": getattr(config, field), "from": origin}
-            for field, origin in contents.origins.items()
-            if field != "norm_pix"
-            and getattr(config, field) not in (None, ())
-            and (whole or not field.startswith("decoder_"))
-        },
-        "target": _target(contents),
-        "licence": entry.licence if entry else "not known; ask whoever gave you the file",
-        "source": _source(entry) if entry else "not known",
-        "parameters": _parameters(contents),
-        "number_format": contents.dtype,
-    }
-    if contents.num_classes is not None:
-        facts["classes"] = contents.num_classes
-    return facts | {"record": contents.record, "uses": _uses(weights, contents)}
 
 
 def _target(contents: Weights) -> dict[str, Any]:
@@ -139,6 +119,29 @@ def _uses(weights: str, contents: Weights) -> list[str]:
         uses.append(f"reconstruct: mae reconstruct IMAGE --weights {typed}")
     if contents.kind != "classifier":
         start = shlex.quote(f"init_from={weights}")
-        uses.append(f"train from it: python -m mae_core.train RECIPE {start}")
+        uses.append(f"train from it: mae train RECIPE {start}")
     targets = ",".join(target for target in TARGETS if why_not(contents, target) is None)
     return [*uses, f"convert it: mae convert {typed} DST --to {{{targets}}}"]
+
+
+def as_lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """The facts of `describe` as lines of text; what came from a file is short and printable."""
+    for name, fact in facts.items():
+        title = _shown(name if indent else name.replace("_", " "))
+        if isinstance(fact, dict) and fact.keys() == {"value", "from"}:
+            value, origin = _shown(fact["value"]), _shown(fact["from"])
+            yield f"{indent}{title:<22} {value:<18} ({origin})"
+        elif not isinstance(fact, dict | list):
+            yield f"{indent}{title:<22} {_shown(fact)}"
+        elif not indent:  # what lies deeper, such as the settings of a training, is for --json
+            yield title
+            yield from (
+                as_lines(fact, "  ") if isinstance(fact, dict) else (f"  {_shown(f)}" for f in fact)
+            )
+
+
+def _shown(fact: object) -> str:
+    if isinstance(fact, bool):
+        return "yes" if fact else "no"
+    text = f"{fact:,}" if isinstance(fact, int) else str(fact)[:200]
+    return text if text.isprintable() else ascii(text)

@@ -1,40 +1,17 @@
 """A model as a graph that runs without this package: torch.export (.pt2) and ONNX.
 
-The graph draws nothing: which patches are visible is an input, so any mask goes, and what it
-gives is what `MaskedAutoencoder` gives. With h · w = L patches of P values, K of them visible:
-
-    images       (N, C, H, W) float32, (pixel / 255 - mean) / std per channel
-    ids_keep     (N, K) int64, the visible patches
-    ids_restore  (N, L) int64, where each patch stands when the visible ones come first
-    pred         (N, L, P) float32, every patch, pixels in (p, q, c) order
-    latent       (N, 1 + K, D) float32, the encoder's output, the class token first
-
-N and K are any number from 1 on (K up to L). H and W are fixed when the graph is made; its
-position tables are resampled then and stored at that size. A model whose target is principal
-components gives pixels all the same; one with `encoder_mask_tokens` gives a latent of
-(N, 1 + L, D). Attention and everything else are plain operators, in float32.
-
-The ids of a `PatchMask` are those of its fields. Without torch, noise of shape (N, L) is a mask:
-
-    ids_shuffle = numpy.argsort(noise, axis=1, kind="stable")
-    ids_keep = ids_shuffle[:, :K]
-    ids_restore = numpy.argsort(ids_shuffle, axis=1)
-
-Random numbers remove patches at random; an array of 0 and 1, 1 = removed, removes just those,
-with K the number of zeros in each row. The graph does not check its ids: those that are no such
-order give an error of the runtime or a meaningless picture.
-
-The file explains itself: `describe` says what is written in it.
+The graph draws nothing: which patches are visible is an input, so one file serves every mask, and
+what it gives is what `MaskedAutoencoder` gives. Image height and width are fixed when the graph is
+made: its position tables are resampled then and stored at that size. `export_onnx` says what goes
+in and comes out, and so does the file itself: see `describe`.
 """
 
 import importlib
 import io
 import json
-import logging
+import os
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,9 +32,6 @@ ONNX_OPSET = 18
 # The one extra file in a .pt2.
 PROGRAM_FACTS = "mae_core.json"
 
-# Protocol buffers end at 2 GiB. torch leaves them at 1.5 GiB; `large` has 1.32e9 bytes.
-_LARGEST_ONE_FILE = 1_500_000_000
-
 _IDS = (
     "ids_shuffle = argsort(noise (N, L), axis 1, stable); ids_keep = ids_shuffle[:, :K]; "
     "ids_restore = argsort(ids_shuffle, axis 1). Random noise removes patches at random; noise "
@@ -70,37 +44,42 @@ def export_program(
 ) -> None:
     """Write a model as a torch.export program, for `torch.export.load`.
 
-    What `describe` says is in its extra file `PROGRAM_FACTS`, as JSON.
-
-    Args:
-        weights: The model.
-        path: Where to, usually `*.pt2`; replaced only once the new file is whole.
-        image_size: (H, W) in pixels that the program takes; the model's own if not given.
-
-    Raises:
-        PatchError: If a side is no multiple of the patch side, or the grid is a single patch.
-        CheckpointError: If the file cannot be written.
+    What `describe` says is in its extra file `PROGRAM_FACTS`, as JSON. For the rest see
+    `export_onnx`.
     """
     grid_size = _grid_for(weights.config, image_size)
     facts = {PROGRAM_FACTS: json.dumps(describe(weights.config, grid_size))}
     # Through memory: where a write to the disk fails, torch's own writer ends the process.
     content = io.BytesIO()
-    program = _trace(weights, grid_size)
-    with _quiet():
-        torch.export.save(program, content, extra_files=facts)
+    torch.export.save(_trace(weights, grid_size), content, extra_files=facts)
     write_atomically(path, lambda partial: partial.write_bytes(content.getbuffer()))
 
 
 def export_onnx(weights: Weights, path: Path, *, image_size: tuple[int, int] | None = None) -> None:
     """Write a model as an ONNX file, with what `describe` says as its metadata.
 
-    All is in one file, but for models above 1.5 GB (`huge`), which ONNX cannot hold in one:
-    their parameters go to `path` + `.data` next to it, and the two have to stay together.
+    With h · w = L patches of P values, K of them visible, N and K any number from 1 on:
+
+        images       (N, C, H, W) float32, (pixel / 255 - mean) / std per channel
+        ids_keep     (N, K) int64, the visible patches
+        ids_restore  (N, L) int64, where each patch stands when the visible ones come first
+        pred         (N, L, P) float32, every patch, pixels in (p, q, c) order
+        latent       (N, 1 + K, D) float32, the encoder's output, the class token first
+
+    A model whose target is principal components gives pixels all the same; one with
+    `encoder_mask_tokens` gives a latent of (N, 1 + L, D). The ids are those of a `PatchMask`, and
+    the graph does not check them. Without torch, noise of shape (N, L) is a mask:
+
+        ids_shuffle = numpy.argsort(noise, axis=1, kind="stable")
+        ids_keep = ids_shuffle[:, :K]
+        ids_restore = numpy.argsort(ids_shuffle, axis=1)
+
+    Models above 1.5 GiB (`huge`), which ONNX cannot hold in one file, have their parameters in
+    `path` + `.data` next to it, and the two have to stay together.
 
     Args:
         weights: The model.
-        path: Where to, usually `*.onnx`; replaced only once the new file is whole. Where it has
-            a `.data` too, an old graph is removed first, so that it never meets new data.
+        path: Where to, usually `*.onnx`; replaced only once the new file is whole.
         image_size: (H, W) in pixels that the graph takes; the model's own if not given.
 
     Raises:
@@ -118,19 +97,25 @@ def export_onnx(weights: Weights, path: Path, *, image_size: tuple[int, int] | N
     grid_size = _grid_for(weights.config, image_size)
     program = _translate(_trace(weights, grid_size))
     program.model.metadata_props.update(describe(weights.config, grid_size))
-    if sum(tensor.nbytes for tensor in weights.state.values()) > _LARGEST_ONE_FILE:
-        _write_with_data(program, path)
-    else:
-        write_atomically(path, lambda partial: program.save(partial, external_data=False))
+
+    def write(partial: Path) -> None:
+        # A graph names its data by the name that it is first written under.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            graph, data = (Path(folder, path.name + suffix) for suffix in ("", ".data"))
+            program.save(graph)
+            if data.exists():
+                with data.open("rb+") as file:
+                    os.fsync(file.fileno())
+                # Removed first, so that an old graph never meets new data.
+                path.unlink(missing_ok=True)
+                data.replace(path.with_name(data.name))
+            graph.replace(partial)
+
+    write_atomically(path, write)
 
 
 def describe(config: ModelConfig, grid_size: tuple[int, int]) -> dict[str, str]:
-    """What a graph says of itself: names and short texts; lists are JSON.
-
-    Args:
-        config: The model.
-        grid_size: (h, w) patches of the pictures that it takes.
-    """
+    """What a graph of `grid_size` patches says of itself: short texts; lists are JSON."""
     side = config.patch_size
     units = "pixels normalised as the images are"
     if config.norm_pix:
@@ -168,17 +153,15 @@ class _Graph(MaskedAutoencoder):
     def forward(  # type: ignore[override]
         self, images: Tensor, ids_keep: Tensor, ids_restore: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`pred` and `latent`, as the module's docstring has them."""
+        """`pred` and `latent`, as `export_onnx` has them."""
         mask = (ids_restore >= ids_keep.shape[1]).to(images.dtype)
         latent = self.encode(images, PatchMask(mask, ids_keep, ids_restore))
         pred = self.decode(latent, ids_restore, self.config.table_grid)
         return self.patches_from(pred), latent
 
     def decode(self, latent: Tensor, ids_restore: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """As its base does, with one mask token that all removed patches are taken from.
-
-        A tensor of L - K mask tokens would tie the graph to masks that remove two or more.
-        """
+        # As the base does, but with one mask token that all removed patches are taken from: a
+        # tensor of L - K mask tokens would tie the graph to masks that remove two or more.
         tokens = self.decoder_embed(latent)  # (N, 1 + K, E)
         mask_token = self.mask_token.expand(tokens.shape[0], 1, -1)
         rows = torch.cat((tokens[:, 1:], mask_token), dim=1)  # (N, K + 1, E)
@@ -190,13 +173,13 @@ class _Graph(MaskedAutoencoder):
 
 
 def _grid_for(config: ModelConfig, image_size: tuple[int, int] | None) -> tuple[int, int]:
-    h, w = config.table_grid
-    height, width = image_size or (h * config.patch_size, w * config.patch_size)
-    grid_size = grid_of(height, width, config.patch_size)
+    if image_size is None:
+        return config.table_grid
+    grid_size = grid_of(*image_size, config.patch_size)
     if grid_size == (1, 1):
         raise PatchError(
-            f"a {height}x{width} image is a single patch, so there is nothing to mask; give "
-            f"an image_size of more patches of {config.patch_size} pixels"
+            f"a {image_size[0]}x{image_size[1]} image is a single patch, so there is nothing to "
+            f"mask; give an image_size of more patches of {config.patch_size} pixels"
         )
     return grid_size
 
@@ -210,7 +193,7 @@ def _trace(weights: Weights, grid_size: tuple[int, int]) -> torch.export.Exporte
     examples = (torch.zeros(3, config.in_chans, height, width), ids[:, :2], ids)
     n, k = torch.export.Dim("N", min=1), torch.export.Dim("K", min=1, max=length)
     shapes = {"images": {0: n}, "ids_keep": {0: n, 1: k}, "ids_restore": {0: n}}
-    with _quiet():
+    with warnings.catch_warnings(action="ignore"):
         graph = _Graph(weights, grid_size).eval()
         program = torch.export.export(graph, examples, dynamic_shapes=shapes)
     # Three empty images, of no use in a file.
@@ -224,46 +207,10 @@ def _trace(weights: Weights, grid_size: tuple[int, int]) -> torch.export.Exporte
 def _translate(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
     # By name, so that the file's sizes are called that.
     shapes = {"images": {0: "N"}, "ids_keep": {0: "N", 1: "K"}, "ids_restore": {0: "N"}}
-    with _quiet():
+    with warnings.catch_warnings(action="ignore"):
         translated = torch.onnx.export(
             program, (), input_names=tuple(shapes), output_names=("pred", "latent"),
             opset_version=ONNX_OPSET, dynamic_shapes=shapes, verbose=False,
         )  # fmt: skip
     assert translated is not None
     return translated
-
-
-def _write_with_data(program: torch.onnx.ONNXProgram, path: Path) -> None:
-    """Write a graph that is too large for one file: first its data, then itself."""
-    data = path.with_name(path.name + ".data")
-    graph = b""
-
-    def write_data(partial: Path) -> None:
-        nonlocal graph
-        # The graph names its data by the name it is first written under.
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            whole = Path(folder) / path.name
-            program.save(whole, external_data=True)
-            graph = whole.read_bytes()
-            path.unlink(missing_ok=True)
-            (whole.parent / data.name).replace(partial)
-
-    write_atomically(data, write_data)
-    write_atomically(path, lambda partial: partial.write_bytes(graph))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the exporters say of their own insides; what fails is raised all the same."""
-    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    # They tell each step, a thousand for `base`, to whoever listens to INFO.
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

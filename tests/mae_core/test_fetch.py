@@ -58,7 +58,7 @@ def test_a_failure_is_one_line_without_the_token(fake_hub: Hub, tmp_path: Path) 
     process = start(fake_hub, tmp_path, "me/nothing")
     stdout, stderr = process.communicate(timeout=300)
     assert (process.returncode, stdout) == (2, "")
-    assert stderr.startswith("error: could not fetch me/nothing from 127.0.0.1: it has no such")
+    assert stderr.startswith("error: could not fetch me/nothing from 127.0.0.1: it is not there")
     assert stderr.count("\n") == 1
     assert TOKEN not in stderr
 

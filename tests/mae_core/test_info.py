@@ -56,7 +56,7 @@ def test_every_format_is_described(
     for name, path in written.items():
         facts = info(path, capsys)
         has_decoder = facts["kind"] == "autoencoder"
-        assert (facts["encoder"], facts["decoder"]) == (True, has_decoder), name
+        assert facts["decoder"] == has_decoder, name
         assert facts["architecture"]["embed_dim"]["value"] == 192
         assert facts["parameters"]["encoder"] == counted(SMALL, decoder=False)
         assert facts["parameters"].get("decoder", 0) == has_decoder * counted(SMALL, decoder=True)

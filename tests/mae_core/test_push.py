@@ -20,7 +20,6 @@ from mae_core.config import to_dict
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import mask_from_noise
-from mae_core.training.report import read_metrics
 from mae_core.weights import publish
 from mae_core.weights.files import save_checkpoint
 from mae_core.weights.formats import save_weights
@@ -54,13 +53,6 @@ def run(small_model: MaskedAutoencoder, tmp_path: Path) -> Path:
         Image.new("RGB", (40, 30), colour).save(folder / f"reconstructions/step-{step:06d}.png")
     places = {"data": {"folder": SECRET_FOLDER}, "out": SECRET_FOLDER}
     (folder / "config.json").write_text(json.dumps(places))
-    lines = [
-        {"step": step, "holdout_loss": 0.5, "holdout_psnr": 16 + step / 1e3, "holdout_ssim": 0.4}
-        for step in (0, 500, 1000)
-    ]
-    lines.insert(1, {"step": 10, "loss": 1.7})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text + '{"step": 10')
     save_weights(folder / "weights.safetensors", small_model, record=RECORD)
     return folder
 
@@ -143,7 +135,7 @@ def test_refusals_are_sentences(run: Path, hub: Hub, environment: dict[str, str]
         [
             sys.executable, "-c", PUSH_EACH, str(run),
             f"{good} me/roses", f"{good} me/roses", f"{good} me/roses update=true",
-            f"{good} you/roses", f"{good} me/a--b", "token=hf_wrong me/roses", "token= me/roses",
+            f"{good} you/roses", "token=hf_wrong me/roses", "token= me/roses",
             f"{good} me/tulips", f"{good} me/tulips update=true",
         ],
         capture_output=True, text=True, cwd=ROOT, env=environment, check=True,
@@ -156,13 +148,12 @@ def test_refusals_are_sentences(run: Path, hub: Hub, environment: dict[str, str]
     assert len(hub.commits["me/roses"]) == 2
     assert "may not write there (" in said[3]
     assert "You are not you" in said[3]
-    assert "Cannot have -- or .." in said[4]
-    assert "does not know the token" in said[5]
-    assert said[6] == "there is no token; run `hf auth login`, or set HF_TOKEN to one"
+    assert "does not know the token" in said[4]
+    assert said[5] == "there is no token; run `hf auth login`, or set HF_TOKEN to one"
     # The repository was made, and then the commit refused: the way on is said, and works.
-    assert said[7].startswith("could not upload to 'me/tulips': the hub refused it (")
-    assert said[7].endswith("the repository is there by now, so try again with update=true")
-    assert said[8] == "done"
+    assert said[6].startswith(f"could not upload me/tulips to {hub.url}: it refused this (")
+    assert said[6].endswith("the repository is there by now, so try again with update=true")
+    assert said[7] == "done"
     assert len(hub.commits["me/tulips"]) == 1
     assert set(hub.files("me/tulips")) >= {"README.md", "weights.safetensors"}
 
@@ -185,7 +176,7 @@ def test_a_push_on_top_of_another_leaves_nothing_of_it(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "check the network and HF_ENDPOINT"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "it cannot be reached; check the network"),
         ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set; unset it"),
     ],
     ids=["network", "offline"],
@@ -334,7 +325,7 @@ def test_damaged_weights_are_not_uploaded(run: Path) -> None:
         push(run, "me/flowers", dry_run=True)
 
 
-@pytest.mark.parametrize("name", ["flowers", "a/b/c", "me/", "me/ä", "me/a b", "", "../x/y"])
+@pytest.mark.parametrize("name", ["flowers", "a/b/c", "me/", "me/ä", "me/a--b", "", "../x/y"])
 def test_names_that_no_hub_has_are_refused(run: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="give USER/NAME, such as me/flowers"):
         push(run, name, dry_run=True)
@@ -343,7 +334,7 @@ def test_names_that_no_hub_has_are_refused(run: Path, name: str) -> None:
 def test_mistakes_on_the_command_line_are_sentences(run: Path) -> None:
     with pytest.raises(ConfigError, match="RUN_DIR USER/NAME"):
         mae_core.commands.push.main([str(run)])
-    with pytest.raises(ConfigError, match="no field is called 'public'"):
+    with pytest.raises(ConfigError, match="has no field public"):
         mae_core.commands.push.main([str(run), "me/flowers", "public=true"])
     with pytest.raises(ConfigError, match="private='maybe'"):
         mae_core.commands.push.main([str(run), "me/flowers", "private=maybe"])
@@ -352,7 +343,7 @@ def test_mistakes_on_the_command_line_are_sentences(run: Path) -> None:
 def card_of(run: Path, **record: object) -> str:
     weights = read_weights(run / "weights.safetensors")
     weights.record.update(record)
-    return write_card("me/flowers", weights, read_metrics(run / "metrics.jsonl"), has_grid=False)
+    return write_card("me/flowers", weights, has_grid=False)
 
 
 def test_the_card_says_what_the_record_says(run: Path) -> None:
@@ -363,30 +354,24 @@ def test_the_card_says_what_the_record_says(run: Path) -> None:
     assert fields["library_name"] == "transformers"
     for line in (
         "| images | 27,042 |", "| hours | 0.081 |", "| steps | 1,000 |", "| recipe | quick |",
-        "| step | PSNR (dB) | SSIM | loss |", "| 0 | 16 | 0.4 | 0.5 |",
-        "| 500 | 16.5 | 0.4 | 0.5 |",
-        "| 1,000 | 18.69 | 0.5132 | 0.3192 |", 'mae_core.load("me/flowers")',
+        "| PSNR (dB) | 18.69 |", "| SSIM | 0.5132 |", "| loss | 0.3192 |",
+        'mae_core.load("me/flowers")',
         'ViTMAEForPreTraining.from_pretrained("me/flowers")',
         "python -m app --weights me/flowers", "Encoder of depth 2 and width 32; decoder",
-        "ask whoever uploaded the weights",
     ):  # fmt: skip
         assert line in card, line
-    # The last measurement is there once: as the record has it.
-    assert card.count("| 1,000 | 1") == 1
     assert "began with" not in card
-    assert "were changed" not in card
 
 
 def test_the_card_follows_the_record(run: Path) -> None:
-    changed = card_of(run, changes=[{"step": 3}], init_from="mae-tiny", pictures=None)
-    assert "Fields were changed" in changed
+    changed = card_of(run, init_from="mae-tiny", pictures=None)
     assert "| began with the weights | mae-tiny |" in changed
     assert "| images |" not in changed
     unmeasured = card_of(run, holdout_psnr=None, holdout_ssim=None, holdout_loss=None)
     assert "Nothing was held out" in unmeasured
     weights = read_weights(run / "weights.safetensors")
     weights.record.clear()
-    assert "Nothing is recorded" in write_card("me/x", weights, [], has_grid=False)
+    assert "Nothing is recorded" in write_card("me/x", weights, has_grid=False)
 
 
 def test_the_card_names_no_folder_and_keeps_its_table(run: Path) -> None:
@@ -395,13 +380,3 @@ def test_the_card_names_no_folder_and_keeps_its_table(run: Path) -> None:
     assert "| began with the weights | place |" in card
     assert "| device | gpu |" in card
     assert "somebodys" not in card
-
-
-def test_many_measurements_are_thinned(run: Path) -> None:
-    lines = [
-        {"step": step, "holdout_loss": 1.0, "holdout_psnr": 10.0, "holdout_ssim": 0.1}
-        for step in range(0, 1001, 10)
-    ]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows = [line for line in card_of(run).splitlines() if "| 10 | 0.1 | 1 |" in line]
-    assert 4 <= len(rows) <= 8
