@@ -7,7 +7,6 @@ get the same. A file that cannot be written never stops a run.
 This is the only module of `training` that uses `evaluation`.
 """
 
-import datetime
 import importlib
 import json
 import logging
@@ -15,8 +14,6 @@ import math
 import os
 import secrets
 import sys
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,24 +30,11 @@ from mae_core.images import DecodedImage
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.reconstruct import Reconstructor
 from mae_core.training.checkpoint import RunState
-from mae_core.training.report import (
-    IMAGES_FOLDER,
-    METRICS_FILE,
-    duration_text,
-    read_metrics,
-    write_report,
-)
+from mae_core.training.report import IMAGES_FOLDER, METRICS_FILE, read_metrics, write_report
 from mae_core.weights.files import write_atomically
 
 # Images in the grid that is drawn at every evaluation.
 GRID_ROWS = 6
-
-# Lines of metrics that the progress bar's rate is taken over: enough to include evaluations and
-# checkpoints, few enough to follow a machine that gets slower.
-_RATE_LINES = 100
-
-# Steps at which the cost of the remaining steps is sampled.
-_COST_SAMPLES = 200
 
 _log = logging.getLogger(__name__)
 
@@ -97,10 +81,10 @@ class Evaluator(Callback):
 
     def on_eval(self, state: RunState, model: MaskedAutoencoder) -> None:
         """Draw, measure, log."""
-        self._logger.image(state.step, draw_grid(model, self._grid))
+        self._logger.on_image(state, draw_grid(model, self._grid))
         values = self.measure(model)
         if values:
-            self._logger.scalars(state.step, state.seconds, values)
+            self._logger.on_log(state, values)
             figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             tqdm.write(f"step {state.step}: {figures}", file=sys.stderr)
 
@@ -131,7 +115,7 @@ class Report(Callback):
         """Write the report. A full disk must not hide why the run ended."""
         try:
             _log.info("report: %s", write_report(self._out))
-        except (CheckpointError, ConfigError) as error:
+        except (CheckpointError, ConfigError, OSError) as error:
             _log.warning("no report: %s", error)
 
 
@@ -139,7 +123,6 @@ class Writer:
     """A destination of metrics. What a writer does not override is ignored.
 
     Attributes:
-        target: File or folder that is written.
         required: Whether it is tried again after a failure; others are closed.
         errors: What counts as a failure to write.
     """
@@ -147,11 +130,11 @@ class Writer:
     required = False
     errors: tuple[type[Exception], ...] = (OSError, CheckpointError)
 
-    def __init__(self, target: Path) -> None:
-        self.target = target
+    def __init__(self, out: Path, config: TrainConfig) -> None:
+        self.out, self.config = out, config
 
     def open(self, after_step: int) -> None:
-        """Start, after so many steps; lines of later steps are about to be written again."""
+        """Start, after so many steps; those of later steps are about to be written again."""
 
     def scalars(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
         """Write figures by name."""
@@ -166,89 +149,61 @@ class Writer:
         """Write what is held back."""
 
 
-class JsonlWriter(Writer):
-    """One JSON object a line in `metrics.jsonl`."""
+class _RunFolder(Writer):
+    """One JSON object a line in `metrics.jsonl`; PNG files in `reconstructions/`."""
 
     required = True
 
-    def __init__(self, out: Path) -> None:
-        super().__init__(out / METRICS_FILE)
-        # Whether the file may end in half a line.
-        self._torn = False
-
     def open(self, after_step: int) -> None:
-        """Drop the lines of steps that a stop undid."""
-        lines = read_metrics(self.target)
-        text = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= after_step)
-        if self.target.is_file() and self.target.read_bytes() != text.encode():
-            self._torn = True
-            write_atomically(self.target, lambda partial: partial.write_text(text))
-            self._torn = False
+        # A kill may have left half a line.
+        path = self.out / METRICS_FILE
+        if path.is_file():
+            lines = [line for line in read_metrics(path) if line["step"] <= after_step]
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            write_atomically(path, lambda partial: partial.write_text(text))
 
     def scalars(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Append a line; values that are not finite become null."""
+        # JSON has no number that is not finite.
         finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
         self._append({"step": step, "seconds": round(seconds, 1), **finite})
 
     def event(self, step: int, seconds: float, text: str) -> None:
-        """Append a line."""
         self._append({"step": step, "seconds": round(seconds, 1), "event": text})
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        text = ("\n" if self._torn else "") + json.dumps(line) + "\n"
-        self._torn = True
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        with self.target.open("a") as file:
-            file.write(text)
-        self._torn = False
-
-
-class ImageWriter(Writer):
-    """PNG files in `reconstructions/`, named by their step."""
-
-    required = True
-
-    def __init__(self, out: Path) -> None:
-        super().__init__(out / IMAGES_FOLDER)
+        self.out.mkdir(parents=True, exist_ok=True)
+        with (self.out / METRICS_FILE).open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def image(self, step: int, image: Image.Image) -> None:
-        """Write one file."""
-        path = self.target / f"step-{step:06d}.png"
+        path = self.out / IMAGES_FOLDER / f"step-{step:06d}.png"
         write_atomically(path, lambda partial: image.save(partial, format="PNG"))
 
 
-class TensorBoardWriter(Writer):
-    """TensorBoard's event files in `tensorboard/`."""
-
-    def __init__(self, out: Path, config: TrainConfig) -> None:
-        super().__init__(out / "tensorboard")
+class _TensorBoard(Writer):
+    """Event files in `tensorboard/`."""
 
     def open(self, after_step: int) -> None:
-        """Start a file; TensorBoard drops the steps after this one."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._step = after_step
-        self._board: Any = SummaryWriter(str(self.target), purge_step=after_step + 1)
+        folder = str(self.out / "tensorboard")
+        self._board: Any = SummaryWriter(folder, purge_step=after_step + 1)
 
     def scalars(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Write figures in groups."""
         for name, value in values.items():
-            self._board_at(step).add_scalar(_grouped(name), value, step)
+            self._at(step).add_scalar(_grouped(name), value, step)
 
     def event(self, step: int, seconds: float, text: str) -> None:
-        """Write a text."""
-        self._board_at(step).add_text("events", text, step)
+        self._at(step).add_text("events", text, step)
 
     def image(self, step: int, image: Image.Image) -> None:
-        """Write an image."""
-        pixels = np.asarray(image.convert("RGB"))
-        self._board_at(step).add_image("reconstructions", pixels, step, dataformats="HWC")
+        self._at(step).add_image("reconstructions", np.asarray(image), step, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush."""
         self._board.close()
 
-    def _board_at(self, step: int) -> Any:
+    def _at(self, step: int) -> Any:
         """The board; a new file if the run rolled back, which purges the steps since."""
         if step < self._step:
             self._board.close()
@@ -257,32 +212,27 @@ class TensorBoardWriter(Writer):
         return self._board
 
 
-class WandbWriter(Writer):
+class _Wandb(Writer):
     """A run at Weights & Biases; files in `wandb/`.
 
     The project is `mae_core`, or WANDB_PROJECT. WANDB_MODE=offline needs no network. A resumed
     run continues there; steps that a stop or a rollback undid are there twice.
     """
 
-    def __init__(self, out: Path, config: TrainConfig) -> None:
-        super().__init__(out / "wandb")
-        self._name, self._config = out.resolve().name, without_places(config)
-
     def open(self, after_step: int) -> None:
-        """Start the run, or continue it."""
         import wandb
 
         self._image: Any = wandb.Image
         self.errors = (*Writer.errors, wandb.Error)
-        self.target.mkdir(parents=True, exist_ok=True)
-        id_file = self.target / "run-id"
+        id_file = self.out / "wandb" / "run-id"
+        id_file.parent.mkdir(parents=True, exist_ok=True)
         if not (after_step and id_file.is_file()):
             id_file.write_text(secrets.token_hex(4))
         try:
             self._run: Any = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "mae_core"), name=self._name,
-                dir=str(self.target.parent), id=id_file.read_text(), resume="allow",
-                config=self._config,
+                project=os.environ.get("WANDB_PROJECT", "mae_core"), name=self.out.resolve().name,
+                dir=str(self.out), id=id_file.read_text(), resume="allow",
+                config=without_places(self.config),
             )  # fmt: skip
         except wandb.errors.UsageError as error:
             raise ConfigError(
@@ -292,26 +242,22 @@ class WandbWriter(Writer):
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Write figures in groups."""
         self._run.log({"step": step, **{_grouped(name): v for name, v in values.items()}})
 
     def event(self, step: int, seconds: float, text: str) -> None:
-        """Write a text."""
         self._run.log({"step": step, "event": text})
 
     def image(self, step: int, image: Image.Image) -> None:
-        """Write an image."""
         self._run.log({"step": step, "reconstructions": self._image(image)})
 
     def close(self) -> None:
-        """Finish the run."""
         self._run.finish()
 
 
 # By name: the class, and the module that it needs.
-WRITERS: dict[str, tuple[Any, str]] = {
-    "tensorboard": (TensorBoardWriter, "torch.utils.tensorboard"),
-    "wandb": (WandbWriter, "wandb"),
+WRITERS: dict[str, tuple[type[Writer], str]] = {
+    "tensorboard": (_TensorBoard, "torch.utils.tensorboard"),
+    "wandb": (_Wandb, "wandb"),
 }
 
 
@@ -342,9 +288,9 @@ class Logger(Callback):
     def __init__(self, out: Path, config: TrainConfig, *, after_step: int = 0) -> None:
         """Open the writers of a run; what was written of steps after `after_step` is dropped."""
         require_writers(config.writers)
-        self._warned: set[Path] = set()
-        self._writers: list[Writer] = [JsonlWriter(out), ImageWriter(out)]
+        self._writers: list[Writer] = [_RunFolder(out, config)]
         self._writers += [WRITERS[name][0](out, config) for name in config.writers]
+        self._failed: set[Writer] = set()
         self._for_all(lambda writer: writer.open(after_step))
 
     def on_start(self, state: RunState) -> None:
@@ -357,27 +303,18 @@ class Logger(Callback):
                 self.on_event(state, text)
 
     def on_log(self, state: RunState, values: Mapping[str, float]) -> None:
-        """Write figures."""
-        self.scalars(state.step, state.seconds, values)
+        """Write figures by name."""
+        self._for_all(lambda writer: writer.scalars(state.step, state.seconds, values))
 
     def on_event(self, state: RunState, text: str) -> None:
         """Write an event."""
         self._for_all(lambda writer: writer.event(state.step, state.seconds, text))
 
-    def on_end(self, state: RunState) -> None:
-        """Close the writers."""
-        self.close()
-
-    def scalars(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Write figures by name, with the steps done and the seconds trained so far."""
-        if values:
-            self._for_all(lambda writer: writer.scalars(step, seconds, values))
-
-    def image(self, step: int, image: Image.Image) -> None:
+    def on_image(self, state: RunState, image: Image.Image) -> None:
         """Write a grid of reconstructions."""
-        self._for_all(lambda writer: writer.image(step, image))
+        self._for_all(lambda writer: writer.image(state.step, image))
 
-    def close(self) -> None:
+    def on_end(self, state: RunState) -> None:
         """Close the writers."""
         self._for_all(lambda writer: writer.close())
 
@@ -386,11 +323,12 @@ class Logger(Callback):
             try:
                 write(writer)
             except writer.errors as error:
-                if writer.target not in self._warned:
-                    self._warned.add(writer.target)
+                if writer not in self._failed:
+                    self._failed.add(writer)
+                    name, reason = type(writer).__name__.strip("_"), error.__cause__ or error
                     _log.warning(
-                        "could not write %s (%s); the run goes on without. Check the free space "
-                        "and the rights of its folder", writer.target, error.__cause__ or error,
+                        "the metrics in %s are incomplete: %s failed (%s); the run goes on. Check "
+                        "the free space and the rights of the folder", writer.out, name, reason,
                     )  # fmt: skip
                 if not writer.required:
                     self._writers.remove(writer)
@@ -400,61 +338,25 @@ class Logger(Callback):
 
 
 class Progress(Callback):
-    """A bar on standard error: steps, loss, images a second, time left and time of the end."""
+    """A bar on standard error: steps, time left, loss, images a second."""
 
-    def __init__(
-        self, steps: int, done: int, cost: Callable[[int], float] = lambda step: 1.0
-    ) -> None:
-        """Show the bar; `cost` of a step is relative, for the estimate of the end."""
-        self._steps, self._cost = steps, cost
-        self._lines: deque[tuple[int, float]] = deque(maxlen=_RATE_LINES)
+    def __init__(self, steps: int, done: int) -> None:
         # A log file keeps every state of the bar, so it is redrawn rarely there.
         interval = 0.1 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(
-            total=steps, initial=done, desc="training", dynamic_ncols=True,
+            total=steps, initial=done, desc="training", unit="step", dynamic_ncols=True,
             mininterval=interval, maxinterval=max(interval, 10.0),
-            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
         )  # fmt: skip
 
     def on_step(self, state: RunState) -> None:
         """Move the bar; back if the run rolled back."""
-        if state.step <= self._bar.n:
-            self._lines.clear()
         self._bar.update(state.step - self._bar.n)
 
     def on_log(self, state: RunState, values: Mapping[str, float]) -> None:
         """Show the figures, when the bar moves next."""
-        self._lines.append((state.step, time.perf_counter()))
-        left = self._seconds_left(state.step)
-        end = f", {end_text(datetime.datetime.now(), left)}" if left is not None else ""
-        self._bar.set_postfix_str(
-            f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} img/s{end}",
-            refresh=False,
-        )
+        figures = {"loss": values["loss"], "img/s": values["images_per_second"]}
+        self._bar.set_postfix(figures, refresh=False)
 
     def on_end(self, state: RunState) -> None:
         """Leave the bar as it is."""
         self._bar.close()
-
-    def _seconds_left(self, step: int) -> float | None:
-        (first, begun), (_, now) = self._lines[0], self._lines[-1]
-        if step in (first, self._steps):
-            return None
-        rate = (now - begun) / self._cost_between(first, step)
-        return rate * self._cost_between(step, self._steps)
-
-    def _cost_between(self, start: int, stop: int) -> float:
-        samples = min(stop - start, _COST_SAMPLES)
-        if samples == 0:
-            return 0.0
-        width = (stop - start) / samples
-        return width * sum(self._cost(start + int((i + 0.5) * width)) for i in range(samples))
-
-
-def end_text(now: datetime.datetime, seconds: float) -> str:
-    """How long something still takes and when it ends: `27 min left, ends 17:52`."""
-    # Minutes are shown, so the clock is rounded to minutes.
-    end = now + datetime.timedelta(seconds=seconds + 30)
-    days = (end.date() - now.date()).days
-    day = "" if days == 0 else f"{end:%a} " if days < 7 else f"{end.day} {end:%b} "
-    return f"{duration_text(seconds)} left, ends {day}{end:%H:%M}"

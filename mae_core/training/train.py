@@ -59,7 +59,6 @@ from mae_core.training.checkpoint import (
 )
 from mae_core.training.distributed import World, init_distributed
 from mae_core.training.optim import (
-    image_size_at,
     with_image_size_of_model,
     with_peak_lr,
     with_steps,
@@ -302,11 +301,7 @@ def _callbacks(
     logger = Logger(out, config, after_step=state.step)
     evaluator = Evaluator(config, logger, examples)
     _log.info("%d held out, on %s", len(evaluator.images), _device_name(state))
-
-    def cost(step: int) -> float:
-        return image_size_at(step, config.steps, config.stages) ** 2
-
-    return evaluator, [Progress(config.steps, state.step, cost), logger, evaluator, Report(out)]
+    return evaluator, [Progress(config.steps, state.step), logger, evaluator, Report(out)]
 
 
 def _record(
