@@ -15,7 +15,6 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +42,19 @@ class Callback:
     """Hooks that the trainer calls on rank 0. The defaults do nothing."""
 
     def on_start(self, state: RunState) -> None:
-        """Training starts or is resumed."""
+        """Training starts, or goes on after `state.step` steps."""
 
     def on_step(self, state: RunState) -> None:
         """A step is done."""
 
     def on_log(self, state: RunState, values: Mapping[str, float]) -> None:
-        """Metrics of the last steps are known: every ten steps, and before saving or evaluating."""
+        """Figures by name: every ten steps, and when the run is saved or evaluated."""
 
     def on_event(self, state: RunState, text: str) -> None:
         """Something happened that people should read: a rollback, a checkpoint not written."""
+
+    def on_image(self, state: RunState, image: Image.Image) -> None:
+        """A grid of reconstructions, RGB, was drawn."""
 
     def on_eval(self, state: RunState, model: MaskedAutoencoder) -> None:
         """Every `eval_every` steps and at the end, with the model as it is exported."""
@@ -119,120 +121,87 @@ class Report(Callback):
             _log.warning("no report: %s", error)
 
 
-class Writer:
-    """A destination of metrics. What a writer does not override is ignored.
-
-    Attributes:
-        required: Whether it is tried again after a failure; others are closed.
-        errors: What counts as a failure to write.
-    """
-
-    required = False
-    errors: tuple[type[Exception], ...] = (OSError, CheckpointError)
-
-    def __init__(self, out: Path, config: TrainConfig) -> None:
-        self.out, self.config = out, config
-
-    def open(self, after_step: int) -> None:
-        """Start, after so many steps; those of later steps are about to be written again."""
-
-    def scalars(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Write figures by name."""
-
-    def event(self, step: int, seconds: float, text: str) -> None:
-        """Write that something happened."""
-
-    def image(self, step: int, image: Image.Image) -> None:
-        """Write an RGB image."""
-
-    def close(self) -> None:
-        """Write what is held back."""
-
-
-class _RunFolder(Writer):
+class _RunFolder(Callback):
     """One JSON object a line in `metrics.jsonl`; PNG files in `reconstructions/`."""
 
-    required = True
+    def __init__(self, out: Path, config: TrainConfig) -> None:
+        self._out, self._path = out, out / METRICS_FILE
 
-    def open(self, after_step: int) -> None:
-        # A kill may have left half a line.
-        path = self.out / METRICS_FILE
-        if path.is_file():
-            lines = [line for line in read_metrics(path) if line["step"] <= after_step]
+    def on_start(self, state: RunState) -> None:
+        # A kill may have left half a line, and lines of steps that are about to be made again.
+        if self._path.is_file():
+            lines = [line for line in read_metrics(self._path) if line["step"] <= state.step]
             text = "".join(json.dumps(line) + "\n" for line in lines)
-            write_atomically(path, lambda partial: partial.write_text(text))
+            write_atomically(self._path, lambda partial: partial.write_text(text))
 
-    def scalars(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
+    def on_log(self, state: RunState, values: Mapping[str, float]) -> None:
         # JSON has no number that is not finite.
-        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
-        self._append({"step": step, "seconds": round(seconds, 1), **finite})
+        self._append(state, {k: v if math.isfinite(v) else None for k, v in values.items()})
 
-    def event(self, step: int, seconds: float, text: str) -> None:
-        self._append({"step": step, "seconds": round(seconds, 1), "event": text})
+    def on_event(self, state: RunState, text: str) -> None:
+        self._append(state, {"event": text})
 
-    def _append(self, line: Mapping[str, Any]) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
-        with (self.out / METRICS_FILE).open("a") as file:
+    def _append(self, state: RunState, values: Mapping[str, Any]) -> None:
+        line = {"step": state.step, "seconds": round(state.seconds, 1), **values}
+        self._out.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def image(self, step: int, image: Image.Image) -> None:
-        path = self.out / IMAGES_FOLDER / f"step-{step:06d}.png"
+    def on_image(self, state: RunState, image: Image.Image) -> None:
+        path = self._out / IMAGES_FOLDER / f"step-{state.step:06d}.png"
         write_atomically(path, lambda partial: image.save(partial, format="PNG"))
 
 
-class _TensorBoard(Writer):
+class _TensorBoard(Callback):
     """Event files in `tensorboard/`."""
 
-    def open(self, after_step: int) -> None:
+    def __init__(self, out: Path, config: TrainConfig) -> None:
+        self._folder = str(out / "tensorboard")
+
+    def on_start(self, state: RunState) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._step = after_step
-        folder = str(self.out / "tensorboard")
-        self._board: Any = SummaryWriter(folder, purge_step=after_step + 1)
+        # Of a resumed run, the board hides the steps that are about to be made again.
+        self._board: Any = SummaryWriter(self._folder, purge_step=state.step + 1)
 
-    def scalars(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
+    def on_log(self, state: RunState, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._at(step).add_scalar(_grouped(name), value, step)
+            self._board.add_scalar(_grouped(name), value, state.step)
 
-    def event(self, step: int, seconds: float, text: str) -> None:
-        self._at(step).add_text("events", text, step)
+    def on_event(self, state: RunState, text: str) -> None:
+        self._board.add_text("events", text, state.step)
 
-    def image(self, step: int, image: Image.Image) -> None:
-        self._at(step).add_image("reconstructions", np.asarray(image), step, dataformats="HWC")
+    def on_image(self, state: RunState, image: Image.Image) -> None:
+        self._board.add_image("reconstructions", np.asarray(image), state.step, dataformats="HWC")
 
-    def close(self) -> None:
+    def on_end(self, state: RunState) -> None:
         self._board.close()
 
-    def _at(self, step: int) -> Any:
-        """The board; a new file if the run rolled back, which purges the steps since."""
-        if step < self._step:
-            self._board.close()
-            self.open(step)
-        self._step = step
-        return self._board
 
-
-class _Wandb(Writer):
+class _Wandb(Callback):
     """A run at Weights & Biases; files in `wandb/`.
 
     The project is `mae_core`, or WANDB_PROJECT. WANDB_MODE=offline needs no network. A resumed
     run continues there; steps that a stop or a rollback undid are there twice.
     """
 
-    def open(self, after_step: int) -> None:
+    def __init__(self, out: Path, config: TrainConfig) -> None:
+        self._out, self._config = out, config
+        self._run: Any = None
+
+    def on_start(self, state: RunState) -> None:
         import wandb
 
         self._image: Any = wandb.Image
-        self.errors = (*Writer.errors, wandb.Error)
-        id_file = self.out / "wandb" / "run-id"
+        id_file = self._out / "wandb" / "run-id"
         id_file.parent.mkdir(parents=True, exist_ok=True)
-        if not (after_step and id_file.is_file()):
+        if not (state.step and id_file.is_file()):
             id_file.write_text(secrets.token_hex(4))
         try:
-            self._run: Any = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "mae_core"), name=self.out.resolve().name,
-                dir=str(self.out), id=id_file.read_text(), resume="allow",
-                config=without_places(self.config),
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "mae_core"), name=self._out.resolve().name,
+                dir=str(self._out), id=id_file.read_text(), resume="allow",
+                config=without_places(self._config),
             )  # fmt: skip
         except wandb.errors.UsageError as error:
             raise ConfigError(
@@ -241,35 +210,18 @@ class _Wandb(Writer):
         # Steps of ours: those of Weights & Biases cannot go back.
         self._run.define_metric("*", step_metric="step")
 
-    def scalars(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        self._run.log({"step": step, **{_grouped(name): v for name, v in values.items()}})
+    def on_log(self, state: RunState, values: Mapping[str, float]) -> None:
+        self._run.log({"step": state.step, **{_grouped(name): v for name, v in values.items()}})
 
-    def event(self, step: int, seconds: float, text: str) -> None:
-        self._run.log({"step": step, "event": text})
+    def on_event(self, state: RunState, text: str) -> None:
+        self._run.log({"step": state.step, "event": text})
 
-    def image(self, step: int, image: Image.Image) -> None:
-        self._run.log({"step": step, "reconstructions": self._image(image)})
+    def on_image(self, state: RunState, image: Image.Image) -> None:
+        self._run.log({"step": state.step, "reconstructions": self._image(image)})
 
-    def close(self) -> None:
-        self._run.finish()
-
-
-# By name: the class, and the module that it needs.
-WRITERS: dict[str, tuple[type[Writer], str]] = {
-    "tensorboard": (_TensorBoard, "torch.utils.tensorboard"),
-    "wandb": (_Wandb, "wandb"),
-}
-
-
-def require_writers(names: Sequence[str]) -> None:
-    """Refuse writers whose package is not installed (ConfigError)."""
-    for name in names:
-        try:
-            importlib.import_module(WRITERS[name][1])
-        except ImportError as error:
-            raise ConfigError(
-                f"writers={name} needs the {name} package; install it with: pip install {name}"
-            ) from error
+    def on_end(self, state: RunState) -> None:
+        if self._run:
+            self._run.finish()
 
 
 def _grouped(name: str) -> str:
@@ -279,62 +231,73 @@ def _grouped(name: str) -> str:
     return name.replace("_", "/", 1) if name.startswith("holdout_") else f"train/{name}"
 
 
+# By name: the class, and the module that it needs.
+_WRITERS: dict[str, tuple[Any, str]] = {
+    "tensorboard": (_TensorBoard, "torch.utils.tensorboard"),
+    "wandb": (_Wandb, "wandb"),
+}
+
+
+def require_writers(names: Sequence[str]) -> None:
+    """Refuse writers whose package is not installed (ConfigError)."""
+    for name in names:
+        try:
+            importlib.import_module(_WRITERS[name][1])
+        except ImportError as error:
+            raise ConfigError(
+                f"writers={name} needs the {name} package; install it with: pip install {name}"
+            ) from error
+
+
 class Logger(Callback):
     """Passes figures, events and images to all writers.
 
-    If one cannot write, a warning says so once and the run goes on.
+    If one cannot write, a warning says so once and the run goes on: the run's folder is tried
+    again, the others are left out.
     """
 
-    def __init__(self, out: Path, config: TrainConfig, *, after_step: int = 0) -> None:
-        """Open the writers of a run; what was written of steps after `after_step` is dropped."""
-        require_writers(config.writers)
-        self._writers: list[Writer] = [_RunFolder(out, config)]
-        self._writers += [WRITERS[name][0](out, config) for name in config.writers]
-        self._failed: set[Writer] = set()
-        self._for_all(lambda writer: writer.open(after_step))
+    def __init__(self, out: Path, config: TrainConfig) -> None:
+        self._writers: list[Callback] = [_RunFolder(out, config)]
+        self._writers += [_WRITERS[name][0](out, config) for name in config.writers]
+        self._failed: set[Callback] = set()
 
     def on_start(self, state: RunState) -> None:
-        """Write where a resumed run goes on, and with which changes."""
-        if state.step:
-            self.on_event(state, f"went on from step {state.step}")
-        for change in state.changes:
-            if change["step"] == state.step:
-                text = f"{change['field']} changed from {change['from']} to {change['to']}"
-                self.on_event(state, text)
+        """Open the writers; what was written of steps after `state.step` is dropped."""
+        self._for_all(lambda writer: writer.on_start(state))
 
     def on_log(self, state: RunState, values: Mapping[str, float]) -> None:
         """Write figures by name."""
-        self._for_all(lambda writer: writer.scalars(state.step, state.seconds, values))
+        self._for_all(lambda writer: writer.on_log(state, values))
 
     def on_event(self, state: RunState, text: str) -> None:
         """Write an event."""
-        self._for_all(lambda writer: writer.event(state.step, state.seconds, text))
+        self._for_all(lambda writer: writer.on_event(state, text))
 
     def on_image(self, state: RunState, image: Image.Image) -> None:
         """Write a grid of reconstructions."""
-        self._for_all(lambda writer: writer.image(state.step, image))
+        self._for_all(lambda writer: writer.on_image(state, image))
 
     def on_end(self, state: RunState) -> None:
         """Close the writers."""
-        self._for_all(lambda writer: writer.close())
+        self._for_all(lambda writer: writer.on_end(state))
 
-    def _for_all(self, write: Callable[[Writer], None]) -> None:
+    def _for_all(self, write: Callable[[Callback], None]) -> None:
         for writer in list(self._writers):
             try:
                 write(writer)
-            except writer.errors as error:
+            except ConfigError:
+                raise
+            # A board may raise what it likes.
+            except Exception as error:
                 if writer not in self._failed:
-                    self._failed.add(writer)
-                    name, reason = type(writer).__name__.strip("_"), error.__cause__ or error
                     _log.warning(
-                        "the metrics in %s are incomplete: %s failed (%s); the run goes on. Check "
-                        "the free space and the rights of the folder", writer.out, name, reason,
+                        "metrics cannot be written by %s (%s); the run goes on. Check the free "
+                        "space and the rights of its folder",
+                        type(writer).__name__.strip("_"), error.__cause__ or error,
                     )  # fmt: skip
-                if not writer.required:
+                self._failed.add(writer)
+                if not isinstance(writer, _RunFolder):
                     self._writers.remove(writer)
-                    # It may not be open.
-                    with suppress(AttributeError, *writer.errors):
-                        writer.close()
 
 
 class Progress(Callback):

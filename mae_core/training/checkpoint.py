@@ -189,15 +189,14 @@ def restore(state: RunState, saved: Mapping[str, Any], config: TrainConfig) -> N
 
 
 def note_changes(state: RunState, config: TrainConfig) -> None:
-    """Log and keep the fields in which a resumed run differs from before; epochs are steps."""
+    """Keep the fields in which a resumed run differs from before; epochs are steps."""
     now = without_places(config)
     then = state.saved_config or now
-    for name in now:
-        if now[name] != then[name]:
-            _log.warning("%s changed from %s to %s", name, then[name], now[name])
-            state.changes.append(
-                {"step": state.step, "field": name, "from": then[name], "to": now[name]}
-            )
+    state.changes += [
+        {"step": state.step, "field": name, "from": then[name], "to": now[name]}
+        for name in now
+        if now[name] != then[name]
+    ]
 
 
 # --- init_from

@@ -118,13 +118,9 @@ def train(
             `**{"optim.base_lr": 1e-4}`. Text is read as on the command line.
 
     Raises:
-        ConfigError: If a field is unknown, a value is not allowed, or fields do not fit the
-            images, the weights or the number of ranks.
-        DataError: If there are too few readable images.
-        CheckpointError: If the run's folder holds a checkpoint of another model, cannot be
-            written, or the weights of `init_from` are missing.
-        DownloadError: If those cannot be fetched.
-        TrainingError: If the loss goes wrong more often than the run may roll back.
+        MAEError: If fields do not fit each other, the images, the weights or the checkpoint in
+            the run's folder, if files cannot be read or written, and if the loss goes wrong more
+            often than the run may roll back. Its sentence says what to do.
     """
     if data is not None:
         changes = {"data.folder": data, **changes}
@@ -152,7 +148,7 @@ def train(
         loader = _loader(config, images, world)
         if not world.is_main:
             return Run(config, Trainer(config, state, loader, (), world).fit())
-        logger = Logger(Path(config.out), config, after_step=state.step)
+        logger = Logger(Path(config.out), config)
         evaluator = Evaluator(config, logger, _examples(config, images))
         _log.info("%d held out, on %s", len(evaluator.images), _device_name(state))
         progress, report = Progress(config.steps, state.step), Report(Path(config.out))
@@ -218,8 +214,6 @@ def start_run(
             weights = read_weights(config.init_from)
     config = with_model(config, model_changes, saved, weights)
     config = with_peak_lr(with_image_size_of_model(config, plain) if plain else config)
-    if config.data.hub or config.data.shards or not _counts_epochs(config):
-        config = with_steps(config, None)
     with world.main_first():
         if saved:
             config = with_saved_facts(config, saved)
@@ -245,10 +239,6 @@ def start_run(
     return config, state
 
 
-def _counts_epochs(config: TrainConfig) -> bool:
-    return bool(config.epochs or config.optim.warmup_epochs)
-
-
 def _cache(config: TrainConfig) -> Path:
     return Path(config.data.cache or Path(config.out) / "cache")
 
@@ -269,9 +259,7 @@ def _open_images(config: TrainConfig, world: World) -> tuple[TrainConfig, Datase
         data = replace(data, folder="", pack=str(_cache(config)), holdout="")
     with world.main_first():
         images = open_dataset(data, _cache(config), config.model)
-    if _counts_epochs(config) and not isinstance(images, ImageStream):
-        config = with_steps(config, len(images))
-    return config, images
+    return with_steps(config, None if isinstance(images, ImageStream) else len(images)), images
 
 
 def _loader(config: TrainConfig, images: Dataset, world: World) -> BatchLoader:

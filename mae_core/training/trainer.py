@@ -201,6 +201,8 @@ class Trainer:
             try:
                 for callback in self.callbacks:
                     callback.on_start(self.state)
+                if self.state.step:
+                    self._report_start()
                 # Something to roll back to, and a proof that the disk can be written to.
                 self._save()
                 while self.state.step < self.config.steps:
@@ -211,6 +213,12 @@ class Trainer:
             finally:
                 for callback in self.callbacks:
                     callback.on_end(self.state)
+
+    def _report_start(self) -> None:
+        begin = self.state.step
+        changes = [change for change in self.state.changes if change["step"] == begin]
+        texts = ["{field} changed from {from} to {to}".format(**change) for change in changes]
+        self._report(", ".join((f"went on from step {begin}", *texts)))
 
     def _train(self) -> bool:
         """Train until the run ends, rolls back, or has to stop, which is true."""
@@ -327,7 +335,11 @@ class Trainer:
         if saving:
             self._save(must=must_save)
         if evaluating:
-            self._evaluate()
+            if self.callbacks:
+                model = self.state.snapshot()
+                for callback in self.callbacks:
+                    callback.on_eval(self.state, model)
+            self.world.barrier()
         if saving or evaluating:
             # The time that these took is not that of the next steps.
             self._restart_meters()
@@ -386,13 +398,6 @@ class Trainer:
             if must:
                 raise
             self._report(f"the checkpoint of step {self.state.step} is missing: {error}")
-
-    def _evaluate(self) -> None:
-        if self.callbacks:
-            model = self.state.snapshot()
-            for callback in self.callbacks:
-                callback.on_eval(self.state, model)
-        self.world.barrier()
 
     def _report(self, text: str) -> None:
         if self.world.is_main:

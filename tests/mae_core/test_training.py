@@ -804,7 +804,6 @@ def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
         "resume": replace(config, resume=str(out.parent / "none")),
         "batch": replace(config, system=SystemConfig(accumulate=3)),
         "init_from": replace(config, init_from=str(out.parent / "none.safetensors")),
-        "stream": replace(config, data=replace(data, folder="", hub="someone/some"), epochs=3),
         "out": config,
     }[change]
 
@@ -822,7 +821,6 @@ def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
         ("resume", "there is no checkpoint at"),
         ("batch", "batch_size 4 does not divide into 1 processes times 3"),
         ("init_from", "none.safetensors"),
-        ("stream", "a stream has no known length"),
         ("out", "a part of its path is a file"),
     ],
 )
