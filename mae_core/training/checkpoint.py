@@ -37,6 +37,9 @@ _DECODER_FIELDS = (
     "pca_components",
 )  # fmt: skip
 
+# Numbers, texts and plain data of a run.
+_PLAIN = ("init_from", "step", "seconds", "rollbacks", "loss_average", "changes")
+
 
 @dataclass
 class RunState:
@@ -75,16 +78,11 @@ class RunState:
         """Everything that a checkpoint holds: tensors on the CPU and plain data."""
         return {
             "config": without_places(config),
-            "init_from": self.init_from,
             "model": _to_cpu(self.model.state_dict()),
             "ema": _to_cpu(self.average) or None,
             "optimizers": [_to_cpu(optimizer.state_dict()) for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "rollbacks": self.rollbacks,
-            "loss_average": self.loss_average,
-            "changes": self.changes,
+            **{name: getattr(self, name) for name in _PLAIN},
         }
 
     def snapshot(self) -> MaskedAutoencoder:
@@ -203,11 +201,9 @@ def note_changes(state: RunState, config: TrainConfig) -> None:
 
 
 def with_model(
-    config: TrainConfig,
-    changes: Sequence[str],
-    saved: Mapping[str, Any] | None,
+    config: TrainConfig, changes: Sequence[str], saved: Mapping[str, Any] | None,
     weights: Weights | None,
-) -> TrainConfig:
+) -> TrainConfig:  # fmt: skip
     """Give a run with `init_from` the model of its checkpoint, or else of the weights.
 
     If the weights have no decoder, the decoder and the target are those of `config`. `changes`

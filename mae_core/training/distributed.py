@@ -1,7 +1,6 @@
-"""Ranks that train one model together, as `torchrun` starts them.
+"""Ranks that train one model together, as `torchrun` starts them (DistributedDataParallel).
 
-Each rank computes the gradient of its own share of the batch; DistributedDataParallel averages
-them. Every rank holds the whole model, so a run may go on with another number of ranks.
+Every rank holds the whole model, so a run may go on with another number of ranks.
 """
 
 import datetime
@@ -121,9 +120,8 @@ def distribute(model: nn.Module, world: World) -> nn.Module:
 def end_process(status: int) -> NoReturn:
     """Exit with a status; at once if this process has trained with others.
 
-    Threads of the process group need the interpreter's lock to free tensors. While the group or
-    the interpreter is torn down this can deadlock or abort. All files are written by then, so the
-    process ends without tearing down.
+    Threads of the process group need the interpreter's lock to free tensors, so tearing down
+    the group or the interpreter can deadlock. All files are written by then.
     """
     if not dist.is_initialized():
         sys.exit(status)

@@ -72,12 +72,7 @@ _PCA_IMAGES = 256
 
 @dataclass(frozen=True)
 class Run:
-    """A training run that has ended or was stopped.
-
-    Attributes:
-        config: The config as resolved.
-        stopped_by: Number of the signal that stopped it; 0 if it reached its end.
-    """
+    """A run that has ended, or was stopped by a signal of that number; `config` as resolved."""
 
     config: TrainConfig
     stopped_by: int = 0
@@ -183,19 +178,15 @@ def _text_of(value: object) -> str:
 
 
 def start_run(
-    config: TrainConfig,
-    world: World,
-    model_changes: Sequence[str] = (),
+    config: TrainConfig, world: World, model_changes: Sequence[str] = (),
     plain: TrainConfig | None = None,
-) -> tuple[TrainConfig, RunState]:
+) -> tuple[TrainConfig, RunState]:  # fmt: skip
     """The run in `out` where it stopped, else `resume`, else `init_from`, else from scratch.
 
     What cannot work is refused here, before a folder is packed, which takes long. `model_changes`
     (`model.field=value`) win over the weights of `init_from`; `plain` is the config before its
-    fields were changed, for those that follow from others. Collective.
-
-    Returns:
-        The config, resolved but for epochs, and the state.
+    fields were changed, for those that follow from others. Collective. The config that is
+    returned is resolved but for epochs.
     """
     require_writers(config.writers)
     shares = world.size * config.system.accumulate

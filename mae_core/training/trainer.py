@@ -48,14 +48,8 @@ from mae_core.weights.files import CHECKPOINT_FILE, save_checkpoint
 
 _log = logging.getLogger(__name__)
 
-# Steps between two readings of the losses, each a line of metrics.
-_LOG_EVERY = 10
-
-# Several ranks ask each other for signals every so many steps.
-_VOTE_EVERY = 5
-
-# Weight of the last steps in the running average of the loss.
-_AVERAGE_WEIGHT = 0.1
+# Steps between two readings of the losses, and between ranks asking each other for signals.
+_LOG_EVERY, _VOTE_EVERY = 10, 5
 
 
 # --- number formats, kernels and memory of a step
@@ -120,14 +114,10 @@ def build_state(config: TrainConfig, model: MaskedAutoencoder, world: World) -> 
         if config.ema and parameter.requires_grad
     }
     return RunState(
-        model=model,
-        forward=distribute(model, world),
-        optimizers=build_optimizers(model, config.optim),
+        model=model, forward=distribute(model, world), precision=precision, average=average,
+        optimizers=build_optimizers(model, config.optim), device=device,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "float16"),
-        precision=precision,
-        average=average,
-        device=device,
-    )
+    )  # fmt: skip
 
 
 # --- the loop
@@ -164,13 +154,9 @@ class Trainer:
     """Takes a run from its state to its end, or to a signal that asks to stop."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        state: RunState,
-        loader: BatchLoader,
-        callbacks: Sequence[Callback],
-        world: World,
-    ) -> None:
+        self, config: TrainConfig, state: RunState, loader: BatchLoader,
+        callbacks: Sequence[Callback], world: World,
+    ) -> None:  # fmt: skip
         """Bring the parts of a run together; `callbacks` are empty on ranks other than 0."""
         self.config, self.state, self.loader = config, state, loader
         self.callbacks, self.world = callbacks, world
@@ -191,11 +177,6 @@ class Trainer:
 
         Returns:
             0 at the end, or the number of the signal that asked to stop; the run is saved then.
-
-        Raises:
-            TrainingError: If the loss went wrong more often than the run may roll back; the
-                last checkpoint is from before that.
-            CheckpointError: If the first or the last checkpoint cannot be written.
         """
         with stop_on_signals() as self._signals:
             try:
@@ -237,9 +218,9 @@ class Trainer:
 
     def _batches(self) -> Generator[tuple[Tensor, PatchMask], None, None]:
         """This rank's batches and their masks; the next mask is drawn in a thread."""
-        config, begin = self.config, self.state.step
+        config, begin, rank = self.config, self.state.step, self.world.rank
         share = config.batch_size // self.world.size
-        rows = slice(self.world.rank * share, (self.world.rank + 1) * share)
+        rows = slice(rank * share, (rank + 1) * share)
 
         def side_at(step: int) -> int:
             return image_size_at(step, config.steps, config.stages)
@@ -323,11 +304,9 @@ class Trainer:
                 self._roll_back()
                 return False
             values = {
-                "loss": float(losses.mean()),
-                "grad_norm": float(norms[-1]),
-                "lr": self._lr(step - 1),
-                "images_per_second": rate * config.batch_size,
-            }
+                "loss": float(losses.mean()), "grad_norm": float(norms[-1]),
+                "lr": self._lr(step - 1), "images_per_second": rate * config.batch_size,
+            }  # fmt: skip
         for callback in self.callbacks:
             callback.on_step(self.state)
             if values:
@@ -360,7 +339,7 @@ class Trainer:
         self._levels = []
         if math.isnan(average):
             average = level
-        state.loss_average = average + _AVERAGE_WEIGHT * (level - average)
+        state.loss_average = average + 0.1 * (level - average)
         return 0 < self.config.recovery.spike * average < level
 
     def _lr(self, step: int) -> float:
