@@ -131,14 +131,8 @@ def _paper(model: str) -> TrainConfig:
 
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    "quick": quick,
-    "adapt": adapt,
-    "small_data": small_data,
-    "cifar": cifar,
-    "base": base,
-    "large": large,
-    "huge": huge,
-    "bundled_tiny": bundled_tiny,
+    make.__name__: make
+    for make in (quick, adapt, small_data, cifar, base, large, huge, bundled_tiny)
 }
 
 

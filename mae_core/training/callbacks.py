@@ -7,7 +7,6 @@ get the same. A file that cannot be written never stops a run.
 This is the only module of `training` that uses `evaluation`.
 """
 
-import datetime
 import importlib
 import json
 import logging
@@ -15,10 +14,7 @@ import math
 import os
 import secrets
 import sys
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +29,11 @@ from mae_core.images import DecodedImage
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.reconstruct import Reconstructor
 from mae_core.training.checkpoint import RunState
-from mae_core.training.report import (
-    IMAGES_FOLDER,
-    METRICS_FILE,
-    duration_text,
-    read_metrics,
-    write_report,
-)
+from mae_core.training.report import IMAGES_FOLDER, METRICS_FILE, read_metrics, write_report
 from mae_core.weights.files import write_atomically
 
 # Images in the grid that is drawn at every evaluation.
 GRID_ROWS = 6
-
-# Lines of metrics that the progress bar's rate is taken over: enough to include evaluations and
-# checkpoints, few enough to follow a machine that gets slower.
-_RATE_LINES = 100
-
-# Steps at which the cost of the remaining steps is sampled.
-_COST_SAMPLES = 200
 
 _log = logging.getLogger(__name__)
 
@@ -59,16 +42,19 @@ class Callback:
     """Hooks that the trainer calls on rank 0. The defaults do nothing."""
 
     def on_start(self, state: RunState) -> None:
-        """Training starts or is resumed."""
+        """Training starts, or goes on after `state.step` steps."""
 
     def on_step(self, state: RunState) -> None:
         """A step is done."""
 
     def on_log(self, state: RunState, values: Mapping[str, float]) -> None:
-        """Metrics of the last steps are known: every ten steps, and before saving or evaluating."""
+        """Figures by name: every ten steps, and when the run is saved or evaluated."""
 
     def on_event(self, state: RunState, text: str) -> None:
         """Something happened that people should read: a rollback, a checkpoint not written."""
+
+    def on_image(self, state: RunState, image: Image.Image) -> None:
+        """A grid of reconstructions, RGB, was drawn."""
 
     def on_eval(self, state: RunState, model: MaskedAutoencoder) -> None:
         """Every `eval_every` steps and at the end, with the model as it is exported."""
@@ -97,10 +83,10 @@ class Evaluator(Callback):
 
     def on_eval(self, state: RunState, model: MaskedAutoencoder) -> None:
         """Draw, measure, log."""
-        self._logger.image(state.step, draw_grid(model, self._grid))
+        self._logger.on_image(state, draw_grid(model, self._grid))
         values = self.measure(model)
         if values:
-            self._logger.scalars(state.step, state.seconds, values)
+            self._logger.on_log(state, values)
             figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             tqdm.write(f"step {state.step}: {figures}", file=sys.stderr)
 
@@ -131,133 +117,68 @@ class Report(Callback):
         """Write the report. A full disk must not hide why the run ended."""
         try:
             _log.info("report: %s", write_report(self._out))
-        except (CheckpointError, ConfigError) as error:
+        except (CheckpointError, ConfigError, OSError) as error:
             _log.warning("no report: %s", error)
 
 
-class Writer:
-    """A destination of metrics. What a writer does not override is ignored.
+class _RunFolder(Callback):
+    """One JSON object a line in `metrics.jsonl`; PNG files in `reconstructions/`."""
 
-    Attributes:
-        target: File or folder that is written.
-        required: Whether it is tried again after a failure; others are closed.
-        errors: What counts as a failure to write.
-    """
+    def __init__(self, out: Path, config: TrainConfig) -> None:
+        self._out, self._path = out, out / METRICS_FILE
 
-    required = False
-    errors: tuple[type[Exception], ...] = (OSError, CheckpointError)
+    def on_start(self, state: RunState) -> None:
+        # A kill may have left half a line, and lines of steps that are about to be made again.
+        if self._path.is_file():
+            lines = [line for line in read_metrics(self._path) if line["step"] <= state.step]
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            write_atomically(self._path, lambda partial: partial.write_text(text))
 
-    def __init__(self, target: Path) -> None:
-        self.target = target
+    def on_log(self, state: RunState, values: Mapping[str, float]) -> None:
+        # JSON has no number that is not finite.
+        self._append(state, {k: v if math.isfinite(v) else None for k, v in values.items()})
 
-    def open(self, after_step: int) -> None:
-        """Start, after so many steps; lines of later steps are about to be written again."""
+    def on_event(self, state: RunState, text: str) -> None:
+        self._append(state, {"event": text})
 
-    def scalars(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Write figures by name."""
+    def _append(self, state: RunState, values: Mapping[str, Any]) -> None:
+        line = {"step": state.step, "seconds": round(state.seconds, 1), **values}
+        self._out.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
-    def event(self, step: int, seconds: float, text: str) -> None:
-        """Write that something happened."""
-
-    def image(self, step: int, image: Image.Image) -> None:
-        """Write an RGB image."""
-
-    def close(self) -> None:
-        """Write what is held back."""
-
-
-class JsonlWriter(Writer):
-    """One JSON object a line in `metrics.jsonl`."""
-
-    required = True
-
-    def __init__(self, out: Path) -> None:
-        super().__init__(out / METRICS_FILE)
-        # Whether the file may end in half a line.
-        self._torn = False
-
-    def open(self, after_step: int) -> None:
-        """Drop the lines of steps that a stop undid."""
-        lines = read_metrics(self.target)
-        text = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= after_step)
-        if self.target.is_file() and self.target.read_bytes() != text.encode():
-            self._torn = True
-            write_atomically(self.target, lambda partial: partial.write_text(text))
-            self._torn = False
-
-    def scalars(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Append a line; values that are not finite become null."""
-        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
-        self._append({"step": step, "seconds": round(seconds, 1), **finite})
-
-    def event(self, step: int, seconds: float, text: str) -> None:
-        """Append a line."""
-        self._append({"step": step, "seconds": round(seconds, 1), "event": text})
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        text = ("\n" if self._torn else "") + json.dumps(line) + "\n"
-        self._torn = True
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        with self.target.open("a") as file:
-            file.write(text)
-        self._torn = False
-
-
-class ImageWriter(Writer):
-    """PNG files in `reconstructions/`, named by their step."""
-
-    required = True
-
-    def __init__(self, out: Path) -> None:
-        super().__init__(out / IMAGES_FOLDER)
-
-    def image(self, step: int, image: Image.Image) -> None:
-        """Write one file."""
-        path = self.target / f"step-{step:06d}.png"
+    def on_image(self, state: RunState, image: Image.Image) -> None:
+        path = self._out / IMAGES_FOLDER / f"step-{state.step:06d}.png"
         write_atomically(path, lambda partial: image.save(partial, format="PNG"))
 
 
-class TensorBoardWriter(Writer):
-    """TensorBoard's event files in `tensorboard/`."""
+class _TensorBoard(Callback):
+    """Event files in `tensorboard/`."""
 
     def __init__(self, out: Path, config: TrainConfig) -> None:
-        super().__init__(out / "tensorboard")
+        self._folder = str(out / "tensorboard")
 
-    def open(self, after_step: int) -> None:
-        """Start a file; TensorBoard drops the steps after this one."""
+    def on_start(self, state: RunState) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._step = after_step
-        self._board: Any = SummaryWriter(str(self.target), purge_step=after_step + 1)
+        # Of a resumed run, the board hides the steps that are about to be made again.
+        self._board: Any = SummaryWriter(self._folder, purge_step=state.step + 1)
 
-    def scalars(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Write figures in groups."""
+    def on_log(self, state: RunState, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._board_at(step).add_scalar(_grouped(name), value, step)
+            self._board.add_scalar(_grouped(name), value, state.step)
 
-    def event(self, step: int, seconds: float, text: str) -> None:
-        """Write a text."""
-        self._board_at(step).add_text("events", text, step)
+    def on_event(self, state: RunState, text: str) -> None:
+        self._board.add_text("events", text, state.step)
 
-    def image(self, step: int, image: Image.Image) -> None:
-        """Write an image."""
-        pixels = np.asarray(image.convert("RGB"))
-        self._board_at(step).add_image("reconstructions", pixels, step, dataformats="HWC")
+    def on_image(self, state: RunState, image: Image.Image) -> None:
+        self._board.add_image("reconstructions", np.asarray(image), state.step, dataformats="HWC")
 
-    def close(self) -> None:
-        """Flush."""
+    def on_end(self, state: RunState) -> None:
         self._board.close()
 
-    def _board_at(self, step: int) -> Any:
-        """The board; a new file if the run rolled back, which purges the steps since."""
-        if step < self._step:
-            self._board.close()
-            self.open(step)
-        self._step = step
-        return self._board
 
-
-class WandbWriter(Writer):
+class _Wandb(Callback):
     """A run at Weights & Biases; files in `wandb/`.
 
     The project is `mae_core`, or WANDB_PROJECT. WANDB_MODE=offline needs no network. A resumed
@@ -265,24 +186,22 @@ class WandbWriter(Writer):
     """
 
     def __init__(self, out: Path, config: TrainConfig) -> None:
-        super().__init__(out / "wandb")
-        self._name, self._config = out.resolve().name, without_places(config)
+        self._out, self._config = out, config
+        self._run: Any = None
 
-    def open(self, after_step: int) -> None:
-        """Start the run, or continue it."""
+    def on_start(self, state: RunState) -> None:
         import wandb
 
         self._image: Any = wandb.Image
-        self.errors = (*Writer.errors, wandb.Error)
-        self.target.mkdir(parents=True, exist_ok=True)
-        id_file = self.target / "run-id"
-        if not (after_step and id_file.is_file()):
+        id_file = self._out / "wandb" / "run-id"
+        id_file.parent.mkdir(parents=True, exist_ok=True)
+        if not (state.step and id_file.is_file()):
             id_file.write_text(secrets.token_hex(4))
         try:
-            self._run: Any = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "mae_core"), name=self._name,
-                dir=str(self.target.parent), id=id_file.read_text(), resume="allow",
-                config=self._config,
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "mae_core"), name=self._out.resolve().name,
+                dir=str(self._out), id=id_file.read_text(), resume="allow",
+                config=without_places(self._config),
             )  # fmt: skip
         except wandb.errors.UsageError as error:
             raise ConfigError(
@@ -291,39 +210,18 @@ class WandbWriter(Writer):
         # Steps of ours: those of Weights & Biases cannot go back.
         self._run.define_metric("*", step_metric="step")
 
-    def scalars(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Write figures in groups."""
-        self._run.log({"step": step, **{_grouped(name): v for name, v in values.items()}})
+    def on_log(self, state: RunState, values: Mapping[str, float]) -> None:
+        self._run.log({"step": state.step, **{_grouped(name): v for name, v in values.items()}})
 
-    def event(self, step: int, seconds: float, text: str) -> None:
-        """Write a text."""
-        self._run.log({"step": step, "event": text})
+    def on_event(self, state: RunState, text: str) -> None:
+        self._run.log({"step": state.step, "event": text})
 
-    def image(self, step: int, image: Image.Image) -> None:
-        """Write an image."""
-        self._run.log({"step": step, "reconstructions": self._image(image)})
+    def on_image(self, state: RunState, image: Image.Image) -> None:
+        self._run.log({"step": state.step, "reconstructions": self._image(image)})
 
-    def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
-
-
-# By name: the class, and the module that it needs.
-WRITERS: dict[str, tuple[Any, str]] = {
-    "tensorboard": (TensorBoardWriter, "torch.utils.tensorboard"),
-    "wandb": (WandbWriter, "wandb"),
-}
-
-
-def require_writers(names: Sequence[str]) -> None:
-    """Refuse writers whose package is not installed (ConfigError)."""
-    for name in names:
-        try:
-            importlib.import_module(WRITERS[name][1])
-        except ImportError as error:
-            raise ConfigError(
-                f"writers={name} needs the {name} package; install it with: pip install {name}"
-            ) from error
+    def on_end(self, state: RunState) -> None:
+        if self._run:
+            self._run.finish()
 
 
 def _grouped(name: str) -> str:
@@ -333,128 +231,95 @@ def _grouped(name: str) -> str:
     return name.replace("_", "/", 1) if name.startswith("holdout_") else f"train/{name}"
 
 
+# By name: the class, and the module that it needs.
+_WRITERS: dict[str, tuple[Any, str]] = {
+    "tensorboard": (_TensorBoard, "torch.utils.tensorboard"),
+    "wandb": (_Wandb, "wandb"),
+}
+
+
+def require_writers(names: Sequence[str]) -> None:
+    """Refuse writers whose package is not installed (ConfigError)."""
+    for name in names:
+        try:
+            importlib.import_module(_WRITERS[name][1])
+        except ImportError as error:
+            raise ConfigError(
+                f"writers={name} needs the {name} package; install it with: pip install {name}"
+            ) from error
+
+
 class Logger(Callback):
     """Passes figures, events and images to all writers.
 
-    If one cannot write, a warning says so once and the run goes on.
+    If one cannot write, a warning says so once and the run goes on: the run's folder is tried
+    again, the others are left out.
     """
 
-    def __init__(self, out: Path, config: TrainConfig, *, after_step: int = 0) -> None:
-        """Open the writers of a run; what was written of steps after `after_step` is dropped."""
-        require_writers(config.writers)
-        self._warned: set[Path] = set()
-        self._writers: list[Writer] = [JsonlWriter(out), ImageWriter(out)]
-        self._writers += [WRITERS[name][0](out, config) for name in config.writers]
-        self._for_all(lambda writer: writer.open(after_step))
+    def __init__(self, out: Path, config: TrainConfig) -> None:
+        self._writers: list[Callback] = [_RunFolder(out, config)]
+        self._writers += [_WRITERS[name][0](out, config) for name in config.writers]
+        self._failed: set[Callback] = set()
 
     def on_start(self, state: RunState) -> None:
-        """Write where a resumed run goes on, and with which changes."""
-        if state.step:
-            self.on_event(state, f"went on from step {state.step}")
-        for change in state.changes:
-            if change["step"] == state.step:
-                text = f"{change['field']} changed from {change['from']} to {change['to']}"
-                self.on_event(state, text)
+        """Open the writers; what was written of steps after `state.step` is dropped."""
+        self._for_all(lambda writer: writer.on_start(state))
 
     def on_log(self, state: RunState, values: Mapping[str, float]) -> None:
-        """Write figures."""
-        self.scalars(state.step, state.seconds, values)
+        """Write figures by name."""
+        self._for_all(lambda writer: writer.on_log(state, values))
 
     def on_event(self, state: RunState, text: str) -> None:
         """Write an event."""
-        self._for_all(lambda writer: writer.event(state.step, state.seconds, text))
+        self._for_all(lambda writer: writer.on_event(state, text))
+
+    def on_image(self, state: RunState, image: Image.Image) -> None:
+        """Write a grid of reconstructions."""
+        self._for_all(lambda writer: writer.on_image(state, image))
 
     def on_end(self, state: RunState) -> None:
         """Close the writers."""
-        self.close()
+        self._for_all(lambda writer: writer.on_end(state))
 
-    def scalars(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Write figures by name, with the steps done and the seconds trained so far."""
-        if values:
-            self._for_all(lambda writer: writer.scalars(step, seconds, values))
-
-    def image(self, step: int, image: Image.Image) -> None:
-        """Write a grid of reconstructions."""
-        self._for_all(lambda writer: writer.image(step, image))
-
-    def close(self) -> None:
-        """Close the writers."""
-        self._for_all(lambda writer: writer.close())
-
-    def _for_all(self, write: Callable[[Writer], None]) -> None:
+    def _for_all(self, write: Callable[[Callback], None]) -> None:
         for writer in list(self._writers):
             try:
                 write(writer)
-            except writer.errors as error:
-                if writer.target not in self._warned:
-                    self._warned.add(writer.target)
+            except ConfigError:
+                raise
+            # A board may raise what it likes.
+            except Exception as error:
+                if writer not in self._failed:
                     _log.warning(
-                        "could not write %s (%s); the run goes on without. Check the free space "
-                        "and the rights of its folder", writer.target, error.__cause__ or error,
+                        "metrics cannot be written by %s (%s); the run goes on. Check the free "
+                        "space and the rights of its folder",
+                        type(writer).__name__.strip("_"), error.__cause__ or error,
                     )  # fmt: skip
-                if not writer.required:
+                self._failed.add(writer)
+                if not isinstance(writer, _RunFolder):
                     self._writers.remove(writer)
-                    # It may not be open.
-                    with suppress(AttributeError, *writer.errors):
-                        writer.close()
 
 
 class Progress(Callback):
-    """A bar on standard error: steps, loss, images a second, time left and time of the end."""
+    """A bar on standard error: steps, time left, loss, images a second."""
 
-    def __init__(
-        self, steps: int, done: int, cost: Callable[[int], float] = lambda step: 1.0
-    ) -> None:
-        """Show the bar; `cost` of a step is relative, for the estimate of the end."""
-        self._steps, self._cost = steps, cost
-        self._lines: deque[tuple[int, float]] = deque(maxlen=_RATE_LINES)
+    def __init__(self, steps: int, done: int) -> None:
         # A log file keeps every state of the bar, so it is redrawn rarely there.
         interval = 0.1 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(
-            total=steps, initial=done, desc="training", dynamic_ncols=True,
+            total=steps, initial=done, desc="training", unit="step", dynamic_ncols=True,
             mininterval=interval, maxinterval=max(interval, 10.0),
-            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
         )  # fmt: skip
 
     def on_step(self, state: RunState) -> None:
         """Move the bar; back if the run rolled back."""
-        if state.step <= self._bar.n:
-            self._lines.clear()
         self._bar.update(state.step - self._bar.n)
 
     def on_log(self, state: RunState, values: Mapping[str, float]) -> None:
         """Show the figures, when the bar moves next."""
-        self._lines.append((state.step, time.perf_counter()))
-        left = self._seconds_left(state.step)
-        end = f", {end_text(datetime.datetime.now(), left)}" if left is not None else ""
-        self._bar.set_postfix_str(
-            f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} img/s{end}",
-            refresh=False,
-        )
+        figures = {"loss": values["loss"], "img/s": values["images_per_second"]}
+        self._bar.set_postfix(figures, refresh=False)
 
     def on_end(self, state: RunState) -> None:
         """Leave the bar as it is."""
         self._bar.close()
-
-    def _seconds_left(self, step: int) -> float | None:
-        (first, begun), (_, now) = self._lines[0], self._lines[-1]
-        if step in (first, self._steps):
-            return None
-        rate = (now - begun) / self._cost_between(first, step)
-        return rate * self._cost_between(step, self._steps)
-
-    def _cost_between(self, start: int, stop: int) -> float:
-        samples = min(stop - start, _COST_SAMPLES)
-        if samples == 0:
-            return 0.0
-        width = (stop - start) / samples
-        return width * sum(self._cost(start + int((i + 0.5) * width)) for i in range(samples))
-
-
-def end_text(now: datetime.datetime, seconds: float) -> str:
-    """How long something still takes and when it ends: `27 min left, ends 17:52`."""
-    # Minutes are shown, so the clock is rounded to minutes.
-    end = now + datetime.timedelta(seconds=seconds + 30)
-    days = (end.date() - now.date()).days
-    day = "" if days == 0 else f"{end:%a} " if days < 7 else f"{end.day} {end:%b} "
-    return f"{duration_text(seconds)} left, ends {day}{end:%H:%M}"

@@ -22,6 +22,7 @@ from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.mae import MaskedAutoencoder, resample_pos_embed
 from mae_core.weights.files import CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE, load_latest
 from mae_core.weights.formats import Weights
+from mae_core.weights.names import is_decoder_key
 from mae_core.weights.registry import weights_name
 
 _log = logging.getLogger(__name__)
@@ -36,12 +37,8 @@ _DECODER_FIELDS = (
     "pca_components",
 )  # fmt: skip
 
-# What a checkpoint holds; `RunState.content` writes it.
-_KINDS: dict[str, tuple[type, ...]] = {
-    "config": (dict,), "init_from": (str,), "model": (dict,), "ema": (dict, type(None)),
-    "optimizers": (list,), "scaler": (dict,), "step": (int,), "seconds": (int, float),
-    "rollbacks": (int,), "loss_average": (int, float), "changes": (list,),
-}  # fmt: skip
+# Numbers, texts and plain data of a run.
+_PLAIN = ("init_from", "step", "seconds", "rollbacks", "loss_average", "changes")
 
 
 @dataclass
@@ -49,19 +46,14 @@ class RunState:
     """A run between two steps.
 
     Attributes:
-        model: The model.
         forward: The module to call in place of `model`, so that gradients are averaged.
-        optimizers: The optimisers of its parameters.
         scaler: Loss scaler, for float16.
         precision: Of the forward pass: `float32`, `bfloat16` or `float16`.
         average: EMA of the parameters by name; empty without `ema`.
-        device: Where the model is.
         loss_average: Running average of the loss; NaN at first.
-        init_from: Name of the weights that the run began with, and whether only their encoder
-            was taken; empty if from scratch.
+        init_from: Name of the weights that the run began with; empty if from scratch.
         step: Steps done.
         seconds: Time spent training so far, over all starts.
-        rollbacks: How often the run has rolled back.
         changes: Fields that were changed when the run was resumed: plain data with the step
             from which the new value holds.
         saved_config: Plain data of the config before the run was resumed; None at first.
@@ -86,16 +78,11 @@ class RunState:
         """Everything that a checkpoint holds: tensors on the CPU and plain data."""
         return {
             "config": without_places(config),
-            "init_from": self.init_from,
             "model": _to_cpu(self.model.state_dict()),
             "ema": _to_cpu(self.average) or None,
             "optimizers": [_to_cpu(optimizer.state_dict()) for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "rollbacks": self.rollbacks,
-            "loss_average": self.loss_average,
-            "changes": self.changes,
+            **{name: getattr(self, name) for name in _PLAIN},
         }
 
     def snapshot(self) -> MaskedAutoencoder:
@@ -123,41 +110,28 @@ def folder_to_resume(config: TrainConfig) -> Path | None:
     out = Path(config.out)
     if any((out / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE)):
         return out
-    if not config.resume:
-        return None
     path = Path(config.resume).expanduser()
-    return path if path.is_dir() else path.parent
+    return None if not config.resume else path if path.is_dir() else path.parent
 
 
 def read_checkpoint(config: TrainConfig) -> dict[str, Any] | None:
-    """Read the checkpoint to go on from, which has to be complete; None if there is none."""
+    """The checkpoint to go on from, its `config` as a `TrainConfig`; None if there is none."""
     folder = folder_to_resume(config)
     if folder is None:
         return None
     saved = load_latest(folder)
-    for name, kinds in _KINDS.items():
-        if name not in saved:
-            raise _unusable(config, f"it has no {name!r}")
-        if not isinstance(saved[name], kinds):
-            found, needed = type(saved[name]).__name__, kinds[0].__name__
-            raise _unusable(config, f"its {name!r} is of type {found} instead of {needed}")
-    return saved
-
-
-def _unusable(config: TrainConfig, why: str) -> CheckpointError:
-    return CheckpointError(
-        f"the checkpoint in {str(folder_to_resume(config) or config.out)!r} cannot be used: {why}; "
-        f"delete it to go on from {PREVIOUS_CHECKPOINT_FILE}, if that is there, or give another "
-        "out= to begin anew"
-    )
-
-
-def _config_of(saved: Mapping[str, Any], config: TrainConfig) -> TrainConfig:
-    """The config that a checkpoint was written with. Missing fields have their defaults."""
     try:
-        return from_dict(TrainConfig, saved["config"])
-    except (ConfigError, TypeError) as error:
-        raise _unusable(config, f"its config is not one of this version ({error})") from error
+        return saved | {"config": from_dict(TrainConfig, saved["config"])}
+    except (AttributeError, ConfigError, KeyError, TypeError) as error:
+        raise _unusable(folder, error) from error
+
+
+def _unusable(folder: object, error: Exception) -> CheckpointError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return CheckpointError(
+        f"the checkpoint in {str(folder)!r} is damaged or of another version ({reason}); delete it "
+        f"to go on from {PREVIOUS_CHECKPOINT_FILE}, or give another out= to begin anew"
+    )
 
 
 def with_saved_facts(config: TrainConfig, saved: Mapping[str, Any]) -> TrainConfig:
@@ -166,7 +140,7 @@ def with_saved_facts(config: TrainConfig, saved: Mapping[str, Any]) -> TrainConf
     The folder may have other ones by now, as images were added. What `config.data` declares
     wins.
     """
-    then, now = _config_of(saved, config).model, declared_facts(config).model
+    then, now = saved["config"].model, declared_facts(config).model
     facts = {
         name: getattr(then, name)
         for name in ("bands", "value_range", "mean", "std")
@@ -176,8 +150,8 @@ def with_saved_facts(config: TrainConfig, saved: Mapping[str, Any]) -> TrainConf
 
 
 def restore(state: RunState, saved: Mapping[str, Any], config: TrainConfig) -> None:
-    """Load a checkpoint into a run, unless it is damaged or of another model or optimiser."""
-    then = _config_of(saved, config)
+    """Load what `read_checkpoint` gave, unless it is of another model or optimiser."""
+    then: TrainConfig = saved["config"]
     if then.model != config.model or then.optim.name != config.optim.name:
         raise CheckpointError(
             f"the checkpoint in {config.out!r} is of another model or optimiser; give another "
@@ -190,106 +164,77 @@ def restore(state: RunState, saved: Mapping[str, Any], config: TrainConfig) -> N
         for name, average in state.average.items():
             average.copy_(averaged[name])
         for optimizer, content in zip(state.optimizers, saved["optimizers"], strict=True):
-            _load_optimizer(optimizer, content)
+            # Settings are those of the present config; torch compares the groups' parameters.
+            groups = [
+                now | {"params": before["params"]}
+                for now, before in zip(
+                    optimizer.state_dict()["param_groups"], content["param_groups"], strict=True
+                )
+            ]
+            optimizer.load_state_dict({"state": content["state"], "param_groups": groups})
         # A disabled scaler has an empty state and accepts no other.
         if saved["scaler"]:
             state.scaler.load_state_dict(saved["scaler"])
-        for change in saved["changes"]:
-            if not {"step", "field", "from", "to"} <= set(change):
-                raise ValueError("an entry of its changes is incomplete")
+        state.init_from, state.step = str(saved["init_from"]), int(saved["step"])
+        state.seconds, state.rollbacks = float(saved["seconds"]), int(saved["rollbacks"])
+        state.loss_average = float(saved["loss_average"])
+        state.changes = [dict(change) for change in saved["changes"]]
     except torch.OutOfMemoryError:
         raise
-    except (
-        AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError
-    ) as error:  # fmt: skip
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise _unusable(config, f"it does not fit its own model ({what})") from error
-    for name in ("init_from", "step", "seconds", "rollbacks", "loss_average"):
-        setattr(state, name, saved[name])
-    state.changes = list(saved["changes"])
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise _unusable(folder_to_resume(config), error) from error
     state.saved_config = without_places(then)
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    # The groups' settings are those of the present config.
-    groups = optimizer.state_dict()["param_groups"]
-    sizes = [[len(group["params"]) for group in these] for these in (groups, saved["param_groups"])]
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"its optimiser has groups of {sizes[1]} parameters instead of {sizes[0]}, as those "
-            "of other versions have"
-        )
-    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
-    for parameter, moments in optimizer.state.items():
-        for name, value in moments.items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                raise ValueError(f"a {name} has the shape {tuple(value.shape)}")
-
-
 def note_changes(state: RunState, config: TrainConfig) -> None:
-    """Log and keep the fields in which a resumed run differs from before; epochs are steps."""
-    if state.saved_config is None:
-        return
-    then, now = state.saved_config, without_places(config)
-    for name in now:
-        if now[name] != then[name]:
-            _log.warning("%s changed from %s to %s", name, then[name], now[name])
-            state.changes.append(
-                {"step": state.step, "field": name, "from": then[name], "to": now[name]}
-            )
+    """Keep the fields in which a resumed run differs from before; epochs are steps."""
+    now = without_places(config)
+    then = state.saved_config or now
+    state.changes += [
+        {"step": state.step, "field": name, "from": then[name], "to": now[name]}
+        for name in now
+        if now[name] != then[name]
+    ]
 
 
 # --- init_from
 
 
 def with_model(
-    config: TrainConfig,
-    changes: Sequence[str],
-    saved: Mapping[str, Any] | None,
+    config: TrainConfig, changes: Sequence[str], saved: Mapping[str, Any] | None,
     weights: Weights | None,
-) -> TrainConfig:
+) -> TrainConfig:  # fmt: skip
     """Give a run with `init_from` the model of its checkpoint, or else of the weights.
 
     If the weights have no decoder, the decoder and the target are those of `config`. `changes`
     (`model.field=value`) win: another decoder, image size or target. Another encoder is refused.
     """
     if saved and config.init_from:
-        return with_overrides(replace(config, model=_config_of(saved, config).model), changes)
+        return with_overrides(replace(config, model=saved["config"].model), changes)
     if weights is None:
         return with_overrides(config, changes)
-    model = weights.config
+    source, model = f"init_from={config.init_from}", weights.config
+    if weights.kind == "classifier":
+        raise ConfigError(
+            f"{source} holds a classifier, whose encoder has been fine-tuned and has no last norm; "
+            "give weights from before that"
+        )
     if weights.kind != "autoencoder":
         own = {name: getattr(config.model, name) for name in (*_DECODER_FIELDS, "norm_pix")}
         model = replace(model, **own)
     config = with_overrides(replace(config, model=model), changes)
-    _require_encoder(weights, config)
-    # A wrong number of heads computes something else, and no shape tells.
-    for name in ("num_heads", "decoder_num_heads"):
-        used = name == "num_heads" or weights.kind == "autoencoder"
-        given = any(change.startswith(f"model.{name}=") for change in changes)
-        if used and not given and weights.origins.get(name) == "assumed":
-            _log.warning(
-                "init_from=%s does not say how many heads it has: model.%s=%d is a guess; give "
-                "the right one", config.init_from, name, getattr(config.model, name),
-            )  # fmt: skip
-    return config
-
-
-def _require_encoder(weights: Weights, config: TrainConfig) -> None:
-    if weights.kind == "classifier":
-        raise ConfigError(
-            f"init_from={config.init_from} holds a classifier, whose encoder has been fine-tuned "
-            "and has no last norm; give weights from before that"
-        )
-    other = _differing(_ENCODER_FIELDS, weights, config.model)
-    if other:
-        given = " ".join(f"model.{name}={getattr(config.model, name)}" for name in other)
+    if other := _differing(_ENCODER_FIELDS, weights, config.model):
         fitting = " ".join(f"model.{name}={getattr(weights.config, name)}" for name in other)
         raise ConfigError(
-            f"{given} cannot be changed: the weights of init_from={config.init_from} hold an "
-            f"encoder of another shape than model=; give {fitting}, or leave the model's fields "
-            "out"
+            f"{source} holds an encoder of another shape; give {fitting}, or leave the model's "
+            "fields out"
         )
+    # A wrong number of heads computes something else, and no shape tells.
+    for name in weights.guesses:
+        if not any(change.startswith(f"model.{name}=") for change in changes):
+            heads = getattr(config.model, name)
+            _log.warning("model.%s=%d is a guess for %s; give the right one", name, heads, source)
+    return config
 
 
 def _differing(names: Sequence[str], weights: Weights, model: ModelConfig) -> list[str]:
@@ -308,26 +253,18 @@ def load_initial_weights(model: MaskedAutoencoder, weights: Weights, init_from: 
     If they have no decoder, or another than the model's, the model keeps its own and the name
     says so.
     """
-    name, state, fresh = weights_name(init_from), dict(weights.state), {}
-    why = ""
-    if weights.kind != "autoencoder":
-        why = "these weights have none"
-    elif other := _differing(_DECODER_FIELDS, weights, model.config):
-        values = (f"{name} {getattr(weights.config, name)}" for name in other)
-        why = f"theirs has {', '.join(values)}"
-    if why:
-        state = {key: value for key, value in state.items() if not _is_decoder_key(key)}
-        fresh = {key: value for key, value in model.state_dict().items() if _is_decoder_key(key)}
+    name, state, own = weights_name(init_from), dict(weights.state), model.state_dict()
     grids = weights.config.table_grid, model.config.table_grid
     if grids[0] != grids[1]:
         for table in {"pos_embed", "decoder_pos_embed"} & set(state):
             state[table] = resample_pos_embed(state[table], *grids)
-    model.load_state_dict(state | fresh)
-    if not why:
-        return name
-    _log.info("init_from=%s: its encoder is taken; the decoder starts fresh, as %s", name, why)
-    return f"{name} (encoder only, fresh decoder)"
-
-
-def _is_decoder_key(key: str) -> bool:
-    return key.startswith(("decoder_", "pca_")) or key == "mask_token"
+    other = _differing(_DECODER_FIELDS, weights, model.config)
+    if other or weights.kind != "autoencoder":
+        state = {key: own[key] if is_decoder_key(key) else state[key] for key in own}
+        _log.info(
+            "init_from=%s: its encoder is taken; the decoder starts fresh%s",
+            name, f", as {', '.join(other)} differ" if weights.kind == "autoencoder" else "",
+        )  # fmt: skip
+        name += " (encoder only, fresh decoder)"
+    model.load_state_dict(state)
+    return name

@@ -1,7 +1,6 @@
-"""Ranks that train one model together, as `torchrun` starts them.
+"""Ranks that train one model together, as `torchrun` starts them (DistributedDataParallel).
 
-Each rank computes the gradient of its own share of the batch; DistributedDataParallel averages
-them. Every rank holds the whole model, so a run may go on with another number of ranks.
+Every rank holds the whole model, so a run may go on with another number of ranks.
 """
 
 import datetime
@@ -27,13 +26,7 @@ _TIMEOUT = datetime.timedelta(hours=1)
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of a run.
-
-    Attributes:
-        rank: Number of this process, from 0.
-        size: Number of processes.
-        device: Where this rank computes.
-    """
+    """This process, `rank`, among the `size` processes of a run, and where it computes."""
 
     rank: int
     size: int
@@ -45,11 +38,7 @@ class World:
         return self.rank == 0
 
     def any_rank(self, flag: bool) -> bool:
-        """Logical OR over ranks. Collective: call it on every rank.
-
-        Raises:
-            TrainingError: If another rank has ended.
-        """
+        """Logical OR over ranks. Collective: call it on every rank."""
         if self.size == 1:
             return flag
         # On the CPU, so that gloo carries it and the GPU is not waited for.
@@ -85,17 +74,12 @@ class World:
 
 
 @contextmanager
-def init_distributed(device: str = "auto") -> Iterator[World]:
+def init_distributed() -> Iterator[World]:
     """The ranks that torchrun started, or this process alone.
 
     All ranks meet at the end. The process group stays until the process ends; see `end_process`.
-
-    Raises:
-        TrainingError: If the others cannot be reached.
-        DeviceError: If the device is missing, or a machine has more ranks than GPUs.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = choose_device(device)
+    size, chosen = int(os.environ.get("WORLD_SIZE", "1")), choose_device("auto")
     if size == 1:
         yield World(0, 1, chosen)
         return
@@ -103,13 +87,13 @@ def init_distributed(device: str = "auto") -> Iterator[World]:
         local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local_rank >= gpus:
             raise DeviceError(
-                f"process {local_rank + 1} of this machine has no GPU, for there are {gpus}; give "
-                f"torchrun --nproc-per-node {gpus}"
+                f"this machine has {gpus} GPUs for more processes; give torchrun "
+                f"--nproc-per-node {gpus}"
             )
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
     elif chosen.type == "mps":
-        # A machine has one such device, and no backend averages gradients on it.
+        # No backend averages gradients there.
         chosen = torch.device("cpu")
     try:
         if not dist.is_initialized():
@@ -117,8 +101,7 @@ def init_distributed(device: str = "auto") -> Iterator[World]:
             dist.init_process_group(backend, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
-            f"the {size} processes could not join ({error}); start them with torchrun, and give "
-            "every node the same --rdzv-endpoint"
+            f"the {size} processes could not join ({error}); start them with torchrun"
         ) from error
     world = World(dist.get_rank(), size, chosen)
     yield world
@@ -137,9 +120,8 @@ def distribute(model: nn.Module, world: World) -> nn.Module:
 def end_process(status: int) -> NoReturn:
     """Exit with a status; at once if this process has trained with others.
 
-    Threads of the process group need the interpreter's lock to free tensors. While the group or
-    the interpreter is torn down this can deadlock or abort. All files are written by then, so the
-    process ends without tearing down.
+    Threads of the process group need the interpreter's lock to free tensors, so tearing down
+    the group or the interpreter can deadlock. All files are written by then.
     """
     if not dist.is_initialized():
         sys.exit(status)

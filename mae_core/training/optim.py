@@ -2,7 +2,9 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -28,9 +30,7 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
     orthogonalised momentum (Jordan et al. 2024), scaled so that AdamW's learning rate and decay
     fit (Liu et al. 2025).
     """
-    muon: list[nn.Parameter] = []
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    muon, decayed, plain = list[nn.Parameter](), list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -46,8 +46,9 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
     ]
     if muon:
         emulated = muon[0].device.type == "cpu" and not cpu_has_bfloat16()
+        kind = Float32Muon if emulated else torch.optim.Muon
         optimizers.append(
-            (Float32Muon if emulated else torch.optim.Muon)(
+            kind(
                 muon, lr=config.lr, weight_decay=config.weight_decay,
                 adjust_lr_fn="match_rms_adamw",
             )
@@ -68,23 +69,17 @@ def as_one(optimizers: list[torch.optim.Optimizer]) -> torch.optim.Optimizer:
     The scaler decides for each optimiser by its own gradients, but clipping uses the norm of all
     gradients: an overflow in one optimiser turns the gradients of the others into NaN.
     """
-    # A single fused AdamW skips on the device, without a synchronisation.
-    return optimizers[0] if len(optimizers) == 1 else cast(Any, _CombinedOptimizer(optimizers))
+    if len(optimizers) == 1:
+        # A single fused AdamW skips on the device, without a synchronisation.
+        return optimizers[0]
 
-
-class _CombinedOptimizer:
-    """The part of the optimiser interface that a GradScaler uses."""
-
-    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        self._optimizers = optimizers
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
-
-    def step(self) -> None:
-        for optimizer in self._optimizers:
+    def step() -> None:
+        for optimizer in optimizers:
             optimizer.step()
+
+    # This is the part of the interface that a GradScaler uses.
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return cast(torch.optim.Optimizer, SimpleNamespace(param_groups=groups, step=step))
 
 
 class Float32Muon(torch.optim.Muon):
@@ -101,30 +96,24 @@ class Float32Muon(torch.optim.Muon):
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             for parameter in group["params"]:
-                gradient = parameter.grad
+                gradient, state = parameter.grad, self.state[parameter]
                 if gradient is None:
                     continue
-                state = self.state[parameter]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(gradient)
                 buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-                update = _orthogonalize(
-                    gradient.lerp(buffer, momentum), group["ns_coefficients"], group["ns_steps"],
-                    group["eps"],
-                )  # fmt: skip
+                update = _orthogonalize(gradient.lerp(buffer, momentum), group)
                 parameter.mul_(1 - lr * group["weight_decay"])
                 parameter.add_(update, alpha=-lr * 0.2 * math.sqrt(max(parameter.shape)))
 
 
-def _orthogonalize(
-    matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
-) -> Tensor:
+def _orthogonalize(matrix: Tensor, group: Mapping[str, Any]) -> Tensor:
     """Newton-Schulz iterations towards U V^T of the singular value decomposition."""
-    a, b, c = coefficients
+    a, b, c = group["ns_coefficients"]
     # The shorter side first, so that the products are small.
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / x.norm().clamp(min=eps)
-    for _ in range(steps):
+    x = x / x.norm().clamp(min=group["eps"])
+    for _ in range(group["ns_steps"]):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if matrix.shape[0] > matrix.shape[1] else x
@@ -135,7 +124,7 @@ def with_steps(config: TrainConfig, images: int | None) -> TrainConfig:
 
     `images` is the size of the training set, None for a stream, which cannot have epochs.
     """
-    optim = config.optim
+    optim, steps = config.optim, config.steps
     if config.epochs or optim.warmup_epochs:
         if images is None:
             raise ConfigError("a stream has no known length; give steps= and optim.warmup_steps=")
@@ -143,58 +132,48 @@ def with_steps(config: TrainConfig, images: int | None) -> TrainConfig:
         if optim.warmup_epochs:
             warmup = math.ceil(optim.warmup_epochs * steps_of_epoch)
             optim = replace(optim, warmup_steps=warmup)
-        steps = math.ceil(config.epochs * steps_of_epoch) if config.epochs else config.steps
-        config = replace(config, steps=steps, optim=optim)
-    if optim.warmup_steps > config.steps:
+        steps = math.ceil(config.epochs * steps_of_epoch) or steps
+    if optim.warmup_steps > steps:
         _log.warning(
             "optim.warmup_steps=%d is more than steps=%d: the learning rate ends at %.0f %% of "
-            "its peak", optim.warmup_steps, config.steps, 100 * config.steps / optim.warmup_steps,
+            "its peak", optim.warmup_steps, steps, 100 * steps / optim.warmup_steps,
         )  # fmt: skip
-    return config
+    return replace(config, steps=steps, optim=optim)
 
 
 def with_peak_lr(config: TrainConfig) -> TrainConfig:
     """Set `optim.lr`, where it is 0, to base_lr * batch_size / 256 (He et al. 2022, A.1)."""
-    optim = config.optim
+    optim, batch = config.optim, config.batch_size
     if optim.lr:
         return config
-    lr = optim.base_lr * config.batch_size / 256
-    _log.info(
-        "learning rate %g = optim.base_lr=%g * batch_size=%d / 256",
-        lr, optim.base_lr, config.batch_size,
-    )  # fmt: skip
+    lr = optim.base_lr * batch / 256
+    _log.info("learning rate %g = optim.base_lr=%g * batch_size=%d / 256", lr, optim.base_lr, batch)
     return replace(config, optim=replace(optim, lr=lr))
 
 
 def with_image_size_of_model(config: TrainConfig, recipe: TrainConfig) -> TrainConfig:
     """Let image sizes follow a change of `model.image_size`.
 
-    Stages that are still the recipe's are scaled alike, to whole patches. Images are then kept
-    at least as large as the largest crop if `data.short_side` is still the recipe's; if it is
-    not and is too small, a warning says that crops are enlarged. `recipe` is the config before
-    its fields were changed.
+    Stages that are still the recipe's are scaled alike, to whole patches. A `data.short_side`
+    that is still the recipe's is raised to the largest crop, of another a warning says that crops
+    are enlarged. `recipe` is the config before its fields were changed.
     """
-    side, patch = config.model.image_size, config.model.patch_size
+    side, patch, stages, data = (
+        config.model.image_size, config.model.patch_size, config.stages, config.data
+    )  # fmt: skip
     if side == recipe.model.image_size:
         return config
-    stages, data = config.stages, config.data
     if stages == recipe.stages:
         scale = side / recipe.model.image_size / patch
-        stages = tuple(
-            replace(stage, image_size=patch * max(round(stage.image_size * scale), 2))
-            for stage in stages
-        )
-        sizes = ", ".join(str(stage.image_size) for stage in stages)
+        sizes = [patch * max(round(stage.image_size * scale), 2) for stage in stages]
+        stages = tuple(replace(s, image_size=size) for s, size in zip(stages, sizes, strict=True))
         _log.info("crops of %s pixels, for model.image_size=%d", sizes, side)
     largest = max(stage.image_size for stage in stages)
     if 0 < data.short_side < largest:
         if data.short_side == recipe.data.short_side:
             data = replace(data, short_side=largest)
         else:
-            _log.warning(
-                "data.short_side=%d is less than the largest crop: crops of %d pixels are enlarged",
-                data.short_side, largest,
-            )  # fmt: skip
+            _log.warning("crops of %d pixels are enlarged; raise data.short_side", largest)
     return replace(config, stages=stages, data=data)
 
 
@@ -219,17 +198,10 @@ def image_size_at(step: int, steps: int, stages: tuple[StageConfig, ...]) -> int
 
 
 def mask_at(
-    step: int,
-    n: int,
-    grid_size: tuple[int, int],
-    config: MaskConfig,
-    seed: int,
+    step: int, n: int, grid_size: tuple[int, int], config: MaskConfig, seed: int,
     rows: slice = slice(None),
-) -> PatchMask:
-    """Draw the masks of a step: one ratio and one strategy for the step, n masks.
-
-    n is the batch size over all ranks, `grid_size` (h, w) patches; `rows` are returned.
-    """
+) -> PatchMask:  # fmt: skip
+    """Draw a step's n masks of (h, w) patches, of one ratio and strategy; return some `rows`."""
     rng = np.random.default_rng((seed, _MASK, step))
     ratio = float(rng.uniform(*config.ratio))
     shares = {"random": config.random, "block": config.block, "grid": config.grid}

@@ -32,7 +32,7 @@ from mae_core.config import (
 from mae_core.data.datasets import find_images
 from mae_core.data.loader import BatchLoader, Dataset, open_dataset, with_data_facts
 from mae_core.data.streams import ImageStream
-from mae_core.errors import DataError
+from mae_core.errors import ConfigError, DataError
 from mae_core.images import DecodedImage
 from mae_core.measurements import range_in_words
 from mae_core.model.mae import MaskedAutoencoder
@@ -40,7 +40,6 @@ from mae_core.model.patches import patchify
 from mae_core.recipes import recipe as recipe_named
 from mae_core.training.callbacks import (
     GRID_ROWS,
-    Callback,
     Evaluator,
     Logger,
     Progress,
@@ -58,14 +57,9 @@ from mae_core.training.checkpoint import (
     with_saved_facts,
 )
 from mae_core.training.distributed import World, init_distributed
-from mae_core.training.optim import (
-    image_size_at,
-    with_image_size_of_model,
-    with_peak_lr,
-    with_steps,
-)
+from mae_core.training.optim import with_image_size_of_model, with_peak_lr, with_steps
 from mae_core.training.report import CONFIG_FILE, METRICS_FILE, read_metrics
-from mae_core.training.trainer import Trainer, build_state, require_even_shares
+from mae_core.training.trainer import Trainer, build_state
 from mae_core.weights.files import write_atomically
 from mae_core.weights.formats import save_weights
 from mae_core.weights.registry import WEIGHTS_FILE, load, read_weights
@@ -78,17 +72,15 @@ _PCA_IMAGES = 256
 
 @dataclass(frozen=True)
 class Run:
-    """A training run that has ended or was stopped.
+    """A run that has ended, or was stopped by a signal of that number; `config` as resolved."""
 
-    Attributes:
-        folder: Folder of the run.
-        config: The config as resolved.
-        stopped_by: Number of the signal that stopped it; 0 if it reached its end.
-    """
-
-    folder: Path
     config: TrainConfig
     stopped_by: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """Where the files of the run are."""
+        return Path(self.config.out)
 
     @property
     def finished(self) -> bool:
@@ -97,11 +89,7 @@ class Run:
 
     @property
     def model(self) -> MaskedAutoencoder:
-        """The trained model, with `ema` the averaged one; of a stopped run, its checkpoint.
-
-        Raises:
-            CheckpointError: If its file is missing or damaged.
-        """
+        """The trained model, with `ema` the averaged one; of a stopped run, its checkpoint."""
         return load(self.folder)
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -125,35 +113,62 @@ def train(
             `**{"optim.base_lr": 1e-4}`. Text is read as on the command line.
 
     Raises:
-        ConfigError: If a field is unknown, a value is not allowed, or fields do not fit the
-            images, the weights or the number of ranks.
-        DataError: If there are too few readable images.
-        CheckpointError: If the run's folder holds a checkpoint of another model, cannot be
-            written, or the weights of `init_from` are missing.
-        DownloadError: If those cannot be fetched.
-        TrainingError: If the loss goes wrong more often than the run may roll back.
+        MAEError: If fields do not fit each other, the images, the weights or the checkpoint in
+            the run's folder, if files cannot be read or written, and if the loss goes wrong more
+            often than the run may roll back. Its sentence says what to do.
     """
     if data is not None:
         changes = {"data.folder": data, **changes}
-    texts = [f"{name}={_text_of(value)}" for name, value in changes.items()]
-    if isinstance(recipe, TrainConfig):
-        plain, name = recipe, "custom"
-    elif isinstance(recipe, Path):
-        plain = load_yaml(TrainConfig, recipe)
-        name = str(read_yaml(recipe).get("recipe", "custom"))
-        # The file says which decoder, size and target the weights of `init_from` were given.
-        model = to_dict(plain.model).items()
-        texts = [*(f"model.{field}={_text_of(value)}" for field, value in model), *texts]
-    else:
-        plain, name = recipe_named(recipe), recipe
-    begun = with_overrides(plain, [text for text in texts if text.startswith("init_from=")])
-    if not begun.init_from:
-        config, of_model = with_overrides(begun, texts), []
-    else:
+    plain, name, texts = _begin(recipe)
+    texts += [f"{field}={_text_of(value)}" for field, value in changes.items()]
+    config = with_overrides(plain, [text for text in texts if text.startswith("init_from=")])
+    of_model: list[str] = []
+    if config.init_from:
         # These change the model of the weights, not that of the recipe.
         of_model = [text for text in texts if text.startswith(("model=", "model."))]
-        config = with_overrides(begun, [text for text in texts if text not in of_model])
-    return _run(config, name, of_model, None if isinstance(recipe, TrainConfig) else plain)
+    config = with_overrides(config, [text for text in texts if text not in of_model])
+
+    with init_distributed() as world:
+        if not world.is_main:
+            logging.getLogger("mae_core").setLevel(logging.WARNING)
+        if world.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        given = None if isinstance(recipe, TrainConfig) else plain
+        config, state = start_run(config, world, of_model, given)
+        _write_config(config, name, world)
+        config, images = _open_images(config, world)
+        note_changes(state, config)
+        _fit_pca_of_run(config, state, images)
+        _write_config(config, name, world)
+        loader = _loader(config, images, world)
+        if not world.is_main:
+            return Run(config, Trainer(config, state, loader, (), world).fit())
+        logger = Logger(Path(config.out), config)
+        evaluator = Evaluator(config, logger, _examples(config, images))
+        _log.info("%d held out, on %s", len(evaluator.images), _device_name(state))
+        progress, report = Progress(config.steps, state.step), Report(Path(config.out))
+        callbacks = (progress, logger, evaluator, report)
+        run = Run(config, Trainer(config, state, loader, callbacks, world).fit())
+        if run.stopped_by:
+            _log.info("stopped at step %d; the same command goes on from there", state.step)
+        else:
+            model, path = state.snapshot(), run.folder / WEIGHTS_FILE
+            record = _record(config, name, state, images, world) | evaluator.measure(model)
+            save_weights(path, model, dtype=getattr(torch, config.export_dtype), record=record)
+            _log.info("wrote %s; look at it with: python -m app --weights %s", path, config.out)
+        return run
+
+
+def _begin(recipe: str | Path | TrainConfig) -> tuple[TrainConfig, str, list[str]]:
+    """The config before changes, the name of its recipe, and changes that a file brings."""
+    if isinstance(recipe, TrainConfig):
+        return recipe, "custom", []
+    if isinstance(recipe, str):
+        return recipe_named(recipe), recipe, []
+    plain = load_yaml(TrainConfig, recipe)
+    # The file says which decoder, size and target the weights of `init_from` were given.
+    model = [f"model.{field}={_text_of(value)}" for field, value in to_dict(plain.model).items()]
+    return plain, str(read_yaml(recipe).get("recipe", "custom")), model
 
 
 def _text_of(value: object) -> str:
@@ -162,60 +177,25 @@ def _text_of(value: object) -> str:
     return json.dumps(value, default=lambda one: to_dict(one) if is_dataclass(one) else str(one))
 
 
-def _run(
-    config: TrainConfig, recipe_name: str, model_changes: Sequence[str], plain: TrainConfig | None
-) -> Run:
-    with init_distributed() as world:
-        if not world.is_main:
-            logging.getLogger("mae_core").setLevel(logging.WARNING)
-        if world.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
-        require_even_shares(config, world.size)
-        config, state = start_run(config, world, model_changes, plain)
-        if world.is_main:
-            _write_config(config, recipe_name)
-        images = _open_images(config, world)
-        if _counts_epochs(config) and not isinstance(images, ImageStream):
-            config = with_steps(config, len(images))
-        note_changes(state, config)
-        # Neither a checkpoint nor weights brought any.
-        if config.model.pca_components and state.model.pca_mean.isnan().any():
-            crops = _first_crops(config, images, _PCA_IMAGES).split(32)
-            components = fit_pca(crops, config.model.patch_size, config.model.pca_components)
-            state.model.set_pca(*components)
-        evaluator, callbacks = None, list[Callback]()
-        if world.is_main:
-            _write_config(config, recipe_name)
-            evaluator, callbacks = _callbacks(config, state, images)
-        loader = _loader(config, images, world)
-        stopped_by = Trainer(config, state, loader, callbacks, world).fit()
-        if evaluator and stopped_by:
-            _log.info("stopped at step %d; the same command goes on from there", state.step)
-        elif evaluator:
-            model = state.snapshot()
-            record = _record(config, recipe_name, state, images, world) | evaluator.measure(model)
-            path, dtype = Path(config.out) / WEIGHTS_FILE, getattr(torch, config.export_dtype)
-            save_weights(path, model, dtype=dtype, record=record)
-            _log.info("wrote %s; look at it with: python -m app --weights %s", path, config.out)
-    return Run(Path(config.out), config, stopped_by)
-
-
 def start_run(
-    config: TrainConfig,
-    world: World,
-    model_changes: Sequence[str] = (),
+    config: TrainConfig, world: World, model_changes: Sequence[str] = (),
     plain: TrainConfig | None = None,
-) -> tuple[TrainConfig, RunState]:
+) -> tuple[TrainConfig, RunState]:  # fmt: skip
     """The run in `out` where it stopped, else `resume`, else `init_from`, else from scratch.
 
     What cannot work is refused here, before a folder is packed, which takes long. `model_changes`
     (`model.field=value`) win over the weights of `init_from`; `plain` is the config before its
-    fields were changed, for those that follow from others. Collective.
-
-    Returns:
-        The config, resolved but for epochs, and the state.
+    fields were changed, for those that follow from others. Collective. The config that is
+    returned is resolved but for epochs.
     """
     require_writers(config.writers)
+    shares = world.size * config.system.accumulate
+    if config.batch_size % shares:
+        # A mean of means would not be the mean.
+        raise ConfigError(
+            f"batch_size {config.batch_size} does not divide into {world.size} processes "
+            f"times {config.system.accumulate} micro-batches; pick a multiple of {shares}"
+        )
     if config.data.holdout:
         find_images(config.data.holdout, quiet=True)
     saved, weights = read_checkpoint(config), None
@@ -225,8 +205,6 @@ def start_run(
             weights = read_weights(config.init_from)
     config = with_model(config, model_changes, saved, weights)
     config = with_peak_lr(with_image_size_of_model(config, plain) if plain else config)
-    if config.data.hub or config.data.shards or not _counts_epochs(config):
-        config = with_steps(config, None)
     with world.main_first():
         if saved:
             config = with_saved_facts(config, saved)
@@ -246,33 +224,33 @@ def start_run(
         restore(state, saved, config)
         end = f"{config.epochs:g} epochs" if config.epochs else config.steps
         _log.info("resuming %s at step %d of %s", folder_to_resume(config), state.step, end)
-    elif name:
-        _log.info("starting from the weights %s in %s", name, config.out)
     else:
-        _log.info("starting from scratch in %s", config.out)
+        begin = f"the weights {name}" if name else "scratch"
+        _log.info("starting from %s in %s", begin, config.out)
     return config, state
-
-
-def _counts_epochs(config: TrainConfig) -> bool:
-    return bool(config.epochs or config.optim.warmup_epochs)
 
 
 def _cache(config: TrainConfig) -> Path:
     return Path(config.data.cache or Path(config.out) / "cache")
 
 
-def _write_config(config: TrainConfig, recipe_name: str) -> None:
-    path = Path(config.out) / CONFIG_FILE
-    write_atomically(path, lambda partial: save_yaml(config, partial, recipe=recipe_name))
+def _write_config(config: TrainConfig, recipe_name: str, world: World) -> None:
+    if world.is_main:
+        path = Path(config.out) / CONFIG_FILE
+        write_atomically(path, lambda partial: save_yaml(config, partial, recipe=recipe_name))
 
 
-def _open_images(config: TrainConfig, world: World) -> Dataset:
-    """The images. Rank 0 packs a folder; the others open the pack and never list the folder."""
+def _open_images(config: TrainConfig, world: World) -> tuple[TrainConfig, Dataset]:
+    """The images, and the config with epochs as steps.
+
+    Rank 0 packs a folder; the others open the pack and never list the folder.
+    """
     data = config.data
     if not world.is_main and data.folder and data.decode == "once":
         data = replace(data, folder="", pack=str(_cache(config)), holdout="")
     with world.main_first():
-        return open_dataset(data, _cache(config), config.model)
+        images = open_dataset(data, _cache(config), config.model)
+    return with_steps(config, None if isinstance(images, ImageStream) else len(images)), images
 
 
 def _loader(config: TrainConfig, images: Dataset, world: World) -> BatchLoader:
@@ -291,22 +269,13 @@ def _first_crops(config: TrainConfig, images: Dataset, count: int) -> Tensor:
         return next(batches)[0]
 
 
-def _callbacks(
-    config: TrainConfig, state: RunState, images: Dataset
-) -> tuple[Evaluator, list[Callback]]:
-    out, examples = Path(config.out), list[DecodedImage]()
-    if not config.data.holdout:
-        mean, std = (torch.tensor(v)[:, None, None] for v in (config.model.mean, config.model.std))
-        crops = _first_crops(config, images, GRID_ROWS) * std + mean
-        examples = [(crop * 255).round().byte().permute(1, 2, 0).numpy() for crop in crops]
-    logger = Logger(out, config, after_step=state.step)
-    evaluator = Evaluator(config, logger, examples)
-    _log.info("%d held out, on %s", len(evaluator.images), _device_name(state))
-
-    def cost(step: int) -> float:
-        return image_size_at(step, config.steps, config.stages) ** 2
-
-    return evaluator, [Progress(config.steps, state.step, cost), logger, evaluator, Report(out)]
+def _examples(config: TrainConfig, images: Dataset) -> list[DecodedImage]:
+    """Training images to draw, where there is no hold-out."""
+    if config.data.holdout:
+        return []
+    mean, std = (torch.tensor(v)[:, None, None] for v in (config.model.mean, config.model.std))
+    crops = _first_crops(config, images, GRID_ROWS) * std + mean
+    return [(crop * 255).round().byte().permute(1, 2, 0).numpy() for crop in crops]
 
 
 def _record(
@@ -329,19 +298,23 @@ def _device_name(state: RunState) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def _fit_pca_of_run(config: TrainConfig, state: RunState, images: Dataset) -> None:
+    """Fit the components of the target, unless a checkpoint or weights brought them."""
+    count = config.model.pca_components
+    if count and state.model.pca_mean.isnan().any():
+        crops = _first_crops(config, images, _PCA_IMAGES).split(32)
+        state.model.set_pca(*fit_pca(crops, config.model.patch_size, count))
+
+
 def fit_pca(images: Iterable[Tensor], patch_size: int, components: int) -> tuple[Tensor, Tensor]:
     """The mean of all patches and their leading principal directions (He et al. 2022, table 1d).
 
-    The covariance is summed in float64 on the CPU, so that every device gets the same.
-
-    Args:
-        images: Batches of (n, C, side, side), normalised; n and side may differ between batches.
-        patch_size: Side of a patch in pixels.
-        components: q, directions wanted; at most P.
+    The covariance is summed in float64 on the CPU, so that every device gets the same. `images`
+    are batches of (n, C, side, side), normalised; n and side may differ between batches.
 
     Returns:
-        The (P,) mean and the (P, q) directions, float32: orthonormal columns, the largest
-        variance first.
+        The (P,) mean and the (P, components) directions, float32: orthonormal columns, the
+        largest variance first.
     """
     count, total, products = 0, torch.zeros(()), torch.zeros(())
     for batch in images:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -30,12 +29,12 @@ from torch.utils.checkpoint import checkpoint
 from mae_core.config import TrainConfig
 from mae_core.data.loader import BatchLoader
 from mae_core.devices import cpu_has_bfloat16
-from mae_core.errors import CheckpointError, ConfigError, TrainingError
+from mae_core.errors import CheckpointError, TrainingError
 from mae_core.model.losses import reconstruction_loss
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask
 from mae_core.training.callbacks import Callback
-from mae_core.training.checkpoint import RunState, restore
+from mae_core.training.checkpoint import RunState, read_checkpoint, restore
 from mae_core.training.distributed import World, distribute
 from mae_core.training.optim import (
     as_one,
@@ -45,19 +44,12 @@ from mae_core.training.optim import (
     mask_at,
     set_lr,
 )
-from mae_core.weights.files import CHECKPOINT_FILE, load_latest, save_checkpoint
+from mae_core.weights.files import CHECKPOINT_FILE, save_checkpoint
 
 _log = logging.getLogger(__name__)
 
-# Steps between two readings of the losses, each a line of metrics.
-_LOG_EVERY = 10
-
-# Several ranks ask each other for signals every so many steps, or each step if the steps since
-# the last time took longer than this many seconds.
-_VOTE_EVERY, _VOTE_SECONDS = 5, 1.0
-
-# Weight of the last steps in the running average of the loss.
-_AVERAGE_WEIGHT = 0.1
+# Steps between two readings of the losses, and between ranks asking each other for signals.
+_LOG_EVERY, _VOTE_EVERY = 10, 5
 
 
 # --- number formats, kernels and memory of a step
@@ -84,9 +76,8 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 def prefer_fast_attention(model: MaskedAutoencoder, device: torch.device) -> None:
     """On a CPU, compute attention by plain matrix products instead of the fused kernel.
 
-    The backward pass of torch's fused attention on CPUs took 37 % of a training step of the
-    `tiny` preset at 224 pixels; plain matrix products made the whole step 1.5 times as fast
-    (python -m benchmarks.bench_attention).
+    Its backward pass took 37 % of a training step of the `tiny` preset at 224 pixels; plain
+    matrix products made the whole step 1.5 times as fast (python -m benchmarks.bench_attention).
     """
     if device.type == "cpu":
         for module in model.modules():
@@ -123,160 +114,113 @@ def build_state(config: TrainConfig, model: MaskedAutoencoder, world: World) -> 
         if config.ema and parameter.requires_grad
     }
     return RunState(
-        model=model,
-        forward=distribute(model, world),
-        optimizers=build_optimizers(model, config.optim),
+        model=model, forward=distribute(model, world), precision=precision, average=average,
+        optimizers=build_optimizers(model, config.optim), device=device,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "float16"),
-        precision=precision,
-        average=average,
-        device=device,
-    )
-
-
-# --- signals
-
-
-@dataclass
-class StopRequest:
-    """The signal that asked the run to stop; 0 if none has."""
-
-    signal: int = 0
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Note SIGTERM and the first Ctrl-C instead of ending at once; a second one ends at once.
-
-    Outside the main thread nothing is noted: Python handles signals there only.
-    """
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    # An ignored signal stays ignored, as Ctrl-C is for background jobs of a shell.
-    before = {n: handler for n, handler in handlers.items() if handler is not signal.SIG_IGN}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        request.signal = number
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    )  # fmt: skip
 
 
 # --- the loop
 
 
-class Meters:
-    """Losses and gradient norms of the steps since they were last read; on the device."""
+@contextmanager
+def stop_on_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and the first Ctrl-C instead of ending at once; a second one ends at once.
 
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the steps and start the clock."""
-        self._rows: list[Tensor] = []
-        self._begun = time.perf_counter()
-
-    def add(self, loss: Tensor, grad_norm: Tensor) -> None:
-        """Add a step, without waiting for the device."""
-        self._rows.append(torch.stack((loss, grad_norm)))
-
-    def read(self, world: World) -> tuple[Tensor, Tensor, float]:
-        """Means over ranks, (steps,) each on the CPU, and steps a second. Collective."""
-        losses, norms = world.mean(torch.stack(self._rows, dim=1)).cpu().double()
-        rate = len(losses) / (time.perf_counter() - self._begun)
-        self.restart()
-        return losses, norms, rate
-
-
-class SpikeDetector:
-    """Compares the mean loss of recent steps with the running average of the loss.
-
-    Single steps say little, as the ratio and the strategy of their masks differ.
+    Outside the main thread nothing is collected: Python handles signals there only.
     """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def __init__(self, limit: float) -> None:
-        """A spike is above `limit` times the average; 0 for no spikes."""
-        self._limit = limit
-        self._levels: list[float] = []
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, before[signal.Signals(number)])
 
-    def add(self, levels: Sequence[float]) -> None:
-        """Add the losses of steps; above 0."""
-        self._levels += levels
-
-    def update(self, average: float) -> tuple[bool, float]:
-        """Judge the steps since the last time against the average, which is NaN at first.
-
-        Returns:
-            Whether they are a spike, and the average with them.
-        """
-        level = sum(self._levels) / len(self._levels)
-        self._levels = []
-        if math.isnan(average):
-            return False, level
-        spike = 0 < self._limit * average < level
-        return spike, average + _AVERAGE_WEIGHT * (level - average)
+    for number, handler in before.items():
+        # An ignored signal stays ignored, as Ctrl-C is for background jobs of a shell.
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Trainer:
     """Takes a run from its state to its end, or to a signal that asks to stop."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        state: RunState,
-        loader: BatchLoader,
-        callbacks: Sequence[Callback],
-        world: World,
-    ) -> None:
+        self, config: TrainConfig, state: RunState, loader: BatchLoader,
+        callbacks: Sequence[Callback], world: World,
+    ) -> None:  # fmt: skip
         """Bring the parts of a run together; `callbacks` are empty on ranks other than 0."""
         self.config, self.state, self.loader = config, state, loader
         self.callbacks, self.world = callbacks, world
         self._optimizer = as_one(state.optimizers)
         self._begun = time.perf_counter() - state.seconds
-        self._meters, self._spikes = Meters(), SpikeDetector(config.recovery.spike)
-        self._stop = StopRequest()
-        self._next_vote, self._voted = 0, time.perf_counter()
+        self._signals: list[int] = []
+        self._restart_meters()
+        # Losses since the loss was last compared with its average.
+        self._levels: list[float] = []
+
+    def _restart_meters(self) -> None:
+        # Loss and gradient norm of the steps since they were last read; on the device.
+        self._rows: list[Tensor] = []
+        self._read_at = time.perf_counter()
 
     def fit(self) -> int:
         """Train from `state.step` to `config.steps`, with checkpoints and metrics on the way.
 
         Returns:
             0 at the end, or the number of the signal that asked to stop; the run is saved then.
-
-        Raises:
-            TrainingError: If the loss went wrong more often than the run may roll back; the
-                last checkpoint is from before that.
-            CheckpointError: If the first or the last checkpoint cannot be written.
         """
-        with stop_on_signals() as self._stop:
+        with stop_on_signals() as self._signals:
             try:
                 for callback in self.callbacks:
                     callback.on_start(self.state)
+                if self.state.step:
+                    self._report_start()
                 # Something to roll back to, and a proof that the disk can be written to.
                 self._save()
                 while self.state.step < self.config.steps:
-                    with closing(self._batches()) as batches:
-                        if self._train_on(batches):
-                            # Another rank may have got the signal.
-                            return self._stop.signal or signal.SIGTERM
+                    if self._train():
+                        # Another rank may have got the signal.
+                        return self._signals[0] if self._signals else signal.SIGTERM
                 return 0
             finally:
                 for callback in self.callbacks:
                     callback.on_end(self.state)
 
+    def _report_start(self) -> None:
+        begin = self.state.step
+        changes = [change for change in self.state.changes if change["step"] == begin]
+        texts = ["{field} changed from {from} to {to}".format(**change) for change in changes]
+        self._report(", ".join((f"went on from step {begin}", *texts)))
+
+    def _train(self) -> bool:
+        """Train until the run ends, rolls back, or has to stop, which is true."""
+        state, steps = self.state, self.config.steps
+        with closing(self._batches()) as batches:
+            for images, mask in batches:
+                self._update(images, mask)
+                state.step += 1
+                state.seconds = time.perf_counter() - self._begun
+                stopping = self._should_stop() and state.step < steps
+                if not self._after_step(must_save=stopping or state.step == steps):
+                    return False
+                if stopping:
+                    return True
+        return False
+
     def _batches(self) -> Generator[tuple[Tensor, PatchMask], None, None]:
         """This rank's batches and their masks; the next mask is drawn in a thread."""
-        config, begin = self.config, self.state.step
+        config, begin, rank = self.config, self.state.step, self.world.rank
         share = config.batch_size // self.world.size
-        rows = slice(self.world.rank * share, (self.world.rank + 1) * share)
+        rows = slice(rank * share, (rank + 1) * share)
 
         def side_at(step: int) -> int:
             return image_size_at(step, config.steps, config.stages)
@@ -296,19 +240,6 @@ class Trainer:
                     drawn = pool.submit(draw, step + 1)
                 yield images, mask
 
-    def _train_on(self, batches: Iterator[tuple[Tensor, PatchMask]]) -> bool:
-        """Train until the batches end, the run rolls back, or it has to stop (true)."""
-        for images, mask in batches:
-            self._update(images, mask)
-            self.state.step += 1
-            self.state.seconds = time.perf_counter() - self._begun
-            stopping = self._should_stop()
-            if not self._after_step(stopping):
-                return False
-            if stopping and self.state.step < self.config.steps:
-                return True
-        return False
-
     def _update(self, images: Tensor, mask: PatchMask) -> None:
         """One step of the optimisers on this rank's share of the batch."""
         state, config = self.state, self.config
@@ -323,8 +254,13 @@ class Trainer:
         for optimizer in state.optimizers:
             optimizer.zero_grad(set_to_none=True)
         state.scaler.update()
-        self._update_average()
-        self._meters.add(loss, norm)
+        if state.average:
+            # Fast at first, away from random initial values.
+            decay = min(config.ema, (1 + state.step) / (10 + state.step))
+            parameters = dict(state.model.named_parameters())
+            now = [parameters[name].detach() for name in state.average]
+            torch._foreach_lerp_(list(state.average.values()), now, 1 - decay)
+        self._rows.append(torch.stack((loss, norm)))
 
     def _backward(self, images: Tensor, mask: PatchMask) -> Tensor:
         """Gradients of this rank's mean loss, summed over micro-batches; returns the loss."""
@@ -348,98 +284,86 @@ class Trainer:
             total += loss.detach()
         return total
 
-    def _update_average(self) -> None:
-        """Move the EMA; fast at first, away from random initial values."""
-        state = self.state
-        if state.average:
-            decay = min(self.config.ema, (1 + state.step) / (10 + state.step))
-            parameters = dict(state.model.named_parameters())
-            with torch.no_grad():
-                torch._foreach_lerp_(
-                    list(state.average.values()), [parameters[name] for name in state.average],
-                    1 - decay,
-                )  # fmt: skip
-
     def _should_stop(self) -> bool:
         """Whether a rank received a signal. Collective, at the same steps on every rank."""
-        step, stop = self.state.step, self._stop.signal != 0
-        if self.world.size == 1:
-            return stop
-        if step < min(self._next_vote, self.config.steps):
+        if self.world.size > 1 and self.state.step % _VOTE_EVERY:
             return False
-        slow = time.perf_counter() - self._voted > _VOTE_SECONDS
-        self._next_vote = step + (1 if self.world.any_rank(slow) else _VOTE_EVERY)
-        self._voted = time.perf_counter()
-        return self.world.any_rank(stop)
+        return self.world.any_rank(bool(self._signals))
 
-    def _after_step(self, stopping: bool) -> bool:
+    def _after_step(self, *, must_save: bool) -> bool:
         """Log, save and evaluate if it is time; false if the run rolled back instead."""
         step, config = self.state.step, self.config
-        last = step == config.steps
-        saving = last or stopping or step % config.save_every == 0
-        evaluating = last or step % config.eval_every == 0
+        saving = must_save or step % config.save_every == 0
+        evaluating = step == config.steps or step % config.eval_every == 0
         values = None
         if saving or evaluating or step % _LOG_EVERY == 0:
-            losses, norms, rate = self._meters.read(self.world)
+            losses, norms = self.world.mean(torch.stack(self._rows, dim=1)).cpu().double()
+            rate = len(losses) / (time.perf_counter() - self._read_at)
+            self._restart_meters()
             if self._went_wrong(losses, norms):
                 self._roll_back()
                 return False
             values = {
-                "loss": float(losses.mean()),
-                "grad_norm": float(norms[-1]),
-                "lr": self._lr(step - 1),
-                "images_per_second": rate * config.batch_size,
-            }
+                "loss": float(losses.mean()), "grad_norm": float(norms[-1]),
+                "lr": self._lr(step - 1), "images_per_second": rate * config.batch_size,
+            }  # fmt: skip
         for callback in self.callbacks:
             callback.on_step(self.state)
             if values:
                 callback.on_log(self.state, values)
         if saving:
-            self._save(must=last or stopping)
+            self._save(must=must_save)
         if evaluating:
-            self._evaluate()
+            if self.callbacks:
+                model = self.state.snapshot()
+                for callback in self.callbacks:
+                    callback.on_eval(self.state, model)
+            self.world.barrier()
         if saving or evaluating:
             # The time that these took is not that of the next steps.
-            self._meters.restart()
+            self._restart_meters()
         return True
 
     def _went_wrong(self, losses: Tensor, norms: Tensor) -> bool:
         """Whether the loss spiked or is not finite; the same on every rank."""
-        self._spikes.add((losses.exp() if self.config.loss == "log_mse" else losses).tolist())
-        finite = losses.isfinite().all()
+        state = self.state
         # The loss scaler skips steps whose gradients are not finite.
-        if not self.state.scaler.is_enabled():
-            finite &= norms.isfinite().all()
-        if not finite:
+        checked = losses if state.scaler.is_enabled() else torch.cat((losses, norms))
+        if not checked.isfinite().all():
             return True
-        if self.state.step % _LOG_EVERY:
+        # Single steps say little, as the ratio and the strategy of their masks differ.
+        self._levels += (losses.exp() if self.config.loss == "log_mse" else losses).tolist()
+        if state.step % _LOG_EVERY:
             return False
-        spiked, self.state.loss_average = self._spikes.update(self.state.loss_average)
-        return spiked
+        level, average = sum(self._levels) / len(self._levels), state.loss_average
+        self._levels = []
+        if math.isnan(average):
+            average = level
+        state.loss_average = average + 0.1 * (level - average)
+        return 0 < self.config.recovery.spike * average < level
 
     def _lr(self, step: int) -> float:
-        return lr_at(step, self.config.steps, self.config.optim) * self._lr_scale
-
-    @property
-    def _lr_scale(self) -> float:
-        return float(self.config.recovery.lr_factor**self.state.rollbacks)
+        scale = self.config.recovery.lr_factor**self.state.rollbacks
+        return lr_at(step, self.config.steps, self.config.optim) * scale
 
     def _roll_back(self) -> None:
         """Go back to the last checkpoint, with a lower learning rate from there."""
-        state, failed, done = self.state, self.state.step, self.state.rollbacks
-        trouble = f"the loss jumped or was not finite in the steps before {failed}"
-        if done == self.config.recovery.max_rollbacks:
+        state, recovery, done = self.state, self.config.recovery, self.state.rollbacks
+        trouble = f"the loss jumped or was not finite before step {state.step}"
+        if done == recovery.max_rollbacks:
             raise TrainingError(
                 f"{trouble}, after {done} rollbacks; the checkpoint from before that is kept. "
                 "Lower optim.lr, set optim.clip_grad=1 or system.precision=float32, and start "
                 "the same command again"
             )
         self.world.barrier()
-        restore(state, load_latest(Path(self.config.out)), self.config)
+        saved = read_checkpoint(self.config)
+        assert saved is not None  # `fit` begins with one
+        restore(state, saved, self.config)
         state.rollbacks = done + 1
-        self._meters, self._spikes = Meters(), SpikeDetector(self.config.recovery.spike)
-        self._next_vote = 0
-        self._report(f"{trouble}: back to step {state.step}, learning rate x {self._lr_scale:g}")
+        self._levels = []
+        scale = recovery.lr_factor**state.rollbacks
+        self._report(f"{trouble}: back to step {state.step}, learning rate x {scale:g}")
         self._save()
 
     def _save(self, *, must: bool = True) -> None:
@@ -454,25 +378,8 @@ class Trainer:
                 raise
             self._report(f"the checkpoint of step {self.state.step} is missing: {error}")
 
-    def _evaluate(self) -> None:
-        if self.callbacks:
-            model = self.state.snapshot()
-            for callback in self.callbacks:
-                callback.on_eval(self.state, model)
-        self.world.barrier()
-
     def _report(self, text: str) -> None:
         if self.world.is_main:
             _log.warning("%s", text)
         for callback in self.callbacks:
             callback.on_event(self.state, text)
-
-
-def require_even_shares(config: TrainConfig, ranks: int) -> None:
-    """Refuse a batch that does not divide evenly: a mean of means would not be the mean."""
-    shares = ranks * config.system.accumulate
-    if config.batch_size % shares:
-        raise ConfigError(
-            f"batch_size {config.batch_size} does not divide into {ranks} processes "
-            f"times {config.system.accumulate} micro-batches; pick a multiple of {shares}"
-        )

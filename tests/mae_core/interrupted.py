@@ -15,19 +15,20 @@ from functools import partial
 from mae_core.commands import train
 from mae_core.commands.entry import run_entry
 from mae_core.training.callbacks import Logger
+from mae_core.training.checkpoint import RunState
 from mae_core.training.distributed import end_process
 
 
 def main(number: signal.Signals, last: int, arguments: list[str]) -> int:
     """Train; returns the exit status, unless it is killed."""
-    write = Logger.scalars
+    write = Logger.on_log
 
-    def interrupted(logger: Logger, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        write(logger, step, seconds, values)
-        if step == last:
+    def interrupted(logger: Logger, state: RunState, values: Mapping[str, float]) -> None:
+        write(logger, state, values)
+        if state.step == last:
             interrupt(number)
 
-    Logger.scalars = interrupted  # type: ignore[method-assign]
+    Logger.on_log = interrupted  # type: ignore[method-assign]
     return train.main(arguments)
 
 

@@ -97,21 +97,17 @@ def test_of_an_encoder_the_decoder_is_the_runs_own(
     taken = {k: v for k, v in trained.state_dict().items() if not of_decoder(k)}
     assert_same(state.model.state_dict(), {k: taken[k] if k in taken else fresh[k] for k in fresh})
     assert state.init_from == "encoder (encoder only, fresh decoder)"
-    said = [line for line in caplog.messages if "fresh, as" in line]
-    assert said == [
-        "init_from=encoder: its encoder is taken; the decoder starts fresh, as these weights "
-        "have none"
-    ]
+    assert "init_from=encoder: its encoder is taken; the decoder starts fresh" in caplog.messages
 
 
 @pytest.mark.parametrize(
     ("changes", "differing"),
     [
-        (["model.decoder_depth=2"], "decoder_depth 1"),
+        (["model.decoder_depth=2"], "decoder_depth"),
         (["model.decoder_embed_dim=24", "model.decoder_num_heads=6"],
-         "decoder_embed_dim 16, decoder_num_heads 2"),
-        (["model.decoder_num_heads=4"], "decoder_num_heads 2"),
-        (["model.pca_components=5"], "pca_components 0"),
+         "decoder_embed_dim, decoder_num_heads"),
+        (["model.decoder_num_heads=4"], "decoder_num_heads"),
+        (["model.pca_components=5"], "pca_components"),
     ],
 )  # fmt: skip
 def test_another_decoder_starts_fresh(
@@ -127,7 +123,7 @@ def test_another_decoder_starts_fresh(
             assert torch.equal(value, before[key]), key
     assert not torch.equal(after["decoder_embed.weight"][:4], before["decoder_embed.weight"][:4])
     assert not torch.equal(after["mask_token"][..., :4], before["mask_token"][..., :4])
-    assert f"the decoder starts fresh, as theirs has {differing}" in caplog.text
+    assert f"the decoder starts fresh, as {differing} differ" in caplog.text
     assert state.init_from == "trained (encoder only, fresh decoder)"
 
 
@@ -170,7 +166,7 @@ def test_guessed_heads_are_said_and_may_be_corrected(
     guessed = begin(config, [])
     assert guessed.model.config.num_heads == 1
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
-    assert "model.num_heads=1 is a guess; give the right one" in caplog.text
+    assert "model.num_heads=1 is a guess for init_from=" in caplog.text
     assert "model.decoder_num_heads=16 is a guess" in caplog.text
     caplog.clear()
     told = begin(config, HEADS)
@@ -184,7 +180,7 @@ def test_heads_that_the_weights_know_cannot_be_changed(
 ) -> None:
     for target in ("mae_core", "huggingface"):
         config = run_config(init_from=str(written(tmp_path, trained, target)))
-        with pytest.raises(ConfigError, match="model.num_heads=4 cannot be changed"):
+        with pytest.raises(ConfigError, match="another shape; give model.num_heads=2"):
             begin(config, ["model.num_heads=4"])
 
 
@@ -209,7 +205,7 @@ def test_another_encoder_is_refused_with_what_would_fit(
     config = run_config(init_from=str(path))
     with pytest.raises(ConfigError, match=fitting) as caught:
         begin(config, changes)
-    assert f"the weights of init_from={path} hold an encoder" in str(caught.value)
+    assert f"init_from={path} holds an encoder of another shape" in str(caught.value)
 
 
 def test_weights_bring_their_channels(run_config: MakeRun, tmp_path: Path) -> None:
@@ -341,5 +337,5 @@ def test_hints_and_overrides_say_the_same(
     trained: MaskedAutoencoder, run_config: MakeRun, tmp_path: Path
 ) -> None:
     path = written(tmp_path, trained, "official")
-    told: Any = read_weights(path, Hints(num_heads=2, decoder_num_heads=2)).config
+    told: Any = read_weights(path, hints=Hints(num_heads=2, decoder_num_heads=2)).config
     assert begin(run_config(init_from=str(path)), HEADS).model.config == told

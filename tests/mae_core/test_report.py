@@ -15,17 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from mae_core.config import DataConfig, StageConfig, TrainConfig, save_yaml, to_dict
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.training.report import draw_chart, read_run, smoothed, thinned, write_report
+from mae_core.training.report import draw_chart, read_run, write_report
 from tests.pictures import draw_picture
 
 Line = Mapping[str, Any]
-finite = st.floats(-1e12, 1e12, allow_subnormal=False)
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 class Page(HTMLParser):
@@ -50,10 +48,10 @@ class Page(HTMLParser):
     def pictures(self) -> list[Image.Image]:
         start = "data:image/jpeg;base64,"
         sources = [value for name, value in self.attributes if name == "src"]
-        assert all(source.startswith(start) for source in sources)
         return [
             Image.open(io.BytesIO(base64.b64decode(source.removeprefix(start))))
             for source in sources
+            if source.startswith(start)
         ]
 
 
@@ -77,9 +75,9 @@ def page_of(out: Path) -> Page:
 
 def lines_of(out: Path, name: str, gid: str = "curve") -> list[ET.Element]:
     """The paths of a figure's chart that carry this id."""
-    drawing = ET.fromstring(draw_chart(read_run(out), name)[0].replace("xlink:href", "href"))
-    groups = [group for group in drawing.iter("g") if group.attrib.get("id") == gid]
-    return [path for group in groups for path in group.findall("path")]
+    drawing = ET.fromstring(draw_chart(read_run(out), name))
+    groups = [group for group in drawing.iter(f"{SVG}g") if group.attrib.get("id") == gid]
+    return [next(group.iter(f"{SVG}path")) for group in groups]
 
 
 def places(path: ET.Element) -> list[tuple[float, float]]:
@@ -88,33 +86,7 @@ def places(path: ET.Element) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in zip(numbers[::2], numbers[1::2], strict=True)]
 
 
-@given(values=st.lists(finite, min_size=1, max_size=3000), seed=st.integers(0, 100))
-def test_thinning_keeps_the_ends_the_order_and_every_extreme(
-    values: list[float], seed: int
-) -> None:
-    # Repeated, so that most examples are long enough to be thinned.
-    order = np.random.default_rng(seed).permutation(np.tile(values, 1 + 2000 // len(values)))
-    steps, kept = thinned(10 * np.arange(len(order)), order)
-    assert (kept == order[steps // 10]).all()
-    assert len(kept) <= 802
-    assert (np.diff(steps) > 0).all()
-    assert (steps[0], steps[-1]) == (0, 10 * (len(order) - 1))
-    assert (kept.max(), kept.min()) == (max(values), min(values))
-
-
-@pytest.mark.parametrize("count", [1, 2, 40, 41, 530, 2000])
-def test_smoothing_is_a_mean_around_each_value(count: int) -> None:
-    values = np.random.default_rng(count).normal(size=count)
-    curve, window = smoothed(values)
-    half = window // 2
-    assert window == (1 if count <= 40 else 2 * int(0.025 * count) + 1)
-    for i, mean in enumerate(curve):
-        reach = half if i >= half else i
-        around = values[i - reach : i + reach + 1]
-        assert math.isclose(mean, around.mean(), rel_tol=1e-6, abs_tol=1e-9)
-
-
-@pytest.mark.parametrize("count", [2, 40, 41, 500])
+@pytest.mark.parametrize("count", [2, 39, 40, 200])
 def test_a_chart_draws_every_value_where_it_belongs(tmp_path: Path, count: int) -> None:
     values = [2.0 + math.sin(i) for i in range(count)]
     lines = [{"step": 10 * i + 10, "holdout_psnr": value} for i, value in enumerate(values)]
@@ -127,17 +99,6 @@ def test_a_chart_draws_every_value_where_it_belongs(tmp_path: Path, count: int) 
     np.testing.assert_allclose(slope * np.array(values) + offset, y, atol=0.02)
 
 
-def test_a_smoothed_curve_is_shown_beside_what_was_logged(tmp_path: Path) -> None:
-    lines = [{"step": i, "loss": 1.0 + (i % 2)} for i in range(1, 401)]
-    out = make_run(tmp_path / "run", lines)
-    assert "thick: mean of 21 lines" in page_of(out).text
-    (raw,), (curve,) = (lines_of(out, "loss", gid) for gid in ("raw", "curve"))
-    heights = [y for _, y in places(raw)]
-    middle = (min(heights) + max(heights)) / 2
-    later = [y for _, y in places(curve)[20:]]
-    assert max(abs(y - middle) for y in later) < 0.1 * (max(heights) - min(heights))
-
-
 def test_sizes_and_events_are_marked(tmp_path: Path) -> None:
     config = TrainConfig(steps=100, stages=(StageConfig(128, 0.5), StageConfig(224, 0.5)))
     lines = [*steps(10), {"step": 70, "event": "something"}]
@@ -147,36 +108,23 @@ def test_sizes_and_events_are_marked(tmp_path: Path) -> None:
     (event,) = (places(path)[0][0] for path in lines_of(out, "loss", "event"))
     zero, half = starts
     assert (event - zero) / (half - zero) == pytest.approx(1.4, abs=0.01)
-    svg = draw_chart(read_run(out), "loss")[0]
+    svg = draw_chart(read_run(out), "loss")
     assert "128 px" in svg
     assert "224 px" in svg
 
 
-def test_a_wide_range_has_a_logarithmic_axis(tmp_path: Path) -> None:
-    for low, log in ((0.1, True), (0.5, False), (-1.0, False)):
-        lines = [{"step": i, "loss": value} for i, value in ((10, 2.0), (20, low), (30, 1.0))]
-        note = draw_chart(read_run(make_run(tmp_path / str(low), lines)), "loss")[1]
-        assert (note == "log scale") == log
-
-
-def test_a_run_that_ended_is_told_in_a_sentence(tmp_path: Path) -> None:
-    config = TrainConfig(
-        steps=3000, batch_size=64, stages=(StageConfig(128, 0.5), StageConfig(224, 0.5)),
-        data=DataConfig(holdout="others"),
-    )  # fmt: skip
+def test_a_run_that_ended_is_told_in_figures(tmp_path: Path) -> None:
+    config = TrainConfig(steps=3000, batch_size=64, data=DataConfig(holdout="others"))
     lines = [*steps(300), {"step": 3000, "seconds": 600.0, "holdout_psnr": 18.25}]
     page = page_of(make_run(tmp_path / "flowers", lines, config))
-    assert "flowers" in page.text
-    assert "All 3,000 steps are done: 192,000 images in 10 min, 320 images/s" in page.text
-    assert re.search(r"18.25\s+dB", page.text)
-    assert "128 px" in page.text
-    assert "optim.lr" in page.text
-    assert "details" in page.tags
+    for text in ("flowers", "3,000 of 3,000", "192,000", "10:00", "18.25 dB", "base_lr: 0.00015"):
+        assert text in page.text
+    assert "goes on" not in page.text
 
 
 def test_a_run_that_was_stopped_says_how_far_it_came(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path / "run", steps(299), TrainConfig(steps=3000)))
-    assert "Stopped at step 2,990 of 3,000 (99 %)" in page.text
+    assert "2,990 of 3,000" in page.text
     assert "The same command goes on from there." in page.text
 
 
@@ -188,11 +136,13 @@ def test_what_is_missing_or_damaged_is_missing_on_the_page(
 ) -> None:
     out = tmp_path / "run"
     out.mkdir()
-    assert "Nothing was logged" in page_of(out).text
+    assert "config.yaml" in page_of(out).text
     make_run(tmp_path / "other", steps(5))
     if content is not None:
         (tmp_path / "other" / "config.yaml").write_bytes(content)
-    assert "50 steps in 10 s." in page_of(tmp_path / "other").text
+    page = page_of(tmp_path / "other")
+    assert "00:10" in page.text
+    assert page.tags.count("img") == 1
 
 
 def test_numbers_that_are_none_leave_a_gap(tmp_path: Path) -> None:
@@ -202,7 +152,7 @@ def test_numbers_that_are_none_leave_a_gap(tmp_path: Path) -> None:
         {"step": 30, "seconds": 3.0, "loss": 0.5, "lr": "much", "grad_norm": math.inf},
     ]
     out = make_run(tmp_path / "run", lines)
-    assert "30 steps in 3 s" in page_of(out).text
+    assert "00:03" in page_of(out).text
     assert read_run(out).figures == {"loss": {10: 1.0, 30: 0.5}, "grad_norm": {20: 2.0}}
 
 
@@ -226,18 +176,22 @@ def test_a_run_of_many_lines_is_a_small_page_with_its_spikes(tmp_path: Path) -> 
     lines = [{"step": 10 * i, "seconds": float(i), "loss": 1.0} for i in range(1, 20_001)]
     lines[12_345] = {**lines[12_345], "loss": 3.0}
     out = make_run(tmp_path / "run", lines)
-    page = page_of(out)
+    assert "200,000" in page_of(out).text
     assert (out / "report.html").stat().st_size < 100_000
-    assert "200,000 steps" in page.text
-    (raw,) = lines_of(out, "loss", "raw")
-    points = places(raw)
+    (path,) = lines_of(out, "loss")
+    points = places(path)
+    assert len(points) == 200
     highest, first, last = min(points, key=lambda point: point[1]), points[0], points[-1]
     share = (highest[0] - first[0]) / (last[0] - first[0])
-    assert share == pytest.approx(12_345 / 19_999, abs=1e-3)
+    assert share == pytest.approx(12_345 / 19_999, abs=5e-3)
+    # The spike is a hundredth part of a mean, and the whole of the range around it.
+    (area,) = lines_of(out, "loss", "range")
+    heights = [y for _, y in places(area)]
+    assert max(heights) - min(heights) == pytest.approx(100 * (first[1] - highest[1]), rel=0.01)
 
 
 def test_nothing_in_the_folder_becomes_markup(tmp_path: Path) -> None:
-    evil = '</title><script>alert("1")</script><img src=x onerror=alert(1)>'
+    evil = "</title><script>alert(1)</script><img src=x onerror=alert(1)>"
     name = evil.replace("/", "")
     lines = [
         *steps(60),
@@ -255,12 +209,12 @@ def test_nothing_in_the_folder_becomes_markup(tmp_path: Path) -> None:
     page = page_of(out)
     assert not {"script", "iframe", "link", "object", "a"} & set(page.tags)
     assert page.tags.count("title") == 1
-    assert page.tags.count("img") == 1
+    assert page.tags.count("img") == len(page.pictures()) + 1
     assert page.text.count(evil) >= 4
     for attribute, value in page.attributes:
         assert not attribute.startswith("on")
         if attribute in ("src", "href", "xlink:href"):
-            assert value.startswith(("data:image/jpeg;base64,", "#"))
+            assert re.match("data:image/(jpeg|svg[+]xml);base64,", value)
     assert not re.search(r"url\((?!#)|@import|https?:", page_text(out))
 
 
@@ -291,7 +245,7 @@ def test_the_first_and_the_last_grid_are_in_the_page(tmp_path: Path) -> None:
     page = page_of(out)
     # Step 400 is from before the run went back; it is not what the weights do now.
     assert re.findall(r"Step (\d+)", page.text) == ["100", "300"]
-    assert "from the training set" in page.text
+    assert "Images of the training set" in page.text
     for step, picture in zip((100, 300), page.pictures(), strict=True):
         expected = np.asarray(draw_picture(step, 184, 272), dtype=float)
         assert np.abs(np.asarray(picture, dtype=float) - expected).mean() < 6
@@ -320,15 +274,10 @@ def test_large_grids_become_small_pictures(tmp_path: Path) -> None:
     assert (out / "report.html").stat().st_size < 2 * 2**20
 
 
-def test_the_settings_are_what_the_command_line_takes(tmp_path: Path) -> None:
-    config = dataclasses.replace(TrainConfig(), out="runs/my flowers")
+def test_the_settings_are_those_of_the_config_file(tmp_path: Path) -> None:
+    config = dataclasses.replace(TrainConfig(), out="runs/my <flowers>")
     out = make_run(tmp_path / "run", steps(3), config)
-    write_report(out)
-    rows = dict(re.findall("<tr><th>(.*?)</th><td>(.*?)</td></tr>", page_text(out)))
-    assert rows["optim.base_lr"] == "0.00015"
-    assert rows["optim.betas"] == "[0.9, 0.95]"
-    assert rows["out"] == "runs/my flowers"
-    assert rows["data.flip"] == "true"
+    assert (out / "config.yaml").read_text() in page_of(out).text
 
 
 def test_a_report_that_cannot_be_written_leaves_the_one_before(
@@ -352,9 +301,8 @@ def test_the_config_of_an_earlier_version_is_understood(tmp_path: Path) -> None:
     settings["system"]["shard"] = False
     (out / "config.json").write_text(json.dumps(settings))
     page = page_of(out)
-    assert "All 100 steps are done" in page.text
-    assert "Training run · quick" in page.text
-    assert "tensorboard" in page.text
+    assert "100 of 100" in page.text
+    assert '"recipe": "quick"' in page.text
 
 
 def test_equal_runs_have_equal_reports(tmp_path: Path) -> None:
@@ -372,8 +320,5 @@ def test_what_a_report_needs_is_named(
 
 
 def test_training_is_imported_without_what_a_report_needs() -> None:
-    code = "import sys, mae_core.training.train; assert not {'matplotlib', 'jinja2'} & set(%s)"
-    done = subprocess.run(
-        [sys.executable, "-c", code % "m for m in sys.modules if m == 'matplotlib'"], check=False
-    )
-    assert done.returncode == 0
+    code = "import sys, mae_core.training.train; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

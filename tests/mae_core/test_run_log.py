@@ -1,4 +1,3 @@
-import datetime
 import importlib.util
 import json
 import logging
@@ -20,9 +19,8 @@ from PIL import Image
 
 from mae_core.config import TrainConfig
 from mae_core.errors import ConfigError
-from mae_core.training import callbacks
-from mae_core.training.callbacks import Logger, Progress, end_text, require_writers
-from mae_core.training.report import duration_text, read_metrics
+from mae_core.training.callbacks import Logger, Progress, require_writers
+from mae_core.training.report import read_metrics
 from tests.pictures import draw_picture
 
 FULL = Path("/dev/full")
@@ -33,12 +31,32 @@ needs_tensorboard = pytest.mark.skipif(
 )
 
 
-def open_log(out: Path, after_step: int = 0, *, writers: tuple[Any, ...] = ()) -> Logger:
-    return Logger(out, TrainConfig(writers=writers), after_step=after_step)
+class Log:
+    """A run's logger, told of states that have a step and a time only."""
+
+    def __init__(self, out: Path, after_step: int, writers: tuple[Any, ...]) -> None:
+        self.logger = Logger(out, TrainConfig(writers=writers))
+        self.logger.on_start(at(after_step))
+
+    def scalars(self, step: int, seconds: float, values: dict[str, float]) -> None:
+        self.logger.on_log(at(step, seconds), values)
+
+    def event(self, step: int, seconds: float, text: str) -> None:
+        self.logger.on_event(at(step, seconds), text)
+
+    def image(self, step: int, image: Image.Image) -> None:
+        self.logger.on_image(at(step), image)
+
+    def close(self) -> None:
+        self.logger.on_end(at(0))
 
 
-def note(log: Logger, step: int, seconds: float, text: str) -> None:
-    log.on_event(SimpleNamespace(step=step, seconds=seconds), text)  # type: ignore[arg-type]
+def at(step: int, seconds: float = 0.0) -> Any:
+    return SimpleNamespace(step=step, seconds=seconds)
+
+
+def open_log(out: Path, after_step: int = 0, *, writers: tuple[Any, ...] = ()) -> Log:
+    return Log(out, after_step, writers)
 
 
 def lines_of(out: Path) -> list[dict[str, Any]]:
@@ -48,8 +66,7 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
 def test_figures_and_events_are_a_line_each(tmp_path: Path) -> None:
     with closing(open_log(tmp_path / "run")) as log:
         log.scalars(10, 1.26, {"loss": 0.5, "lr": 1e-4})
-        log.scalars(10, 1.3, {})
-        note(log, 10, 1.3, "back to step 10 — a rollback\n")
+        log.event(10, 1.3, "back to step 10 — a rollback\n")
         log.scalars(20, 2.0, {"loss": math.nan, "grad_norm": math.inf})
     assert lines_of(tmp_path / "run") == [
         {"step": 10, "seconds": 1.3, "loss": 0.5, "lr": 1e-4},
@@ -114,11 +131,13 @@ def test_damaged_lines_are_dropped_with_a_warning_and_half_a_line_without(
 KILLED = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from mae_core.config import TrainConfig
 from mae_core.training.callbacks import Logger
 log = Logger(Path(sys.argv[1]), TrainConfig())
+log.on_start(SimpleNamespace(step=0))
 for step in range(1, 1_000_000):
-    log.scalars(step, step / 10, {"loss": 1 / step})
+    log.on_log(SimpleNamespace(step=step, seconds=step / 10), {"loss": 1 / step})
     if step == 200:
         print("ready", flush=True)
 """
@@ -144,32 +163,16 @@ def test_a_full_disk_is_said_once_and_the_log_goes_on_when_there_is_room(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.symlink_to(FULL)
     with closing(open_log(tmp_path)) as log:
+        path.symlink_to(FULL)
         log.scalars(10, 1.0, {"loss": 0.5})
-        note(log, 10, 1.0, "something")
+        log.event(10, 1.0, "something")
         (warning,) = (record.getMessage() for record in caplog.records)
         assert "No space left on device" in warning
         assert "free space" in warning
         path.unlink()
-        # A disk that fills up in the middle of a line.
-        path.write_text('{"step": 20, "sec')
         log.scalars(30, 3.0, {"loss": 0.25})
-        log.scalars(40, 4.0, {"loss": 0.2})
-    assert [line["step"] for line in read_metrics(path)] == [30, 40]
-    assert path.read_text().count("\n") == 3
-
-
-def test_a_log_that_cannot_be_rewritten_is_gone_on_with(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 0.1}\n{"step": 2, "sec')
-    (tmp_path / "metrics.jsonl.partial").mkdir()
-    with closing(open_log(tmp_path, 1)) as log:
-        log.scalars(2, 0.2, {"loss": 0.5})
-        log.scalars(3, 0.3, {"loss": 0.5})
-    assert len(caplog.records) == 1
-    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [line["step"] for line in read_metrics(path)] == [30]
 
 
 def test_an_unwritable_log_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -179,9 +182,8 @@ def test_an_unwritable_log_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptu
         for step in range(3):
             log.scalars(step, 1.0, {"loss": 0.5})
             log.image(step, draw_picture(step))
-    assert sorted(record.getMessage().split(" (")[0] for record in caplog.records) == [
-        f"could not write {out / 'metrics.jsonl'}", f"could not write {out / 'reconstructions'}",
-    ]  # fmt: skip
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert warning.startswith("metrics cannot be written by RunFolder (")
 
 
 def test_pictures_are_kept_as_they_are_by_their_step(tmp_path: Path) -> None:
@@ -212,7 +214,7 @@ def test_tensorboard_has_the_figures_in_groups_and_the_grid(tmp_path: Path) -> N
         log.scalars(20, 2.0, {"loss": 0.25})
         log.scalars(20, 2.0, {"holdout_psnr": 17.5, "holdout_loss": 0.5})
         log.image(20, grid)
-        note(log, 20, 2.0, "something happened")
+        log.event(20, 2.0, "something happened")
     board = read_board(tmp_path)
     assert sorted(board.Tags()["scalars"]) == [
         "holdout/loss", "holdout/psnr", "speed/images_per_second", "train/grad_norm",
@@ -226,18 +228,15 @@ def test_tensorboard_has_the_figures_in_groups_and_the_grid(tmp_path: Path) -> N
 
 
 @needs_tensorboard
-def test_tensorboard_shows_no_step_twice_after_a_stop_or_a_rollback(tmp_path: Path) -> None:
+def test_tensorboard_shows_no_step_twice_after_a_stop(tmp_path: Path) -> None:
     with closing(open_log(tmp_path, writers=TENSORBOARD)) as log:
         for step in (10, 20, 30, 40):
             log.scalars(step, step, {"loss": float(step)})
     with closing(open_log(tmp_path, 20, writers=TENSORBOARD)) as log:
         for step in (30, 40, 50):
             log.scalars(step, step, {"loss": 100.0 + step})
-        note(log, 40, 60.0, "back to step 40")
-        for step in (50, 60):
-            log.scalars(step, step, {"loss": 200.0 + step})
     assert [(e.step, e.value) for e in read_board(tmp_path).Scalars("train/loss")] == [
-        (10, 10.0), (20, 20.0), (30, 130.0), (40, 140.0), (50, 250.0), (60, 260.0),
+        (10, 10.0), (20, 20.0), (30, 130.0), (40, 140.0), (50, 150.0),
     ]  # fmt: skip
 
 
@@ -327,7 +326,7 @@ def test_weights_and_biases_gets_figures_events_and_the_grid(
         log.scalars(10, 1.0, {"loss": 0.5, "images_per_second": 120.0})
         log.scalars(20, 2.0, {"holdout_psnr": 17.5})
         log.image(20, draw_picture(0, 64, 48))
-        note(log, 20, 2.0, "something happened")
+        log.event(20, 2.0, "something happened")
     assert wandb.logged == [
         {"step": 10, "train/loss": 0.5, "speed/images_per_second": 120.0},
         {"step": 20, "holdout/psnr": 17.5},
@@ -375,140 +374,30 @@ def test_weights_and_biases_itself_offline(tmp_path: Path, monkeypatch: pytest.M
     with closing(open_log(tmp_path, writers=("wandb",))) as log:
         log.scalars(10, 1.0, {"loss": 0.5})
         log.image(10, draw_picture(0))
-        note(log, 10, 1.0, "something happened")
+        log.event(10, 1.0, "something happened")
     assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (27 * 60 + 29, "27 min"),
-        (59 * 60 + 29, "59 min"), (59 * 60 + 31, "1 h 00 min"), (3 * 3600 + 5 * 60, "3 h 05 min"),
-        (86_399, "1 d 0 h"), (2 * 86_400 + 4 * 3600 + 60, "2 d 4 h"),
-    ],
-)  # fmt: skip
-def test_lengths_of_time_are_said_in_two_units(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "ends 17:30"), (45, "ends 17:31"), (27 * 60, "ends 17:57"),
-        (7 * 3600, "ends Mon 00:30"), (6 * 86_400, "ends Sat 17:30"),
-        (30 * 86_400, "ends 22 Dec 17:30"),
-    ],
-)  # fmt: skip
-def test_the_end_is_a_time_on_the_clock_with_its_day_where_it_is_another(
-    seconds: float, text: str
-) -> None:
-    now = datetime.datetime(2026, 11, 22, 17, 30)
-    assert end_text(now, seconds).split(" left, ")[1] == text
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=clock.perf_counter))
-    return clock
-
-
-class Bar:
-    """A bar, and the state that it is told of."""
-
-    def __init__(self, steps: int, done: int, **options: Any) -> None:
-        self.progress, self.step = Progress(steps, done, **options), done
-
-    def advance(self, clock: Clock, steps: int, seconds: float) -> None:
-        """Steps of so many seconds each, and figures after the last."""
-        for i in range(steps):
-            clock.now += seconds
-            self.step += 1
-            self.progress.on_step(self)  # type: ignore[arg-type]
-            if i == steps - 1:
-                values = {"loss": 0.5, "images_per_second": 100.0}
-                self.progress.on_log(self, values)  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        self.progress.on_end(self)  # type: ignore[arg-type]
 
 
 def last_state(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err.rstrip("\n").split("\r")[-1]
 
 
-def test_the_bar_says_how_far_how_well_how_fast_and_how_long(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
+def test_the_bar_says_how_far_and_how_well_and_goes_back_with_the_run(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with closing(Bar(1000, 100)) as bar:
-        bar.advance(clock, 10, 7.0)
-        bar.advance(clock, 20, 2.0)
+    bar = Progress(1000, 100)
+    for step in (200, 300, 110, 130):
+        bar.on_log(at(step), {"loss": 0.5, "images_per_second": 100.0})
+        bar.on_step(at(step))
+    bar.on_end(at(130))
     state = last_state(capsys)
-    assert "| 130/1000 [" in state
-    # 870 steps of 2 seconds: what came before the first look is not counted, for it may have
-    # been a start that takes long.
-    assert "loss 0.500, 100 img/s, 29 min left, ends " in state
+    assert "130/1000 [" in state
+    assert "loss=0.5, img/s=100" in state
 
 
-def test_the_estimate_knows_that_later_steps_take_longer(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with closing(Bar(5000, 0, cost=lambda step: 3.0 if step >= 3000 else 1.0)) as bar:
-        bar.advance(clock, 10, 1.0)
-        bar.advance(clock, 990, 1.0)
-    # 2000 seconds until the larger pictures, and 2000 steps of 3 seconds.
-    assert f", {duration_text(8000)} left" in last_state(capsys)
-
-
-@pytest.mark.parametrize("looks", [1, 10])
-def test_the_first_look_and_the_last_promise_nothing(
-    clock: Clock, capsys: pytest.CaptureFixture[str], looks: int
-) -> None:
-    with closing(Bar(100, 0)) as bar:
-        for _ in range(looks):
-            bar.advance(clock, 10, 1.0)
-    state = last_state(capsys)
-    assert "loss 0.500" in state
-    assert "left" not in state
-
-
-def test_a_rollback_takes_the_bar_back(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with closing(Bar(100, 0)) as bar:
-        bar.advance(clock, 30, 1.0)
-        bar.advance(clock, 30, 1.0)
-        bar.step = 20
-        bar.advance(clock, 10, 5.0)
-        bar.advance(clock, 10, 5.0)
-    state = last_state(capsys)
-    assert "| 40/100 [" in state
-    assert f", {duration_text(300)} left" in state
-
-
-def test_a_rollback_at_the_first_figures_takes_the_bar_back(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with closing(Bar(100, 0)) as bar:
-        bar.advance(clock, 30, 1.0)
-        bar.step = 29
-        bar.advance(clock, 1, 1.0)
-        bar.step = 9
-        bar.advance(clock, 1, 1.0)
-        bar.advance(clock, 10, 1.0)
-    assert "| 20/100 [" in last_state(capsys)
-
-
-def test_a_log_file_is_not_filled_with_bars(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with closing(Bar(100_000, 0)) as bar:
-        for _ in range(2000):
-            bar.advance(clock, 10, 0.0)
+def test_a_log_file_is_not_filled_with_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Progress(100_000, 0)
+    for step in range(10, 20_000, 10):
+        bar.on_step(at(step))
+    bar.on_end(at(20_000))
     assert len(capsys.readouterr().err) < 2000

@@ -51,7 +51,6 @@ from mae_core.training.optim import (
 )
 from mae_core.training.train import Run, start_run, train
 from mae_core.training.trainer import (
-    SpikeDetector,
     Trainer,
     compile_blocks,
     prefer_fast_attention,
@@ -144,7 +143,7 @@ def test_crops_and_packs_follow_the_models_image_size(caplog: pytest.LogCaptureF
     assert not caplog.messages
     given = _sizes("quick", "model.image_size=448", "data.short_side=300")
     assert given == ([256, 448], 300)
-    assert "data.short_side=300 is less than the largest crop" in caplog.text
+    assert "crops of 448 pixels are enlarged; raise data.short_side" in caplog.text
 
 
 def test_the_command_line_trains_at_the_image_size_that_it_gives(
@@ -436,7 +435,7 @@ def test_weights_to_begin_with_bring_their_shape(run_config: MakeRun) -> None:
     weights = read_weights(Path(out) / "weights.safetensors")
     assert weights.config == first.model
     assert weights.record["init_from"] == "run"
-    with pytest.raises(ConfigError, match="of another shape than model="):
+    with pytest.raises(ConfigError, match="an encoder of another shape; give model.depth=2"):
         train(replace(first, out="new", init_from=out), **{"model.depth": 3})
 
 
@@ -590,7 +589,7 @@ def test_a_run_whose_loss_is_no_number_rolls_back_and_goes_on_slower(run_config:
     weights = read_weights(Path(config.out) / "weights.safetensors")
     assert weights.record["rollbacks"] == 1
     (event,) = _events(config)
-    assert "the loss jumped or was not finite in the steps before 5" in event
+    assert "the loss jumped or was not finite before step 5" in event
     assert "back to step 0, learning rate x 1e-33" in event
 
 
@@ -604,15 +603,22 @@ def test_a_run_whose_loss_jumps_rolls_back_to_the_last_checkpoint(
     )
     assert train(config).finished
     (event,) = _events(config)
-    assert event.endswith("in the steps before 30: back to step 20, learning rate x 0.0001")
+    assert event.endswith("before step 30: back to step 20, learning rate x 0.0001")
 
 
-def test_a_jump_is_a_jump_of_the_mean_of_some_steps() -> None:
-    def judge(*levels: float, average: float, limit: float = 4.0) -> tuple[bool, float]:
-        spikes = SpikeDetector(limit)
-        for level in levels:
-            spikes.add([level])
-        return spikes.update(average)
+def test_a_jump_is_a_jump_of_the_mean_of_some_steps(run_config: MakeRun) -> None:
+    state = begin(run_config())
+
+    def judge(*losses: float, average: float, limit: float = 4.0) -> tuple[bool, float]:
+        config = run_config(recovery=RecoveryConfig(spike=limit))
+        loop = Trainer(config, state, None, (), ALONE)  # type: ignore[arg-type]
+        state.loss_average = average
+        # A checkpoint on the way: the losses until then count too.
+        for step, part in ((7, losses[:1]), (10, losses[1:])):
+            state.step = step
+            values = torch.tensor(part, dtype=torch.float64)
+            jumped = loop._went_wrong(values, torch.ones_like(values))
+        return jumped, state.loss_average
 
     assert judge(1.0, 3.0, average=math.nan) == (False, 2.0)
     assert judge(1.0, 19.0, average=2.0) == (True, pytest.approx(2.8))
@@ -745,25 +751,17 @@ def _spoiled(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A checkpoint without each of its keys, with another kind of value, and spoiled within."""
     for key in _KEYS:
         yield {name: value for name, value in content.items() if name != key}
-        yield content | {key: b"spoiled"}
+        if key != "init_from":
+            yield content | {key: b"spoiled"}
     first, *others = content["optimizers"]
     tensor = {name: torch.zeros(3) for name in content["model"]}
-    for key, value in {
-        "config": {"model": {}, "speed": 3},
-        "model": {},
-        "optimizers": [first],
-        "changes": [3],
-    }.items():
-        yield content | {key: value}
-    yield content | {"config": content["config"] | {"steps": "many"}}
-    yield content | {"config": content["config"] | {"model": None}}
+    yield content | {"config": {"model": {}, "speed": 3}}
     yield content | {"model": tensor}
     yield content | {"ema": tensor}
+    yield content | {"optimizers": [first]}
     yield content | {"optimizers": [{"state": {}}, *others]}
     yield content | {"optimizers": [first | {"state": 3}, *others]}
-    moments = {number: {"exp_avg": torch.zeros(7)} for number in first["state"]}
-    yield content | {"optimizers": [first | {"state": moments}, *others]}
-    yield content | {"changes": [{"step": 3}]}
+    yield content | {"changes": [3]}
     yield content | {"scaler": {"scale": "large"}}
 
 
@@ -776,7 +774,7 @@ def test_a_checkpoint_that_lacks_something_is_refused_with_a_sentence(run_config
     assert set(content) == set(_KEYS)
     for spoiled in _spoiled(content):
         save_checkpoint(path, spoiled)
-        with pytest.raises(CheckpointError, match="cannot be used: .*; delete it to go on from"):
+        with pytest.raises(CheckpointError, match="is damaged or of .*; delete it to go on from"):
             begin(config)
 
 
@@ -806,7 +804,6 @@ def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
         "resume": replace(config, resume=str(out.parent / "none")),
         "batch": replace(config, system=SystemConfig(accumulate=3)),
         "init_from": replace(config, init_from=str(out.parent / "none.safetensors")),
-        "stream": replace(config, data=replace(data, folder="", hub="someone/some"), epochs=3),
         "out": config,
     }[change]
 
@@ -824,7 +821,6 @@ def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
         ("resume", "there is no checkpoint at"),
         ("batch", "batch_size 4 does not divide into 1 processes times 3"),
         ("init_from", "none.safetensors"),
-        ("stream", "a stream has no known length"),
         ("out", "a part of its path is a file"),
     ],
 )
@@ -863,7 +859,7 @@ def test_a_checkpoint_with_other_groups_of_parameters_is_refused(run_config: Mak
     plain["params"] = [*decayed["params"][:2], *plain["params"]]
     del decayed["params"][:2]
     save_checkpoint(path, content)
-    with pytest.raises(CheckpointError, match=r"has groups of \[3, 33\] parameters instead of \[5"):
+    with pytest.raises(CheckpointError, match="doesn't match the size of optimizer's group"):
         begin(config)
 
 
@@ -894,14 +890,14 @@ def test_recipes_are_valid_and_unknown_names_and_fields_are_explained() -> None:
         assert recipe(name).steps > 0
     with pytest.raises(ConfigError, match="no recipe is called 'big'; choose one of quick"):
         recipe("big")
-    with pytest.raises(ConfigError, match="no field is called 'lr'"):
+    with pytest.raises(ConfigError, match="no field lr; did you mean optim.lr"):
         main(["quick", "lr=3"])
     with pytest.raises(ConfigError, match="not a multiple of the patch side"):
         main(["quick", 'stages=[{"image_size":100,"share":1.0}]'])
 
 
 def test_weights_to_begin_with_leave_no_choice_of_the_model() -> None:
-    with pytest.raises(ConfigError, match="model.depth=3 cannot be changed: .* init_from=mae-tiny"):
+    with pytest.raises(ConfigError, match="init_from=mae-tiny holds an encoder of another shape"):
         main(["adapt", "model.depth=3"])
 
 
