@@ -90,31 +90,12 @@ def weights_in(folder: Path) -> Path | None:
 # --- reading
 
 
-def require_file(path: Path) -> int:
-    """The size of an ordinary file in bytes.
-
-    Raises:
-        CheckpointError: If there is none, it is something else, or it may not be read.
-    """
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(
-            f"{str(path)!r} cannot be opened ({reason}); check the path and its rights"
-        ) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{path.name!r} is a folder, a device or a pipe; give a file")
-    return status.st_size
-
-
 def identify(path: Path) -> Literal["zip", "pickle", "safetensors", "json"]:
     """How the bytes of a file are laid out, whatever its name.
 
     Raises:
         CheckpointError: If it is nothing that weights come in.
     """
-    require_file(path)
     head = _read(path, 512)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if head.startswith(b"PK\x03\x04"):
@@ -135,12 +116,16 @@ def identify(path: Path) -> Literal["zip", "pickle", "safetensors", "json"]:
 
 
 def _read(path: Path, count: int) -> bytes:
+    """The first bytes of an ordinary file."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"{path.name!r} is a folder, a device or a pipe; give a file")
         with path.open("rb") as file:
             return file.read(count)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
-            f"{path.name!r} cannot be read ({error.strerror}); check its rights and its disk"
+            f"{str(path)!r} cannot be opened ({reason}); check the path and its rights"
         ) from error
 
 
@@ -150,10 +135,10 @@ def read_json(path: Path, limit: int = _MAX_CONFIG_BYTES) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is longer than `limit` bytes, or no JSON object.
     """
-    values = None
-    if require_file(path) <= limit:
+    data, values = _read(path, limit + 1), None
+    if len(data) <= limit:
         with contextlib.suppress(ValueError, RecursionError):
-            values = json.loads(_read(path, limit))
+            values = json.loads(data)
     if not isinstance(values, dict):
         raise CheckpointError(
             f"{path.name!r} is no JSON object of at most {limit:,} bytes; restore the one that "
@@ -185,14 +170,10 @@ class Source:
 
 
 def open_source(path: Path, *, allow_torch: bool = True) -> Source:
-    """Read a safetensors file, a torch file, or the index of several.
-
-    Args:
-        path: The file.
-        allow_torch: Whether torch files are read; safetensors always are.
+    """Read a safetensors file, a torch file if that is allowed, or the index of several.
 
     Raises:
-        CheckpointError: If it is none of these, damaged, hostile, or not allowed.
+        CheckpointError: If it is none of these, damaged or hostile.
     """
     if identify(path) != "json":
         return _open_file(path, allow_torch)
@@ -223,7 +204,7 @@ def open_source(path: Path, *, allow_torch: bool = True) -> Source:
 
 
 def _open_file(path: Path, allow_torch: bool) -> Source:
-    layout, size = identify(path), require_file(path)
+    layout, size = identify(path), path.stat().st_size
     if layout == "safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -287,12 +268,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {str(path)!r}; check the path")
-    try:
-        content = read_torch(path, mmap=False)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{path.name!r} is not a whole checkpoint written by mae_core.train ({error})"
-        ) from error
+    content = read_torch(path, mmap=False)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path.name!r} is not a checkpoint written by mae_core.train")
     return content

@@ -43,6 +43,8 @@ from mae_core.weights.names import is_decoder_key
 _log = logging.getLogger(__name__)
 
 _NO_HINTS = Hints()
+# What is in a file of a library's trainer.
+_WRITTEN_BY = {"pytorch-lightning_version": "PyTorch Lightning", "ds_version": "DeepSpeed"}
 _MOST_SHOWN = 5
 
 # (Width, depth) of an encoder -> the published weights that have a decoder for it.
@@ -58,20 +60,18 @@ class Weights:
     """A model as read from a file.
 
     Attributes:
-        config: Its shape. Where there is no decoder, its decoder fields are the official 512 wide,
-            8 blocks, 16 heads.
+        config: Its shape; where there is no decoder, with the official one's.
         state: The parameters by the official names: float32, on the CPU, checked.
         record: How it was trained: plain data, empty if unknown.
         name: Of the file, for messages.
         kind: Encoder and decoder, the encoder alone, or a classifier.
         format: `mae_core`, `mae_core checkpoint`, `official`, `transformers 4`,
             `transformers 5`, `timm`, `openmmlab` or `torchvision`.
-        origins: For each field of `config` where its value comes from: `shapes`, `config`,
-            `registry`, `option`, `known width`, `trial` (of what the model predicts) or `assumed`.
+        origins: Field of `config` -> where its value comes from: `shapes`, `config`, `registry`,
+            `option`, `known width`, `trial` (of what the model predicts) or `assumed`.
         dtype: Number format in the file, such as `float16`.
         num_classes: Of a classifier; None for the others.
-        container: What wrote the file around the weights, such as `PyTorch Lightning`; empty if
-            that is not known.
+        container: `PyTorch Lightning` or `DeepSpeed` if that wrote the file, else empty.
         under: Under which prefixes of names they lie in it; empty where there are none.
         left_aside: What else the file holds and was not read: where, and how many tensors.
     """
@@ -104,13 +104,10 @@ class Weights:
             CheckpointError: If there is no decoder, without which no pixels can be drawn.
         """
         if self.kind != "autoencoder":
-            what = (
-                "an encoder" if self.kind == "encoder" else f"a {self.num_classes}-class classifier"
-            )
             other = _WITH_DECODER.get((self.config.embed_dim, self.config.depth))
             advice = f"take {other}, which has one" if other else "give weights with a decoder"
             raise CheckpointError(
-                f"{self.name!r} is {what} without a decoder, so no pixels can be drawn from it; "
+                f"{self.name!r} has no decoder ({self.kind}), so no pixels can be drawn from it; "
                 f"{advice}"
             )
         for guess in self.guesses:
@@ -139,10 +136,10 @@ def save_weights(
     record: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a model as one safetensors file.
+    """Write a model as one safetensors file, replaced only once the new one is whole.
 
     Args:
-        path: Where to; replaced only once the new file is whole.
+        path: The file.
         model: The model.
         record: How it was trained, as plain data for JSON.
         dtype: Number format of the parameters in the file.
@@ -284,7 +281,8 @@ def _read_foreign(name: str, source: Source, values: Mapping[str, Any], hints: H
         config, _as_float32(name, state), {}, name, kind,
         "timm" if is_timm(sidecar.config) else layout, origins, _dtype_name(state["cls_token"]),
         state["head.bias"].shape[0] if kind == "classifier" else None,
-        _container(source.content), found.under, found.left_aside,
+        next((name for key, name in _WRITTEN_BY.items() if key in source.content), ""),
+        found.under, found.left_aside,
     )  # fmt: skip
     if kind != "autoencoder" or origins["norm_pix"] != "assumed" or config.pca_components:
         return weights
@@ -313,15 +311,6 @@ def _sidecar(source: Source, found: Found, layout: str, kind: Kind) -> Sidecar:
         return Sidecar(config, preprocessor, options, heads)
     config = source.sidecar(SIDECAR_FILES[0]) if kind != "autoencoder" else {}
     return Sidecar(config if is_timm(config) else {}, {}, options, heads)
-
-
-def _container(content: Mapping[Any, Any]) -> str:
-    meta = content.get("meta")
-    if isinstance(meta, Mapping) and ("mmengine_version" in meta or "mmcv_version" in meta):
-        return "OpenMMLab"
-    if "pytorch-lightning_version" in content:
-        return "PyTorch Lightning"
-    return "DeepSpeed" if "ds_version" in content else ""
 
 
 # --- what holds for the tensors of every format
@@ -432,17 +421,11 @@ _GRID = 14
 
 @torch.inference_mode()
 def predicts_normalized_pixels(model: MaskedAutoencoder) -> bool | None:
-    """Whether a model draws pixels or per-patch normalised ones, found out by trying it.
+    """Whether a model draws per-patch normalised pixels, found out by trying it on the CPU.
 
     Published files of both kinds have the same names and shapes, and a model taken for the wrong
     kind draws noise. On an image as easy as the one here a trained model's prediction is close
-    to its target, and far from the other one. Takes one forward pass of two images.
-
-    Args:
-        model: In evaluation mode, on the CPU.
-
-    Returns:
-        None if its prediction is neither, as that of untrained weights.
+    to its target, and far from the other one. None if it is neither, as of untrained weights.
     """
     config = model.config
     line = torch.linspace(0, 1, config.patch_size * min(config.grid_size, _GRID))

@@ -88,14 +88,10 @@ def _numbered(key: str) -> tuple[str, str]:
 
 
 def official_from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters of transformers' ViTMAE under the official names.
+    """Parameters of transformers' ViTMAE, 4 or 5, under the official names.
 
-    Args:
-        state: Of a `ViTMAEForPreTraining`, or of a bare `ViTMAEModel`, which has no decoder and
-            no `vit.` in front; in the names of transformers 4 or 5.
-
-    Returns:
-        The same by the official names, with query, key and value joined; the rest is not copied.
+    They may be of a `ViTMAEForPreTraining`, or of a bare `ViTMAEModel`, which has no decoder and
+    no `vit.` in front. Query, key and value are joined; the rest is not copied.
 
     Raises:
         CheckpointError: If a name is unknown or stands for what another one already is, or if
@@ -132,13 +128,8 @@ def _joined(name: str, thirds: Mapping[str, Tensor]) -> Tensor:
 def huggingface_from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Official parameters under the names of transformers 4, which open in 4 and 5.
 
-    Args:
-        state: Of a whole model, or of an encoder alone, by the official names.
-
-    Returns:
-        The same as a `ViTMAEForPreTraining` saves them; those of an encoder alone as a
-        `ViTMAEModel` does, with no `vit.` in front. Query, key and value are copies of their
-        thirds; the rest is not copied.
+    Those of a whole model become what a `ViTMAEForPreTraining` saves, those of an encoder alone
+    what a `ViTMAEModel` does. Query, key and value are copies; the rest is not copied.
 
     Raises:
         CheckpointError: If a name is none of the official encoder or decoder, or `attn.qkv`

@@ -46,21 +46,16 @@ WEIGHTS_FOLDER = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / 
 # The weights used where none are named.
 DEFAULT_WEIGHTS = "mae-tiny"
 
-Target = Literal["pixels", "norm_pix", "classes"]
-
 
 @dataclass(frozen=True)
 class WeightsEntry:
     """One model of the manifest; exactly one of `file`, `url` and `repo` says where it is.
 
     Attributes:
-        name: What people call the weights.
-        summary: What they are, in one sentence.
-        licence: Under which they may be used.
         kind: What they hold: `autoencoder`, `encoder` or `classifier`.
         format: As `Weights.format` has it.
-        target: What the model learned to predict: `pixels`, `norm_pix` or `classes`.
-        parameters: How many numbers the weights are, position tables included.
+        target: What the model learned to predict.
+        parameters: How many values the weights are, position tables included.
         file: Name in `weights/`, where they are bundled.
         url: Address of the file, where they are published as one.
         repo: USER/NAME on the Hugging Face hub, where they are published there.
@@ -74,7 +69,7 @@ class WeightsEntry:
     licence: str
     kind: Kind
     format: str
-    target: Target
+    target: Literal["pixels", "norm_pix", "classes"]
     parameters: int
     file: str | None = None
     url: str | None = None
@@ -197,8 +192,7 @@ def read_weights(
             not given, by the weights' name or that of the published file.
         fetch: As for `load`.
         progress: As for `load`.
-        account: Whether the hub is asked in the name of this machine's user, who may read more
-            than others.
+        account: Whether the hub is sent this machine's token, which may read more than others.
 
     Raises:
         CheckpointError: If nothing is there or it cannot be used.

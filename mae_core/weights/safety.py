@@ -93,8 +93,8 @@ def load_torch(path: Path, *, is_zip: bool, mmap: bool) -> Any:
         raise
     except Exception as error:  # torch, zipfile and pickletools raise a dozen types
         raise CheckpointError(
-            f"{path.name!r} is damaged or was cut short, or claims more than it has; download it "
-            "again"
+            f"{path.name!r} is damaged or was cut short, or claims more than it has; take another "
+            "copy"
         ) from error
 
 

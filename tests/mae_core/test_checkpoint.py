@@ -119,10 +119,10 @@ class _Bomb:
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
     path, canary = tmp_path / "c.pt", tmp_path / "canary"
     torch.save({"format": "mae_core-1", "bomb": _Bomb(canary)}, path)
-    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+    with pytest.raises(CheckpointError, match="nothing in it was run"):
         load_checkpoint(path)
     path.write_bytes(pickle.dumps(_Bomb(canary)))
-    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+    with pytest.raises(CheckpointError, match="a pickle that torch.save did not write"):
         load_checkpoint(path)
     assert not canary.exists()
 
@@ -209,7 +209,7 @@ def test_no_whole_checkpoint_is_an_error(tmp_path: Path) -> None:
         load_latest(tmp_path)
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
         (tmp_path / name).write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match="'checkpoint.previous.pt' is not a whole"):
+    with pytest.raises(CheckpointError, match="'checkpoint.previous.pt' is"):
         load_latest(tmp_path)
 
 

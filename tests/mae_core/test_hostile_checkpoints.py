@@ -426,7 +426,7 @@ def test_the_canary_would_sing(tmp_path: Path, canary: Path) -> None:
 def test_checkpoints_of_runs_are_as_guarded(name: str, tmp_path: Path, canary: Path) -> None:
     write, words = HOSTILE[name]
     path = write(tmp_path, canary)
-    with pytest.raises(CheckpointError, match=f"not a whole checkpoint.*{words}"):
+    with pytest.raises(CheckpointError, match=words):
         load_checkpoint(path)
     assert not canary.exists()
 
