@@ -1,9 +1,8 @@
 """Every model that has a name, and where a name, a path or a repository leads.
 
 `weights/manifest.json` lists the weights that come with the project and the published ones,
-which are fetched when they are asked for. A bundled file is checked by its SHA-256 before
-it is read; a fetched one by what is known of it, and always by its content, before it gets
-its name.
+which are fetched when they are asked for. A file is checked by what the manifest knows of it,
+and a fetched one is read whole before it gets its name.
 """
 
 import functools

@@ -249,6 +249,15 @@ def plain_zip(folder: Path, _: Path) -> Path:
     return folder / "x.pth"
 
 
+def two_pickles(folder: Path, canary: Path) -> Path:
+    """A torch file with a second pickle of the same name, which another reader may take."""
+    path = running(lambda _: Runs(bytearray, 10**12))(folder, canary)
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore")  # zipfile tells of the second one
+        archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/data.pkl", b"\x80\x02}.")
+    return path
+
+
 def many_entries(folder: Path, _: Path) -> Path:
     """A zip whose end claims a list of entries of 64 megabytes."""
     end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 1, 1, 2**26, 0, 0)
@@ -363,6 +372,7 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "no grid": (saved(position_table(1)), "1 entries, which are not one for a class token and a"),
     "TorchScript": (torchscript, "a TorchScript program"),
     "program": (program, "an archive that torch.save did not write"),
+    "two pickles": (two_pickles, NOT_PLAIN.format("an archive that torch.save did not write")),
     "plain zip": (plain_zip, "an archive that torch.save did not write"),
     "link loop": (link_loop, "cannot be opened \\(Too many levels of symbolic links\\)"),
     "pipe": (pipe, "is a folder, a device or a pipe"),
