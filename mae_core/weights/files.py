@@ -1,11 +1,10 @@
 """Files of weights on disk: what they are called, safe reading, atomic writing.
 
 A file is what its first bytes say, whatever its name. Nothing in a file is ever run, and nothing
-is allocated only because a file claims it. Each refusal says what the file is and what to do.
+is allocated only because a file claims it.
 """
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -46,12 +45,16 @@ SIDECAR_FILES = ("config.json", "preprocessor_config.json")
 # No honest file is larger: a config has kilobytes, a large model's index a megabyte.
 _MAX_CONFIG_BYTES = 2**20
 _MAX_INDEX_BYTES = 2**24
-_MAX_SHARDS = 1000
 
-_RESTORE = "restore the one that came with the weights"
-
-
-# --- names in folders
+# How files begin that are often taken for weights, and what they are.
+_IMPOSTORS = {
+    b"version https://git-lfs": "a Git LFS pointer (run git lfs pull)",
+    b"<": "a web page, such as a server's error message",
+    b"\x89HDF": "an HDF5 file, as Keras writes",
+    b"\x1f\x8b": "a gzip archive (unpack it)",
+}
+# Parts of weights that every process of a training left by itself.
+_PARTS = ("*_model_states.pt", "*/*_model_states.pt", "*.distcp")
 
 
 def main_file(names: Collection[str]) -> str | None:
@@ -60,73 +63,31 @@ def main_file(names: Collection[str]) -> str | None:
     Our own go before safetensors, whole or in shards, these before the only other safetensors
     file, and that before torch files.
     """
-    best = (*RUN_FILES, *HUGGINGFACE_FILES[:2])
     others = [name for name in names if name.endswith(".safetensors")]
-    candidates = (*best, *(others if len(others) == 1 else ()), *HUGGINGFACE_FILES[2:])
+    only = others if len(others) == 1 else []
+    candidates = (*RUN_FILES, *HUGGINGFACE_FILES[:2], *only, *HUGGINGFACE_FILES[2:])
     return next((name for name in candidates if name in names), None)
 
 
 def weights_in(folder: Path) -> Path | None:
-    """The file of weights in a folder, None if there is none.
+    """The file of weights in a folder; None if there is none.
 
     Raises:
-        CheckpointError: If every process of a training has left its own part of the weights there.
+        CheckpointError: If only the parts of a distributed training lie there.
     """
     name = main_file({path.name for path in folder.iterdir()})
     if name is not None:
         return folder / name
-    for pattern in ("*_model_states.pt", "*/*_model_states.pt"):
-        if any(folder.glob(pattern)):
-            raise CheckpointError(
-                f"the folder {folder.name!r} is a checkpoint of DeepSpeed, whose weights are in "
-                "parts; join them with the zero_to_fp32.py in it and give the file that it writes"
-            )
-    if (folder / ".metadata").is_file() and any(folder.glob("*.distcp")):
+    if any(any(folder.glob(pattern)) for pattern in _PARTS):
         raise CheckpointError(
-            f"the folder {folder.name!r} is of torch.distributed.checkpoint, whose weights are in "
-            "parts; join them with python -m torch.distributed.checkpoint.format_utils "
-            "dcp_to_torch FOLDER FILE and give the file"
+            f"the folder {folder.name!r} holds weights in parts; join them, DeepSpeed's with its "
+            "zero_to_fp32.py, others with python -m torch.distributed.checkpoint.format_utils "
+            "dcp_to_torch FOLDER FILE, and give the file"
         )
     return None
 
 
-# --- bytes
-
-
-def require_file(path: Path) -> int:
-    """The size of an ordinary file in bytes.
-
-    Raises:
-        CheckpointError: If there is none, it is something else, or it may not be read.
-    """
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ELOOP:
-            why = f"{path.name!r} is a link that leads back to itself; give the file it is for"
-        elif isinstance(error, PermissionError):
-            why = f"{str(path)!r} may not be read; change its rights or its folder's"
-        else:
-            why = f"there are no weights at {str(path)!r}; check the path"
-        raise CheckpointError(why) from error
-    if stat.S_ISDIR(status.st_mode):
-        raise CheckpointError(f"{path.name!r} is a folder where a file is needed; give the file")
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{path.name!r} is a device or a pipe; give a file of weights")
-    return status.st_size
-
-
-# First bytes of what goes by the name of weights and is something else, what that is, what to do.
-_IMPOSTORS = (
-    ((b"version https://git-lfs",), "a Git LFS pointer, which stands for the file",
-     "run git lfs pull, or download the file itself"),
-    ((b"<", b"\xef\xbb\xbf<"), "a web page, such as a server's error message, under that name",
-     "download the file itself"),
-    ((b"\x89HDF\r\n\x1a\n",), "an HDF5 file, as Keras and TensorFlow write them",
-     "give the weights in PyTorch's format or as safetensors"),
-    ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!"),
-     "an archive", "unpack it and give the weights in it"),
-)  # fmt: skip
+# --- reading
 
 
 def identify(path: Path) -> Literal["zip", "pickle", "safetensors", "json"]:
@@ -135,15 +96,8 @@ def identify(path: Path) -> Literal["zip", "pickle", "safetensors", "json"]:
     Raises:
         CheckpointError: If it is nothing that weights come in.
     """
-    if require_file(path) == 0:
-        raise CheckpointError(f"{path.name!r} is empty; download it again")
     head = _read(path, 512)
-    text = head.lstrip(b" \t\r\n")
-    for signs, what, advice in _IMPOSTORS:
-        if head.startswith(signs) or text.startswith(signs):
-            raise CheckpointError(f"{path.name!r} is {what}; {advice}")
-    if head[257:262] == b"ustar":
-        raise CheckpointError(f"{path.name!r} is an archive; unpack it and give the weights in it")
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if head.startswith(b"PK\x03\x04"):
         return "zip"
     # Before its JSON a safetensors file has a length of 8 bytes, which is no text.
@@ -153,19 +107,25 @@ def identify(path: Path) -> Literal["zip", "pickle", "safetensors", "json"]:
         return "json"
     if head.startswith(b"\x80"):
         return "pickle"
+    known = (what for sign, what in _IMPOSTORS.items() if text.startswith(sign))
+    what = next(known, "something else" if head else "empty")
     raise CheckpointError(
-        f"{path.name!r} is neither a safetensors file nor a torch file; give weights in one of "
-        "these, or download it again"
+        f"{path.name!r} is {what}, and neither a safetensors file nor a torch file; download it "
+        "again, or give weights in one of these"
     )
 
 
 def _read(path: Path, count: int) -> bytes:
+    """The first bytes of an ordinary file."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"{path.name!r} is a folder, a device or a pipe; give a file")
         with path.open("rb") as file:
             return file.read(count)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
-            f"{path.name!r} cannot be read ({error.strerror}); check its rights and its disk"
+            f"{str(path)!r} cannot be opened ({reason}); check the path and its rights"
         ) from error
 
 
@@ -173,25 +133,18 @@ def read_json(path: Path, limit: int = _MAX_CONFIG_BYTES) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        CheckpointError: If the file is longer than `limit` bytes, no JSON or no object.
+        CheckpointError: If the file is longer than `limit` bytes, or no JSON object.
     """
-    size = require_file(path)
-    if size > limit:
-        raise CheckpointError(
-            f"{path.name!r} has {size:,} bytes of JSON where at most {limit:,} are read; {_RESTORE}"
-        )
-    try:
-        values = json.loads(_read(path, limit))
-    except RecursionError as error:
-        raise CheckpointError(f"{path.name!r} is nested too deeply; {_RESTORE}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path.name!r} is no JSON; {_RESTORE}") from error
+    data, values = _read(path, limit + 1), None
+    if len(data) <= limit:
+        with contextlib.suppress(ValueError, RecursionError):
+            values = json.loads(data)
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path.name!r} holds no JSON object; {_RESTORE}")
+        raise CheckpointError(
+            f"{path.name!r} is no JSON object of at most {limit:,} bytes; restore the one that "
+            "came with the weights"
+        )
     return values
-
-
-# --- reading weights
 
 
 @dataclass(frozen=True)
@@ -217,21 +170,50 @@ class Source:
 
 
 def open_source(path: Path, *, allow_torch: bool = True) -> Source:
-    """Read a safetensors file, a torch file, or the index of several.
-
-    Args:
-        path: The file.
-        allow_torch: Whether torch files are read; safetensors always are.
+    """Read a safetensors file, a torch file if that is allowed, or the index of several.
 
     Raises:
-        CheckpointError: If it is none of these, damaged, hostile, or not allowed.
+        CheckpointError: If it is none of these, damaged or hostile.
     """
-    layout = identify(path)
-    if layout == "json":
-        return _open_shards(path, allow_torch)
-    size = require_file(path)
+    if identify(path) != "json":
+        return _open_file(path, allow_torch)
+    places = read_json(path, _MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise CheckpointError(
+            f"{path.name!r} is JSON but no index of weights; give the weights themselves"
+        )
+    files, there = sorted(set(places.values())), {file.name for file in path.parent.iterdir()}
+    # No name of a file leads out of its folder.
+    if missing := [file for file in files if file not in there]:
+        raise CheckpointError(
+            f"{path.name!r} names {shown(missing[0])}, which is not in its folder; download the "
+            "whole folder again"
+        )
+    state: dict[Any, Any] = {}
+    size = 0
+    for file in files:
+        shard = _open_file(path.parent / file, allow_torch)
+        state.update(shard.content)
+        size += shard.size
+    if odd := sorted(map(str, state.keys() ^ places.keys())):
+        raise CheckpointError(
+            f"{path.name!r} and the files that it names do not agree about {shown(odd[0])}; "
+            "download the whole folder again"
+        )
+    return Source(path, state, {}, size)
+
+
+def _open_file(path: Path, allow_torch: bool) -> Source:
+    layout, size = identify(path), path.stat().st_size
     if layout == "safetensors":
-        return _open_safetensors(path, size)
+        try:
+            with safe_open(path, framework="pt") as file:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return Source(path, state, file.metadata() or {}, size)
+        except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+            raise CheckpointError(
+                f"{path.name!r} is not a whole safetensors file; download it again"
+            ) from error
     if not allow_torch:
         raise CheckpointError(
             f"{path.name!r} is a torch file, and of a repository that is not in the list only "
@@ -245,58 +227,6 @@ def open_source(path: Path, *, allow_torch: bool = True) -> Source:
             "is needed; save the model's state_dict"
         )
     return Source(path, content, {}, size)
-
-
-def _open_safetensors(path: Path, size: int) -> Source:
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Source(path, state, file.metadata() or {}, size)
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(
-            f"{path.name!r} is not a whole safetensors file; download it again"
-        ) from error
-
-
-def _open_shards(index: Path, allow_torch: bool) -> Source:
-    """All tensors of the files that an index names, which lie beside it."""
-    places = read_json(index, _MAX_INDEX_BYTES).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
-        raise CheckpointError(
-            f"{index.name!r} is JSON but no index of weights; give the weights themselves"
-        )
-    files = sorted(set(places.values()))
-    if len(files) > _MAX_SHARDS:
-        raise CheckpointError(f"{index.name!r} names {len(files):,} files; at most 1,000 are read")
-    state: dict[str, Any] = {}
-    size = 0
-    for file in files:
-        _check_shard(index, file)
-        shard = open_source(index.parent / file, allow_torch=allow_torch)
-        promised = {name for name, place in places.items() if place == file}
-        if odd := sorted(str(name) for name in shard.content.keys() ^ promised):
-            raise CheckpointError(
-                f"{index.name!r} and {shown(file)} do not agree about {shown(odd[0])}; download "
-                "the folder again"
-            )
-        state.update(shard.content)
-        size += shard.size
-    return Source(index, state, {}, size)
-
-
-def _check_shard(index: Path, file: str) -> None:
-    if not file or file in (".", "..") or any(mark in file for mark in "/\\:\0"):
-        raise CheckpointError(
-            f"{index.name!r} names the file {shown(file)}, which is outside its own folder; "
-            "nothing there was read, use another copy of the weights"
-        )
-    if not (index.parent / file).is_file():
-        raise CheckpointError(
-            f"{index.name!r} names the file {shown(file)}, which is not there; download the "
-            "missing part into the same folder"
-        )
-    if identify(index.parent / file) == "json":
-        raise CheckpointError(f"{index.name!r} names {shown(file)}, which holds no weights")
 
 
 def read_torch(path: Path, *, mmap: bool = True) -> Any:
@@ -338,12 +268,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {str(path)!r}; check the path")
-    try:
-        content = read_torch(path, mmap=False)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{path.name!r} is not a whole checkpoint written by mae_core.train ({error})"
-        ) from error
+    content = read_torch(path, mmap=False)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path.name!r} is not a checkpoint written by mae_core.train")
     return content
@@ -404,16 +329,11 @@ def write_atomically(
     except (OSError, SafetensorError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise CheckpointError(f"could not write {path.name!r}{_write_reason(error)}") from error
-
-
-def _write_reason(error: BaseException) -> str:
-    """Why a write failed and what to do; torch hides the system's error behind its own."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
-    if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ": the disk is full; free some space and start the same command again"
-    if isinstance(cause, FileExistsError | NotADirectoryError):
-        return ": a part of its path is a file where a folder is needed; give another path"
-    return f" ({cause or error}); check the free space and the rights of its folder"
+        # torch hides the system's error behind its own.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        raise CheckpointError(
+            f"could not write {path.name!r} ({cause or error}); check the free space, and that "
+            "its folder is one and may be written to"
+        ) from error

@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mae_core.config import ModelConfig, from_dict, to_dict
-from mae_core.errors import CheckpointError, ConfigError
+from mae_core.errors import CheckpointError
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import random_mask
 from mae_core.model.patches import normalize_patches, patchify
@@ -38,12 +37,14 @@ from mae_core.weights.files import (
     weights_in,
     write_atomically,
 )
-from mae_core.weights.layouts import Found, find_model, to_official
+from mae_core.weights.layouts import Found, find_model, recognize, to_official, unfolded
 from mae_core.weights.names import is_decoder_key
 
 _log = logging.getLogger(__name__)
 
 _NO_HINTS = Hints()
+# What is in a file of a library's trainer.
+_WRITTEN_BY = {"pytorch-lightning_version": "PyTorch Lightning", "ds_version": "DeepSpeed"}
 _MOST_SHOWN = 5
 
 # (Width, depth) of an encoder -> the published weights that have a decoder for it.
@@ -59,20 +60,18 @@ class Weights:
     """A model as read from a file.
 
     Attributes:
-        config: Its shape. Where there is no decoder, its decoder fields are the official 512 wide,
-            8 blocks, 16 heads.
+        config: Its shape; where there is no decoder, with the official one's.
         state: The parameters by the official names: float32, on the CPU, checked.
         record: How it was trained: plain data, empty if unknown.
         name: Of the file, for messages.
         kind: Encoder and decoder, the encoder alone, or a classifier.
         format: `mae_core`, `mae_core checkpoint`, `official`, `transformers 4`,
             `transformers 5`, `timm`, `openmmlab` or `torchvision`.
-        origins: For each field of `config` where its value comes from: `shapes`, `config`,
-            `registry`, `option`, `known width`, `trial` (of what the model predicts) or `assumed`.
+        origins: Field of `config` -> where its value comes from: `shapes`, `config`, `registry`,
+            `option`, `known width`, `trial` (of what the model predicts) or `assumed`.
         dtype: Number format in the file, such as `float16`.
         num_classes: Of a classifier; None for the others.
-        container: What wrote the file around the weights, such as `PyTorch Lightning`; empty if
-            that is not known.
+        container: `PyTorch Lightning` or `DeepSpeed` if that wrote the file, else empty.
         under: Under which prefixes of names they lie in it; empty where there are none.
         left_aside: What else the file holds and was not read: where, and how many tensors.
     """
@@ -105,13 +104,11 @@ class Weights:
             CheckpointError: If there is no decoder, without which no pixels can be drawn.
         """
         if self.kind != "autoencoder":
-            what = "an encoder without its decoder"
-            if self.kind == "classifier":
-                what = f"a classifier of {self.num_classes} classes, which has no decoder"
             other = _WITH_DECODER.get((self.config.embed_dim, self.config.depth))
             advice = f"take {other}, which has one" if other else "give weights with a decoder"
             raise CheckpointError(
-                f"{self.name!r} is {what}, so no pixels can be drawn from it; {advice}"
+                f"{self.name!r} has no decoder ({self.kind}), so no pixels can be drawn from it; "
+                f"{advice}"
             )
         for guess in self.guesses:
             _log.warning(
@@ -139,10 +136,10 @@ def save_weights(
     record: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a model as one safetensors file.
+    """Write a model as one safetensors file, replaced only once the new one is whole.
 
     Args:
-        path: Where to; replaced only once the new file is whole.
+        path: The file.
         model: The model.
         record: How it was trained, as plain data for JSON.
         dtype: Number format of the parameters in the file.
@@ -165,47 +162,44 @@ def save_weights(
 def read_file(path: Path, hints: Hints = _NO_HINTS, *, allow_torch: bool = True) -> Weights:
     """Read weights of any format that is known.
 
-    Nothing in a file is run, and no more memory is used than the tensors need as float32. A
-    checkpoint's running average is taken where it has one, and its record has `running`, `step`
-    and `steps`. Where a run's `checkpoint.pt` cannot be used, the one before it is, with a
-    warning.
+    Of a run's checkpoint the running average is taken where it has one, and its record has
+    `running`, `step` and `steps`. Where `checkpoint.pt` cannot be used, the one before it is,
+    with a warning.
 
     Args:
         path: A file, an index of several, or a folder of a run, of transformers or of timm.
-        hints: What the shapes of tensors cannot tell; not needed for our own formats, which
-            say it themselves and are not to be contradicted.
+        hints: What the shapes of tensors cannot tell; our own formats say it themselves and are
+            not to be contradicted.
         allow_torch: Whether torch files are read; safetensors always are.
 
     Raises:
         CheckpointError: If the file is missing, damaged, hostile, of no known format, does not
             fit its own config or the hints, or holds numbers that are not finite.
     """
+
+    def read(path: Path) -> Weights:
+        source = open_source(path, allow_torch=allow_torch)
+        said = source.header.get("format") or source.content.get("format")
+        if said == FORMAT:
+            return _read_own(path.name, source, hints)
+        if isinstance(said, str) and said.startswith("mae_core-"):
+            raise CheckpointError(
+                f"{path.name!r} is of the format {shown(said)} and this program reads {FORMAT}; "
+                "use the version of the program that wrote it"
+            )
+        values = unfolded(path.name, source.content)
+        try:
+            return _read_foreign(path.name, source, values, hints)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}{recognize(values)}") from error
+
     file = (weights_in(path) if path.is_dir() else None) or path
-    read = partial(_read, hints=hints, allow_torch=allow_torch)
     return read_latest(file.parent, read) if file.name == CHECKPOINT_FILE else read(file)
-
-
-def _read(path: Path, *, hints: Hints, allow_torch: bool) -> Weights:
-    source = open_source(path, allow_torch=allow_torch)
-    name, said = path.name, source.header.get("format") or source.content.get("format")
-    if said == FORMAT:
-        return _read_own(name, source, hints)
-    if isinstance(said, str) and said.startswith("mae_core-"):
-        raise CheckpointError(
-            f"{name!r} is of the format {shown(said)} and this program reads {FORMAT}; use the "
-            "version of the program that wrote it"
-        )
-    return _read_foreign(name, source, hints)
-
-
-# --- our own
 
 
 def _read_own(name: str, source: Source, hints: Hints) -> Weights:
     """Weights of `save_weights`, or those of a run's checkpoint."""
     is_run = source.header.get("format") != FORMAT
-    advice = "take the one before it" if is_run else "take another copy"
-    what = f"the checkpoint {name!r}" if is_run else f"the header of {name!r}"
     try:
         if is_run:
             values, record, state = _run_parts(source.content)
@@ -217,15 +211,14 @@ def _read_own(name: str, source: Source, hints: Hints) -> Weights:
         if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
             raise TypeError("its config is no mapping of fields")
         config = from_dict(ModelConfig, values)
-    except (KeyError, ValueError, TypeError, RecursionError, ConfigError, OverflowError) as error:
-        why = f"a number is out of range ({error})" if type(error) is OverflowError else str(error)
-        why = why if len(why) <= 200 else why[:200] + "..."
-        raise CheckpointError(f"{what} is damaged: {why}; {advice}") from error
+    except Exception as error:  # values from anybody raise many types
+        what = f"the checkpoint {name!r}" if is_run else f"the header of {name!r}"
+        raise CheckpointError(
+            f"{what} is damaged: {str(error)[:200]}; take an earlier one or another copy"
+        ) from error
     for option, given in asdict(hints).items():
-        if hints.source != "option" or option == "source" or given is None:
-            continue
-        said = config.table_grid if option == "grid" else getattr(config, option)
-        if given != said:
+        said = config.table_grid if option == "grid" else getattr(config, option, given)
+        if hints.source == "option" and given not in (None, said):
             raise CheckpointError(
                 f"{name!r} says itself that its {option} is {said}, and {given} is given; leave "
                 "that option out"
@@ -242,34 +235,23 @@ def _read_own(name: str, source: Source, hints: Hints) -> Weights:
 
 def _run_parts(content: Mapping[Any, Any]) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """A checkpoint's model config, its record in the words of a finished run's, its parameters."""
-    run, step, seconds = content["config"], content["step"], content["seconds"]
-    if not isinstance(run, dict):
-        raise TypeError("its config is no mapping of fields")
-    steps = run["steps"]
-    if not all(type(value) is int and value >= 0 for value in (step, steps)):
-        raise ValueError("its step is no number of steps")
-    if type(seconds) not in (int, float):
-        raise ValueError("its seconds are no number")
-    model, average = content["model"], content.get("ema")
+    run, model, average = content["config"], content["model"], content.get("ema")
     average = {} if average is None else average
-    if not isinstance(model, dict) or not isinstance(average, dict):
-        raise TypeError("its model is no mapping of names to tensors")
+    if not all(isinstance(values, dict) for values in (run, model, average)):
+        raise TypeError("its config or its model is no mapping of names")
     record = {
         "running": True,
         "recipe": str(content.get("recipe", "")),
-        "step": step,
-        "steps": steps,
-        "hours": round(seconds / 3600, 3),
+        "step": int(content["step"]),
+        "steps": int(run["steps"]),
+        "hours": round(float(content["seconds"]) / 3600, 3),
     }
     # Of what is not trained there is no average.
     return run["model"], record, {**model, **average}
 
 
-# --- everybody else's
-
-
-def _read_foreign(name: str, source: Source, hints: Hints) -> Weights:
-    found = find_model(name, source.content)
+def _read_foreign(name: str, source: Source, values: Mapping[str, Any], hints: Hints) -> Weights:
+    found = find_model(name, values)
     if found.left_aside:
         where = " and ".join(shown(place) for place in found.under if place) or "no prefix"
         aside = [shown(place) for place in found.left_aside]
@@ -280,7 +262,11 @@ def _read_foreign(name: str, source: Source, hints: Hints) -> Weights:
         )  # fmt: skip
     _check_tensors(name, found.tensors, source.size)
     layout, state = to_official(name, found)
-    kind = _kind_of(state)
+    kind: Kind = "encoder"
+    if any(is_decoder_key(key) for key in state):
+        kind = "autoencoder"
+    elif any(key.startswith(("head.", "fc_norm.")) for key in state):
+        kind = "classifier"
     sidecar = _sidecar(source, found, layout, kind)
     config, origins = infer_config(name, state, kind, sidecar, hints)
     _check_shapes(name, config, state, kind)
@@ -288,7 +274,8 @@ def _read_foreign(name: str, source: Source, hints: Hints) -> Weights:
         config, _as_float32(name, state), {}, name, kind,
         "timm" if is_timm(sidecar.config) else layout, origins, _dtype_name(state["cls_token"]),
         state["head.bias"].shape[0] if kind == "classifier" else None,
-        _container(source.content), found.under, found.left_aside,
+        next((name for key, name in _WRITTEN_BY.items() if key in source.content), ""),
+        found.under, found.left_aside,
     )  # fmt: skip
     if kind != "autoencoder" or origins["norm_pix"] != "assumed" or config.pca_components:
         return weights
@@ -300,41 +287,23 @@ def _read_foreign(name: str, source: Source, hints: Hints) -> Weights:
     return replace(weights, config=config, origins=origins | {"norm_pix": "trial"})
 
 
-def _kind_of(state: Mapping[str, Tensor]) -> Kind:
-    if any(is_decoder_key(key) for key in state):
-        return "autoencoder"
-    is_classifier = any(key.startswith(("head.", "fc_norm.")) for key in state)
-    return "classifier" if is_classifier else "encoder"
-
-
 def _sidecar(source: Source, found: Found, layout: str, kind: Kind) -> Sidecar:
     """What came with the tensors; a `config.json` only where it is of the same format."""
     # Those of the official script, or the hyperparameters that Lightning saves.
     options = source.content.get("args", source.content.get("hyper_parameters"))
-    if isinstance(options, argparse.Namespace):
-        options = vars(options)
-    if not isinstance(options, Mapping):
-        options = {}
+    options = vars(options) if isinstance(options, argparse.Namespace) else options
+    options = options if isinstance(options, Mapping) else {}
     # solo-learn's small models have twice and four times the heads that others have.
-    ends = [place.rpartition(".")[2] for place in found.under]
-    is_solo_learn = ends == ["backbone", "decoder"] and any(
-        place.rpartition(".")[2] == "classifier" for place in found.left_aside
+    ends, aside = (
+        [place.rpartition(".")[2] for place in places] for places in (found.under, found.left_aside)
     )
+    is_solo_learn = ends == ["backbone", "decoder"] and "classifier" in aside
     heads = {192: 12, 384: 12} if is_solo_learn else {}
     if layout.startswith("transformers"):
         config, preprocessor = (source.sidecar(name) for name in SIDECAR_FILES)
         return Sidecar(config, preprocessor, options, heads)
     config = source.sidecar(SIDECAR_FILES[0]) if kind != "autoencoder" else {}
     return Sidecar(config if is_timm(config) else {}, {}, options, heads)
-
-
-def _container(content: Mapping[Any, Any]) -> str:
-    meta = content.get("meta")
-    if isinstance(meta, Mapping) and ("mmengine_version" in meta or "mmcv_version" in meta):
-        return "OpenMMLab"
-    if "pytorch-lightning_version" in content:
-        return "PyTorch Lightning"
-    return "DeepSpeed" if "ds_version" in content else ""
 
 
 # --- what holds for the tensors of every format
@@ -347,16 +316,10 @@ def _check_tensors(name: str, state: Mapping[Any, Any], size: int) -> None:
     """
     claimed = 0
     for key, tensor in state.items():
-        if not isinstance(key, str):
-            raise CheckpointError(f"{name!r} has the name {shown(key)}, which is no text")
-        what = ""
-        if type(tensor) not in (Tensor, torch.nn.Parameter):
-            what = f"no tensor but {shown(type(tensor).__name__)}"
-        elif tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            what = "a sparse, quantised or otherwise special tensor"
-        elif not tensor.is_floating_point():
-            what = f"a tensor of {_dtype_name(tensor)}"
-        if what:
+        is_tensor = type(tensor) in (Tensor, torch.nn.Parameter)
+        is_plain = is_tensor and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not is_plain or not tensor.is_floating_point():
+            what = f"a tensor of {_dtype_name(tensor)}" if is_plain else "no plain tensor"
             raise CheckpointError(
                 f"{shown(key)} in {name!r} is {what} where ordinary floating-point numbers are "
                 "needed; save the weights as float32, float16 or bfloat16"
@@ -374,31 +337,32 @@ def _dtype_name(tensor: Tensor) -> str:
 
 
 def _check_shapes(
-    name: str, config: ModelConfig, state: Mapping[str, Tensor], kind: Kind = "autoencoder"
+    name: str, config: ModelConfig, state: Mapping[Any, Tensor], kind: Kind = "autoencoder"
 ) -> None:
     """Compare names and shapes with what a config asks for.
 
     The config may come from anybody: one that asks for more blocks than the file has tensors,
     or for more than can be counted, is refused before it costs anything.
     """
-    decoder_depth = config.decoder_depth if kind == "autoencoder" else 0
-    if config.depth + decoder_depth > len(state):
+    depth = config.depth + (config.decoder_depth if kind == "autoencoder" else 0)
+    if depth > len(state):
         raise CheckpointError(
-            f"{name!r} does not fit its own config: {len(state)} tensors are too few for "
-            f"{config.depth} + {decoder_depth} blocks"
+            f"{name!r} does not fit its own config: {len(state)} tensors are too few for {depth} "
+            "blocks"
         )
     try:
         with torch.device("meta"):
             whole = MaskedAutoencoder(config).state_dict()
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"the config in {name!r} describes no model: {error}") from error
-    expected = {key: tensor.shape for key, tensor in whole.items()}
-    if kind != "autoencoder":
-        expected = {key: shape for key, shape in expected.items() if not is_decoder_key(key)}
+    expected = {
+        key: tensor.shape for key, tensor in whole.items()
+        if kind == "autoencoder" or not is_decoder_key(key)
+    }  # fmt: skip
     if kind == "classifier":
         _expect_head(expected, state)
     missing, unknown = (
-        f"[{', '.join(shown(key) for key in sorted(keys)[:3])}]" if keys else "nothing"
+        f"[{', '.join(shown(key) for key in sorted(map(str, keys))[:3])}]" if keys else "nothing"
         for keys in (expected.keys() - state.keys(), state.keys() - expected.keys())
     )
     if expected.keys() != state.keys():
@@ -414,7 +378,7 @@ def _check_shapes(
             )
 
 
-def _expect_head(expected: dict[str, torch.Size], state: Mapping[str, Tensor]) -> None:
+def _expect_head(expected: dict[str, torch.Size], state: Mapping[Any, Tensor]) -> None:
     # A classifier of averaged tokens has its norm after the average; one of the class token not.
     if "fc_norm.weight" in state:
         for part in ("weight", "bias"):
@@ -450,17 +414,11 @@ _GRID = 14
 
 @torch.inference_mode()
 def predicts_normalized_pixels(model: MaskedAutoencoder) -> bool | None:
-    """Whether a model draws pixels or per-patch normalised ones, found out by trying it.
+    """Whether a model draws per-patch normalised pixels, found out by trying it on the CPU.
 
     Published files of both kinds have the same names and shapes, and a model taken for the wrong
     kind draws noise. On an image as easy as the one here a trained model's prediction is close
-    to its target, and far from the other one. Takes one forward pass of two images.
-
-    Args:
-        model: In evaluation mode, on the CPU.
-
-    Returns:
-        None if its prediction is neither, as that of untrained weights.
+    to its target, and far from the other one. None if it is neither, as of untrained weights.
     """
     config = model.config
     line = torch.linspace(0, 1, config.patch_size * min(config.grid_size, _GRID))

@@ -6,9 +6,10 @@ them. So a model is found by its content: the patch embedding that every ViT has
 prefix its encoder lies, the decoder's embedding says the same of the decoder.
 """
 
+import itertools
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -32,23 +33,11 @@ _ENCODERS = {
 }
 _DECODERS = ("decoder_embed.weight", "decoder_pos_embed", "decoder_pred.weight")
 
-# What a model of each library has, by the first part of a name.
-_OFFICIAL_DECODER = {
-    "mask_token", "decoder_embed", "decoder_pos_embed", "decoder_blocks", "decoder_norm",
-    "decoder_pred", "pca_mean", "pca_basis",
-}  # fmt: skip
-_PARTS = {
-    "official": {"cls_token", "pos_embed", "patch_embed", "blocks", "norm", "fc_norm", "head",
-                 "encoder_mask_token"} | _OFFICIAL_DECODER,
-    "transformers": {"embeddings", "encoder", "layers", "layernorm", "decoder_layers",
-                     "decoder_encoder"} | _OFFICIAL_DECODER,
-    "openmmlab": {"cls_token", "pos_embed", "patch_embed", "layers", "ln1"} | _OFFICIAL_DECODER,
-    "torchvision": {"class_token", "conv_proj", "encoder", "heads", "pos_embedding", "layers", "ln",
-                    "prediction_head"} | _OFFICIAL_DECODER,
-}  # fmt: skip
-# The first part of a module's name that a ViT would be another model without; one of a loss or a
-# projector is not.
-_OF_A_MODEL = re.compile(
+# First parts of the names of a model, of these libraries and of any ViT: what begins otherwise is
+# a loss, a projector or another module beside it.
+_PARTS = re.compile(
+    r"(cls_token|class_token|conv_proj|encoder|encoder_mask_token|fc_norm|heads?|layernorm|"
+    r"prediction_head|pca_mean|pca_basis)$|"
     r"(pos|patch|embed|embeddings|stem|norm|ln|blocks?|layers?|decoder|mask|dist|pre|rel)(_|\d|$)"
 )
 # What a head for classes is called, which a model that draws pixels has no use for.
@@ -59,7 +48,6 @@ _HEADS = ("head.", "fc_norm.", "heads.")
 _LONGEST_PATH = 200
 _MOST_NAMES = 100_000
 _MOST_MODELS = 100
-_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -71,7 +59,7 @@ class Found:
         encoder: Its encoder by the names after the prefix, and all else of a model in one piece.
         decoder: Its decoder likewise, where it has a prefix of its own.
         under: The prefixes, without the dot at the end; empty where there is none.
-        left_aside: What else the file holds, single numbers aside: where, and how many tensors.
+        left_aside: What else the file holds, single values aside: where, and how many tensors.
     """
 
     library: str
@@ -86,208 +74,125 @@ class Found:
         return {**self.encoder, **{f"decoder.{key}": t for key, t in self.decoder.items()}}
 
 
-@dataclass(frozen=True)
-class _Names:
-    """A file's content, all mappings unfolded into dotted names.
-
-    Attributes:
-        values: Name -> tensor, or whatever else it is.
-        twice: Names that the file has with and without a wrapper's prefix.
-        no_text: Where a key is no text -> that key.
-    """
-
-    values: dict[str, Any] = field(default_factory=dict)
-    twice: set[str] = field(default_factory=set)
-    no_text: dict[str, Any] = field(default_factory=dict)
-
-
-def find_model(name: str, content: Mapping[Any, Any]) -> Found:
-    """The one model in a file, wherever it lies in it.
-
-    A whole model goes before an encoder alone, and trained weights go before their running
-    average (`ema`, `momentum`), which is taken where it is the only one. Of several that are left
-    none is chosen. The first argument is the file's name, for messages.
-    """
-    names = _unfolded(content)
-    if len(names.values) > _MOST_NAMES:
-        raise CheckpointError(
-            f"{name!r} has {len(names.values):,} names; at most {_MOST_NAMES:,} are read: save the "
-            "model's state_dict alone"
-        )
-    if any(key.startswith("head.0.") for key in names.values):
-        raise CheckpointError(
-            f"{name!r} is a linear probe, whose head of several layers cannot be read; give the "
-            "weights that it was trained on"
-        )
-    encoders = {
-        key.removesuffix(anchor): library
-        for key in names.values
-        for anchor, library in _ENCODERS.items()
-        if key == anchor or key.endswith("." + anchor)
-    }
-    if not encoders:
-        raise CheckpointError(_no_model(name, content, names.values))
-    if len(encoders) > _MOST_MODELS:
-        raise CheckpointError(
-            f"{name!r} holds {len(encoders):,} models; save the state_dict of the one that you "
-            "want in a file of its own"
-        )
-    decoder_of = _paired(list(encoders), names.values)
-    encoder = _chosen(name, decoder_of, names.values)
-    found = _taken(encoders, encoder, decoder_of[encoder], names.values)
-    _check_names(name, found, encoder, names)
-    return found
-
-
-def _unfolded(content: Mapping[Any, Any]) -> _Names:
-    names = _Names()
+def unfolded(name: str, content: Mapping[Any, Any]) -> dict[str, Any]:
+    """A file's content with all mappings unfolded into dotted names, wrappers' parts taken off."""
+    values: dict[str, Any] = {}
     folded: list[tuple[str, Mapping[Any, Any]]] = [("", content)]
     seen = {id(content)}
     for path, mapping in folded:  # which grows
         for key, value in mapping.items():
             if not isinstance(key, str):
-                names.no_text.setdefault(path, key)
                 continue
             bare = ".".join(part for part in (path + key).split(".") if part not in _TRANSPARENT)
             if isinstance(value, Mapping):
                 if id(value) not in seen and len(path) + len(key) < _LONGEST_PATH:
                     seen.add(id(value))
                     folded.append((f"{bare}." if bare else "", value))
-            elif not isinstance(names.values.get(bare), Tensor):
-                names.values[bare] = value
+            elif not isinstance(values.get(bare), Tensor):
+                values[bare] = value
             elif isinstance(value, Tensor):
-                names.twice.add(bare)
-    return names
+                raise CheckpointError(
+                    f"{name!r} has {shown(bare)} with and without a prefix such as module.; save "
+                    "one model only"
+                )
+    if len(values) > _MOST_NAMES:
+        raise CheckpointError(
+            f"{name!r} has {len(values):,} names; at most {_MOST_NAMES:,} are read: save the "
+            "model's state_dict alone"
+        )
+    return values
 
 
-def _paired(encoders: list[str], values: Mapping[str, Any]) -> dict[str, str | None]:
-    """Each encoder's prefix -> its decoder's: the same, or the one with most of its path."""
-    decoders = {
-        key.removesuffix(anchor)
-        for key in values
-        for anchor in _DECODERS
-        if key == anchor or key.endswith("." + anchor)
-    }
-    pairs: dict[str, str | None] = {key: key if key in decoders else None for key in encoders}
-    for decoder in sorted(decoders - pairs.keys()):
-        best = max(encoders, key=lambda key: (len(_common(key, decoder)), not _is_average(key)))
-        pairs[best] = pairs[best] or decoder
-    return pairs
+def find_model(name: str, values: Mapping[str, Any]) -> Found:
+    """The one model among the `unfolded` names of a file.
 
-
-def _common(one: str, other: str) -> str:
-    """The path that two prefixes share."""
-    parts = []
-    for a, b in zip(one.split(".")[:-1], other.split(".")[:-1], strict=False):
-        if a != b:
-            break
-        parts.append(a + ".")
-    return "".join(parts)
-
-
-def _is_average(prefix: str) -> bool:
-    return _AVERAGE.search(prefix) is not None
-
-
-def _chosen(name: str, pairs: Mapping[str, str | None], values: Mapping[str, Any]) -> str:
-    whole = [prefix for prefix, decoder in pairs.items() if decoder is not None]
-    if not whole and len(pairs) > 1 and (what := _recognize(values)):
-        raise CheckpointError(f"{name!r} is no masked autoencoder: {what}")
-    left = whole or list(pairs)
-    left = [prefix for prefix in left if not _is_average(prefix)] or left
-    if len(left) == 1:
-        return left[0]
-    places = " and ".join(shown(prefix.rstrip(".")) for prefix in left[:_MOST_SHOWN])
+    A whole model goes before an encoder alone, and trained weights go before their running
+    average (`ema`, `momentum`), which is taken where it is the only one. Of several that are left
+    none is chosen. The first argument is the file's name, for messages.
+    """
+    encoders, decoders = _prefixes(values, _ENCODERS), _prefixes(values, _DECODERS)
+    if not encoders:
+        some = ", ".join(shown(key) for key in sorted(values)[:3]) or "it is empty"
+        raise CheckpointError(
+            f"{name!r} is no masked autoencoder: none of its names is that of a patch embedding "
+            f"({some}); give weights of MAE's ViT, its state_dict alone"
+        )
+    left = list(encoders)
+    if max(len(encoders), len(decoders)) <= _MOST_MODELS:
+        decoder_of = _paired(left, set(decoders))
+        left = [prefix for prefix, decoder in decoder_of.items() if decoder is not None] or left
+        left = [prefix for prefix in left if not _AVERAGE.search(prefix)] or left
+        if len(left) == 1:
+            others = [p for p in encoders if p != left[0] and p.startswith(left[0])]
+            library = _ENCODERS[encoders[left[0]]]
+            return _taken(values, library, left[0], decoder_of[left[0]], tuple(others))
+    places = " and ".join(shown(prefix.rstrip(".")) for prefix in left[:5])
     raise CheckpointError(
         f"{name!r} holds {len(left)} models, under {places}, and nothing says which one is meant; "
         "save the state_dict of the one that you want in a file of its own"
     )
 
 
+def _prefixes(values: Mapping[str, Any], anchors: Collection[str]) -> dict[str, str]:
+    """What is before the names that end in an anchor -> that anchor."""
+    return {
+        key.removesuffix(anchor): anchor
+        for key in values
+        for anchor in anchors
+        if key == anchor or key.endswith("." + anchor)
+    }
+
+
+def _paired(encoders: list[str], decoders: set[str]) -> dict[str, str | None]:
+    """Each encoder's prefix -> its decoder's: the same, or the one with most of its path."""
+    pairs: dict[str, str | None] = {key: key if key in decoders else None for key in encoders}
+    for decoder in sorted(decoders - pairs.keys()):
+        best = max(encoders, key=lambda key: (len(_common(key, decoder)), not _AVERAGE.search(key)))
+        pairs[best] = pairs[best] or decoder
+    return pairs
+
+
 def _taken(
-    encoders: Mapping[str, str], encoder: str, decoder: str | None, values: Mapping[str, Any]
+    values: Mapping[str, Any],
+    library: str,
+    encoder: str,
+    decoder: str | None,
+    others: tuple[str, ...],
 ) -> Found:
-    """The tensors of one model, and where the others are."""
-    library, apart = encoders[encoder], decoder if decoder != encoder else None
-    others = tuple(p for p in encoders if p != encoder and p.startswith(encoder))
-    parts: dict[str, dict[str, Any]] = {encoder: {}, **({} if apart is None else {apart: {}})}
+    """The tensors of one model, and where the rest lies."""
+    parts: dict[str, dict[str, Any]] = {encoder: {}}
+    if decoder is not None:
+        parts.setdefault(decoder, {})
     aside: dict[str, int] = {}
     for key, value in values.items():
+        # A count of steps, or a score, is no weight.
+        if not isinstance(value, Tensor) or (value.ndim == 0 and not value.is_floating_point()):
+            continue
         prefix = max((p for p in parts if key.startswith(p)), key=len, default=None)
         inner = key.removeprefix(prefix or "")
-        if (
-            prefix is not None
-            and not key.startswith(others)
-            and _belongs(inner, value, library, whole=decoder is not None)
-        ):
+        first, dot, _ = inner.partition(".")
+        is_head = decoder is not None and inner.startswith(_HEADS)
+        if prefix is None or key.startswith(others) or is_head or (dot and not _PARTS.match(first)):
+            if value.ndim:
+                shared = max((_common(key, p) for p in parts), key=len)
+                place = shared + key.removeprefix(shared).partition(".")[0]
+                aside[place] = aside.get(place, 0) + 1
+        else:
             parts[prefix][inner] = value
-        elif isinstance(value, Tensor) and value.ndim > 0:  # a count or a score is no weight
-            shared = max((_common(key, p) for p in parts), key=len)
-            place = shared + key.removeprefix(shared).partition(".")[0]
-            aside[place] = aside.get(place, 0) + 1
-    if apart is not None and "mask_token" not in parts[apart]:
-        # Sidecar both, where the module that holds them keeps it.
-        beside = _common(encoder, apart) + "mask_token"
-        if isinstance(values.get(beside), Tensor):
-            parts[apart]["mask_token"] = values[beside]
-            aside.pop(beside, None)
+    own_decoder = {} if decoder in (None, encoder) else parts[decoder]
+    beside = _common(encoder, decoder or "") + "mask_token"
+    if own_decoder and "mask_token" not in own_decoder and isinstance(values.get(beside), Tensor):
+        # The module that holds both may keep it.
+        own_decoder["mask_token"] = values[beside]
+        aside.pop(beside, None)
     under = tuple(p.rstrip(".") for p in parts)
-    own_decoder = {} if apart is None else parts[apart]
     return Found(library, parts[encoder], own_decoder, under if any(under) else (), aside)
 
 
-def _belongs(inner: str, value: object, library: str, *, whole: bool) -> bool:
-    """Whether what lies under a model's prefix is of the model, known or not."""
-    if whole and inner.startswith(_HEADS):
-        return False
-    first, dot, _ = inner.partition(".")
-    if first in _PARTS[library]:
-        return True
-    if not isinstance(value, Tensor):
-        return False
-    # A parameter of its own changes a model, a count of steps does not.
-    is_count = not value.is_floating_point() and value.ndim == 0
-    return not is_count and (not dot or _OF_A_MODEL.match(first) is not None)
-
-
-def _check_names(name: str, found: Found, encoder: str, names: _Names) -> None:
-    if encoder in names.no_text:
-        raise CheckpointError(
-            f"{name!r} has the name {shown(names.no_text[encoder])}, which is no text; save the "
-            "model's state_dict, whose names are"
-        )
-    prefixes = [f"{place}." if place else "" for place in found.under] or [""]
-    parts = zip(prefixes, (found.encoder, found.decoder), strict=False)
-    if any(prefix + key in names.twice for prefix, part in parts for key in part):
-        raise CheckpointError(
-            f"{name!r} has tensors of the same name with and without a prefix such as module.; "
-            "save one model only"
-        )
-    if what := _recognize(found.tensors):
-        raise CheckpointError(f"{name!r} is no masked autoencoder: {what}")
-
-
-def _no_model(name: str, content: Mapping[Any, Any], values: Mapping[str, Any]) -> str:
-    tensors = sorted(key for key, value in values.items() if isinstance(value, Tensor))
-    if not tensors and any(value is content for value in content.values()):
-        return (
-            f"{name!r} has wrappers within wrappers without end; save the model's state_dict alone"
-        )
-    some = ", ".join(shown(key) for key in (tensors or sorted(values))[:3])
-    what = _recognize(values)
-    if not what and ("param_groups" in content or (not tensors and "optimizer" in content)):
-        what = (
-            "it is the state of an optimiser, without a model; give the file that has the model's "
-            "state_dict"
-        )
-    elif not what and not tensors and some:
-        what = f"it holds no tensors by name, only {some}; save the model's state_dict"
-    elif not what:
-        what = (
-            f"none of its {len(tensors)} names is that of a patch embedding "
-            f"({some or 'it is empty'}); give weights of MAE's ViT, its state_dict alone"
-        )
-    return f"{name!r} is no masked autoencoder: {what}"
+def _common(one: str, other: str) -> str:
+    """The path that two names share, with the dot at its end."""
+    pairs = zip(one.split(".")[:-1], other.split(".")[:-1], strict=False)
+    return "".join(a + "." for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def to_official(name: str, found: Found) -> tuple[str, dict[str, Tensor]]:
@@ -303,78 +208,33 @@ def to_official(name: str, found: Found) -> tuple[str, dict[str, Tensor]]:
         raise CheckpointError(f"{name!r}: {error}") from error
 
 
-# --- other models
-
-_NEEDED = "give weights of MAE's ViT with its decoder"
-
-# A name in a file, what it says of the model, and what to do. The first that fits is told: the
-# more special ones stand before those whose names they share.
-_SIGNS = tuple(
-    (re.compile(pattern), what, advice)
-    for pattern, what, advice in (
-        (r"(_packed_params|\.(zero_point|qweight|qzeros|absmax|SCB|weight_scale))(\.|$)",
-         "its weights are quantised", "save them as float32, float16 or bfloat16 before that"),
-        (r"\.lora_([AB]|down|up)\b", "it is a LoRA adapter, not a model",
-         "merge it into its model and save that"),
-        (r"(^|\.)(diffusion_model|first_stage_model|time_embed(ding)?|t_embedder|down_blocks)\.",
-         "it is a diffusion model", _NEEDED),
-        (r"(^|\.)(text_model|text_projection|token_embedding|logit_scale|class_embedding)(\.|$)",
-         "it is CLIP or another model of images and text", _NEEDED),
-        (r"(^|\.)(word_embeddings|embed_tokens|wte)\.weight$", "it is a language model", _NEEDED),
-        (r"(^|\.)(momentum_encoder|base_encoder|encoder_[qk])\.", "it is MoCo, which predicts no "
-         "pixels", _NEEDED),
-        (r"(^|\.)predictor_(embed|blocks|pos_embed)\b|(^|\.)target_encoder\.|"
-         r"(^|\.)predictor\.predictor_", "it is I-JEPA, which predicts features and no pixels",
-         _NEEDED),
-        (r"(^|\.)(dino_head|ibot_head|last_layer)\b|(^|\.)head\.(mlp\.|last_layer)",
-         "it is DINO, a student and a teacher that predict no pixels", _NEEDED),
-        (r"(^|\.)(register_tokens|reg_token)$", "it has register tokens, as DINOv2 has", _NEEDED),
-        (r"\.(rel_pos_[hw]|neck\.0\.weight)$", "it is a ViT of SAM or ViTDet, with relative "
-         "positions", _NEEDED),
-        (r"(^|\.)decoder\.0\.(weight|bias)$", "it is SimMIM, whose decoder is one layer", _NEEDED),
-        (r"(^|\.)layers\.\d+\.(blocks\.\d+|downsample)\.", "it is a Swin transformer", _NEEDED),
-        (r"relative_position_(bias|index)|(^|\.)rel_pos_bias\.|(^|\.)lm_head\.|\.attn\.[qv]_bias$",
-         "it has relative positions or predicts visual words, as BEiT does", _NEEDED),
-        (r"\.(ls[12]|layer_scale_?[12]?)(\.|$)|\.(gamma_[12]|lambda_?1)$",
-         "its blocks have a layer scale, as those of DINOv2 and BEiT", _NEEDED),
-        (r"(^|\.)to_patch_embedding\.", "it is a ViT of vit-pytorch, which embeds patches in "
-         "another way", _NEEDED),
-        (r"(^|\.)(patch_embed|blocks)[1-4]\.|stage\d_output_decode",
-         "it is ConvMAE, whose first stages are convolutions", _NEEDED),
-        (r"(^|\.)(downsample_layers\.|stages\.\d+\.\d+\.(dwconv|gamma)|stages\.\d+\.blocks\.)",
-         "it is a ConvNeXt or another network in stages", _NEEDED),
-        (r"(^|\.)layer[1-4]\.\d+\.(conv|bn)\d|(^|\.)conv1\.weight$",
-         "it is a convolutional network, such as a ResNet", _NEEDED),
-        (r"(^|\.)embeddings\.mask_token$", "it is SimMIM or BEiT, whose encoder sees mask tokens",
-         _NEEDED),
-        (r"\.attn\.[qk]_norm\.|(^|\.)(norm_pre|pre_norm|ln_pre)\.|\.mlp\.w12\.",
-         "its blocks are not those of the paper's ViT", _NEEDED),
-    )
-)  # fmt: skip
+# A name in a refused file and what model that may be; the first that fits is told.
+_SIGNS = {
+    r"(_packed_params|\.(zero_point|qweight|qzeros|absmax|SCB|weight_scale))(\.|$)":
+        "quantised weights, which have to be saved as floats",
+    r"\.lora_([AB]|down|up)\b": "a LoRA adapter, which has to be merged into its model",
+    r"(^|\.)(text_model|token_embedding|word_embeddings|embed_tokens|logit_scale|class_embedding)"
+    r"(\.|$)": "CLIP or a language model",
+    r"(^|\.)(diffusion_model|first_stage_model|t_embedder|down_blocks)\.": "a diffusion model",
+    r"(^|\.)(momentum_encoder|base_encoder|encoder_[qk])\.": "MoCo",
+    r"(^|\.)predictor_(embed|blocks|pos_embed)\b|(^|\.)target_encoder\.": "I-JEPA",
+    r"(^|\.)(dino_head|ibot_head|last_layer)\b|(^|\.)head\.(mlp\.|last_layer)": "DINO",
+    r"(^|\.)(register_tokens|reg_token)$|\.(ls[12]|layer_scale_?[12]?)(\.|$)": "DINOv2",
+    r"(^|\.)decoder\.0\.(weight|bias)$|(^|\.)embeddings\.mask_token$": "SimMIM",
+    r"(^|\.)layers\.\d+\.(blocks\.\d+|downsample)\.": "a Swin transformer",
+    r"\.(rel_pos_[hw]|neck\.0\.weight)$": "SAM or ViTDet",
+    r"relative_position_(bias|index)|\.attn\.[qv]_bias$|\.gamma_[12]$": "BEiT",
+    r"(^|\.)to_patch_embedding\.": "a ViT of vit-pytorch",
+    r"(^|\.)head\.0\.": "a linear probe",
+    r"(^|\.)((patch_embed|blocks|layer)[1-4]|conv1|downsample_layers|stages)\.":
+        "ConvMAE, a ResNet or another convolutional network",
+}  # fmt: skip
 
 
-def _recognize(values: Mapping[str, Any]) -> str:
-    """What names say of a model that is no masked autoencoder of ours, and what to do.
-
-    The end of a sentence; empty if nothing is known of such names.
-    """
-    tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
-    for pattern, what, advice in _SIGNS:
-        for key in tensors:
-            if pattern.search(key):
-                return f"by {shown(key)} {what}; {advice}"
-    for key, tensor in tensors.items():
-        if key.endswith("patch_embed.proj.weight") and tensor.ndim == 5:
-            return f"by {shown(key)} of five sides it is a model of videos; {_NEEDED}"
-        if key.endswith("patch_embed.proj.weight") and tensor.shape == (0,):
-            return (
-                f"{shown(key)} is empty, as in a file of DeepSpeed's stage 3, whose weights are in "
-                "parts; join them with zero_to_fp32.py and give the file that it writes"
-            )
-    tokens = [key for key in tensors if key.rpartition(".")[2] == "mask_token"]
-    if tokens and not any("decoder" in key for key in tensors):
-        return (
-            f"by {shown(tokens[0])} its encoder sees mask tokens, and it has no decoder, as BEiT, "
-            f"SimMIM and data2vec; {_NEEDED}"
-        )
+def recognize(values: Mapping[str, Any]) -> str:
+    """What a refused model may be, as the end of a sentence; empty if such names tell nothing."""
+    for pattern, what in _SIGNS.items():
+        for key in values:
+            if re.search(pattern, key):
+                return f"; by {shown(key)} it may be {what}"
     return ""

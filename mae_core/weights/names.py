@@ -1,14 +1,13 @@
 """The parameter names of the official files and of other libraries.
 
 The official names are the flat ones that `MaskedAutoencoder` and timm have. transformers keeps
-query, key and value apart where the others have one matrix, and renamed the blocks' insides in
-its version 5, which still reads the names of version 4. Those of OpenMMLab and of torchvision's
-ViT, as lightly has used it, come in only. These are maps between dictionaries: they know neither
-files nor shapes beyond what splitting and joining need.
+query, key and value apart, and renamed the blocks' insides in its version 5, which still reads
+the names of version 4. Those of OpenMMLab and of torchvision's ViT, as lightly has used it, come
+in only.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -22,67 +21,64 @@ def is_decoder_key(key: str) -> bool:
     return key.startswith(("decoder_", "pca_")) or key == "mask_token"
 
 
-# --- transformers
+# --- transformers: its names -> official ones; those of version 4 first, then those of 5
 
-# A block's modules: official name -> those of transformers 4 and 5. The thirds of `qkv` in order.
-_IN_BLOCK = {
-    "norm1": ("layernorm_before",),
-    "norm2": ("layernorm_after",),
-    "attn.proj": ("attention.output.dense", "attention.o_proj"),
-    "mlp.fc1": ("intermediate.dense", "mlp.fc1"),
-    "mlp.fc2": ("output.dense", "mlp.fc2"),
-}
-_QKV = (
-    ("attention.attention.query", "attention.q_proj"),
-    ("attention.attention.key", "attention.k_proj"),
-    ("attention.attention.value", "attention.v_proj"),
-)
-# The blocks themselves: of versions 4 and 5. When it saves, 5.23 calls the decoder's the last.
-_BLOCKS = {
-    "blocks": ("encoder.layer", "layers"),
-    "decoder_blocks": ("decoder.decoder_layers", "decoder.decoder_encoder.layer"),
-}
 _OUTSIDE = {
-    "cls_token": "embeddings.cls_token",
-    "pos_embed": "embeddings.position_embeddings",
-    "mask_token": "decoder.mask_token",
-    "decoder_pos_embed": "decoder.decoder_pos_embed",
-} | {
-    f"{ours}.{kind}": f"{theirs}.{kind}"
-    for kind in ("weight", "bias")
-    for ours, theirs in (
-        ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
-        ("norm", "layernorm"),
-        *((name, f"decoder.{name}") for name in ("decoder_embed", "decoder_norm", "decoder_pred")),
-    )
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "layernorm": "norm",
+    "decoder.mask_token": "mask_token",
+    **{f"decoder.{name}": name
+       for name in ("decoder_pos_embed", "decoder_embed", "decoder_norm", "decoder_pred")},
+}  # fmt: skip
+# When transformers 5.23 saves, it calls the decoder's blocks the last.
+_BLOCKS = {
+    "encoder.layer": "blocks",
+    "layers": "blocks",
+    "decoder.decoder_layers": "decoder_blocks",
+    "decoder.decoder_encoder.layer": "decoder_blocks",
 }
-
+_IN_BLOCK = {
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.attention.query": "attn.qkv 0",
+    "attention.attention.key": "attn.qkv 1",
+    "attention.attention.value": "attn.qkv 2",
+    "attention.output.dense": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "attention.q_proj": "attn.qkv 0",
+    "attention.k_proj": "attn.qkv 1",
+    "attention.v_proj": "attn.qkv 2",
+    "attention.o_proj": "attn.proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
 _NUMBER = re.compile(r"\.([0-9]+)\.")
 
 
-def _tables() -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, int | None]]]:
-    """Official name -> transformers 4's, one or three; and any of its names -> official, third.
+def _official_names() -> dict[str, str]:
+    """The name in transformers -> the official one, and after a space which third of it.
 
     A block's number is `#`.
     """
-    theirs: dict[str, tuple[str, ...]] = {ours: (name,) for ours, name in _OUTSIDE.items()}
-    ours: dict[str, tuple[str, int | None]] = {name: (our, None) for our, name in _OUTSIDE.items()}
-    for kind in ("weight", "bias"):
-        for blocks, places in _BLOCKS.items():
-            qkv = f"{blocks}.#.attn.qkv.{kind}"
-            theirs[qkv] = tuple(f"{places[0]}.#.{names[0]}.{kind}" for names in _QKV)
-            for module, names in _IN_BLOCK.items():
-                theirs[f"{blocks}.#.{module}.{kind}"] = (f"{places[0]}.#.{names[0]}.{kind}",)
-            for place in places:
-                for module, names in _IN_BLOCK.items():
-                    official = f"{blocks}.#.{module}.{kind}", None
-                    ours.update((f"{place}.#.{name}.{kind}", official) for name in names)
-                for third, names in enumerate(_QKV):
-                    ours.update((f"{place}.#.{name}.{kind}", (qkv, third)) for name in names)
-    return theirs, ours
+    modules = _OUTSIDE | {
+        f"{place}.#.{theirs}": f"{blocks}.#.{ours}"
+        for place, blocks in _BLOCKS.items()
+        for theirs, ours in _IN_BLOCK.items()
+    }
+    table = {}
+    for theirs, ours in modules.items():
+        name, space, third = ours.partition(" ")
+        for kind in ("",) if name.endswith(("token", "pos_embed")) else (".weight", ".bias"):
+            table[theirs + kind] = name + kind + space + third
+    return table
 
 
-_THEIRS, _OURS = _tables()
+_OFFICIAL = _official_names()
+# Version 4's, which come first.
+_THEIRS = {ours: theirs for theirs, ours in reversed(_OFFICIAL.items())}
 
 
 def _numbered(key: str) -> tuple[str, str]:
@@ -92,62 +88,48 @@ def _numbered(key: str) -> tuple[str, str]:
 
 
 def official_from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters of transformers' ViTMAE under the official names.
+    """Parameters of transformers' ViTMAE, 4 or 5, under the official names.
 
-    Args:
-        state: Of a `ViTMAEForPreTraining`, or of a bare `ViTMAEModel`, which has no decoder and
-            no `vit.` in front; in the names of transformers 4 or 5.
-
-    Returns:
-        The same by the official names, with query, key and value joined; the rest is not copied.
+    They may be of a `ViTMAEForPreTraining`, or of a bare `ViTMAEModel`, which has no decoder and
+    no `vit.` in front. Query, key and value are joined; the rest is not copied.
 
     Raises:
         CheckpointError: If a name is unknown or stands for what another one already is, or if
             query, key and value of a block are not all there and of one shape.
     """
-    official: dict[str, Tensor] = {}
-    thirds: dict[str, dict[int, Tensor]] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
     unknown, twice = [], []
     for key, tensor in state.items():
         bare = key if key.startswith("vit.decoder.") else key.removeprefix("vit.")
         template, number = _numbered(bare)
-        name, third = _OURS.get(template, ("", None))
-        name = name.replace(".#.", number)
+        name, _, third = _OFFICIAL.get(template, "").replace(".#.", number).partition(" ")
         if not name:
             unknown.append(key)
-        elif name in official or third in thirds.get(name, {}):
+        elif third in parts.setdefault(name, {}):
             twice.append(key)
-        elif third is None:
-            official[name] = tensor
         else:
-            thirds.setdefault(name, {})[third] = tensor
+            parts[name][third] = tensor
     _refuse(unknown, "not parameters of transformers' ViTMAE")
     _refuse(twice, "there a second time under another name")
-    return official | {name: _joined(name, parts) for name, parts in thirds.items()}
+    return {name: found[""] if "" in found else _joined(name, found)
+            for name, found in parts.items()}  # fmt: skip
 
 
-def _joined(name: str, parts: Mapping[int, Tensor]) -> Tensor:
-    if missing := [names[0].rpartition(".")[2] for i, names in enumerate(_QKV) if i not in parts]:
+def _joined(name: str, thirds: Mapping[str, Tensor]) -> Tensor:
+    shapes = {tensor.shape for tensor in thirds.values()}
+    if len(thirds) < 3 or len(shapes) > 1 or () in shapes:
         raise CheckpointError(
-            f"{shown(name)} cannot be put together: its {' and '.join(missing)} is missing"
+            f"query, key and value of {shown(name)} are not all there and of one shape; give the "
+            "whole weights"
         )
-    ordered = [parts[i] for i in range(3)]
-    if ordered[0].ndim == 0 or len({part.shape for part in ordered}) > 1:
-        shapes = ", ".join(str(tuple(part.shape)) for part in ordered)
-        raise CheckpointError(f"query, key and value of {shown(name)} have shapes {shapes}")
-    return torch.cat(ordered)
+    return torch.cat([thirds[third] for third in "012"])
 
 
 def huggingface_from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Official parameters under the names of transformers 4, which open in 4 and 5.
 
-    Args:
-        state: Of a whole model, or of an encoder alone, by the official names.
-
-    Returns:
-        The same as a `ViTMAEForPreTraining` saves them; those of an encoder alone as a
-        `ViTMAEModel` does, with no `vit.` in front. Query, key and value are copies of their
-        thirds; the rest is not copied.
+    Those of a whole model become what a `ViTMAEForPreTraining` saves, those of an encoder alone
+    what a `ViTMAEModel` does. Query, key and value are copies; the rest is not copied.
 
     Raises:
         CheckpointError: If a name is none of the official encoder or decoder, or `attn.qkv`
@@ -158,30 +140,26 @@ def huggingface_from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     unknown = []
     for key, tensor in state.items():
         template, number = _numbered(key)
-        places = _THEIRS.get(template, ())
-        if not places:
-            unknown.append(key)
-            continue
-        parts = [tensor] if len(places) == 1 else _split(key, tensor)
         own = "" if is_decoder_key(key) else prefix
-        theirs |= {
-            own + place.replace(".#.", number): part
-            for place, part in zip(places, parts, strict=True)
-        }
+        if template in _THEIRS:
+            theirs[own + _THEIRS[template].replace(".#.", number)] = tensor
+        elif f"{template} 0" not in _THEIRS:
+            unknown.append(key)
+        elif tensor.ndim == 0 or tensor.shape[0] % 3:
+            raise CheckpointError(
+                f"{shown(key)} of shape {tuple(tensor.shape)} does not divide into query, key and "
+                "value"
+            )
+        else:
+            for third, part in enumerate(tensor.chunk(3)):
+                # Each of its own, as safetensors writes no two views of one tensor.
+                name = _THEIRS[f"{template} {third}"].replace(".#.", number)
+                theirs[own + name] = part.clone()
     _refuse(unknown, "without a place in transformers' ViTMAE")
     return theirs
 
 
-def _split(key: str, tensor: Tensor) -> list[Tensor]:
-    if tensor.ndim == 0 or tensor.shape[0] % 3:
-        raise CheckpointError(
-            f"{shown(key)} of shape {tuple(tensor.shape)} does not divide into query, key and value"
-        )
-    # Each of its own, as safetensors writes no two views of one tensor.
-    return [part.clone() for part in tensor.chunk(3)]
-
-
-def _refuse(keys: Sequence[str], why: str) -> None:
+def _refuse(keys: list[str], why: str) -> None:
     if keys:
         some = ", ".join(shown(key) for key in keys[:3])
         more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""

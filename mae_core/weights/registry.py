@@ -1,15 +1,13 @@
 """Every model that has a name, and where a name, a path or a repository leads.
 
 `weights/manifest.json` lists the weights that come with the project and the published ones,
-which are fetched when they are asked for. A bundled file is checked by its SHA-256 before
-it is read; a fetched one by what is known of it, and always by its content, before it gets
-its name.
+which are fetched when they are asked for. A file is checked by what the manifest knows of it,
+and a fetched one is read whole before it gets its name.
 """
 
 import functools
 import json
 import os
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -24,7 +22,6 @@ from mae_core.weights.files import (
     RUN_FILES,
     SAFETENSORS_FILE,
     TORCH_FILE,
-    require_file,
     weights_in,
 )
 from mae_core.weights.files import WEIGHTS_FILE as WEIGHTS_FILE
@@ -48,21 +45,16 @@ WEIGHTS_FOLDER = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / 
 # The weights used where none are named.
 DEFAULT_WEIGHTS = "mae-tiny"
 
-Target = Literal["pixels", "norm_pix", "classes"]
-
 
 @dataclass(frozen=True)
 class WeightsEntry:
     """One model of the manifest; exactly one of `file`, `url` and `repo` says where it is.
 
     Attributes:
-        name: What people call the weights.
-        summary: What they are, in one sentence.
-        licence: Under which they may be used.
         kind: What they hold: `autoencoder`, `encoder` or `classifier`.
         format: As `Weights.format` has it.
-        target: What the model learned to predict: `pixels`, `norm_pix` or `classes`.
-        parameters: How many numbers the weights are, position tables included.
+        target: What the model learned to predict.
+        parameters: How many values the weights are, position tables included.
         file: Name in `weights/`, where they are bundled.
         url: Address of the file, where they are published as one.
         repo: USER/NAME on the Hugging Face hub, where they are published there.
@@ -76,7 +68,7 @@ class WeightsEntry:
     licence: str
     kind: Kind
     format: str
-    target: Target
+    target: Literal["pixels", "norm_pix", "classes"]
     parameters: int
     file: str | None = None
     url: str | None = None
@@ -84,10 +76,6 @@ class WeightsEntry:
     bytes: int | None = None
     sha256: str | None = None
     md5_prefix: str | None = None
-
-    def __post_init__(self) -> None:
-        if sum(place is not None for place in (self.file, self.url, self.repo)) != 1:
-            raise ValueError(f"{self.name!r} must have one of file, url and repo")
 
     @property
     def bundled(self) -> bool:
@@ -203,15 +191,14 @@ def read_weights(
             not given, by the weights' name or that of the published file.
         fetch: As for `load`.
         progress: As for `load`.
-        account: Whether the hub is asked in the name of this machine's user, who may read more
-            than others.
+        account: Whether the hub is sent this machine's token, which may read more than others.
 
     Raises:
         CheckpointError: If nothing is there or it cannot be used.
         DownloadError: If it cannot be fetched.
     """
-    place, read = _place(weights), list[Weights]()
-    path = _located(place, fetch, progress, account, read.append)
+    place = _place(weights)
+    path, read = _located(place, fetch, progress, account)
     entry = place.entry or entry_of(place.name, path)
     known = Hints() if entry is None else entry.hints
     if hints is None:
@@ -219,7 +206,7 @@ def read_weights(
     elif hints.norm_pix is None:
         hints = replace(hints, norm_pix=known.norm_pix)
     # What was read when it was fetched is not read again.
-    return read[0] if read and hints == known else place.read(path, hints)
+    return read if read is not None and hints == known else place.read(path, hints)
 
 
 def locate(
@@ -231,27 +218,17 @@ def locate(
 ) -> Path:
     """The file or folder that a name, a path or a repository leads to, fetched if need be.
 
-    Args:
-        weights: As for `load`.
-        fetch: As for `load`.
-        progress: As for `load`.
-        account: As for `read_weights`.
+    The arguments are those of `read_weights`.
 
     Raises:
         CheckpointError: If nothing is there, or it is not what the manifest says or no weights.
         DownloadError: If it cannot be fetched.
     """
-    return _located(_place(weights), fetch, progress, account)
+    return _located(_place(weights), fetch, progress, account)[0]
 
 
 def find(weights: str | Path | None = None) -> Path | None:
-    """Where weights are on this machine already; the network is never asked.
-
-    Args:
-        weights: As for `load`.
-
-    Returns:
-        The file or folder, or None if it would have to be fetched.
+    """Where weights are on this machine already, None if nowhere; the network is never asked.
 
     Raises:
         CheckpointError: If there is no such thing.
@@ -268,54 +245,43 @@ class _Place:
     repo_id: str | None = None
     path: Path | None = None
 
+    @property
+    def torch_files(self) -> bool:
+        """Whether torch files are read: anybody may have made a repository and typed its name."""
+        return self.entry is not None or self.repo_id is None
+
     def read(self, path: Path, hints: Hints) -> Weights:
-        # Anybody may have made a repository, and a visitor of the page may have typed its name.
-        return read_file(path, hints, allow_torch=self.entry is not None or self.repo_id is None)
+        return read_file(path, hints, allow_torch=self.torch_files)
 
 
 def _place(weights: str | Path | None) -> _Place:
-    """Where weights lead to, and whether they are there: its path is None if not."""
+    """Where weights lead to; its path is None if they are not there."""
     name = DEFAULT_WEIGHTS if weights is None else str(weights)
     entry = list_weights().get(name)
-    if entry is None and (path := _local(name)) is not None:
-        return _Place(name, path=path)
-    entry = entry_of(name)
-    repo_id = entry.repo if entry is not None else name
-    if repo_id is not None:
-        if not is_repository(repo_id):
+    if entry is None:
+        try:
+            path = Path(name).expanduser()
+            file = _readable(path) if path.is_dir() else path if os.path.lexists(path) else None
+        except (OSError, ValueError, RuntimeError) as error:
+            # No such user, a name too long or with a zero byte, a folder that may not be read.
             raise CheckpointError(
-                f"{name[:200]!r} is neither a file of weights, a folder with {WEIGHTS_FILE}, "
-                f"{SAFETENSORS_FILE}, {TORCH_FILE} or {CHECKPOINT_FILE}, the USER/NAME of a "
-                f"repository, nor one of {', '.join(list_weights())}"
-            )
-        folder = find_repository(repo_id)
-        return _Place(name, entry, repo_id, None if folder is None else _readable(folder))
-    assert entry is not None
-    path = entry.remote.path
-    if entry.bundled and not path.is_file():
+                f"{name[:200]!r} cannot be looked into ({type(error).__name__}); give another path"
+            ) from error
+        if file is not None:
+            return _Place(name, path=file)
+        entry = entry_of(name)
+    if entry is not None and entry.repo is None:
+        path = entry.remote.path
+        return _Place(name, entry, path=path if entry.bundled or path.is_file() else None)
+    repo_id = name if entry is None else str(entry.repo)
+    if not is_repository(repo_id):
         raise CheckpointError(
-            f"the bundled weights {name!r} are not in weights/; restore {entry.file} from the "
-            "repository"
+            f"{name[:200]!r} is neither a file of weights, a folder with {WEIGHTS_FILE}, "
+            f"{SAFETENSORS_FILE}, {TORCH_FILE} or {CHECKPOINT_FILE}, the USER/NAME of a "
+            f"repository, nor one of {', '.join(list_weights())}"
         )
-    return _Place(name, entry, path=path if path.is_file() else None)
-
-
-def _local(text: str) -> Path | None:
-    """The file or folder of weights at a path; None if there is none."""
-    try:
-        path = Path(text).expanduser()
-        if path.is_dir():
-            return _readable(path)
-        if os.path.lexists(path):
-            require_file(path)
-            return path
-    except (OSError, ValueError, RuntimeError) as error:
-        # No such user, a name too long or with a zero byte, a folder that may not be read.
-        reason = (error.strerror or "") if isinstance(error, OSError) else str(error)
-        raise CheckpointError(
-            f"{text[:200]!r} cannot be looked into ({reason}); give another path"
-        ) from error
-    return None
+    folder = find_repository(repo_id)
+    return _Place(name, entry, repo_id, None if folder is None else _readable(folder))
 
 
 def _readable(folder: Path) -> Path | None:
@@ -325,53 +291,56 @@ def _readable(folder: Path) -> Path | None:
 
 
 def _located(
-    place: _Place,
-    fetch: bool,
-    progress: Progress | None,
-    account: bool,
-    keep: Callable[[Weights], object] = lambda _: None,
-) -> Path:
-    """The file or folder, fetched if need be; `keep` gets what was read then."""
+    place: _Place, fetch: bool, progress: Progress | None, account: bool
+) -> tuple[Path, Weights | None]:
+    """The file or folder, and what was read in it where it had to be fetched."""
     name, entry = place.name, place.entry
     if place.path is not None:
-        return place.path if entry is None or entry.repo else _verified(entry, place.path)
+        if entry is not None and entry.repo is None:
+            _verify(entry, place.path)
+        return place.path, None
     if not fetch:
         size = "" if entry is None else f" (about {shown_bytes(entry.expected_bytes)})"
         raise CheckpointError(
             f"{name!r} is not on this machine yet{size}; fetch it by `mae fetch {name}`"
         )
+    read: Weights | None = None
 
     def check(path: Path) -> None:
         """Read the whole of what was received: what cannot be used is never kept."""
+        nonlocal read
         try:
-            keep(place.read(path, known))
+            read = place.read(path, Hints() if entry is None else entry.hints)
         except CheckpointError as error:
             raise DownloadError(f"{name} was fetched, refused and removed: {error}") from error
 
-    known = Hints() if entry is None else entry.hints
     with terminal_bar(name) if progress is None else nullcontext(progress) as told:
-        if place.repo_id is not None:
-            folder = fetch_repository(place.repo_id, progress=told, check=check, account=account)
-            return _readable(folder) or folder
-        assert entry is not None
-        return fetch_file(entry.remote, progress=told, check=check)
+        if entry is not None and entry.repo is None:
+            path = fetch_file(entry.remote, progress=told, check=check)
+        else:
+            folder = fetch_repository(
+                str(place.repo_id), progress=told, check=check, account=account,
+                torch_files=place.torch_files,
+            )  # fmt: skip
+            path = _readable(folder) or folder
+    return path, read
 
 
-def _verified(entry: WeightsEntry, path: Path) -> Path:
-    """A file that is on disk, if it is the one that the manifest describes."""
-    status = path.stat()
-    difference = _difference(entry, path, status.st_size, status.st_mtime_ns)
-    if difference is None:
-        return path
-    if entry.bundled:
+def _verify(entry: WeightsEntry, path: Path) -> None:
+    """Refuse a file that is not the one that the manifest describes."""
+    try:
+        status = path.stat()
+        difference = _difference(entry, path, status.st_size, status.st_mtime_ns)
+    except FileNotFoundError:
+        difference = "it is missing"
+    if difference is not None:
+        advice = "restore it from the repository"
+        if not entry.bundled:
+            advice = f"remove {str(path)!r}, and it is fetched again"
         raise CheckpointError(
-            f"weights/{entry.file} is not the file the manifest describes: {difference}; restore "
-            "it from the repository"
+            f"{path.name!r} is not the file that the manifest describes as {entry.name!r}: "
+            f"{difference}; {advice}"
         )
-    raise CheckpointError(
-        f"{path.name!r} in the cache is not the file that is published as {entry.name!r}: "
-        f"{difference}; remove {str(path)!r}, and it is fetched again"
-    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -127,7 +127,7 @@ def test_hints_go_before_what_lies_beside(written: dict[str, Path]) -> None:
 def test_hints_that_are_no_number_of_anything_are_refused(
     hint: dict[str, Any], written: dict[str, Path]
 ) -> None:
-    with pytest.raises(CheckpointError, match=f"{next(iter(hint))} is given as .* above 0"):
+    with pytest.raises(CheckpointError, match=f"describes no model: {next(iter(hint))}="):
         read_weights(written["official full"], hints=Hints(**hint))
 
 
@@ -232,21 +232,21 @@ def test_what_is_read_does_not_need_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"hidden_size": 96}, "hidden_size '96' and the weights' shapes 192"),
+        ({"hidden_size": 96}, "hidden_size '96' where '192' fits the weights"),
         ({"num_hidden_layers": 10**12}, "num_hidden_layers '1000000000000'"),
         ({"image_size": 48}, "image_size '48'"),
         ({"image_size": [32, 64]}, "image_size"),
         ({"intermediate_size": 7}, "intermediate_size"),
         ({"decoder_hidden_size": 7}, "decoder_hidden_size"),
-        ({"hidden_act": "relu"}, "hidden_act 'relu'; only 'gelu'"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu' where 'gelu'"),
         ({"qkv_bias": False}, "qkv_bias 'False'"),
         ({"model_type": "vit"}, "model_type 'vit'"),
-        ({"num_attention_heads": 0}, "num_attention_heads '0'"),
-        ({"num_attention_heads": 2.0}, "num_attention_heads"),
+        ({"num_attention_heads": 0}, "num_heads=0: "),
+        ({"num_attention_heads": "3"}, "num_heads='3': "),
         ({"num_attention_heads": 7}, "does not divide into 7 heads"),
-        ({"norm_pix_loss": "yes"}, "norm_pix_loss 'yes'"),
-        ({"layer_norm_eps": -1}, "layer_norm_eps '-1'"),
-        ({"layer_norm_eps": float("nan")}, "layer_norm_eps 'nan'"),
+        ({"norm_pix_loss": "yes"}, "norm_pix='yes': true or false"),
+        ({"layer_norm_eps": -1}, "layer_norm_eps=-1: "),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps=nan: "),
     ],
 )
 def test_a_config_that_asks_for_another_model_is_refused(
@@ -259,7 +259,7 @@ def test_a_config_that_asks_for_another_model_is_refused(
         read_weights(folder)
 
 
-@pytest.mark.parametrize("mean", ["0.5", [0.5], [0.5, 0.5, "x"], [1e300, 0, 0]])
+@pytest.mark.parametrize("mean", ["0.5", [0.5], [0.5, 0.5, "x"], [float("nan"), 0, 0]])
 def test_statistics_that_are_none_are_refused(mean: object, tmp_path: Path) -> None:
     folder = checkpoints.write_huggingface(tmp_path / "hf", SMALL, STATE)
     checkpoints.write_json(folder / "preprocessor_config.json", {"image_mean": mean})
@@ -285,7 +285,7 @@ def test_a_foreign_config_beside_an_official_file_is_no_matter(tmp_path: Path) -
 
 def test_timm_config_of_another_width_is_refused(tmp_path: Path) -> None:
     folder = checkpoints.write_timm(tmp_path / "timm", replace(SMALL, embed_dim=384), STATE)
-    with pytest.raises(CheckpointError, match="num_features '384' and the weights' shapes 192"):
+    with pytest.raises(CheckpointError, match="num_features '384' where '192' fits"):
         read_weights(folder)
 
 
@@ -309,12 +309,14 @@ def test_encoders_are_refused_with_the_name_of_what_has_a_decoder(
     )
     state = checkpoints.random_state(config)
     path = checkpoints.write_torch(tmp_path / "x.pth", {"model": checkpoints.encoder_of(state)})
-    with pytest.raises(CheckpointError, match=f"'x.pth' is an encoder without .* {name}"):
+    with pytest.raises(CheckpointError, match=f"'x.pth' has no decoder .* {name}"):
         load(path)
 
 
 def test_classifiers_are_refused_for_reconstruction(written: dict[str, Path]) -> None:
-    with pytest.raises(CheckpointError, match="a classifier of 10 classes.*no pixels can be"):
+    with pytest.raises(
+        CheckpointError, match="has no decoder \\(classifier\\), so no pixels can be"
+    ):
         load(written["official classifier"])
 
 

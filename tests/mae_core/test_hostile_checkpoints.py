@@ -1,4 +1,4 @@
-"""Files that are broken or made to harm: each is refused in its own words, and nothing is run."""
+"""Files that are broken or made to harm: each is refused in a sentence, and nothing is run."""
 
 import builtins
 import io
@@ -249,6 +249,15 @@ def plain_zip(folder: Path, _: Path) -> Path:
     return folder / "x.pth"
 
 
+def two_pickles(folder: Path, canary: Path) -> Path:
+    """A torch file with a second pickle of the same name, which another reader may take."""
+    path = running(lambda _: Runs(bytearray, 10**12))(folder, canary)
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore")  # zipfile tells of the second one
+        archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/data.pkl", b"\x80\x02}.")
+    return path
+
+
 def many_entries(folder: Path, _: Path) -> Path:
     """A zip whose end claims a list of entries of 64 megabytes."""
     end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 1, 1, 2**26, 0, 0)
@@ -276,30 +285,34 @@ def bert() -> dict[str, Tensor]:
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 448\n"
 PAGE = b"<!DOCTYPE html><html><head><title>403 Forbidden</title></head></html>"
 DAMAGED = "'x.pth' is damaged or was cut short, or claims more than it has"
-RUNS = "asks to run '{}', which weights never need, and nothing was run"
+NOT_PLAIN = "holds {}, which plain weights never do, and nothing in it was run; if you trust it"
+OTHER_FILE = "'x.pth' is {}.*, and neither a safetensors file nor a torch file; download it"
+NO_JSON = "'config.json' is no JSON object of at most 1,048,576 bytes; restore the one"
 
 HOSTILE: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "runs os.system": (
-        running(lambda c: Runs(os.system, f"touch {c}")), RUNS.format("posix.system")),
+        running(lambda c: Runs(os.system, f"touch {c}")), NOT_PLAIN.format("'posix.system'")),
     "runs eval": (
-        running(lambda c: Runs(builtins.eval, code(c))), RUNS.format("builtins.eval")),
-    "runs a function": (running(lambda c: Runs(Path.touch, c)), "asks to run 'builtins.getattr'"),
-    "runs a class": (running(restoring), "asks to run '.*Restores', which weights never need"),
+        running(lambda c: Runs(builtins.eval, code(c))), NOT_PLAIN.format("'builtins.eval'")),
+    "runs a function": (
+        running(lambda c: Runs(Path.touch, c)), NOT_PLAIN.format("'builtins.getattr'")),
+    "runs a class": (running(restoring), NOT_PLAIN.format("'.*Restores'")),
     "runs eval, legacy": (
         running(lambda c: Runs(builtins.eval, code(c)), legacy=True),
-        RUNS.format("builtins.eval")),
+        NOT_PLAIN.format("'builtins.eval'")),
     "runs a subprocess, legacy": (
         running(lambda c: Runs(subprocess.run, ["touch", str(c)]), legacy=True),
-        RUNS.format("commands.run")),
-    "bare pickle": (bare_pickle(2), RUNS.format("builtins.eval")),
-    "bare new pickle": (bare_pickle(4), "is written in version 4 of pickles"),
-    "bare old pickle": (bare_pickle(0), "neither a safetensors file nor a torch file"),
-    "whole model": (running(lambda _: nn.Linear(2, 2)), "asks to run 'torch.nn.modules"),
-    "endless bytes": (running(lambda _: Runs(bytearray, 10**12)), "asks to run 'builtins.bytea"),
+        NOT_PLAIN.format("'commands.run'")),
+    "bare pickle": (bare_pickle(2), NOT_PLAIN.format("a pickle that torch.save did not write")),
+    "bare new pickle": (bare_pickle(4), "a pickle that torch.save did not"),
+    "bare old pickle": (bare_pickle(0), OTHER_FILE.format("something else")),
+    "whole model": (
+        running(lambda _: nn.Linear(2, 2)), "holds 'torch.nn.modules.*save the model's state_dict"),
+    "endless bytes": (running(lambda _: Runs(bytearray, 10**12)), "holds 'builtins.bytearray'"),
     "endless tensor": (
-        running(lambda _: Runs(torch.FloatTensor, 10**12)), "special tensors \\('FloatTensor'\\)"),
+        running(lambda _: Runs(torch.FloatTensor, 10**12)), "holds 'torch.FloatTensor'"),
     "plain pickle": (holding(pickle.dumps({"model": 1}, 2)), "a pickle that torch.save did not"),
-    "compressed zip": (compressed, "is compressed, which torch.save never does"),
+    "compressed zip": (compressed, NOT_PLAIN.format("compressed entries")),
     "truncated zip": (cut(0.7), DAMAGED),
     "truncated legacy": (cut(0.7, legacy=True), DAMAGED),
     "truncated legacy pickle": (cut(0.0002, legacy=True), DAMAGED),
@@ -307,12 +320,12 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "truncated safetensors": (cut_safetensors, "not a whole safetensors file; download it"),
     "huge header": (huge_header(10**12), "not a whole safetensors file; download it"),
     "largest header": (huge_header(2**64 - 1), "not a whole safetensors file; download it"),
-    "empty": (holding(b""), "'x.pth' is empty; download it again"),
-    "web page": (holding(PAGE), "is a web page.*download the file itself"),
-    "Git LFS pointer": (holding(LFS), "is a Git LFS pointer.*git lfs pull"),
-    "HDF5": (holding(b"\x89HDF\r\n\x1a\n" + bytes(600)), "HDF5 file, as Keras and TensorFlow"),
-    "gzip": (holding(b"\x1f\x8b" + bytes(600)), "is an archive; unpack it"),
-    "text": (holding(b"weights " * 100), "neither a safetensors file nor a torch file"),
+    "empty": (holding(b""), OTHER_FILE.format("empty")),
+    "web page": (holding(PAGE), OTHER_FILE.format("a web page")),
+    "Git LFS pointer": (holding(LFS), OTHER_FILE.format("a Git LFS pointer .*git lfs pull")),
+    "HDF5": (holding(b"\x89HDF\r\n\x1a\n" + bytes(600)), OTHER_FILE.format("an HDF5 file")),
+    "gzip": (holding(b"\x1f\x8b" + bytes(600)), OTHER_FILE.format("a gzip archive")),
+    "text": (holding(b"weights " * 100), OTHER_FILE.format("something else")),
     "NaN": (saved(with_tensor(torch.full((192,), torch.nan))), "norm.bias .* not finite"),
     "infinity": (saved(with_tensor(torch.full((192,), -torch.inf))), "norm.bias .* not finite"),
     "overflow": (
@@ -323,16 +336,17 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
         saved({**STATE, "patch_embed.proj.weight": torch.zeros(0, 3, 8, 8)}), "sides above 0"),
     "missing": (saved(without("mask_token", "norm.bias")), "missing \\['mask_token', 'norm.bias"),
     "missing block": (
-        saved({k: t for k, t in STATE.items() if "blocks.0." not in k}), "no blocks.0.mlp"),
-    "missing positions": (saved(without("pos_embed")), "has no pos_embed"),
+        saved({k: t for k, t in STATE.items() if "blocks.0." not in k}),
+        "blocks.0.mlp.fc1.weight is missing"),
+    "missing positions": (saved(without("pos_embed")), "pos_embed is missing"),
     "unknown": (saved({**STATE, "\x1b[31m" * 40: torch.ones(1)}), "unknown \\['.x1b"),
     "block of nowhere": (
-        saved({**STATE, "blocks.999999999.x": torch.ones(1)}), "has nothing of blocks.2"),
-    "sparse": (saved(with_tensor(torch.ones(192).to_sparse())), "sparse, quantised or"),
-    "quantised": (quantised, "sparse, quantised or"),
+        saved({**STATE, "blocks.999999999.x": torch.ones(1)}), "unknown \\['blocks.999999999.x'"),
+    "sparse": (saved(with_tensor(torch.ones(192).to_sparse())), "_rebuild_sparse_tensor"),
+    "quantised": (quantised, "torch.per_tensor_affine"),
     "whole numbers": (saved(with_tensor(torch.ones(192).int())), "is a tensor of int32 where"),
     "complex": (saved(with_tensor(torch.ones(192) + 0j)), "is a tensor of complex64 where"),
-    "no tensor": (saved(with_tensor([1.0])), "is no tensor but 'list' where"),
+    "no tensor": (saved(with_tensor([1.0])), "missing \\['norm.bias'\\]"),
     "shared bytes": (repeated, "more bytes than the file has"),
     "beyond its numbers": (beyond(legacy=False), DAMAGED),
     "beyond its numbers, legacy": (beyond(legacy=True), DAMAGED),
@@ -341,46 +355,51 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "list": (saved([STATE]), "holds 'list' where a dict of names to tensors"),
     "nothing": (saved(None), "holds 'NoneType' where"),
     "empty dict": (saved({}), "no masked autoencoder.*it is empty"),
-    "wrapped in itself": (saved(wrapped_in_itself()), "wrappers within wrappers without end"),
-    "keys no text": (saved({**STATE, 3: torch.ones(1)}), "name '3', which is no text"),
+    "wrapped in itself": (saved(wrapped_in_itself()), "no masked autoencoder.*it is empty"),
     "keys twice": (
-        saved({**STATE, "module.norm.bias": torch.ones(192)}), "the same name with and without"),
+        saved({**STATE, "module.norm.bias": torch.ones(192)}),
+        "has 'norm.bias' with and without a prefix"),
     "another model": (saved(bert()), "'embeddings.word_embeddings.weight'"),
     "resnet": (
         saved({"conv1.weight": torch.ones(1), "bn1.num_batches_tracked": torch.tensor(3)}),
         "no masked autoencoder.*'conv1.weight'"),
-    "no tensors": (saved({"net": [STATE]}), "no masked autoencoder.*only 'net'.*state_dict"),
+    "no tensors": (saved({"net": [STATE]}), "no masked autoencoder.*'net'.*state_dict alone"),
     "linear probe": (
-        saved({**STATE, "head.0.num_batches_tracked": torch.tensor(3)}), "is a linear probe"),
-    "not square": (saved(position_table(1 + 3 * 5)), "16 entries.*not square cannot be read"),
-    "no grid": (saved(position_table(1)), "1 entries, which are not one and a square grid"),
-    "TorchScript": (torchscript, "TorchScript archive, which holds a program"),
-    "program": (program, "torch.export program, which holds a graph; give the weights"),
-    "plain zip": (plain_zip, "zip archive that torch.save did not write"),
-    "link loop": (link_loop, "a link that leads back to itself"),
-    "pipe": (pipe, "a device or a pipe"),
-    "device": (lambda *_: Path("/dev/zero"), "a device or a pipe"),
+        saved({**checkpoints.encoder_of(STATE), "head.0.running_mean": torch.ones(192)}),
+        "unknown .*by 'head.0.running_mean' it may be a linear probe"),
+    "not square": (
+        saved(position_table(1 + 3 * 5)), "16 entries, which are not one for a class token and a"),
+    "no grid": (saved(position_table(1)), "1 entries, which are not one for a class token and a"),
+    "TorchScript": (torchscript, "a TorchScript program"),
+    "program": (program, "an archive that torch.save did not write"),
+    "two pickles": (two_pickles, NOT_PLAIN.format("an archive that torch.save did not write")),
+    "plain zip": (plain_zip, "an archive that torch.save did not write"),
+    "link loop": (link_loop, "cannot be opened \\(Too many levels of symbolic links\\)"),
+    "pipe": (pipe, "is a folder, a device or a pipe"),
+    "device": (lambda *_: Path("/dev/zero"), "is a folder, a device or a pipe"),
     "nowhere": (lambda folder, _: folder / "none.pth", "neither a file of weights, a folder with"),
     "impossible path": (lambda folder, _: folder / "a\0b", "neither a file of weights"),
     "empty folder": (lambda folder, _: folder, "neither .* a folder with weights.safetensors"),
-    "folder for a file": (folder_for_a_file, "is a folder where a file is needed"),
-    "index outside": (index({"a": "../outside.safetensors"}), "outside its own folder"),
-    "index absolute": (index({"a": "/etc/passwd"}), "outside its own folder"),
-    "index to a parent": (index({"a": ".."}), "outside its own folder"),
-    "index of itself": (index({"a": "model.safetensors.index.json"}), "which holds no weights"),
+    "folder for a file": (folder_for_a_file, "is a folder, a device or a pipe"),
+    "index outside": (index({"a": "../outside.safetensors"}), "which is not in its folder"),
+    "index absolute": (index({"a": "/etc/passwd"}), "which is not in its folder"),
+    "index to a parent": (index({"a": ".."}), "which is not in its folder"),
+    "index of itself": (index({"a": "model.safetensors.index.json"}), "is no torch file"),
     "index of numbers": (index({"a": 3}), "JSON but no index of weights"),
     "index no object": (index([1]), "JSON but no index of weights"),
-    "index of many": (index({str(i): str(i) for i in range(1001)}), "names 1,001 files"),
-    "missing shard": (missing_shard, "'model-00002-of-00003.safetensors', which is not there"),
-    "swapped shards": (swapped_shards, "do not agree about 'decoder.*download the folder again"),
+    "index of many": (
+        index({str(i): str(i) for i in range(1001)}), "names '0', which is not in its folder"),
+    "missing shard": (
+        missing_shard, "'model-00002-of-00003.safetensors', which is not in its folder"),
+    "swapped shards": (swapped_shards, "do not agree about 'decoder.*the whole folder again"),
     "config of a billion layers": (
         config_json(json.dumps({"model_type": "vit_mae", "num_hidden_layers": 10**9})),
-        "num_hidden_layers '1000000000' and the weights' shapes 2"),
-    "deep JSON": (config_json("[" * 100_000), "'config.json' is nested too deeply"),
-    "huge JSON": (config_json(" " * 2**21), "'config.json' has 2,097,152 bytes of JSON"),
-    "broken JSON": (config_json("{"), "'config.json' is no JSON"),
-    "JSON list": (config_json("[]"), "'config.json' holds no JSON object"),
-    "endless number": (config_json('{"hidden_size": ' + "9" * 9999 + "}"), "is no JSON"),
+        "num_hidden_layers '1000000000' where '2' fits"),
+    "deep JSON": (config_json("[" * 100_000), NO_JSON),
+    "huge JSON": (config_json(" " * 2**21), NO_JSON),
+    "broken JSON": (config_json("{"), NO_JSON),
+    "JSON list": (config_json("[]"), NO_JSON),
+    "endless number": (config_json('{"hidden_size": ' + "9" * 9999 + "}"), NO_JSON),
 }  # fmt: skip
 
 
@@ -404,11 +423,6 @@ def test_hostile_and_broken_files_are_refused(name: str, tmp_path: Path, canary:
     assert not canary.exists()
 
 
-def test_each_kind_has_its_own_sentence() -> None:
-    assert len(HOSTILE) >= 20
-    assert len({words for _, words in HOSTILE.values()}) >= 50
-
-
 def test_the_canary_would_sing(tmp_path: Path, canary: Path) -> None:
     """Without the guard the same files do run: the test above can fail."""
     for make in (lambda c: Runs(builtins.eval, code(c)), restoring):
@@ -422,7 +436,7 @@ def test_the_canary_would_sing(tmp_path: Path, canary: Path) -> None:
 def test_checkpoints_of_runs_are_as_guarded(name: str, tmp_path: Path, canary: Path) -> None:
     write, words = HOSTILE[name]
     path = write(tmp_path, canary)
-    with pytest.raises(CheckpointError, match=f"not a whole checkpoint.*{words}"):
+    with pytest.raises(CheckpointError, match=words):
         load_checkpoint(path)
     assert not canary.exists()
 
@@ -488,7 +502,7 @@ def test_json_is_read_up_to_its_limit(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"a": 1}')
     assert read_json(path, 8) == {"a": 1}
-    with pytest.raises(CheckpointError, match="8 bytes of JSON where at most 7"):
+    with pytest.raises(CheckpointError, match="no JSON object of at most 7 bytes"):
         read_json(path, 7)
 
 

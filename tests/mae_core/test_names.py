@@ -266,18 +266,12 @@ def test_names_that_transformers_has_not_are_refused(extra: list[str], message: 
         official_from_huggingface(theirs | dict.fromkeys(extra, torch.zeros(3)))
 
 
-@pytest.mark.parametrize(
-    ("left_out", "message"),
-    [
-        (["key"], "'blocks.1.attn.qkv.weight' cannot be put together: its key is missing"),
-        (["query", "value"], "'blocks.1.attn.qkv.weight' .* its query and value is missing"),
-    ],
-)
-def test_a_part_of_query_key_and_value_is_refused(left_out: list[str], message: str) -> None:
+@pytest.mark.parametrize("left_out", [["key"], ["query", "value"]])
+def test_a_part_of_query_key_and_value_is_refused(left_out: list[str]) -> None:
     theirs = huggingface_from_official(official_state())
     for name in left_out:
         del theirs[f"vit.encoder.layer.1.attention.attention.{name}.weight"]
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match="value of 'blocks.1.attn.qkv.weight' are not all"):
         official_from_huggingface(theirs)
 
 

@@ -821,7 +821,7 @@ def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
         ("resume", "there is no checkpoint at"),
         ("batch", "batch_size 4 does not divide into 1 processes times 3"),
         ("init_from", "none.safetensors"),
-        ("out", "a part of its path is a file"),
+        ("out", "could not write .*that its folder is one"),
     ],
 )
 def test_what_cannot_work_is_said_before_pictures_are_packed(
