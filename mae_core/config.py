@@ -538,6 +538,22 @@ class DataConfig(Checked):
 
 
 @dataclass(frozen=True)
+class PackConfig(Checked):
+    """How `mae pack` packs images; the fields are those of `DataConfig` and `ModelConfig`."""
+
+    short_side: NotNegativeInt = DataConfig.short_side
+    max_unreadable: Share = DataConfig.max_unreadable
+    channels: Count = ModelConfig.in_chans
+    bands: tuple[Count, ...] = ()
+    range: str = DataConfig.range
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        DataConfig(short_side=self.short_side, range=self.range)
+        ModelConfig(in_chans=self.channels, bands=self.bands)
+
+
+@dataclass(frozen=True)
 class MaskConfig(Checked):
     """How masks are drawn, once for each step's batch.
 

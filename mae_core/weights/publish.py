@@ -298,7 +298,7 @@ def _upload(folder: Path, repo_id: str, *, private: bool, update: bool) -> str:
             raise HubError("there is no token; run `hf auth login`, or set HF_TOKEN to one")
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=update)
-    with _explained(repo_id, "; the repository is there by now, so try again with update=true"):
+    with _explained(repo_id, "; the repository is there by now, so try again with --update"):
         # What an earlier push wrote and this one does not would be other weights.
         stale = [*HUGGINGFACE_FILES, GRID_FILE] if update else None
         commit = api.upload_folder(
@@ -324,8 +324,7 @@ _SENTENCES = {
     401: "the hub does not know the token; make one that may write, and run `hf auth login`",
     403: "the token may not write there ({said}); use one of that owner that may",
     404: "the hub has no such owner or repository ({said}); check the name",
-    409: "there already is a repository of that name; give another, or update=true to go on top "
-    "of it",
+    409: "there already is a repository of that name; give another, or --update to go on top of it",
 }
 
 
