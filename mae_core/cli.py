@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mae_core.errors import ConfigError, MAEError, MaskError
 
 if TYPE_CHECKING:
-    from mae_core.evaluation.reconstruction import Summary
+    from mae_core.config import ModelConfig
     from mae_core.reconstruct import ReconstructionRequest
 
 # What the library takes, said here too so that `--help` does not wait for it; a test compares them.
@@ -180,7 +180,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read_mask(file: str, request: "ReconstructionRequest", config: Any) -> Any:
+def _read_mask(file: str, request: "ReconstructionRequest", config: "ModelConfig") -> Any:
     """(h, w) booleans, True = removed, from a file of the image's size or of the grid's."""
     import numpy as np
     from PIL import Image
@@ -240,7 +240,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     error of all of them. In JSON, null is what is not a number.
     """
     from mae_core.data.datasets import shown
-    from mae_core.evaluation.reconstruction import FittedImages, evaluate_reconstruction, summarize
+    from mae_core.evaluation.reconstruction import (
+        MAX_PSNR,
+        FittedImages,
+        evaluate_reconstruction,
+        summarize,
+    )
     from mae_core.reconstruct import Reconstructor
     from mae_core.weights.registry import load, weights_name
 
@@ -264,54 +269,41 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         "mask_ratio": arguments.mask_ratio, "strategy": arguments.strategy, "seed": arguments.seed,
         "fit": arguments.fit, "image_size": arguments.image_size or config.image_size,
     }  # fmt: skip
-    unreadable, methods = [shown(name) for name in images.unreadable], summarize(figures)
-    if not arguments.json:
-        print(", ".join(f"{key} {value}" for key, value in facts.items()))
-        if unreadable:
-            named = ", ".join(unreadable[:10]) + " …" * (len(unreadable) > 10)
-            counts = f"{len(images.names)} of {len(images)} images, {len(unreadable)} unreadable"
-            print(f"{counts}: {named}")
-        print("\n" + _table_of(methods))
+    unreadable = [shown(name) for name in images.unreadable]
+    methods: Mapping[str, Mapping[str, Any]] = summarize(figures)
+    if arguments.json:
+        rows: list[dict[str, Any]] = [{"file": shown(name)} for name in images.names]
+        for method, of in figures.items():
+            for i, row in enumerate(rows):
+                each = ((name, values[i]) for name, values in of.columns().items())
+                row[method] = {name: v if math.isfinite(v) else None for name, v in each}
+        report = {**facts, "unreadable": unreadable, "methods": methods, "rows": rows}
+        print(json.dumps(report, indent=2, default=dataclasses.asdict))
         return 0
-    columns = {method: of.columns() for method, of in figures.items()}
-    rows: list[dict[str, Any]] = []
-    for i, file in enumerate(images.names):
-        row = {
-            method: {
-                name: values[i] if math.isfinite(values[i]) else None for name, values in of.items()
-            }
-            for method, of in columns.items()
-        }
-        rows.append({"file": shown(file), **row})
-    not_finite = {
-        method: {name: sum(not math.isfinite(v) for v in values) for name, values in of.items()}
-        for method, of in columns.items()
-    }
-    report = {
-        **facts, "unreadable": unreadable, "methods": methods, "not_finite": not_finite,
-        "rows": rows,
-    }  # fmt: skip
-    print(json.dumps(report, indent=2, default=dataclasses.asdict))
+    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    if unreadable:
+        named = ", ".join(unreadable[:10]) + " …" * (len(unreadable) > 10)
+        counts = f"{len(images.names)} of {len(images)} images, {len(unreadable)} unreadable"
+        print(f"{counts}: {named}")
+    table = [["removed patches", "n", "loss", "PSNR (dB)", "SSIM", "pooled (dB)"]]
+    for method, summaries in methods.items():
+        cells = []
+        for name, digits in (("loss", 3), ("psnr", 2), ("ssim", 3)):
+            one = summaries.get(name)
+            cells.append(f"{one.mean:.{digits}f} ± {one.std:.{digits}f}" if one else "-")
+        psnr = summaries.get("psnr")
+        n, pooled = ("0", "-") if psnr is None else (str(psnr.n), f"{psnr.pooled:.2f}")
+        table.append([method, n, *cells, pooled])
+    print(f"\n{_table(table)}")
+    for method, summaries in methods.items():
+        if "psnr" in summaries and (capped := summaries["psnr"].capped):
+            print(f"{method}: {capped} images without error, taken as {MAX_PSNR:g} dB")
     return 0
 
 
-def _table_of(methods: Mapping[str, Mapping[str, "Summary"]]) -> str:
-    from mae_core.evaluation.reconstruction import MAX_PSNR, PSNRSummary
-
-    heads = ("loss", "PSNR (dB)", "SSIM", "pooled (dB)")
-    lines = [f"{'removed patches':<16}{'n':>7}" + "".join(f"{head:>16}" for head in heads)]
-    for method, summaries in methods.items():
-        n, cells = 0, []
-        for name, digits in (("loss", 3), ("psnr", 2), ("ssim", 3)):
-            of = summaries.get(name)
-            cells.append(f"{of.mean:.{digits}f} ± {of.std:.{digits}f}" if of else "-")
-        psnr = summaries.get("psnr")
-        if isinstance(psnr, PSNRSummary):
-            n, cells = psnr.n, [*cells, f"{psnr.pooled:.2f}"]
-        lines.append(f"{method:<16}{n:>7}" + "".join(f"{cell:>16}" for cell in cells))
-        if isinstance(psnr, PSNRSummary) and psnr.capped:
-            lines.append(f"  of which {psnr.capped} without error, taken as {MAX_PSNR:g} dB")
-    return "\n".join(lines)
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 # --- weights: info, convert, fetch, push
@@ -435,8 +427,12 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return 0
+    count = sum(tensor.numel() for tensor in weights.state.values())
     guess = f"; assumed {', '.join(assumed)}" if assumed else ""
-    print(f"read {arguments.source}: {weights.format}, {weights.kind}{guess}")
+    print(
+        f"read {arguments.source}: {weights.format}, {weights.kind}, {weights.dtype}, "
+        f"{count:,} parameters{guess}"
+    )
     lost = f"; it cannot say {', '.join(facts['cannot_say'])}" if facts["cannot_say"] else ""
     print(f"wrote {path}: {target}, {facts['bytes'] / 1e6:.1f} MB{lost}")
     print(f"open it with: {facts['open_with']}")
@@ -477,9 +473,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
         size = "about " * (one.bytes is None) + shown_bytes(one.expected_bytes)
         is_here = "yes" if here[name] else "no"
         table.append([name, size, is_here, one.kind, one.target, one.licence, one.summary])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        print("  ".join(map(str.ljust, row, widths)).rstrip())
+    print(_table(table))
     return 0
 
 
@@ -520,7 +514,9 @@ def _push(arguments: argparse.Namespace) -> int:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="`mae train` lists them")
-    parser.add_argument("fields", metavar="field=value", nargs="*", help="of `TrainConfig`")
+    parser.add_argument(
+        "fields", metavar="field=value", nargs="*", default=[], help="of `TrainConfig`"
+    )
     parser.add_argument("--config", metavar="FILE", help="config.yaml of a run, instead of RECIPE")
 
 
@@ -560,7 +556,9 @@ def _split(field: str) -> list[str]:
 def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="folder of images")
     parser.add_argument("out", metavar="OUT", help="folder for the pack")
-    parser.add_argument("fields", metavar="field=value", nargs="*", help="of `PackConfig`")
+    parser.add_argument(
+        "fields", metavar="field=value", nargs="*", default=[], help="of `PackConfig`"
+    )
 
 
 def _pack(arguments: argparse.Namespace) -> int:
