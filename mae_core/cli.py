@@ -269,7 +269,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         "mask_ratio": arguments.mask_ratio, "strategy": arguments.strategy, "seed": arguments.seed,
         "fit": arguments.fit, "image_size": arguments.image_size or config.image_size,
     }  # fmt: skip
-    unreadable = [shown(name) for name in images.unreadable]
     methods: Mapping[str, Mapping[str, Any]] = summarize(figures)
     if arguments.json:
         rows: list[dict[str, Any]] = [{"file": shown(name)} for name in images.names]
@@ -277,14 +276,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             for i, row in enumerate(rows):
                 each = ((name, values[i]) for name, values in of.columns().items())
                 row[method] = {name: v if math.isfinite(v) else None for name, v in each}
+        unreadable = [shown(name) for name in images.unreadable]
         report = {**facts, "unreadable": unreadable, "methods": methods, "rows": rows}
         print(json.dumps(report, indent=2, default=dataclasses.asdict))
         return 0
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
-    if unreadable:
-        named = ", ".join(unreadable[:10]) + " …" * (len(unreadable) > 10)
-        counts = f"{len(images.names)} of {len(images)} images, {len(unreadable)} unreadable"
-        print(f"{counts}: {named}")
     table = [["removed patches", "n", "loss", "PSNR (dB)", "SSIM", "pooled (dB)"]]
     for method, summaries in methods.items():
         cells = []
@@ -411,16 +407,9 @@ def _convert(arguments: argparse.Namespace) -> int:
     convert(weights, path, target, dtype=arguments.dtype, image_size=size)
     # Of a folder, or of a file and its `.data`, where ONNX keeps large tensors.
     files = [*path.iterdir()] if path.is_dir() else [path, path.with_name(path.name + ".data")]
-    assumed = [
-        f"{field}={getattr(weights.config, field)}"
-        for field, origin in weights.origins.items()
-        if origin == "assumed"
-        and (weights.kind == "autoencoder" or not field.startswith("decoder_"))
-        and getattr(weights.config, field) not in (None, ())
-    ]
     facts = {
         "read": arguments.source, "format": weights.format, "kind": weights.kind,
-        "assumed": assumed, "wrote": str(path), "to": target,
+        "wrote": str(path), "to": target,
         "bytes": sum(file.stat().st_size for file in files if file.exists()),
         "cannot_say": lost_in(weights, target), "open_with": opening_line(weights, path, target),
     }  # fmt: skip
@@ -428,11 +417,8 @@ def _convert(arguments: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=2))
         return 0
     count = sum(tensor.numel() for tensor in weights.state.values())
-    guess = f"; assumed {', '.join(assumed)}" if assumed else ""
-    print(
-        f"read {arguments.source}: {weights.format}, {weights.kind}, {weights.dtype}, "
-        f"{count:,} parameters{guess}"
-    )
+    told = f"{weights.format}, {weights.kind}, {weights.dtype}, {count:,} parameters"
+    print(f"read {arguments.source}: {told}")
     lost = f"; it cannot say {', '.join(facts['cannot_say'])}" if facts["cannot_say"] else ""
     print(f"wrote {path}: {target}, {facts['bytes'] / 1e6:.1f} MB{lost}")
     print(f"open it with: {facts['open_with']}")
@@ -514,9 +500,7 @@ def _push(arguments: argparse.Namespace) -> int:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="`mae train` lists them")
-    parser.add_argument(
-        "fields", metavar="field=value", nargs="*", default=[], help="of `TrainConfig`"
-    )
+    parser.add_argument("fields", metavar="field=value", nargs="*", default=[])
     parser.add_argument("--config", metavar="FILE", help="config.yaml of a run, instead of RECIPE")
 
 
@@ -556,9 +540,7 @@ def _split(field: str) -> list[str]:
 def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="folder of images")
     parser.add_argument("out", metavar="OUT", help="folder for the pack")
-    parser.add_argument(
-        "fields", metavar="field=value", nargs="*", default=[], help="of `PackConfig`"
-    )
+    parser.add_argument("fields", metavar="field=value", nargs="*", default=[])
 
 
 def _pack(arguments: argparse.Namespace) -> int:

@@ -223,8 +223,9 @@ def test_what_a_model_gets_wrong_is_null_and_counted(
 
 
 def test_files_that_cannot_be_read_are_counted_and_named(
-    weights: str, picture_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    weights: str, picture_folder: Path, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     odd = os.path.join(os.fsencode(picture_folder), b"caf\xe9\n.jpg")
     for name in (odd, os.fsencode(picture_folder / "a" / "cut.png")):
         with open(name, "wb") as file:
@@ -232,7 +233,8 @@ def test_files_that_cannot_be_read_are_counted_and_named(
     command = [weights, str(picture_folder), "--device", "cpu"]
     assert mae(["evaluate", *command]) == 0
     table = capsys.readouterr().out
-    assert "12 of 14 images, 2 unreadable: a/cut.png, caf\\xe9\\n.jpg\n" in table
+    assert "pictures 12, files 14" in table
+    assert all(f"skipped {name}: " in caplog.text for name in ("a/cut.png", "caf\\xe9\\n.jpg"))
     assert mae(["evaluate", *command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["unreadable"] == ["a/cut.png", "caf\\xe9\\n.jpg"]
