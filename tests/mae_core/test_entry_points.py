@@ -77,7 +77,7 @@ def test_reconstruct_takes_a_size_and_a_view(
         (["evaluate", "nothing", "tests"], "neither"),
         (["train", "quick"], "not a folder"),
         (["train", "fast"], "choose one of quick"),
-        (["train", "quick", "steps=0"], "at least 1"),
+        (["train", "quick", "steps=0"], "steps=0: Input should be"),
         (["pack", "missing", "out"], "not a folder"),
         (["push", "nothing", "me/x"], "not the folder of a run"),
         (["trian", "quick"], "mae has no command 'trian'; did you mean train?"),
@@ -103,7 +103,7 @@ def test_a_mistake_ends_a_process_in_one_line_and_status_2() -> None:
         capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: steps=0: a whole number of at least 1 is needed\n"
+    assert done.stderr == "error: steps=0: Input should be greater than or equal to 1\n"
 
 
 def test_help_names_every_command_and_what_the_library_takes(
