@@ -1,45 +1,570 @@
 """The command `mae`: one sub-command for each thing that people do with a model.
 
-    mae reconstruct IMAGE            four panels and their figures
-    mae train RECIPE field=value     a training run, started or gone on with
-    mae evaluate ...                 figures on a folder of images
-    mae info WEIGHTS                 what a file of weights is
-    mae convert WEIGHTS OUT          the same weights in another format
-    mae fetch WEIGHTS                published weights, to have them offline
-    mae pack FOLDER OUT              a folder of images, decoded once for training
-    mae push RUN USER/NAME           a run to the Hugging Face hub
-
-`mae COMMAND --help` says more. `python -m mae_core` is the same command.
+`mae COMMAND --help` shows its flags and examples; each is the docstring of a function below.
+`python -m mae_core` is the same command. Nothing heavy is imported before a sub-command runs.
 """
 
+import argparse
+import dataclasses
 import difflib
-import importlib
+import inspect
+import json
+import logging
+import math
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
-COMMANDS = ("train", "evaluate", "reconstruct", "convert", "info", "fetch", "pack", "push")
+from mae_core.errors import ConfigError, MAEError, MaskError
+
+if TYPE_CHECKING:
+    from mae_core.config import ModelConfig
+    from mae_core.reconstruct import ReconstructionRequest
+
+# What the library takes, said here too so that `--help` does not wait for it; a test compares them.
+STRATEGIES = ("random", "block", "grid")
+FITS = ("crop", "squash", "whole")
+VIEWS = ("estimated", "answer", "normalized")
+FORMATS = ("mae_core", "official", "huggingface", "timm", "onnx", "torch_export")
 
 
 def entry(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a sub-command and exit with its status: 2 and `error: …` for an `MAEError`."""
-    name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
-    if name in ("-h", "--help"):
-        print(__doc__)
-        sys.exit(0)
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        advice = f"did you mean {near[0]}?" if near else f"give one of {', '.join(COMMANDS)}"
-        print(f"error: mae has no command {name!r}; {advice}", file=sys.stderr)
-        sys.exit(2)
+    """Run the command in a process of its own, and end the process."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     # OpenMP's threads spin at each barrier until the last of them arrives. If another program
     # occupies a core, that one is not scheduled and the spinning wastes its time: a step takes
     # several times as long. libgomp reads this when torch is imported, so it is set before.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    main = importlib.import_module(f"mae_core.commands.{name}").main
-    end_process = importlib.import_module("mae_core.training.distributed").end_process
-    run_entry = importlib.import_module("mae_core.commands.entry").run_entry
-    run_entry(lambda: main(arguments), end_process)
-    raise AssertionError("run_entry ends the process")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("mae_core").setLevel(logging.INFO)
+    status = main(arguments)
+    if arguments[:1] == ["train"]:
+        from mae_core.training.distributed import end_process
+
+        end_process(status)
+    sys.exit(status)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a sub-command; the exit status is 2 after an `MAEError`, printed as `error: …`."""
+    try:
+        return mae(argv)
+    except MAEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT, as shells report it
+
+
+def mae(argv: Sequence[str]) -> int:
+    """Run a sub-command and return its exit status.
+
+    Raises:
+        MAEError: If the arguments or what they name cannot be used.
+    """
+    parser = _Parser(prog="mae", description="Masked autoencoders: reconstruct, train, measure.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for function, add_arguments in COMMANDS.items():
+        manual = inspect.getdoc(function) or ""
+        command = commands.add_parser(
+            function.__name__.removeprefix("_"), help=manual.partition(".\n")[0],
+            description=manual, formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        add_arguments(command)
+        command.set_defaults(function=function)
+    if argv and not argv[0].startswith("-") and argv[0] not in commands.choices:
+        near = difflib.get_close_matches(argv[0], commands.choices, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"give {', '.join(commands.choices)}"
+        raise ConfigError(f"mae has no command {argv[0]!r}; {advice}")
+    arguments = parser.parse_args(argv or ["--help"])
+
+    import torch
+
+    from mae_core.devices import choose_threads
+
+    torch.set_num_threads(choose_threads())
+    status: int = arguments.function(arguments)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}; give numbers such as 3,2,1") from error
+
+
+def _add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `reconstruct` and `evaluate` share."""
+    add = parser.add_argument
+    add("--mask-ratio", type=float, default=0.75, help="fraction removed, 0 to 1; 0.75")
+    add("--strategy", choices=STRATEGIES, default="random", help="of the mask; random")
+    add("--fit", choices=FITS, default="crop", help="how an image becomes a square; crop")
+    add("--image-size", type=int, metavar="PIXELS",
+        help="multiple of the patch side; the model's own if not given")  # fmt: skip
+    add("--bands", type=_numbers, default=(), metavar="N,N,N",
+        help="bands that are the model's channels; those of its training if not given")  # fmt: skip
+    add("--range", metavar="LOW,HIGH",
+        help="values of more than 8 bits that become black and white, auto or dtype; those of the "
+        "model's training if not given")  # fmt: skip
+    add("--device", default="auto", help="auto, cpu, cuda or mps")
+
+
+# --- reconstruct
+
+
+def _add_reconstruct(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("image", metavar="IMAGE", help="an image file")
+    add("--out", metavar="DIR", required=True, help="folder to write to")
+    add("--weights", metavar="W", help="name, file, folder of a run or USER/NAME; mae-tiny")
+    add("--seed", type=int, default=0, help="of the mask; 0")
+    add("--mask", metavar="FILE",
+        help="own mask, an image or .npy as large as IMAGE or the grid of patches: what is not "
+        "black or 0 is removed, a patch by its majority")  # fmt: skip
+    add("--view", choices=VIEWS, default="estimated",
+        help="of weights trained on normalised pixels: brightness and contrast estimated, the "
+        "original's (which uses the answer), or the bare prediction")  # fmt: skip
+    add("--show", type=_numbers, default=(), metavar="N,N,N",
+        help="channels of the model that the panels show as RGB, or one in grey")  # fmt: skip
+    _add_image_arguments(parser)
+
+
+def _reconstruct(arguments: argparse.Namespace) -> int:
+    """Rebuild an image: four panels and their figures.
+
+        mae reconstruct photo.jpg --mask-ratio 0.75 --seed 2 --out panels
+        mae reconstruct photo.jpg --weights runs/mine --mask drawn.png --out panels
+
+    It writes original.png, masked.png, reconstruction.png, pasted.png, panels.png and metrics.json.
+    """
+    import torch
+
+    from mae_core.photographs import read_file
+    from mae_core.reconstruct import ReconstructionRequest, Reconstructor
+    from mae_core.weights.registry import load, weights_name
+
+    # The image first: a mistyped name should not wait for the weights.
+    read_file(arguments.image, 1)
+    reconstructor = Reconstructor(
+        load(arguments.weights), weights_name(arguments.weights), device=arguments.device,
+        in_place=True,
+    )  # fmt: skip
+    request = ReconstructionRequest(
+        arguments.image, arguments.mask_ratio, arguments.seed, strategy=arguments.strategy,
+        fit=arguments.fit, image_size=arguments.image_size, view=arguments.view,
+        bands=arguments.bands, value_range=arguments.range,
+    )  # fmt: skip
+    if arguments.mask:
+        mask = _read_mask(arguments.mask, request, reconstructor.config)
+        request = dataclasses.replace(request, mask=mask)
+    torch.set_num_threads(reconstructor.threads_for([request]))
+    out = reconstructor(**vars(request))
+    out.save(arguments.out, arguments.show)
+    quality = "no PSNR in this view" if out.removed.any() else "nothing removed"
+    if out.psnr is not None:
+        told = ", told the answer's brightness and contrast" if out.view == "answer" else ""
+        quality = f"{out.psnr:.2f} dB on removed patches{told}"
+    print(
+        f"{out.visible} of {out.patches} patches seen, {quality}, "
+        f"{out.seconds * 1000:.0f} ms on {out.device}; wrote {arguments.out}"
+    )
+    return 0
+
+
+def _read_mask(file: str, request: "ReconstructionRequest", config: "ModelConfig") -> Any:
+    """(h, w) booleans, True = removed, from a file of the image's shape or of the grid's."""
+    import numpy as np
+    from PIL import Image
+
+    from mae_core.images import fit_image, open_image, size_of
+    from mae_core.reconstruct import open_fitted
+
+    try:
+        if file.endswith(".npy"):
+            values = np.load(file)
+        else:
+            with Image.open(file) as image:
+                values = np.asarray(image.convert("L"))
+    except (OSError, EOFError, ValueError, Image.DecompressionBombError) as error:
+        raise MaskError(f"the mask {file} cannot be read: {error}") from error
+    source: Any = request.image
+    bands, value_range = request.bands or config.bands, request.value_range or config.value_range
+    opened = open_image(source, config.in_chans, bands=bands, value_range=value_range or "auto")
+    fitted = open_fitted(
+        source, config, request.fit, request.image_size, request.bands, request.value_range
+    )
+    (width, height), side = size_of(opened), config.patch_size
+    columns, rows = (pixels // side for pixels in size_of(fitted))
+    if values.shape == (rows, columns):
+        return values != 0
+    # Large images are opened smaller than their file, so the aspect is compared.
+    if values.ndim != 2 or abs(values.shape[1] * height / width / values.shape[0] - 1) > 0.01:
+        raise MaskError(
+            f"the mask {file} has shape {values.shape}; give the image's, ({height}, {width}) as "
+            f"it is opened, or ({rows}, {columns}) as its patches"
+        )
+    drawn = Image.fromarray(np.where(values != 0, 255, 0).astype(np.uint8))
+    drawn = drawn.resize((width, height), Image.Resampling.BOX)
+    sides = {"image_size": request.image_size or config.image_size, "patch_size": side}
+    pixels = np.asarray(fit_image(drawn, request.fit, **sides))
+    return pixels.reshape(rows, side, columns, side).mean(axis=(1, 3)) > 127.5
+
+
+# --- evaluate
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("weights", metavar="WEIGHTS", help="name, file, folder of a run or USER/NAME")
+    add("folder", metavar="FOLDER", help="folder of images")
+    add("--seed", type=int, default=0, help="image i gets seed + i; 0")
+    _add_image_arguments(parser)
+    add("--no-baselines", dest="baselines", action="store_false", help="measure the model only")
+    add("--json", action="store_true", help="print JSON, with the figures of each image")
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    """Measure how well a model rebuilds the images of a folder.
+
+        mae evaluate mae-tiny IMAGES --mask-ratio 0.75 --seed 0
+        mae evaluate runs/mine IMAGES --strategy block --json
+
+    It prints loss, PSNR and SSIM of removed patches with their spread over the images, beside the
+    mean colour and OpenCV's Telea inpainting under the same masks. The model runs in float32, with
+    brightness and contrast estimated from visible patches where it predicts normalised pixels. PSNR
+    is the mean of the images' own, each at most 100 dB; pooled, it is that of the mean squared
+    error of all of them. In JSON, null is what is not a number.
+    """
+    from mae_core.data.datasets import shown
+    from mae_core.evaluation.reconstruction import (
+        MAX_PSNR,
+        FittedImages,
+        evaluate_reconstruction,
+        summarize,
+    )
+    from mae_core.reconstruct import Reconstructor
+    from mae_core.weights.registry import load, weights_name
+
+    # In the precision of every figure that is measured during training.
+    reconstructor = Reconstructor(
+        load(arguments.weights), weights_name(arguments.weights), device=arguments.device,
+        precision="float32", in_place=True,
+    )  # fmt: skip
+    config = reconstructor.config
+    images = FittedImages(
+        arguments.folder, config, arguments.fit, arguments.image_size, arguments.bands,
+        arguments.range,
+    )  # fmt: skip
+    figures = evaluate_reconstruction(
+        reconstructor.model, images, mask_ratio=arguments.mask_ratio, seed=arguments.seed,
+        strategy=arguments.strategy, baselines=arguments.baselines,
+    )  # fmt: skip
+    facts = {
+        "weights": reconstructor.name, "pictures": len(images.names), "files": len(images),
+        "device": str(reconstructor.device), "precision": reconstructor.precision,
+        "mask_ratio": arguments.mask_ratio, "strategy": arguments.strategy, "seed": arguments.seed,
+        "fit": arguments.fit, "image_size": arguments.image_size or config.image_size,
+    }  # fmt: skip
+    methods: Mapping[str, Mapping[str, Any]] = summarize(figures)
+    if arguments.json:
+        rows: list[dict[str, Any]] = [{"file": shown(name)} for name in images.names]
+        for method, of in figures.items():
+            for i, row in enumerate(rows):
+                each = ((name, values[i]) for name, values in of.items())
+                row[method] = {name: v if math.isfinite(v) else None for name, v in each}
+        report = {
+            **facts,
+            "unreadable": [shown(name) for name in images.unreadable],
+            "methods": {
+                method: {
+                    name: {key: value for key, value in vars(one).items() if value is not None}
+                    for name, one in summaries.items()
+                }
+                for method, summaries in methods.items()
+            },
+            "rows": rows,
+        }
+        print(json.dumps(report, indent=2))
+        return 0
+    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    table = [["removed patches", "n", "loss", "PSNR (dB)", "SSIM", "pooled (dB)"]]
+    for method, summaries in methods.items():
+        cells = []
+        for name, digits in (("loss", 3), ("psnr", 2), ("ssim", 3)):
+            one = summaries.get(name)
+            cells.append(f"{one.mean:.{digits}f} ± {one.std:.{digits}f}" if one else "-")
+        psnr = summaries.get("psnr")
+        n, pooled = ("0", "-") if psnr is None else (str(psnr.n), f"{psnr.pooled:.2f}")
+        table.append([method, n, *cells, pooled])
+    print(f"\n{_table(table)}")
+    for method, summaries in methods.items():
+        if "psnr" in summaries and (capped := summaries["psnr"].capped):
+            print(f"{method}: {capped} images without error, taken as {MAX_PSNR:g} dB")
+    return 0
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+# --- weights: info, convert, fetch, push
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("weights", metavar="WEIGHTS", help="name, file, folder or USER/NAME")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    """Say what weights are and what they can be used for.
+
+        mae info mae_pretrain_vit_base.pth
+        mae info runs/mine --json
+
+    Weights that are not on this machine are described as far as the manifest knows them; nothing
+    is fetched. In brackets is where a fact comes from.
+    """
+    from mae_core.weights.info import as_lines, describe
+
+    facts = describe(arguments.weights)
+    print(json.dumps(facts, indent=2) if arguments.json else "\n".join(as_lines(facts)))
+    return 0
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="SRC", help="name, file, folder or USER/NAME, in any format that opens")
+    add("destination", metavar="DST", help="file or folder to write; not there yet")
+    add("--to", required=True, choices=FORMATS, help="the format to write")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
+        help="number format; float32")  # fmt: skip
+    add("--image-size", type=int, nargs=2, metavar=("H", "W"),
+        help="pixels that a graph takes; the model's own if not given")  # fmt: skip
+    add("--json", action="store_true", help="print JSON")
+    add = parser.add_argument_group("what some files do not tell of themselves").add_argument
+    add("--num-heads", type=int, metavar="N", help="of the encoder")
+    add("--decoder-num-heads", type=int, metavar="N", help="of the decoder")
+    add("--norm-pix", action=argparse.BooleanOptionalAction,
+        help="whether the target was normalised per patch")  # fmt: skip
+    add("--layer-norm-eps", type=float, metavar="E", help="epsilon of LayerNorms")
+    add("--grid", type=int, nargs=2, metavar=("H", "W"),
+        help="patches of position tables that are neither sin-cos nor square")  # fmt: skip
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    """Write weights in another format.
+
+        mae convert mae_visualize_vit_large.pth mae-large --to huggingface
+        mae convert mae-tiny encoder.safetensors --to timm
+        mae convert runs/flowers flowers.onnx --to onnx
+
+    The tensors are the same bit for bit, but for --dtype. Formats:
+
+        mae_core      a .safetensors file that knows its own shape and training
+        official      a .pth file as the paper's authors publish them
+        huggingface   a folder for transformers' ViTMAE, versions 4 and 5
+        timm          the encoder or classifier for timm: .safetensors, .pth or .bin
+        onnx          a .onnx graph of encoder and decoder, the mask an input
+        torch_export  the same as a .pt2 program of torch.export
+    """
+    from mae_core.weights.export import check_destination, convert, lost_in, opening_line
+    from mae_core.weights.formats import Hints
+    from mae_core.weights.registry import read_weights
+
+    path, target = Path(arguments.destination), arguments.to
+    size = arguments.image_size and tuple(arguments.image_size)
+    check_destination(path, target, dtype=arguments.dtype, image_size=size)
+    hints = Hints(
+        num_heads=arguments.num_heads, decoder_num_heads=arguments.decoder_num_heads,
+        norm_pix=arguments.norm_pix, layer_norm_eps=arguments.layer_norm_eps,
+        grid=arguments.grid and tuple(arguments.grid),
+    )  # fmt: skip
+    weights = read_weights(arguments.source, hints=None if hints == Hints() else hints)
+    convert(weights, path, target, dtype=arguments.dtype, image_size=size)
+    facts = {
+        "read": arguments.source, "format": weights.format, "kind": weights.kind,
+        "wrote": str(path), "to": target, "cannot_say": lost_in(weights, target),
+        "open_with": opening_line(weights, path, target),
+    }  # fmt: skip
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    count = sum(tensor.numel() for tensor in weights.state.values())
+    print(
+        f"read {arguments.source}: {weights.format}, {weights.kind}, {weights.dtype}, "
+        f"{count:,} parameters"
+    )
+    said = ", the encoder alone" if target == "timm" and weights.kind == "autoencoder" else ""
+    if facts["cannot_say"]:
+        said += f"; it cannot say {', '.join(facts['cannot_say'])}: who opens it has to know"
+    print(f"wrote {path}: {target}{said}")
+    print(f"open it with: {facts['open_with']}")
+    return 0
+
+
+def _add_fetch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of the table, or USER/NAME")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    """Fetch published weights, to have them offline; without a name, list them.
+
+        mae fetch
+        mae fetch mae-large-visualize
+        mae fetch USER/NAME
+
+    Files go to the caches of torch.hub (TORCH_HOME) and huggingface_hub (HF_HOME); what is there is
+    not fetched again, and what is left of a file comes next time. The token of private
+    repositories is that of `hf auth login` or HF_TOKEN. HF_HUB_OFFLINE=1 forbids the network.
+    """
+    from mae_core.weights.hub import shown_bytes
+    from mae_core.weights.registry import find, list_weights, locate
+
+    if arguments.names:
+        paths = {name: str(locate(name)) for name in arguments.names}
+        print(json.dumps(paths, indent=2) if arguments.json else "\n".join(paths.values()))
+        return 0
+    here = {name: find(name) is not None for name in list_weights()}
+    if arguments.json:
+        entries = list_weights().values()
+        rows = [dataclasses.asdict(one) | {"here": here[one.name]} for one in entries]
+        print(json.dumps(rows, indent=2))
+        return 0
+    table = [["name", "size", "here", "holds", "predicts", "licence", "what it is"]]
+    for name, one in list_weights().items():
+        size = "about " * (one.bytes is None) + shown_bytes(one.expected_bytes)
+        is_here = "yes" if here[name] else "no"
+        table.append([name, size, is_here, one.kind, one.target, one.licence, one.summary])
+    print(_table(table))
+    return 0
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", metavar="RUN", type=Path, help="folder of a finished run")
+    add("repo", metavar="USER/NAME", help="repository on the hub")
+    add("--private", action="store_true", help="only you can see it")
+    add("--license", default="unknown", help="as the hub names it, such as apache-2.0")
+    add("--update", action="store_true", help="go on top of what is already there")
+    add("--dry-run", action="store_true", help="write to RUN/hub and send nothing")
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    """Upload a finished run to the Hugging Face hub.
+
+        mae push runs/flowers me/flowers --dry-run
+        mae push runs/flowers me/flowers --private --license apache-2.0
+
+    One commit brings the weights in our format and in transformers', a model card and the last grid
+    of reconstructions, which shows some of the run's images: look at the dry run first. The token
+    is that of `hf auth login` or HF_TOKEN.
+    """
+    from mae_core.weights.publish import push
+
+    address = push(
+        arguments.run, arguments.repo, license_name=arguments.license, private=arguments.private,
+        update=arguments.update, dry_run=arguments.dry_run,
+    )  # fmt: skip
+    print(f"wrote {address}; nothing was sent" if arguments.dry_run else f"uploaded {address}")
+    return 0
+
+
+# --- runs: train, pack
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="`mae train` lists them")
+    parser.add_argument("fields", metavar="field=value", nargs="*", default=[])
+    parser.add_argument("--config", metavar="FILE", help="config.yaml of a run, instead of RECIPE")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    """Train a masked autoencoder; the same command again goes on where a stopped run ended.
+
+        mae train quick data=PICTURES
+        mae train quick data=PICTURES data.holdout=OTHERS steps=4000
+        mae train --config runs/quick/config.yaml out=runs/again
+        torchrun --nproc-per-node 8 -m mae_core.train base data.pack=PACK
+
+    Recipes are functions in `recipes.py`; every field of `TrainConfig` can be changed. The run's
+    folder (`out=`) receives config.yaml, metrics.jsonl, checkpoint.pt, images in reconstructions/,
+    and at the end weights.safetensors and report.html. Ctrl-C and SIGTERM save before they end it.
+    """
+    from mae_core.recipes import RECIPES
+    from mae_core.training.train import train
+
+    recipe, fields = arguments.recipe, arguments.fields
+    if arguments.config:
+        recipe, fields = Path(arguments.config), [*filter(None, [recipe]), *fields]
+    elif not recipe:
+        print("usage: mae train RECIPE [field=value ...]\n\nrecipes:")
+        for name, make in RECIPES.items():
+            print(f"  {name:<14} {(make.__doc__ or '').splitlines()[0]}")
+        return 0
+    run = train(recipe, **dict(_split(field) for field in fields))
+    return 128 + run.stopped_by if run.stopped_by else 0
+
+
+def _split(field: str) -> list[str]:
+    if "=" not in field:
+        raise ConfigError(f"{field!r} is not of the form field=value, such as epochs=20")
+    return field.split("=", 1)
+
+
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="folder of images")
+    parser.add_argument("out", metavar="OUT", help="folder for the pack")
+    parser.add_argument("fields", metavar="field=value", nargs="*", default=[])
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    """Pack a folder of images, decoded once for training with data.pack=OUT.
+
+        mae pack IMAGES packs/mine
+        mae pack IMAGES packs/mine short_side=160
+
+    Fields: `short_side=256`, the most pixels that an image keeps on its shorter side, 0 for all;
+    `max_unreadable=0.05`, the largest share of unreadable files; and for measurements `channels=3`,
+    `bands=3,2,1` and `range=auto`, which `DataConfig` explains. Images of `data.holdout` in the
+    pack are left out of training, told by the hashes of their files. Packing again does nothing
+    unless a file came, went or changed.
+    """
+    from mae_core.config import PackConfig, with_overrides
+    from mae_core.data.datasets import ImageReader, find_images
+    from mae_core.data.pack import pack_folder
+
+    folder, out = arguments.folder, arguments.out
+    config = with_overrides(PackConfig(), arguments.fields)
+    reader = ImageReader(config.channels, config.bands, config.range, config.short_side)
+    found = reader.find_range(find_images(folder, quiet=True))
+    reader = dataclasses.replace(reader, value_range=found or config.range)
+    pack = pack_folder(folder, out, reader=reader, max_unreadable=config.max_unreadable)
+    print(
+        f"{len(pack)} images, {pack.pixels.nbytes / 1e6:.0f} MB in {out}; "
+        f"train on them with data.pack={out}"
+    )
+    return 0
+
+
+# A sub-command's function, whose docstring is its help, and what adds its arguments.
+COMMANDS = {
+    _reconstruct: _add_reconstruct,
+    _train: _add_train,
+    _evaluate: _add_evaluate,
+    _info: _add_info,
+    _convert: _add_convert,
+    _fetch: _add_fetch,
+    _pack: _add_pack,
+    _push: _add_push,
+}

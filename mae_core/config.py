@@ -1,30 +1,27 @@
 """Configuration as plain frozen data: a model, a training run.
 
 `ModelConfig` describes a masked autoencoder, `PRESETS` names five of them, and `TrainConfig` is a
-whole run. Any frozen dataclass goes to and from plain data (`to_dict`, `from_dict`) and files
-(`save_yaml`, `load_yaml`), and takes `field.path=value` changes from a command line
-(`with_overrides`).
+whole run. They go to and from plain data (`to_dict`, `from_dict`) and files (`save_yaml`,
+`load_yaml`), and take `field.path=value` changes from a command line (`with_overrides`). pydantic
+checks each field by its annotation.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import functools
 import json
 import logging
-import numbers
 import re
 import reprlib
-import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from mae_core.errors import ConfigError
 from mae_core.measurements import as_value_range
@@ -40,8 +37,8 @@ SOURCES = ("folder", "pack", "hub", "shards")
 # a model without them is the same as before they existed.
 _OPTIONAL = ("decoder_mlp_ratio", "grid", "bands", "value_range")
 
-# Fields of earlier versions, which changed nothing in a model. Files that have them still open.
-_REMOVED = ("shard", "tensorboard")
+# Part and field of earlier versions, which changed nothing in a model; files with them still open.
+_REMOVED = (("", "tensorboard"), ("system", "shard"))
 
 # The second field of each pair counts only where the first is 0. A command line that gives the
 # second alone sets the first, which a recipe may have, to 0.
@@ -51,9 +48,71 @@ _PREFERRED = (
     ("optim.lr", "optim.base_lr"),
 )
 
+_CHECKS = ConfigDict(extra="forbid", allow_inf_nan=False)
+
 _log = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
+
+Count = Annotated[int, Ge(1)]
+NotNegativeInt = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+PositiveShare = Annotated[float, Gt(0), Le(1)]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Base of the configurations: each field gets the type and bounds of its annotation."""
+
+    __pydantic_config__ = _CHECKS
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            object.__setattr__(self, name, _validated(hint, getattr(self, name), name))
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=None if dataclasses.is_dataclass(hint) else _CHECKS)
+
+
+def _validated(hint: Any, value: Any, path: str = "") -> Any:
+    """`value` as the annotated type, or a ConfigError with pydantic's sentence."""
+    try:
+        return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+    place = ".".join(str(part)[:60] for part in wrong["loc"])
+    if wrong["type"] == "unexpected_keyword_argument" and dataclasses.is_dataclass(hint):
+        raise ConfigError(_no_field(hint, place))
+    path = ".".join(filter(None, (path, place)))
+    raise ConfigError(f"{path}={reprlib.repr(wrong['input'])}: {wrong['msg']}")
+
+
+def _fields(cls: Any, prefix: str = "") -> dict[str, Any]:
+    """Annotations by dotted names: of each field, and of the fields of its parts."""
+    fields = {}
+    for name, hint in _hints(cls).items():
+        fields[prefix + name] = hint
+        if dataclasses.is_dataclass(hint):
+            fields |= _fields(hint, f"{prefix}{name}.")
+    return fields
+
+
+def _no_field(cls: Any, path: str) -> str:
+    fields, (parent, dot, last) = list(_fields(cls)), path.rpartition(".")
+    names = [field.rpartition(".")[2] for field in fields if field.rpartition(".")[0] == parent]
+    near = [field for field in fields if field.endswith(f".{last}")]
+    near = near or [parent + dot + name for name in difflib.get_close_matches(last, names)]
+    told = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names or fields)}"
+    return f"{cls.__name__} has no field {path}; {told}"
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -68,7 +127,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """Build a frozen dataclass from plain data, as `to_dict` wrote it, now or in earlier versions.
+    """Build a config from plain data, as `to_dict` wrote it, now or in earlier versions.
 
     Fields that are left out have their defaults. A model may be given by the name of a preset.
 
@@ -76,17 +135,18 @@ def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
         ConfigError: If a field is unknown, a value has the wrong type, or the fields do not go
             together.
     """
-    return _build(cls, values, "")
+    values = {name: dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}
+    for part, name in _REMOVED:
+        fields = values.get(part) if part else values
+        if isinstance(fields, dict) and (value := fields.pop(name, None)):
+            path = f"{part}.{name}".strip(".")
+            _log.warning("%s=%s of an earlier version is left out", path, value)
+    config: Config = _validated(cls, values)
+    return config
 
 
 def save_yaml(config: Any, path: str | Path, **extra: Any) -> None:
-    """Write a frozen dataclass as YAML, which `load_yaml` reads.
-
-    Args:
-        config: The dataclass.
-        path: The file.
-        extra: Written before the fields. `load_yaml` passes over `recipe` alone.
-    """
+    """Write a config as YAML, after the `extra` entries; `load_yaml` reads it."""
     text = yaml.safe_dump(
         {**extra, **to_dict(config)}, sort_keys=False, default_flow_style=None, width=100
     )
@@ -94,32 +154,24 @@ def save_yaml(config: Any, path: str | Path, **extra: Any) -> None:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The entries of a YAML file, or of the `config.json` of an earlier version.
-
-    Raises:
-        ConfigError: If the file cannot be read or is not YAML.
-    """
+    """The entries of a YAML file, or of the `config.json` of an earlier version."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         is_json = Path(path).suffix == ".json"
         values = json.loads(text) if is_json else _YamlLoader(text).get_single_data()
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} cannot be read: {reason}") from error
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no fields; write lines such as steps: 1000")
     return values
 
 
 def load_yaml(cls: type[Config], path: str | Path) -> Config:
-    """Read a frozen dataclass from what `read_yaml` takes; an entry `recipe` is passed over.
-
-    Raises:
-        ConfigError: As of `read_yaml` and `from_dict`.
-    """
+    """Read a config from what `read_yaml` takes; an entry `recipe` is passed over."""
     values = read_yaml(path)
+    values.pop("recipe", None)
     try:
-        return from_dict(cls, {name: values[name] for name in values if name != "recipe"})
+        return from_dict(cls, values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -139,179 +191,50 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
 
     A value is read as JSON, or as it stands where it is no JSON or the field takes text. Lists
     need no brackets, one number where two are needed is both of them, and a whole number may
-    be written as 1e5. `model=base` is the preset. The config is checked once all changes are made,
-    so fields that hang together may be given in any order.
+    be written as 1e5. `model=base` is the preset. Fields that hang together may be given in any
+    order, as the whole is checked at the end.
 
     Raises:
-        ConfigError: If a text has no `=`, a field is unknown, a value has the wrong type or
-            the changed fields do not go together.
+        ConfigError: If a field is unknown, or a value or the whole is not allowed.
     """
     given = {text.partition("=")[0] for text in overrides}
     if isinstance(config, TrainConfig):
         aside = [first for first, other in _PREFERRED if other in given and first not in given]
         overrides = [*overrides, *(f"{name}=0" for name in aside)]
-    values = to_dict(config)
+    hints, values = _fields(type(config)), to_dict(config)
     for text in overrides:
         path, separator, value = text.partition("=")
         if not separator or not path:
             raise ConfigError(f"{text!r} is not of the form field=value, such as epochs=20")
-        _set_field(values, type(config), path, value)
+        if path not in hints:
+            raise ConfigError(_no_field(type(config), path))
+        *parents, last = path.split(".")
+        fields = values
+        for name in parents:
+            fields = fields[name]
+        read = _validated(hints[path], _read(hints[path], value), path)
+        fields[last] = to_dict(read) if dataclasses.is_dataclass(read) else read
     return from_dict(type(config), values)
-
-
-def _set_field(values: dict[str, Any], cls: type, path: str, text: str) -> None:
-    """Change the entry of `values`, the plain data of a `cls`, that the path leads to."""
-    *parents, last = path.split(".")
-    for name in parents:
-        hint = _hint_of(cls, name)
-        if not _is_config(hint):
-            raise ConfigError(f"{path!r}: {name} has no fields of its own")
-        cls, values = hint, values[name]
-    hint = _hint_of(cls, last)
-    value = _checked(hint, _read(hint, text), path)
-    values[last] = to_dict(value) if _is_config(value) else value
 
 
 def _read(hint: Any, text: str) -> Any:
     """A value from a command line."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = {"True": True, "False": False, "None": None}.get(text, text)
-    if hint is str and not isinstance(value, str):
+    if hint is str:
         return text  # a folder called 007 or 1e3
-    if typing.get_origin(hint) is tuple:
-        items = typing.get_args(hint)
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                return json.loads(f"[{text}]")
-        elif isinstance(value, int | float):
-            return [value] * (1 if Ellipsis in items else len(items))
-    return value
-
-
-def _build(cls: type[Config], values: Mapping[str, Any], path: str) -> Config:
-    fields = {}
-    for name, value in values.items():
-        if name in _REMOVED and name not in _hints(cls):
-            if value:
-                _log.warning("%s%s=%s of an earlier version is left out", path, name, value)
-            continue
-        fields[name] = _checked(_hint_of(cls, name), value, f"{path}{name}")
-    return cls(**fields)
-
-
-def _checked(hint: Any, value: Any, path: str) -> Any:
-    """`value` as the annotated type, or a ConfigError that says what the field takes."""
+    is_list = typing.get_origin(hint) is tuple
+    try:
+        value = json.loads(f"[{text}]" if is_list and not text.startswith("[") else text)
+    except ValueError:
+        return {"None": None}.get(text, text)
     items = typing.get_args(hint)
-    if _is_config(hint):
-        if isinstance(value, hint):
-            return value
-        if isinstance(value, Mapping):
-            return _build(hint, value, f"{path}.")
-        if hint is ModelConfig and isinstance(value, str):
-            return preset(value)
-    elif items and _is_config(items[0]):
-        if isinstance(value, list | tuple):
-            return tuple(_checked(items[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-    else:
-        with contextlib.suppress(ValidationError, RecursionError):
-            return _adapter(hint).validate_python(_plain(value))
-    raise ConfigError(f"{path}={reprlib.repr(value)}: {_wanted(hint)} is needed")
-
-
-@functools.cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False))
-
-
-def _wanted(hint: Any) -> str:
-    """What a field takes, in words."""
-    words = {
-        bool: "true or false", int: "a whole number", float: "a finite number",
-        str: "text (in quotes)", types.NoneType: "null",
-    }  # fmt: skip
-    bounds = {Ge: "of at least {0.ge}", Gt: "above {0.gt}", Le: "up to {0.le}", Lt: "below {0.lt}"}
-    origin, items = typing.get_origin(hint), typing.get_args(hint)
-    if hint in words:
-        return words[hint]
-    if origin is Annotated:
-        told = [bounds[type(bound)].format(bound) for bound in hint.__metadata__]
-        return f"{_wanted(items[0])} {' and '.join(told)}"
-    if origin is Literal:
-        return f"one of {', '.join(items)}"
-    if origin is tuple:
-        length = "" if Ellipsis in items else f" of {len(items)}"
-        return f"a list{length}, each {_wanted(items[0])},"
-    if items:
-        return " or ".join(_wanted(item) for item in items)
-    return f"a mapping of fields of {hint.__name__}"
-
-
-def _hint_of(cls: type, name: str) -> Any:
-    """The type of a field, or a ConfigError that says which fields there are."""
-    hints = _hints(cls)
-    if name in hints:
-        return hints[name]
-    paths = list(_paths(cls))
-    near = [path for path in paths if path.endswith(f".{name}")]
-    near = near or difflib.get_close_matches(str(name), paths)
-    told = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(hints)}"
-    raise ConfigError(f"{cls.__name__} has no field {str(name)[:60]}; {told}")
-
-
-def _paths(cls: type) -> Iterator[str]:
-    for name, hint in _hints(cls).items():
-        yield name
-        if _is_config(hint):
-            yield from (f"{name}.{path}" for path in _paths(hint))
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls, include_extras=True)
-
-
-def _is_config(hint: Any) -> bool:
-    return dataclasses.is_dataclass(hint)
-
-
-def _plain(value: Any) -> Any:
-    """Lists as tuples, and Python's own numbers, whole ones as integers."""
-    if isinstance(value, list | tuple):
-        return tuple(_plain(item) for item in value)
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return int(value)
-    if isinstance(value, numbers.Real) and not isinstance(value, int):
-        value = float(value)
-        return int(value) if value.is_integer() else value
-    return value
-
-
-Count = Annotated[int, Ge(1)]
-NotNegativeInt = Annotated[int, Ge(0)]
-Positive = Annotated[float, Gt(0)]
-NotNegative = Annotated[float, Ge(0)]
-Share = Annotated[float, Ge(0), Le(1)]
-PositiveShare = Annotated[float, Gt(0), Le(1)]
-
-
-@dataclass(frozen=True)
-class Checked:
-    """Base of the configurations: each field has the type and bounds of its annotation.
-
-    Lists become tuples and numpy's numbers Python's own, for JSON and torch take no others.
-    """
-
-    def __post_init__(self) -> None:
-        for name, hint in _hints(type(self)).items():
-            object.__setattr__(self, name, _checked(hint, getattr(self, name), name))
+    return value * len(items) if is_list and len(value) == 1 and Ellipsis not in items else value
 
 
 def _check_width(name: str, width: int, heads: int) -> None:
-    if width % heads:
-        raise ConfigError(f"{name} {width} does not divide into {heads} heads; pick a multiple")
-    if width % 4:
-        raise ConfigError(f"{name} {width} is not a multiple of 4, as sin-cos positions need")
+    if width % heads or width % 4:
+        raise ConfigError(
+            f"{name} {width} does not divide into {heads} heads and by 4; pick a multiple of both"
+        )
 
 
 def _check_order(path: str, pair: tuple[float, float]) -> None:
@@ -324,8 +247,8 @@ class ModelConfig(Checked):
     """A masked autoencoder's shape (He et al. 2022, section 3 and A.1).
 
     Attributes:
-        image_size: Side in pixels of the square grid that the position tables are made for, or
-            the shorter side of `grid`; other sizes resample them.
+        image_size: Side in pixels of the square grid of the position tables, or the shorter side of
+            `grid`; other sizes resample them.
         patch_size: Side of a patch in pixels; divides `image_size`.
         in_chans: Channels of an image.
         embed_dim: Encoder width D; a multiple of 4 and of `num_heads`.
@@ -337,18 +260,18 @@ class ModelConfig(Checked):
         mlp_ratio: Hidden width of a block's MLP over its width.
         decoder_mlp_ratio: The same of the decoder; None is the encoder's.
         norm_pix: Whether the target is each patch normalised by its own mean and deviation.
-        pca_components: Where above 0, the target is this many leading principal components of
-            a patch instead of its pixels (He et al. 2022, table 1d); not with `norm_pix`.
-        encoder_mask_tokens: Whether the encoder sees a mask token in place of each removed
-            patch, instead of the visible patches only (He et al. 2022, table 1c).
+        pca_components: Above 0, the target is this many principal components of a patch instead of
+            its pixels (table 1d); not with `norm_pix`.
+        encoder_mask_tokens: Whether the encoder sees a mask token for each removed patch, instead
+            of visible patches only (table 1c).
         layer_norm_eps: Epsilon of every LayerNorm.
-        mean: Channel means that images are normalised with, in 0..1. ImageNet's for three
-            channels; for others 0.5, and training measures them, unless they are given.
-        std: Channel deviations that images are normalised with, in 0..1; likewise.
-        bands: Which bands of an image the channels are, numbered from 1; all if empty.
-        value_range: The values, of images of more than 8 bits, that become 0 and 1: one pair, or
-            one a channel. None for photographs.
-        grid: (h, w) patches that the position tables are made for; None is the square one.
+        mean: Channel means of normalisation, in 0..1. ImageNet's for three channels; for others
+            0.5, and training measures them, unless they are given.
+        std: Channel deviations of normalisation, in 0..1; likewise.
+        bands: Bands of an image that are the channels, numbered from 1; all if empty.
+        value_range: Values, of images of more than 8 bits, that become 0 and 1: one pair, or one a
+            channel. None for photographs.
+        grid: (h, w) patches of the position tables; None is the square one.
     """
 
     image_size: Count = 224
@@ -371,6 +294,11 @@ class ModelConfig(Checked):
     bands: tuple[Count, ...] = ()
     value_range: tuple[tuple[float, float], ...] | None = None
     grid: tuple[Count, Count] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_preset(cls, value: Any) -> Any:
+        return vars(preset(value)) if isinstance(value, str) else value
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -450,11 +378,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """The named model.
-
-    Raises:
-        ConfigError: If no preset has that name.
-    """
+    """The model of that name in `PRESETS`."""
     if name not in PRESETS:
         raise ConfigError(f"no preset is called {name!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
@@ -467,38 +391,33 @@ class DataConfig(Checked):
     One of `folder`, `pack`, `hub` and `shards` names the source.
 
     Attributes:
-        folder: Folder of training images, searched through all its subfolders; links are
-            followed, hidden files and folders are not looked into.
+        folder: Folder of images, searched with all folders in it; hidden ones are not looked into.
         pack: Pack of images, as `mae pack` makes it.
         hub: Name of a Hugging Face data set, streamed; needs the `datasets` package.
-        shards: WebDataset tar files, streamed: a path or address with `{000..099}` for many;
-            needs the `datasets` package.
+        shards: WebDataset tar files, streamed: a path or address with `{000..099}` for many; needs
+            the `datasets` package.
         split: Part of the `hub` data set.
         column: Where the images are in the `hub` data set.
-        holdout: Folder of images to measure on and never train on; none if empty. It may lie
-            inside `folder`, or link to its files.
+        holdout: Folder of images to measure on and never train on; none if empty. It may lie inside
+            `folder`, or link to its files.
         cache: Folder for the packed images; inside the run's folder if empty.
-        decode: A folder's images are decoded `once` into a pack, or in each `epoch`, which
-            needs no space on the disk but more of the processor.
-        bands: Which bands of the images are the model's channels, numbered from 1; all if empty.
-        range: The values, of images of more than 8 bits, that become black and white: `auto` for
-            the percentiles of the data set, or the full range of its number format if more than
-            half of that is used (see `find_value_range`); `dtype` for the full range; or
-            `LOW,HIGH`.
-        short_side: Images are kept with their shorter side at most this many pixels; 0 for as
-            they are.
+        decode: A folder's images are decoded `once` into a pack, or in each `epoch`, which needs no
+            space on the disk but more of the processor.
+        bands: Bands of the images that are the model's channels, numbered from 1; all if empty.
+        range: Values, of images of more than 8 bits, that become black and white: `auto` (see
+            `find_value_range`), `dtype` for the full range of the number format, or `LOW,HIGH`.
+        short_side: Pixels that images keep on their shorter side at most; 0 for all of them.
         max_unreadable: Largest share of unreadable files, 0..1; above it the run stops.
-        crop: `random` is RandomResizedCrop; `fixed` a window of seven eighths of the image's
-            shorter side at a random place; `centre` the same square every time (He et al.
-            2022, table 1e).
+        crop: `random` is RandomResizedCrop; `fixed` a window of seven eighths of the shorter side
+            at a random place; `centre` the same square every time (He et al. 2022, table 1e).
         crop_area: Smallest and largest share of the image's area in a `random` crop.
         crop_aspect: Smallest and largest width over height of a `random` crop.
         flip: Whether half of the crops are mirrored.
-        color_jitter: Brightness, contrast and saturation are each multiplied by a factor drawn
-            from 1 - this to 1 + this; 0..1.
+        color_jitter: Brightness, contrast and saturation are each multiplied by a factor of
+            1 - this to 1 + this; 0..1.
         workers: Threads that decode and crop.
-        resident: Whether a pack is copied to the GPU as a whole and cropped there, if it takes
-            at most half of the memory that is free when the run starts.
+        resident: Whether a pack is copied to the GPU as a whole and cropped there, if it takes at
+            most half of the memory that is free when the run starts.
     """
 
     folder: str = ""
@@ -538,6 +457,22 @@ class DataConfig(Checked):
 
 
 @dataclass(frozen=True)
+class PackConfig(Checked):
+    """How `mae pack` packs images; the fields are those of `DataConfig` and `ModelConfig`."""
+
+    short_side: NotNegativeInt = DataConfig.short_side
+    max_unreadable: Share = DataConfig.max_unreadable
+    channels: Count = ModelConfig.in_chans
+    bands: tuple[Count, ...] = ()
+    range: str = DataConfig.range
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        DataConfig(short_side=self.short_side, range=self.range)
+        ModelConfig(in_chans=self.channels, bands=self.bands)
+
+
+@dataclass(frozen=True)
 class MaskConfig(Checked):
     """How masks are drawn, once for each step's batch.
 
@@ -567,8 +502,8 @@ class OptimConfig(Checked):
 
     Attributes:
         name: `adamw`, or `muon` for the blocks' matrices with AdamW for the rest.
-        lr: Peak learning rate, as is. Where it is 0, the peak is base_lr * batch_size / 256;
-            `base_lr=` on a command line sets the `lr` of a recipe to 0.
+        lr: Peak learning rate. Where it is 0, the peak is base_lr * batch_size / 256; `base_lr=` on
+            a command line sets the `lr` of a recipe to 0.
         base_lr: Peak learning rate of a batch of 256; not looked at where `lr` is above 0.
         weight_decay: Of all parameters but biases and norms.
         betas: AdamW's.
@@ -612,8 +547,8 @@ class SystemConfig(Checked):
     """How the machine does the work; nothing here changes what is computed, beyond rounding.
 
     Attributes:
-        precision: Of the forward pass; weights stay float32. `auto` is bfloat16, or float16
-            with a loss scaler on GPUs that have no bfloat16.
+        precision: Of the forward pass; weights stay float32. `auto` is bfloat16, or float16 with a
+            loss scaler on GPUs that have no bfloat16.
         accumulate: Micro-batches that a process adds up for each step; more need less memory.
         checkpoint_activations: Whether the backward pass recomputes each block, for less memory.
         compile: Whether blocks are compiled (torch.compile), which takes a minute at the start.
@@ -632,8 +567,8 @@ class RecoveryConfig(Checked):
     Attributes:
         max_rollbacks: Times that a run goes back to its last checkpoint before it gives up.
         lr_factor: The learning rate is multiplied by this at each of them, 0..1.
-        spike: The loss of a few steps counts as a jump above this many times its running
-            average; 0 to notice only numbers that are not finite.
+        spike: The loss of a few steps counts as a jump above this many times its running average; 0
+            to notice only numbers that are not finite.
     """
 
     max_rollbacks: NotNegativeInt = 3
@@ -651,7 +586,7 @@ class TrainConfig(Checked):
     """A whole training run.
 
     Attributes:
-        model: The model.
+        model: The model, or the name of a preset.
         data: The images.
         mask: The masks.
         optim: The optimiser.
@@ -661,23 +596,22 @@ class TrainConfig(Checked):
         out: Folder of the run: checkpoint, weights, metrics and images.
         resume: Checkpoint, or folder of a run, to go on from where `out` holds none.
         init_from: Weights to begin with, where there is nothing to go on from: a name, a file or
-            a folder of any published format, a run, or USER/NAME on the Hugging Face hub.
+            folder of any published format, a run, or USER/NAME on the Hugging Face hub.
         steps: Optimiser steps in all.
         epochs: The same as passes over all images; takes the place of `steps` where above 0.
         batch_size: Images in a step, over all processes.
-        loss: `mse` is the paper's; `log_mse` the mean over images of the logarithm of each
-            one's error, so that plain images count as much as busy ones, as in a mean PSNR.
-        visible_weight: Weight of the loss on visible patches; the paper's is 0, which leaves
-            them speckled in the reconstruction.
-        ema: Decay for each step of a running average of the parameters, 0..1, which is what is
-            measured and written; 0 for none. After t steps it is (1 + t) / (10 + t) at most, so
-            that nothing is left of a random start.
+        loss: `mse` is the paper's; `log_mse` the mean over images of the logarithm of each one's
+            error, so that plain images count as much as busy ones, as in a mean PSNR.
+        visible_weight: Weight of the loss on visible patches; the paper's is 0, which leaves them
+            speckled in the reconstruction.
+        ema: Decay for each step of a running average of the parameters, 0..1, which is measured and
+            written; 0 for none. After t steps it is (1 + t) / (10 + t) at most.
         export_dtype: Number format of the weights written at the end.
         seed: Of the initial weights, the order, the crops and the masks.
         eval_every: Steps between hold-out measurements.
         save_every: Steps between checkpoints.
-        writers: Where metrics go beside `metrics.jsonl`: `tensorboard`, `wandb` or both. Each
-            needs the package of that name.
+        writers: Where metrics go beside `metrics.jsonl`: `tensorboard`, `wandb` or both. Each needs
+            the package of that name.
     """
 
     model: ModelConfig = ModelConfig()
@@ -711,16 +645,12 @@ class TrainConfig(Checked):
             )
         if abs(sum(stage.share for stage in self.stages) - 1) > 1e-6:
             raise ConfigError("the stages' shares must add up to 1")
-        for stage in self.stages:
-            if stage.image_size % self.model.patch_size:
+        patch = self.model.patch_size
+        for size in (stage.image_size for stage in self.stages):
+            if size % patch or size == patch:
                 raise ConfigError(
-                    f"a stage's image_size {stage.image_size} is not a multiple of the patch "
-                    f"side {self.model.patch_size}"
-                )
-            if stage.image_size == self.model.patch_size:
-                raise ConfigError(
-                    f"a stage's image_size {stage.image_size} is a single patch, of which none "
-                    "can be removed; give at least two patches a side"
+                    f"a stage's image_size {size} is not a multiple of the patch side {patch} "
+                    f"from {2 * patch}"
                 )
 
 

@@ -40,9 +40,8 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         "config", "data", "devices", "errors", "evaluation", "images", "measurements", "model",
         "photographs", "recipes", "reconstruct", "weights",
     },
-    "commands": ANY,
     "cli": ANY,
-    "train": {"cli", "commands", "training"},
+    "train": {"cli"},
     "__main__": {"cli"},
     "": ANY,
 }  # fmt: skip

@@ -95,18 +95,19 @@ def is_repository(text: str) -> bool:
     return text.count("/") == 1 and text.isascii() and text.isprintable()
 
 
-def choose_files(names: Iterable[str]) -> tuple[str, ...]:
+def choose_files(names: Iterable[str], *, torch_files: bool = True) -> tuple[str, ...]:
     """Which files of a folder or repository hold its weights, with the configs before them.
 
     Ours comes first, then `model.safetensors`, whole or in shards, then any one other safetensors
     file, then `pytorch_model.bin`, whole or in shards. Nothing else is ever chosen, and nothing in
-    a sub-folder; empty if there are no weights.
+    a sub-folder; empty if there are no weights. Without `torch_files` only safetensors are.
     """
     there = set(names)
     others = [name for name in there if re.fullmatch(r"[\w.-]+\.safetensors", name, re.ASCII)]
     choices = [[WEIGHTS_FILE], ["model.safetensors"], _shards(there, "model", "safetensors")]
     choices += [others] if len(others) == 1 else []
-    choices += [["pytorch_model.bin"], _shards(there, "pytorch_model", "bin")]
+    if torch_files:
+        choices += [["pytorch_model.bin"], _shards(there, "pytorch_model", "bin")]
     for weights in choices:
         if weights and there.issuperset(weights):
             configs = ("config.json", "preprocessor_config.json")
@@ -235,6 +236,7 @@ def fetch_repository(
     progress: Progress,
     check: Check | None = None,
     account: bool = True,
+    torch_files: bool = True,
 ) -> Path:
     """Fetch the weights of a repository and the configs next to them into huggingface_hub's cache.
 
@@ -243,6 +245,7 @@ def fetch_repository(
         progress: Called with the bytes of all files so far and in all.
         check: Looks into the folder; where it raises, the files that came are removed.
         account: Whether the hub is sent this machine's token.
+        torch_files: Whether `pytorch_model.bin` is fetched where there are no safetensors.
 
     Raises:
         DownloadError: If it cannot be fetched, or has no weights that are read here.
@@ -251,7 +254,7 @@ def fetch_repository(
     token = None if account else False
     host, cache = httpx2.URL(constants.ENDPOINT).host, Path(constants.HF_HUB_CACHE)
     with _explained(repo_id, host, (Exception,)):
-        commit, files = _list_files(repo_id, token)
+        commit, files = _list_files(repo_id, token, torch_files)
     sizes = {name: file.bytes or 0 for name, file in files.items()}
     total, done = sum(sizes.values()), 0
     missing = [
@@ -287,22 +290,26 @@ def fetch_repository(
     return path.parent
 
 
-def _list_files(repo_id: str, token: bool | None) -> tuple[str, dict[str, RemoteFile]]:
+def _list_files(
+    repo_id: str, token: bool | None, torch_files: bool
+) -> tuple[str, dict[str, RemoteFile]]:
     """The commit of a repository and the files of its weights, with their sizes."""
     _require_https(constants.ENDPOINT, constants.ENDPOINT)
     info = HfApi().model_info(repo_id, files_metadata=True, timeout=ANSWER_SECONDS, token=token)
     listed = {sibling.rfilename: sibling for sibling in info.siblings or []}
     files = {}
-    for name in choose_files(listed):
+    for name in choose_files(listed, torch_files=torch_files):
         size, lfs = listed[name].size, listed[name].lfs
         if size is None or size < 0:
             raise ValueError("no size")
         files[name] = RemoteFile("", Path(name), size, lfs.sha256 if lfs else None)
     if not files:
-        raise DownloadError(
-            f"{repo_id} has no weights that are read here: those are model.safetensors, "
-            "weights.safetensors and pytorch_model.bin, whole or in shards, at its top"
-        )
+        kinds = "model.safetensors, weights.safetensors"
+        if torch_files:
+            kinds += " and pytorch_model.bin"
+        elif choose_files(listed):
+            kinds += "; a .bin of yours opens as a file, and `mae convert` makes safetensors of it"
+        raise DownloadError(f"{repo_id} has no weights that are read from there: those are {kinds}")
     # The name of a folder in the cache.
     if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):
         raise ValueError("no commit")

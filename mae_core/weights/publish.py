@@ -53,8 +53,7 @@ _STATUSES = {
     401: "it does not know the token; make one that may write, and run `hf auth login`",
     403: "the token may not write there ({said}); use one of that owner that may",
     404: "it has no such owner or repository ({said}); check the name",
-    409: "there already is a repository of that name; give another, or update=true to go on top "
-    "of it",
+    409: "there already is a repository of that name; give another, or --update to go on top of it",
 }
 
 
@@ -242,7 +241,7 @@ def _upload(folder: Path, repo_id: str, *, private: bool, update: bool) -> str:
     api, advice = HfApi(token=token), ""
     try:
         api.create_repo(repo_id, private=private, exist_ok=update)
-        advice = "; the repository is there by now, so try again with update=true"
+        advice = "; the repository is there by now, so try again with --update"
         commit = api.upload_folder(
             repo_id=repo_id, folder_path=folder, commit_message="Upload a run of mae_core",
             # What an earlier push wrote and this one does not would be other weights.

@@ -10,17 +10,15 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from functools import partial
+from typing import NoReturn
 
-from mae_core.commands import train
-from mae_core.commands.entry import run_entry
+from mae_core.cli import entry
 from mae_core.training.callbacks import Logger
 from mae_core.training.checkpoint import RunState
-from mae_core.training.distributed import end_process
 
 
-def main(number: signal.Signals, last: int, arguments: list[str]) -> int:
-    """Train; returns the exit status, unless it is killed."""
+def main(number: signal.Signals, last: int, arguments: list[str]) -> NoReturn:
+    """Train, and end the process unless it is killed."""
     write = Logger.on_log
 
     def interrupted(logger: Logger, state: RunState, values: Mapping[str, float]) -> None:
@@ -29,7 +27,7 @@ def main(number: signal.Signals, last: int, arguments: list[str]) -> int:
             interrupt(number)
 
     Logger.on_log = interrupted  # type: ignore[method-assign]
-    return train.main(arguments)
+    entry(["train", *arguments])
 
 
 def interrupt(number: signal.Signals) -> None:
@@ -45,4 +43,4 @@ def interrupt(number: signal.Signals) -> None:
 
 if __name__ == "__main__":
     chosen, at, *others = sys.argv[1:]
-    run_entry(partial(main, signal.Signals[chosen], int(at), others), end_process)
+    main(signal.Signals[chosen], int(at), others)

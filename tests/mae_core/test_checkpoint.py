@@ -395,7 +395,7 @@ NOT_WEIGHTS: list[tuple[str, Callable[[MaskedAutoencoder], dict[str, object]], s
     ("no model config", lambda _: {"config": {"steps": 3}}, "is damaged"),
     ("model config a list", lambda _: {"config": {"model": [], "steps": 3}}, "no mapping"),
     ("unknown field", lambda m: _changed(m, red=1), "has no field red"),
-    ("wrong type", lambda m: _changed(m, depth="2"), "depth='2'"),
+    ("wrong type", lambda m: _changed(m, depth="two"), "depth='two'"),
     ("tensor as field", lambda m: _changed(m, depth=torch.ones(2)), "depth=tensor"),
     ("number too large", lambda m: _changed(m, mlp_ratio=10**400), "mlp_ratio=1000"),
     ("number uncountable", lambda m: _changed(m, mlp_ratio=1e300), "describes no model"),

@@ -1,9 +1,6 @@
 """Weights written in every format, opened by the libraries they are for, and read back."""
 
 import json
-import re
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mae_core.commands.convert import main
+from mae_core.cli import mae, main
 from mae_core.config import ModelConfig, preset
 from mae_core.errors import CheckpointError, ConfigError, MAEError
 from mae_core.images import to_tensor
@@ -25,7 +22,6 @@ from mae_core.weights.export import convert, write_huggingface, write_official, 
 from mae_core.weights.formats import Hints, Kind, Weights, save_weights
 from mae_core.weights.registry import read_weights
 from tests.pictures import draw_picture
-from tests.sources import ROOT
 
 # Nothing here is a default: every width, depth, head count and number differs.
 CONFIG = ModelConfig(
@@ -291,7 +287,7 @@ def test_formats_that_know_everything_need_no_hints(tmp_path: Path, target: str)
 
 def test_a_record_stays_with_its_weights(tmp_path: Path) -> None:
     save_weights(tmp_path / "a.safetensors", build(), record={"recipe": "quick"})
-    assert main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"),
+    assert mae(["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"),
                  "--to", "mae_core", "--dtype", "float16"]) == 0  # fmt: skip
     again = read_weights(tmp_path / "b.safetensors")
     assert (again.record, again.dtype) == ({"recipe": "quick"}, "float16")
@@ -427,10 +423,10 @@ def test_the_command_says_what_it_read_and_wrote_and_how_to_open_it(
     save_weights(tmp_path / "a.safetensors", build(), record={})
     for target, name in PATHS.items():
         path = str(tmp_path / name.format(target))
-        assert main([str(tmp_path / "a.safetensors"), path, "--to", target]) == 0
+        assert mae(["convert", str(tmp_path / "a.safetensors"), path, "--to", target]) == 0
         read, wrote, opened = capsys.readouterr().out.splitlines()
         count = sum(value.numel() for value in build().state_dict().values())
-        assert f"mae_core, autoencoder, float32; {count:,} parameters; 24 wide, 3 deep" in read
+        assert f"mae_core, autoencoder, float32, {count:,} parameters" in read
         assert wrote.startswith(f"wrote {path}: {target}")
         assert wrote.endswith("the encoder alone") == (target == "timm")
         run_line(opened.removeprefix("open it with: "))
@@ -458,7 +454,7 @@ def test_the_line_for_timm_is_short_for_known_models(
     model = MaskedAutoencoder(replace(config, decoder_depth=1))
     path = tmp_path / "out.pth"
     save_weights(tmp_path / "a.safetensors", model, record={})
-    main([str(tmp_path / "a.safetensors"), str(path), "--to", "timm"])
+    mae(["convert", str(tmp_path / "a.safetensors"), str(path), "--to", "timm"])
     line = capsys.readouterr().out.splitlines()[-1].removeprefix("open it with: ")
     assert line == (
         f'timm.create_model("vit_{name}_patch16_224", num_classes=0, checkpoint_path={str(path)!r})'
@@ -476,13 +472,14 @@ def test_options_say_what_shapes_cannot(tmp_path: Path, capsys: pytest.CaptureFi
     options = ["--num-heads", "3", "--decoder-num-heads", "4", "--norm-pix",
                "--layer-norm-eps", "1e-5"]  # fmt: skip
     target = tmp_path / "b.safetensors"
-    assert main([str(tmp_path / "a.pth"), str(target), "--to", "mae_core", *options]) == 0
+    assert mae(["convert", str(tmp_path / "a.pth"), str(target), "--to", "mae_core", *options]) == 0
     assert "assumed" not in capsys.readouterr().out.replace("assumed mean", "")
     config = read_weights(target).config
     assert config == with_statistics_of(read_weights(target), CONFIG)
     again = ["--num-heads", "6", "--decoder-num-heads", "2", "--no-norm-pix"]
-    main([str(tmp_path / "a.pth"), str(tmp_path / "c.safetensors"), "--to", "mae_core", *again])
-    config = read_weights(tmp_path / "c.safetensors").config
+    target = tmp_path / "c.safetensors"
+    mae(["convert", str(tmp_path / "a.pth"), str(target), "--to", "mae_core", *again])
+    config = read_weights(target).config
     assert (config.num_heads, config.decoder_num_heads, config.norm_pix) == (6, 2, False)
     assert config.layer_norm_eps == 1e-6
 
@@ -512,7 +509,7 @@ def test_commands_that_cannot_end_well_are_refused(
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "config.json").write_text("mine")
     with pytest.raises(MAEError, match=message):
-        main([str(source), str(tmp_path / arguments[0]), *arguments[1:]])
+        mae(["convert", str(source), str(tmp_path / arguments[0]), *arguments[1:]])
     assert (tmp_path / "taken.pth").read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} == {
         "a.safetensors", "taken.pth", "taken", "link.pth",
@@ -523,7 +520,7 @@ def test_what_an_official_file_cannot_say_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_weights(tmp_path / "a.safetensors", build(), record={})
-    main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.pth"), "--to", "official"])
+    mae(["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "b.pth"), "--to", "official"])
     line = capsys.readouterr().out.splitlines()[1]
     for said in ("num_heads=3", "decoder_num_heads=4", "norm_pix=True", "layer_norm_eps=1e-05",
                  "mean=(0.1, 0.2, 0.3)", "std=(0.4, 0.5, 0.6)"):  # fmt: skip
@@ -531,7 +528,8 @@ def test_what_an_official_file_cannot_say_is_said(
     known = build(replace(preset("tiny"), depth=1, decoder_depth=1, decoder_embed_dim=512,
                           decoder_num_heads=16))  # fmt: skip
     save_weights(tmp_path / "known.safetensors", known, record={})
-    main([str(tmp_path / "known.safetensors"), str(tmp_path / "known.pth"), "--to", "official"])
+    source = str(tmp_path / "known.safetensors")
+    mae(["convert", source, str(tmp_path / "known.pth"), "--to", "official"])
     assert "cannot say" not in capsys.readouterr().out
 
 
@@ -543,7 +541,7 @@ def test_a_range_of_values_that_is_lost_is_said(
 ) -> None:
     config = replace(preset("tiny"), depth=1, decoder_depth=1, value_range=((0.0, 4095.0),))
     save_weights(tmp_path / "a.safetensors", build(config), record={})
-    main([str(tmp_path / "a.safetensors"), str(tmp_path / name), "--to", target])
+    mae(["convert", str(tmp_path / "a.safetensors"), str(tmp_path / name), "--to", target])
     assert "cannot say" in (said := capsys.readouterr().out)
     assert "value_range=((0.0, 4095.0),)" in said
 
@@ -560,18 +558,22 @@ def test_guessed_heads_are_said_before_a_picture_is_drawn(
     assert not caplog.text
 
 
-def test_the_command_runs_and_explains_itself(tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "mae_core", "convert", *arguments], cwd=ROOT, text=True,
-            capture_output=True, timeout=300, check=False,
-        )  # fmt: skip
-
+def test_the_command_runs_and_explains_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_weights(tmp_path / "a.safetensors", build(), record={})
-    done = run(str(tmp_path / "a.safetensors"), str(tmp_path / "b.pth"), "--to", "official")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"^wrote .*b\.pth: official", done.stdout, re.MULTILINE)
-    failed = run(str(tmp_path / "nothing.pth"), str(tmp_path / "c.pth"), "--to", "official")
-    assert failed.returncode == 2
-    assert failed.stderr.startswith("error: ")
-    assert failed.stderr.count("\n") == 1
+    source, path = str(tmp_path / "a.safetensors"), str(tmp_path / "b.pth")
+    assert main(["convert", source, path, "--to", "official"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert f"wrote {path}: official" in said.out
+    assert main(["convert", source, str(tmp_path / "c.pth"), "--to", "official", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["to"], facts["kind"]) == ("official", "autoencoder")
+    assert facts["bytes"] == (tmp_path / "c.pth").stat().st_size
+    assert "num_heads=3" in facts["cannot_say"]
+    missing = str(tmp_path / "nothing.pth")
+    assert main(["convert", missing, str(tmp_path / "d.pth"), "--to", "official"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1

@@ -4,12 +4,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-import mae_core.commands.reconstruct
+from mae_core import cli, images
+from mae_core.cli import mae, main
 from mae_core.config import ModelConfig
+from mae_core.errors import MaskError
+from mae_core.model import masking
 from mae_core.model.mae import MaskedAutoencoder
+from mae_core.reconstruct import NORM_PIX_VIEWS
+from mae_core.weights.export import TARGETS
 from mae_core.weights.formats import save_weights
 from tests.pictures import draw_picture
 
@@ -30,7 +36,7 @@ def test_reconstruct_writes_panels_and_metrics(
     out = tmp_path / "out" / "deep"
     image = next(picture_folder.rglob("*.png"))
     command = [str(image), "--mask-ratio", "0.75", "--seed", "2", "--weights", str(weights)]
-    assert mae_core.commands.reconstruct.main([*command, "--device", "cpu", "--out", str(out)]) == 0
+    assert mae(["reconstruct", *command, "--device", "cpu", "--out", str(out)]) == 0
     assert {path.name for path in out.iterdir()} == {
         "original.png", "masked.png", "reconstruction.png", "pasted.png", "panels.png",
         "metrics.json",
@@ -55,7 +61,7 @@ def test_reconstruct_takes_a_size_and_a_view(
             "normalized": "no PSNR in this view"}  # fmt: skip
     for view, words in said.items():
         options = ["--image-size", "96", "--fit", "whole", "--view", view]
-        assert mae_core.commands.reconstruct.main([*command, *options]) == 0
+        assert mae(["reconstruct", *command, *options]) == 0
         facts = json.loads((tmp_path / "out" / "metrics.json").read_text())
         assert (facts["view"], facts["width"], facts["height"]) == (view, 160, 96)
         assert words in capsys.readouterr().out
@@ -71,17 +77,84 @@ def test_reconstruct_takes_a_size_and_a_view(
         (["evaluate", "nothing", "tests"], "neither"),
         (["train", "quick"], "not a folder"),
         (["train", "fast"], "choose one of quick"),
-        (["train", "quick", "steps=0"], "at least 1"),
+        (["train", "quick", "steps=0"], "steps=0: Input should be"),
         (["pack", "missing", "out"], "not a folder"),
         (["push", "nothing", "me/x"], "not the folder of a run"),
+        (["trian", "quick"], "mae has no command 'trian'; did you mean train?"),
+        (["zzz"], "mae has no command 'zzz'; give reconstruct, train, "),
+        (["reconstruct", PICTURE], "the following arguments are required: --out; see mae rec"),
+        (["reconstruct", PICTURE, "--out", "out", "--bands", "a"], "'a'; give numbers such as"),
     ],
 )
-def test_mistakes_end_in_one_line_and_status_2(command: list[str], sentence: str) -> None:
+def test_mistakes_end_in_one_line_and_status_2(
+    command: list[str], sentence: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(ROOT)
+    assert main(command) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ")
+    assert sentence in said
+
+
+def test_a_mistake_ends_a_process_in_one_line_and_status_2() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mae_core", *command],
+        [sys.executable, "-m", "mae_core.train", "quick", "steps=0"],
         capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert sentence in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: steps=0: Input should be greater than or equal to 1\n"
+
+
+def test_help_names_every_command_and_what_the_library_takes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for command in ([], ["--help"]):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 0
+        listed = capsys.readouterr().out
+        assert all(f"\n    {name}" in listed for name in ("reconstruct", "train", "push"))
+    assert (cli.STRATEGIES, cli.FITS) == (masking.STRATEGIES, images.FITS)
+    assert (NORM_PIX_VIEWS, tuple(TARGETS)) == (cli.VIEWS, cli.FORMATS)
+
+
+@pytest.mark.parametrize("kind", ["grid.png", "grid.npy", "image.png", "image.npy"])
+def test_a_mask_is_read_from_a_file(
+    kind: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_picture(0, 96, 64).save(tmp_path / "image.png")
+    removed = np.zeros((6, 6), dtype=np.uint8)
+    removed[1:3, 2:5] = 1
+    drawn = removed
+    if kind.startswith("image"):
+        # The crop is the middle of the frame: 64 of 96 pixels, each patch 64 / 6 wide.
+        middle = np.kron(removed, np.ones((32, 32), dtype=np.uint8))
+        fitted = Image.fromarray(middle * 255).resize((64, 64))
+        drawn = np.zeros((64, 96), dtype=np.uint8)
+        drawn[:, 16:80] = np.asarray(fitted) > 127
+    path = tmp_path / kind.replace("image", "mask")
+    if kind.endswith(".npy"):
+        np.save(path, drawn)
+    else:
+        Image.fromarray(drawn * 255).save(path)
+    out = tmp_path / "out"
+    command = ["reconstruct", str(tmp_path / "image.png"), "--weights", str(weights)]
+    assert mae([*command, "--mask", str(path), "--out", str(out)]) == 0
+    assert "30 of 36 patches seen" in capsys.readouterr().out
+    assert json.loads((out / "metrics.json").read_text())["strategy"] == "custom"
+    with Image.open(out / "masked.png") as masked, Image.open(out / "original.png") as original:
+        changed = (np.asarray(masked) != np.asarray(original)).any(axis=2)
+    np.testing.assert_array_equal(changed.reshape(6, 8, 6, 8).any(axis=(1, 3)), removed == 1)
+
+
+def test_a_mask_that_does_not_fit_is_refused(weights: Path, tmp_path: Path) -> None:
+    draw_picture(0, 96, 64).save(tmp_path / "image.png")
+    command = ["reconstruct", str(tmp_path / "image.png"), "--weights", str(weights), "--out", "o"]
+    np.save(tmp_path / "mask.npy", np.zeros((5, 6)))
+    with pytest.raises(MaskError, match=r"\(5, 6\); give \(64, 96\) as the image, or \(6, 6\)"):
+        mae([*command, "--mask", str(tmp_path / "mask.npy")])
+    (tmp_path / "mask.npy").write_bytes(b"")
+    for name in ("mask.npy", "missing.png"):
+        with pytest.raises(MaskError, match=f"{name} cannot be read"):
+            mae([*command, "--mask", str(tmp_path / name)])

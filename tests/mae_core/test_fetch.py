@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import mae_core.commands.fetch
+from mae_core.cli import mae
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.weights.formats import save_weights
 from mae_core.weights.registry import list_weights, locate
@@ -67,7 +67,7 @@ def test_without_a_name_there_is_a_table(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     isolate(monkeypatch, tmp_path)
-    assert mae_core.commands.fetch.main([]) == 0
+    assert mae(["fetch"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["name", "size", "here"]
     assert [row.split()[0] for row in rows] == list(list_weights())
@@ -80,5 +80,5 @@ def test_without_a_name_there_is_a_table(
 
 
 def test_what_is_here_is_named_and_not_fetched(capsys: pytest.CaptureFixture[str]) -> None:
-    assert mae_core.commands.fetch.main(["mae-tiny"]) == 0
+    assert mae(["fetch", "mae-tiny"]) == 0
     assert capsys.readouterr().out.strip() == str(locate("mae-tiny"))

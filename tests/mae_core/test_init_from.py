@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_core.commands.train import main
+from mae_core.cli import mae
 from mae_core.config import ModelConfig, StageConfig, TrainConfig
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.mae import MaskedAutoencoder, resample_pos_embed
@@ -307,12 +307,12 @@ def test_the_command_line_changes_the_model_of_the_weights(
     ]  # fmt: skip
     changes = ["model.decoder_embed_dim=20", "model.decoder_num_heads=5"]
     # 20 wide is no width for the 16 heads of the recipe's own decoder.
-    assert main(["adapt", *changes, f"init_from={path}", *arguments]) == 0
+    assert mae(["train", "adapt", *changes, f"init_from={path}", *arguments]) == 0
     weights = read_weights(out / "weights.safetensors")
     assert weights.config == replace(trained.config, decoder_embed_dim=20, decoder_num_heads=5)
     monkeypatch.setitem(RECIPES, "plain", lambda: TrainConfig(steps=1))
     with pytest.raises(ConfigError, match="decoder_embed_dim 20 does not divide into 16 heads"):
-        main(["plain", changes[0], *arguments])
+        mae(["train", "plain", changes[0], *arguments])
 
 
 def test_the_same_model_through_every_door_trains_alike(

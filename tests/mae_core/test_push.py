@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import ModelCard, hf_hub_download
 from PIL import Image
 
-import mae_core.commands.push
+from mae_core.cli import mae
 from mae_core.config import to_dict
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.mae import MaskedAutoencoder
@@ -87,9 +87,9 @@ def pushed(environment: dict[str, str], *arguments: str | Path) -> subprocess.Co
 def test_a_run_arrives_whole_in_one_commit(
     run: Path, hub: Hub, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    done = pushed(environment, run, "me/flowers", "private=true", "license=cc-by-4.0")
+    done = pushed(environment, run, "me/flowers", "--private", "--license", "cc-by-4.0")
     assert done.returncode == 0, done.stderr
-    assert f"{hub.url}/me/flowers/commit/" in done.stderr
+    assert f"{hub.url}/me/flowers/commit/" in done.stdout
     assert hub.private["me/flowers"]
     assert len(hub.commits["me/flowers"]) == 1
     files = hub.files("me/flowers")
@@ -115,16 +115,14 @@ def test_a_run_arrives_whole_in_one_commit(
 PUSH_EACH = """
 import os, sys
 from mae_core.errors import HubError
-from mae_core.commands.push import main
+from mae_core.cli import mae
 for command in sys.argv[2:]:
     token, *arguments = command.split()
     os.environ["HF_TOKEN"] = token.partition("=")[2]
     try:
-        main([sys.argv[1], *arguments])
+        mae(["push", sys.argv[1], *arguments])
     except HubError as error:
         print(error)
-    else:
-        print("done")
 """
 
 
@@ -134,17 +132,17 @@ def test_refusals_are_sentences(run: Path, hub: Hub, environment: dict[str, str]
     done = subprocess.run(
         [
             sys.executable, "-c", PUSH_EACH, str(run),
-            f"{good} me/roses", f"{good} me/roses", f"{good} me/roses update=true",
+            f"{good} me/roses", f"{good} me/roses", f"{good} me/roses --update",
             f"{good} you/roses", "token=hf_wrong me/roses", "token= me/roses",
-            f"{good} me/tulips", f"{good} me/tulips update=true",
+            f"{good} me/tulips", f"{good} me/tulips --update",
         ],
         capture_output=True, text=True, cwd=ROOT, env=environment, check=True,
     )  # fmt: skip
     assert TOKEN not in done.stdout + done.stderr
     said = done.stdout.splitlines()
-    assert said[0] == "done"
-    assert "there already is a repository of that name; give another, or update=true" in said[1]
-    assert said[2] == "done"
+    assert said[0].startswith("uploaded ")
+    assert "there already is a repository of that name; give another, or --update" in said[1]
+    assert said[2].startswith("uploaded ")
     assert len(hub.commits["me/roses"]) == 2
     assert "may not write there (" in said[3]
     assert "You are not you" in said[3]
@@ -152,8 +150,8 @@ def test_refusals_are_sentences(run: Path, hub: Hub, environment: dict[str, str]
     assert said[5] == "there is no token; run `hf auth login`, or set HF_TOKEN to one"
     # The repository was made, and then the commit refused: the way on is said, and works.
     assert said[6].startswith(f"could not upload me/tulips to {hub.url}: it refused this (")
-    assert said[6].endswith("the repository is there by now, so try again with update=true")
-    assert said[7] == "done"
+    assert said[6].endswith("the repository is there by now, so try again with --update")
+    assert said[7].startswith("uploaded ")
     assert len(hub.commits["me/tulips"]) == 1
     assert set(hub.files("me/tulips")) >= {"README.md", "weights.safetensors"}
 
@@ -165,7 +163,7 @@ def test_a_push_on_top_of_another_leaves_nothing_of_it(
     assert "model.safetensors" in hub.files("me/twice")
     config = replace(small_model.config, encoder_mask_tokens=True)
     save_weights(run / "weights.safetensors", MaskedAutoencoder(config), record={})
-    done = pushed(environment, run, "me/twice", "update=true")
+    done = pushed(environment, run, "me/twice", "--update")
     assert done.returncode == 0, done.stderr
     # transformers would open the weights of before.
     assert set(hub.files("me/twice")) == {
@@ -332,12 +330,10 @@ def test_names_that_no_hub_has_are_refused(run: Path, name: str) -> None:
 
 
 def test_mistakes_on_the_command_line_are_sentences(run: Path) -> None:
-    with pytest.raises(ConfigError, match="RUN_DIR USER/NAME"):
-        mae_core.commands.push.main([str(run)])
-    with pytest.raises(ConfigError, match="has no field public"):
-        mae_core.commands.push.main([str(run), "me/flowers", "public=true"])
-    with pytest.raises(ConfigError, match="private='maybe'"):
-        mae_core.commands.push.main([str(run), "me/flowers", "private=maybe"])
+    with pytest.raises(ConfigError, match="required: USER/NAME; see mae push --help"):
+        mae(["push", str(run)])
+    with pytest.raises(ConfigError, match="unrecognized arguments: --public"):
+        mae(["push", str(run), "me/flowers", "--public"])
 
 
 def card_of(run: Path, **record: object) -> str:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae_core.commands.train import main
+from mae_core.cli import mae
 from mae_core.config import (
     MaskConfig,
     ModelConfig,
@@ -151,7 +151,7 @@ def test_the_command_line_trains_at_the_image_size_that_it_gives(
 ) -> None:
     out = tmp_path / "run"
     small = [change for change in _command(out, picture_folder)[4:] if "stages" not in change]
-    assert main(["quick", *small, "model.image_size=96", "steps=2"]) == 0
+    assert mae(["train", "quick", *small, "model.image_size=96", "steps=2"]) == 0
     config = load_yaml(TrainConfig, out / "config.yaml")
     assert [stage.image_size for stage in config.stages] == [56, 96]
     assert config.data.short_side == 160
@@ -891,14 +891,14 @@ def test_recipes_are_valid_and_unknown_names_and_fields_are_explained() -> None:
     with pytest.raises(ConfigError, match="no recipe is called 'big'; choose one of quick"):
         recipe("big")
     with pytest.raises(ConfigError, match="no field lr; did you mean optim.lr"):
-        main(["quick", "lr=3"])
+        mae(["train", "quick", "lr=3"])
     with pytest.raises(ConfigError, match="not a multiple of the patch side"):
-        main(["quick", 'stages=[{"image_size":100,"share":1.0}]'])
+        mae(["train", "quick", 'stages=[{"image_size":100,"share":1.0}]'])
 
 
 def test_weights_to_begin_with_leave_no_choice_of_the_model() -> None:
     with pytest.raises(ConfigError, match="init_from=mae-tiny holds an encoder of another shape"):
-        main(["adapt", "model.depth=3"])
+        mae(["train", "adapt", "model.depth=3"])
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -938,8 +938,8 @@ def test_a_config_file_repeats_a_run(
 ) -> None:
     again = tmp_path / "again"
     small = _command(tmp_path / "run", picture_folder)[3:]
-    assert main([*small, "steps=5", "data.holdout=", "optim.warmup_epochs=0.5"]) == 0
-    assert main(["--config", str(tmp_path / "run" / "config.yaml"), f"out={again}"]) == 0
+    assert mae(["train", *small, "steps=5", "data.holdout=", "optim.warmup_epochs=0.5"]) == 0
+    assert mae(["train", "--config", str(tmp_path / "run" / "config.yaml"), f"out={again}"]) == 0
     first, second = (read_weights(out / "weights.safetensors") for out in (tmp_path / "run", again))
     assert all(torch.equal(first.state[name], second.state[name]) for name in first.state)
     assert (first.record["recipe"], first.record["train"]) == ("quick", second.record["train"])
@@ -985,15 +985,15 @@ def test_a_config_file_that_is_none_is_refused(tmp_path: Path, text: str | None)
     if text is not None:
         path.write_text(text)
     with pytest.raises(ConfigError):
-        main(["--config", str(path)])
+        mae(["train", "--config", str(path)])
 
 
 def test_fields_on_the_command_line_need_a_value() -> None:
     for wrong in ("steps", "steps 3"):
         with pytest.raises(ConfigError, match="is not of the form field=value"):
-            main(["quick", wrong])
-    with pytest.raises(ConfigError, match="--config needs a file"):
-        main(["--config"])
+            mae(["train", "quick", wrong])
+    with pytest.raises(ConfigError, match="--config: expected one argument; see mae train --help"):
+        mae(["train", "--config"])
 
 
 def test_training_outside_the_main_thread_leaves_signals_alone(run_config: MakeRun) -> None:
@@ -1031,7 +1031,7 @@ def test_a_checkpoint_is_read_once(run_config: MakeRun, monkeypatch: pytest.Monk
 
 
 def test_help_names_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 0
+    assert mae(["train"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in RECIPES)
 

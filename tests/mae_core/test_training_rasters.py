@@ -10,7 +10,7 @@ import pytest
 import tifffile
 import torch
 
-import mae_core.commands.pack
+from mae_core.cli import mae
 from mae_core.config import DataConfig, TrainConfig, load_yaml
 from mae_core.data.pack import open_pack
 from mae_core.errors import CheckpointError, ConfigError, DataError
@@ -148,9 +148,7 @@ def test_a_pack_of_measurements(
     run_config: MakeRun, satellite: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = satellite.parent / "pack"
-    assert (
-        mae_core.commands.pack.main([str(satellite), str(out), "short_side=56", "channels=4"]) == 0
-    )
+    assert mae(["pack", str(satellite), str(out), "short_side=56", "channels=4"]) == 0
     pack = open_pack(out)
     assert pack.channels == 4
     assert pack[0][0].shape == (56, 65, 4)
@@ -234,7 +232,7 @@ def test_a_pack_of_other_facts_is_refused_whenever_it_is_given(
     for name, flags in (("a", ["channels=4", "range=0,3000"]), ("b", ["channels=4", "range=0,9"]),
                         ("c", ["channels=3", "bands=1,2,3", "range=0,3000"])):  # fmt: skip
         packs[name] = str(satellite.parent / name)
-        mae_core.commands.pack.main([str(satellite), packs[name], "short_side=56", *flags])
+        mae(["pack", str(satellite), packs[name], "short_side=56", *flags])
     config = run_config()
     model = dataclasses.replace(config.model, in_chans=4)
     config = dataclasses.replace(config, model=model, data=DataConfig(pack=packs["a"]), steps=4)

@@ -8,7 +8,6 @@ import datetime
 import logging
 import pathlib
 import pickle
-import subprocess
 import sys
 import types
 from collections import OrderedDict, defaultdict, deque
@@ -24,8 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import mae_core.commands.info
-from mae_core.commands.convert import main as convert_main
+from mae_core.cli import mae
 from mae_core.config import ModelConfig, from_dict, to_dict
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.mae import MaskedAutoencoder, forward_flops
@@ -33,6 +31,7 @@ from mae_core.model.masking import random_mask
 from mae_core.reconstruct import Reconstructor
 from mae_core.weights.files import read_torch
 from mae_core.weights.formats import Hints, Weights, save_weights
+from mae_core.weights.info import describe
 from mae_core.weights.registry import load, read_weights
 from tests import checkpoints
 from tests.checkpoints import SMALL, State
@@ -497,7 +496,7 @@ def test_unequal_mlps_go_out_and_in_again(tmp_path: Path) -> None:
     path = written(tmp_path, checkpoints.random_state(UNEQUAL), "x.pth")
     for target, name in (("mae_core", "x.safetensors"), ("official", "y.pth"),
                          ("huggingface", "hf")):  # fmt: skip
-        assert convert_main([str(path), str(tmp_path / name), "--to", target]) == 0
+        assert mae(["convert", str(path), str(tmp_path / name), "--to", target]) == 0
         assert read_weights(tmp_path / name).config.mlp_ratios == (4.0, 2.0)
 
 
@@ -580,9 +579,9 @@ def test_a_learned_table_needs_a_hint_or_a_config(
         ):
             read_weights(path, hints=Hints(grid=grid))
     target = tmp_path / "own.safetensors"
-    assert convert_main([str(path), str(target), "--to", "mae_core", "--grid", "2", "4"]) == 0
+    assert mae(["convert", str(path), str(target), "--to", "mae_core", "--grid", "2", "4"]) == 0
     official = str(tmp_path / "y.pth")
-    assert convert_main([str(target), official, "--to", "official"]) == 0
+    assert mae(["convert", str(target), official, "--to", "official"]) == 0
     assert "it cannot say grid=(2, 4)" in capsys.readouterr().out
     assert read_weights(target).config.grid == (2, 4)
     assert read_weights(target, hints=Hints(grid=(2, 4))).config.grid == (2, 4)
@@ -606,15 +605,15 @@ def test_a_hint_that_contradicts_a_sincos_table_is_refused(tmp_path: Path) -> No
 def test_a_wide_model_goes_out_and_in_again(tmp_path: Path) -> None:
     path = written(tmp_path, wide_state((4, 8)), "x.pth")
     for target, name in (("mae_core", "x.safetensors"), ("official", "y.pth")):
-        assert convert_main([str(path), str(tmp_path / name), "--to", target]) == 0
+        assert mae(["convert", str(path), str(tmp_path / name), "--to", target]) == 0
         assert read_weights(tmp_path / name).config.grid == (4, 8)
     with pytest.raises(CheckpointError, match="square grids only, and this one is of 4x8"):
-        convert_main([str(path), str(tmp_path / "hf"), "--to", "huggingface"])
+        mae(["convert", str(path), str(tmp_path / "hf"), "--to", "huggingface"])
 
 
 def test_a_graph_of_a_wide_model_takes_its_own_pictures(tmp_path: Path) -> None:
     path = written(tmp_path, wide_state((4, 8)), "x.pth")
-    assert convert_main([str(path), str(tmp_path / "x.pt2"), "--to", "torch_export"]) == 0
+    assert mae(["convert", str(path), str(tmp_path / "x.pt2"), "--to", "torch_export"]) == 0
     graph = torch.export.load(tmp_path / "x.pt2").module()
     images, mask = torch.randn(2, 3, 32, 64), random_mask(2, 32, 0.75, seed=0)
     with torch.no_grad():
@@ -628,7 +627,7 @@ def test_a_wide_model_opens_in_timm(tmp_path: Path, capsys: pytest.CaptureFixtur
 
     path = written(tmp_path, wide_state((4, 8)), "x.pth")
     target = tmp_path / "e.safetensors"
-    assert convert_main([str(path), str(target), "--to", "timm"]) == 0
+    assert mae(["convert", str(path), str(target), "--to", "timm"]) == 0
     call = capsys.readouterr().out.split("open it with: ")[1]
     assert "img_size=(32, 64)" in call
     peer = eval(call, {"timm": timm}).eval()
@@ -730,7 +729,7 @@ def test_folders_of_parts_are_named(nested: bool, tmp_path: Path) -> None:
     folder = tmp_path / "epoch=1.ckpt"
     inner = folder / "checkpoint" if nested else folder
     written(inner, {"module": {}}, "mp_rank_00_model_states.pt")
-    for read in (read_weights, load, mae_core.commands.info.describe):
+    for read in (read_weights, load, describe):
         with pytest.raises(CheckpointError, match=r"weights in parts.*zero_to_fp32\.py"):
             read(str(folder))
     other = tmp_path / "dcp"
@@ -747,30 +746,26 @@ def test_info_says_where_it_was_found_and_what_was_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path, lightning(solo_learn(STATE)))
-    assert mae_core.commands.info.main([str(path)]) == 0
+    assert mae(["info", str(path)]) == 0
     lines = capsys.readouterr().out
     for words in ("PyTorch Lightning", "found under", "state_dict.backbone", "left aside",
                   "state_dict.classifier (2 tensors)"):  # fmt: skip
         assert words in lines
-    facts = mae_core.commands.info.describe(str(path))
+    facts = describe(str(path))
     assert facts["written_by"] == "PyTorch Lightning"
     assert facts["found_under"] == ["state_dict.backbone", "state_dict.decoder"]
 
 
 def test_the_page_and_the_library_open_them_alike(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.WARNING)
     path = written(tmp_path, lightning(under("mae.", STATE) | BESIDE["lpips"]))
     weights = read_weights(path)
     assert weights.state.keys() == STATE.keys()
     assert "left aside" in caplog.text
-    done = subprocess.run(
-        [sys.executable, "-m", "mae_core", "info", str(path)], capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
-    assert "state_dict.mae" in done.stdout
-    assert "Traceback" not in done.stderr
+    assert mae(["info", str(path)]) == 0
+    assert "state_dict.mae" in capsys.readouterr().out
 
 
 def test_saved_weights_know_their_grid(tmp_path: Path) -> None:
