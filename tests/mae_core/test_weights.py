@@ -327,7 +327,7 @@ def test_torch_files_are_read_of_listed_repositories_and_local_folders_only(
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps([entry]))
     seen = Seen()
-    with pytest.raises(DownloadError, match="me/typed has no weights that are read here"):
+    with pytest.raises(DownloadError, match="me/typed has no weights that are read"):
         read_weights("me/typed", progress=seen)
     # Not even received.
     assert seen.calls == []

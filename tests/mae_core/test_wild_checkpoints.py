@@ -506,9 +506,7 @@ def test_a_config_without_the_new_fields_is_as_it_was() -> None:
     assert from_dict(ModelConfig, to_dict(SMALL)) == SMALL
     assert from_dict(ModelConfig, to_dict(UNEQUAL)) == UNEQUAL
     assert forward_flops(UNEQUAL, (4, 4), 0.75) < forward_flops(SMALL, (4, 4), 0.75)
-    with pytest.raises(
-        ConfigError, match="decoder_mlp_ratio=-1.0: a finite number above 0 or null"
-    ):
+    with pytest.raises(ConfigError, match="decoder_mlp_ratio=-1.0: "):
         replace(SMALL, decoder_mlp_ratio=-1.0)
 
 
