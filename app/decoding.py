@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from PIL import Image, TiffTags
 
-from mae_core.errors import ImageFormatError, ImageLimitError
+from mae_core.errors import ImageError
 from mae_core.measurements import RangeSpec
 from mae_core.photographs import ImageLimits, decode_image
 
@@ -71,9 +71,8 @@ def decode_upload(data: bytes, *, value_range: RangeSpec = "auto") -> Image.Imag
         value_range: Of values of more than 8 bits.
 
     Raises:
-        ImageFormatError: If it is not an image of an accepted format, or is damaged.
-        ImageLimitError: If it is too large, too small or too narrow, or holds far more work than
-            its size says.
+        ImageError: If it is not an image of an accepted format, is damaged, too large, too small
+            or too narrow, or holds far more work than its size says.
     """
     is_tiff = _TIFF_START.match(data) is not None
     tags = list(islice(_tiff_tags(data), _MAX_TIFF_TAGS + 1)) if is_tiff else []
@@ -84,11 +83,12 @@ def decode_upload(data: bytes, *, value_range: RangeSpec = "auto") -> Image.Imag
         # Of AVIF and HEIC, which may hold EXIF data anywhere, and of TIFF.
         or ((is_tiff or data[4:8] == b"ftyp") and _claim_too_much(data))
     ):
-        raise ImageLimitError(
-            "the file holds far more hidden data than its picture needs; save it again as PNG"
+        raise ImageError(
+            "the file holds far more hidden data than its picture needs; save it again as PNG",
+            code="image_limit",
         )
     if is_tiff and not _is_sound(tags):
-        raise ImageFormatError(
+        raise ImageError(
             "TIFF files are taken uncompressed, or in strips of RGB or grey compressed by LZW or "
             "deflate; save it as one of those, or as PNG"
         )

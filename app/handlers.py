@@ -17,7 +17,7 @@ from app.models import Progress
 from app.service import Answer, ReconstructionService, Waiting
 from app.values import Values
 from mae_core import MAEError
-from mae_core.errors import ImageFormatError
+from mae_core.errors import ImageError
 from mae_core.reconstruct import NORM_PIX_VIEWS
 
 PANELS = ("original", "masked", "reconstruction", "pasted")
@@ -193,7 +193,7 @@ class Handlers:
         """The file of an example."""
         path = self._examples.get(name) if isinstance(name, str) else None
         if path is None:
-            error = ImageFormatError("there is no such example; choose one of those shown")
+            error = ImageError("there is no such example; choose one of those shown")
             raise as_gradio_error(error, request)
         return str(path)
 

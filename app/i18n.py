@@ -8,19 +8,8 @@ import math
 from collections.abc import Mapping
 
 from app.fetching import NotReadyError, Offer
-from app.models import NoMemoryError
 from app.scheduler import BusyError, TookTooLongError
-from app.storage import StorageError
-from app.zerogpu import NoGPUError
 from mae_core import MAEError
-from mae_core.errors import (
-    CheckpointError,
-    DeviceError,
-    DownloadError,
-    ImageFormatError,
-    ImageLimitError,
-    MaskError,
-)
 from mae_core.photographs import ImageLimits
 
 LANGUAGES = ("en", "zh")
@@ -187,30 +176,25 @@ STRINGS: dict[str, dict[str, str]] = {
 
 _LIMITS = ImageLimits()
 
-# The messages of mae_core are English and exact; these say the same less exactly.
-_CHINESE_ERRORS: tuple[tuple[type[MAEError], str], ...] = (
-    (
-        ImageFormatError,
+# By an error's code. The messages of mae_core are English and exact; these are less exact.
+_CHINESE_ERRORS = {
+    "image": (
         "没有可用的图片：请选择完整的 JPEG、PNG、WebP、GIF、BMP 或 HEIC 图片，"
-        "或 RGB、灰度的 TIFF 图片。",
+        "或 RGB、灰度的 TIFF 图片。"
     ),
-    (
-        ImageLimitError,
+    "image_limit": (
         f"图片的尺寸不合适：文件不超过 {_LIMITS.max_bytes // 2**20} MiB，"
         f"不超过 {_LIMITS.max_pixels // 10_000} 万像素，每边至少 {_LIMITS.min_side} 像素，"
-        f"长边不超过短边的 {_LIMITS.max_aspect:g} 倍。若选择了较大的尺寸，请改小，或改用裁剪。",
+        f"长边不超过短边的 {_LIMITS.max_aspect:g} 倍。若选择了较大的尺寸，请改小，或改用裁剪。"
     ),
-    (MaskError, "掩码比例、种子或掩码方式不在允许的范围内，请用页面上的控件选择。"),
-    (DownloadError, "模型下载失败：请检查网络或磁盘空间，或选择其他模型；再次选择该模型即可重试。"),
-    (CheckpointError, "这个模型无法使用：它不在本机上、已损坏、过大或不含解码器。请选择其他模型。"),
-    (DeviceError, "所选设备不可用，请联系本页面的提供者。"),
-    (
-        NoGPUError,
-        "暂时没有可用的 GPU，或您在本 Space 的 GPU 时间已用完；请稍后再试，或登录后再试。",
-    ),
-    (NoMemoryError, "目前内存不足，无法处理这张图片。请选择较小的尺寸，或稍后再试。"),
-    (StorageError, "服务器的磁盘空间不足，暂时无法接收图片，请几分钟后再试。"),
-)
+    "mask": "掩码比例、种子或掩码方式不在允许的范围内，请用页面上的控件选择。",
+    "download": "模型下载失败：请检查网络或磁盘空间，或选择其他模型；再次选择该模型即可重试。",
+    "checkpoint": "这个模型无法使用：它不在本机上、已损坏、过大或不含解码器。请选择其他模型。",
+    "device": "所选设备不可用，请联系本页面的提供者。",
+    "no_gpu": "暂时没有可用的 GPU，或您在本 Space 的 GPU 时间已用完；请稍后再试，或登录后再试。",
+    "no_memory": "目前内存不足，无法处理这张图片。请选择较小的尺寸，或稍后再试。",
+    "storage": "服务器的磁盘空间不足，暂时无法接收图片，请几分钟后再试。",
+}
 _CHINESE_OTHER = "所选的值不可用，请从页面提供的选项中选择。"
 
 
@@ -248,10 +232,7 @@ def error_sentence(error: MAEError, language: str) -> str:
     if isinstance(error, TookTooLongError):
         return text("too_long", language, {"seconds": f"{error.seconds:g}"})
     if language == "zh":
-        for kind, sentence in _CHINESE_ERRORS:
-            if isinstance(error, kind):
-                return sentence
-        return _CHINESE_OTHER
+        return _CHINESE_ERRORS.get(error.code, _CHINESE_OTHER)
     message = str(error)
     # A parameter's name, such as mask_ratio, stays as it is.
     if message.partition(" ")[0].isalpha():

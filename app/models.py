@@ -22,6 +22,8 @@ _logger = logging.getLogger(__name__)
 class NoMemoryError(MAEError):
     """This machine has not enough memory for a picture."""
 
+    code = "no_memory"
+
 
 # How many pictures are worth to be run together, by device: on a CPU, eight take less time together
 # than each alone (`python -m benchmarks.bench_batch`); on others nobody has measured yet.
@@ -153,7 +155,7 @@ class ServedModel:
         Raises:
             CheckpointError: If weights are missing or damaged.
             ConfigError: If they are of other pictures than the page takes.
-            DeviceError: If the device is not there.
+            ConfigError: If the device is not there.
             DownloadError: If weights cannot be fetched.
         """
         locate(source, fetch=fetch)

@@ -36,7 +36,6 @@ from mae_core import MAEError, Reconstruction, Reconstructor, list_weights
 from mae_core.errors import (
     CheckpointError,
     ConfigError,
-    DeviceError,
     DownloadError,
     ImageError,
     MaskError,
@@ -200,9 +199,8 @@ class ReconstructionService:
                 beside them.
 
         Raises:
-            ConfigError: If two weights have the same name, or some are of pictures that the page
-                does not take.
-            DeviceError: If the device is not there.
+            ConfigError: If two weights have the same name, some are of pictures that the page does
+                not take, or the device is not there.
         """
         models: dict[str, Reconstructor | ServedModel] = {}
         wanted: dict[str, str] = {}
@@ -212,7 +210,7 @@ class ReconstructionService:
                 raise ConfigError(f"two weights are called {name!r}; give each a name of its own")
             try:
                 models[name] = ServedModel.open(source, device=settings.device)
-            except (ConfigError, DeviceError):
+            except ConfigError:
                 # Nothing that waiting mends.
                 raise
             except Exception as error:

@@ -50,6 +50,8 @@ _logger = logging.getLogger(__name__)
 class StorageError(MAEError):
     """There is no room for uploads and panels."""
 
+    code = "storage"
+
 
 class _File(NamedTuple):
     touched: float

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from app.pictures import PictureBytes, PictureFile, PictureSource
-from mae_core.errors import ConfigError, ImageFormatError, MaskError
+from mae_core.errors import ConfigError, ImageError, MaskError
 from mae_core.images import FITS
 from mae_core.model.masking import MAX_SEED, STRATEGIES
 from mae_core.reconstruct import NORM_PIX_VIEWS
@@ -67,13 +67,13 @@ def check_source(image: object) -> PictureSource:
     """Where the picture is, if there is one.
 
     Raises:
-        ImageFormatError: If there is none.
+        ImageError: If there is none.
     """
     if isinstance(image, bytes):
         return PictureBytes(image)
     if isinstance(image, PictureFile):
         return image
-    raise ImageFormatError("there is no picture; choose one first")
+    raise ImageError("there is no picture; choose one first")
 
 
 def check_request(

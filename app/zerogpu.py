@@ -67,6 +67,8 @@ class NoGPUError(MAEError):
         wait: How long until the share is renewed, as in `1:23:45`; None if nobody says.
     """
 
+    code = "no_gpu"
+
     def __init__(self, reason: Reason, wait: str | None = None) -> None:
         """Say why, and what to do."""
         super().__init__(_SENTENCES[reason].format(when=f"in {wait}" if wait else "later"))

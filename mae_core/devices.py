@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mae_core.errors import DeviceError
+from mae_core.errors import ConfigError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -31,9 +31,13 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise DeviceError(f"device {name!r} is unknown; give auto, cpu, cuda or mps") from error
+        raise ConfigError(
+            f"device {name!r} is unknown; give auto, cpu, cuda or mps", code="device"
+        ) from error
     if (device.index or 0) >= counts.get(device.type, 0):
-        raise DeviceError(f"device {name!r} is not on this machine; give auto or cpu")
+        raise ConfigError(
+            f"device {name!r} is not on this machine; give auto or cpu", code="device"
+        )
     return device
 
 
@@ -44,7 +48,9 @@ def choose_precision(name: str, device: torch.device) -> str:
     and the image stays the same to the eye (tests/test_bundled_weights.py holds the PSNR).
     """
     if name not in PRECISIONS:
-        raise DeviceError(f"precision {name!r} is unknown; give {', '.join(PRECISIONS)}")
+        raise ConfigError(
+            f"precision {name!r} is unknown; give {', '.join(PRECISIONS)}", code="device"
+        )
     if name != "auto":
         return name
     return "bfloat16" if device.type == "cpu" and cpu_has_bfloat16() else "float32"

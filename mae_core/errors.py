@@ -1,17 +1,12 @@
 """Every error this package raises on purpose, in one tree.
 
     MAEError
-    ├── ConfigError        a field, recipe or command-line value that is not allowed
-    ├── PatchError         images and patch grids that do not fit each other
+    ├── ConfigError        a field, recipe, device or command-line value that is not allowed
     ├── MaskError          a mask ratio, seed or mask that is not allowed
     ├── ImageError         an image that cannot be used
-    │   ├── ImageFormatError     not an image, or a format that is not accepted
-    │   └── ImageLimitError      an image too large, too small or too narrow
     ├── CheckpointError    a file of weights or a checkpoint that cannot be used
     ├── DataError          a folder of images that cannot be trained or evaluated on
-    ├── DeviceError        a device that is not on this machine
-    ├── DownloadError      weights that cannot be fetched
-    ├── HubError           a hub that cannot be reached or refuses
+    ├── DownloadError      weights that cannot be fetched, or a hub that refuses
     └── TrainingError      a training run that cannot go on
 
 Each message says what was given, what is allowed and what to do. Entry points catch
@@ -19,9 +14,8 @@ Each message says what was given, what is allowed and what to do. Entry points c
 """
 
 __all__ = [
-    "CheckpointError", "ConfigError", "DataError", "DeviceError", "DownloadError", "HubError",
-    "ImageError", "ImageFormatError", "ImageLimitError", "MAEError", "MaskError", "PatchError",
-    "TrainingError",
+    "CheckpointError", "ConfigError", "DataError", "DownloadError", "ImageError", "MAEError",
+    "MaskError", "TrainingError",
 ]  # fmt: skip
 
 
@@ -43,15 +37,9 @@ class MAEError(Exception):
 
 
 class ConfigError(MAEError):
-    """A field, recipe or command-line value that is not allowed."""
+    """A value that is not allowed; the codes `patches` and `device` say of what."""
 
     code = "config"
-
-
-class PatchError(MAEError):
-    """Images and patch grids that do not fit each other."""
-
-    code = "patches"
 
 
 class MaskError(MAEError):
@@ -61,21 +49,9 @@ class MaskError(MAEError):
 
 
 class ImageError(MAEError):
-    """An image that cannot be used."""
+    """An image that cannot be used; the code `image_limit` is of its size."""
 
     code = "image"
-
-
-class ImageFormatError(ImageError):
-    """Not an image, or a format that is not accepted."""
-
-    code = "image_format"
-
-
-class ImageLimitError(ImageError):
-    """An image too large, too small or too narrow."""
-
-    code = "image_limit"
 
 
 class CheckpointError(MAEError):
@@ -90,22 +66,10 @@ class DataError(MAEError):
     code = "data"
 
 
-class DeviceError(MAEError):
-    """A device that is not on this machine."""
-
-    code = "device"
-
-
 class DownloadError(MAEError):
-    """Weights that cannot be fetched."""
+    """Weights that cannot be fetched, or a hub that refuses (code `hub`)."""
 
     code = "download"
-
-
-class HubError(MAEError):
-    """A hub that cannot be reached or refuses."""
-
-    code = "hub"
 
 
 class TrainingError(MAEError):

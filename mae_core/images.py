@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mae_core.errors import ConfigError, ImageError, ImageFormatError
+from mae_core.errors import ConfigError, ImageError
 from mae_core.measurements import (
     RangeSpec,
     Raster,
@@ -147,10 +147,10 @@ def _read_file(
         return raster
     try:
         image = open_file(source, limits)
-    except ImageFormatError as error:
-        if name != "TIFF" or find_spec("tifffile"):
+    except ImageError as error:
+        if name != "TIFF" or find_spec("tifffile") or error.code == "image_limit":
             raise
-        raise ImageFormatError(f"{error}, or pip install tifffile imagecodecs") from error
+        raise ImageError(f"{error}, or pip install tifffile imagecodecs") from error
     # Pillow keeps only the upper half of a PNG's 16-bit colours.
     if name == "PNG" and start[24:26] == b"\x10\2" and find_spec("imagecodecs"):
         with parser_errors():
@@ -273,11 +273,11 @@ def channels_to_tensor(
     """Channels, (C, H, W) floats in 0..1, as the model's input: (1, C, H, W) float32, normalised.
 
     Raises:
-        ImageFormatError: If the shape, the dtype or a value is another.
+        ImageError: If the shape, the dtype or a value is another.
     """
     floats = source.is_floating_point() if isinstance(source, Tensor) else source.dtype.kind == "f"
     if source.ndim != 3 or len(source) != len(mean) or not floats:
-        raise ImageFormatError(
+        raise ImageError(
             f"these channels are {str(source.dtype).removeprefix('torch.')} of shape "
             f"{tuple(source.shape)}; give floats in 0..1 of shape ({len(mean)}, H, W)"
         )
@@ -287,7 +287,7 @@ def channels_to_tensor(
         channels = torch.from_numpy(np.array(source, dtype=np.float32))
     # "not" first: a NaN compares false.
     if channels.numel() == 0 or not (channels.min() >= 0 and channels.max() <= 1):
-        raise ImageFormatError("the channels are empty or not all in 0..1; scale them to that")
+        raise ImageError("the channels are empty or not all in 0..1; scale them to that")
     return _normalised(channels, mean, std)[None]
 
 

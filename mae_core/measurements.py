@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mae_core.errors import ConfigError, ImageFormatError
+from mae_core.errors import ConfigError, ImageError
 
 __all__ = ["RangeSpec", "Raster", "find_value_range", "to_levels"]
 
@@ -82,7 +82,7 @@ def find_value_range(images: Iterable[npt.NDArray[Any]], spec: RangeSpec = "auto
 
     Raises:
         ConfigError: If `spec` is not allowed.
-        ImageFormatError: If no value is finite.
+        ImageError: If no value is finite.
     """
     given = as_value_range(spec)
     if not isinstance(given, str):
@@ -104,7 +104,7 @@ def find_value_range(images: Iterable[npt.NDArray[Any]], spec: RangeSpec = "auto
 
 def _found(values: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> tuple[float, float]:
     if not values.size:
-        raise ImageFormatError("the picture holds no finite value; check how it was written")
+        raise ImageError("the picture holds no finite value; check how it was written")
     low, high = (float(value) for value in np.percentile(values, _PERCENTILES))
     fulls = {"f": (1.0, 255.0), "u": (_full(dtype),), "b": (1.0,)}.get(dtype.kind, ())
     for full in fulls:
@@ -176,7 +176,7 @@ class Raster:
                 that a person sees. A single band stands for three.
 
         Raises:
-            ImageFormatError: If there are other bands than the model takes.
+            ImageError: If there are other bands than the model takes.
         """
         values, found = self.values, self.values.shape[2]
         is_known = all(1 <= band <= found for band in bands)
@@ -190,7 +190,7 @@ class Raster:
             return np.repeat(values, 3, axis=2)
         asked = f", of which {list(bands)} are asked for," if bands else ""
         advice = "bands=" + ",".join(str(band) for band in range(1, channels + 1))
-        raise ImageFormatError(
+        raise ImageError(
             f"the picture has {found} band{'s' * (found > 1)}{asked} and the model takes "
             f"{channels}; choose as many, such as {advice}, or give another picture"
         )
@@ -205,7 +205,7 @@ def raster_of(
     """
     has_channels_first = array.ndim == 3 and len(array) < 16 <= array.shape[2]
     if array.ndim not in (2, 3) or array.dtype.kind not in "buif" or has_channels_first:
-        raise ImageFormatError(
+        raise ImageError(
             f"this array is {array.dtype} of shape {array.shape}; give (H, W) or (H, W, bands) of "
             "numbers"
         )

@@ -23,7 +23,7 @@ from PIL.ExifTags import Base as Tag
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from mae_core.errors import ImageFormatError, ImageLimitError, MAEError
+from mae_core.errors import ImageError, MAEError
 from mae_core.measurements import (
     RangeSpec,
     find_value_range,
@@ -97,7 +97,7 @@ class ImageLimits:
     max_aspect: float = 20.0
 
     def check_size(self, size: tuple[int, int], *, in_full: bool = False) -> None:
-        """Raise an ImageLimitError if a (width, height), to be decoded in full, is not allowed."""
+        """Raise an ImageError if a (width, height), to be decoded in full, is not allowed."""
         most = self.max_whole_pixels if in_full else self.max_pixels
         if math.prod(size) > most:
             allowed = f"at most {most / 1e6:.3g} million are taken: scale it down"
@@ -109,7 +109,9 @@ class ImageLimits:
             )
         else:
             return
-        raise ImageLimitError(f"the picture is {size[0]} x {size[1]} pixels; {allowed}")
+        raise ImageError(
+            f"the picture is {size[0]} x {size[1]} pixels; {allowed}", code="image_limit"
+        )
 
     def shrink_factor(self, size: tuple[int, int]) -> int:
         """The smallest whole factor that brings a (width, height) to at most `keep_pixels`."""
@@ -168,7 +170,7 @@ def read_file(source: bytes | str | Path, most: int) -> bytes:
     """The first `most` bytes of a local file, or of a file's bytes.
 
     Raises:
-        ImageFormatError: If no file at that path can be read.
+        ImageError: If no file at that path can be read.
     """
     if isinstance(source, bytes):
         return source[:most]
@@ -176,7 +178,7 @@ def read_file(source: bytes | str | Path, most: int) -> bytes:
         if Path(source).is_file():  # opening a pipe would wait for its writer
             with open(source, "rb") as file:
                 return file.read(most)
-    raise ImageFormatError(
+    raise ImageError(
         "no file can be read at that path; give that of a local picture (addresses are not fetched)"
     )
 
@@ -189,13 +191,14 @@ def parser_errors() -> Iterator[None]:
     except MAEError:
         raise
     except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageLimitError(
+        raise ImageError(
             "the picture needs more memory than is free, or has more than "
-            f"{DEFAULT_LIMITS.max_pixels / 1e6:.3g} million pixels; scale it down"
+            f"{DEFAULT_LIMITS.max_pixels / 1e6:.3g} million pixels; scale it down",
+            code="image_limit",
         ) from error
     # OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error, ...
     except Exception as error:
-        raise ImageFormatError(
+        raise ImageError(
             "the picture is damaged or cut short, or of a kind that is not read; save it again as "
             "PNG or JPEG"
         ) from error
@@ -217,21 +220,23 @@ def open_file(source: object, limits: ImageLimits) -> Image.Image:
         limits.check_size(source.size)
         return source
     if not isinstance(source, bytes | str | Path):
-        raise ImageFormatError(
+        raise ImageError(
             f"a {type(source).__name__} is not a picture; give a file's bytes, a path, a PIL "
             "picture or an array"
         )
     data = read_file(source, limits.max_bytes + 1)
     if len(data) > limits.max_bytes:
         most = limits.max_bytes / 2**20
-        raise ImageLimitError(f"the file has more than {most:.3g} MiB; make it smaller")
+        raise ImageError(
+            f"the file has more than {most:.3g} MiB; make it smaller", code="image_limit"
+        )
     known = format_of(data)
     if known is None or not known.pillow or not is_readable(known):
         what = "the file is empty or of no accepted format"
         if known:
             what = f"{known.name} files are not read here (HEIC takes pip install pillow-heif)"
         accepted = ", ".join(one.name for one in FORMATS if one.pillow and is_readable(one))
-        raise ImageFormatError(f"{what}; give a picture as {accepted}")
+        raise ImageError(f"{what}; give a picture as {accepted}")
     with parser_errors():
         if known.name == "HEIC":
             importlib.import_module("pillow_heif").register_heif_opener()
@@ -275,7 +280,7 @@ def _to_8_bits(image: Image.Image, is_deep: bool, value_range: RangeSpec) -> Ima
     if is_deep:  # Pillow keeps the upper half of each value
         values = np.asarray(image.convert("RGB")).astype(np.uint16) * 257
         if 0 < values.max() < 2**12:
-            raise ImageFormatError(
+            raise ImageError(
                 "the picture has 16 bits a value and uses the lower 12 or fewer; save it as 8 bits"
             )
     elif image.mode[0] in "IF":

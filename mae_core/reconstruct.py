@@ -29,7 +29,7 @@ from torch import Tensor
 
 from mae_core.config import ModelConfig
 from mae_core.devices import choose_device, choose_precision, choose_threads
-from mae_core.errors import ConfigError, ImageLimitError, MAEError, MaskError
+from mae_core.errors import ConfigError, ImageError, MAEError, MaskError
 from mae_core.images import (
     DecodedImage,
     ImageSource,
@@ -439,9 +439,10 @@ def open_fitted(
 
 def _check_patches(h: int, w: int) -> None:
     if h * w > MAX_PATCHES:
-        raise ImageLimitError(
+        raise ImageError(
             f"the image would have {h} x {w} patches, and at most {MAX_PATCHES} are taken; "
-            "give a smaller image_size, or crop it"
+            "give a smaller image_size, or crop it",
+            code="image_limit",
         )
 
 

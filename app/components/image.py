@@ -17,7 +17,7 @@ from PIL import Image
 from app.components.quiet import QuietMeta
 from app.pictures import PictureFile
 from app.storage import MAX_AGE_SECONDS, StorageError
-from mae_core.errors import ImageFormatError, ImageLimitError
+from mae_core.errors import ImageError
 from mae_core.photographs import ImageLimits
 
 _logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class SafeImage(gr.Image, metaclass=QuietMeta):
             payload: What the client sent for this component.
 
         Raises:
-            ImageFormatError: If it is an address or no uploaded file.
+            ImageError: If it is an address or no uploaded file.
             FileNotFoundError: If the file was deleted since.
         """
         if payload is None:
@@ -60,7 +60,7 @@ class SafeImage(gr.Image, metaclass=QuietMeta):
             raise _not_uploaded()
         path, url = payload["path"], str(payload.get("url") or "")
         if path.startswith(("http:", "https:", "data:")) or url.startswith("data:"):
-            raise ImageFormatError(
+            raise ImageError(
                 "addresses (http:, data: and the like) are not fetched; upload the picture as a "
                 "file"
             )
@@ -70,16 +70,16 @@ class SafeImage(gr.Image, metaclass=QuietMeta):
         """The file; None if there is no picture.
 
         Raises:
-            ImageFormatError: If the payload is no uploaded file.
-            ImageLimitError: If the file is too large.
+            ImageError: If the payload is no uploaded file, or the file is too large.
         """
         if payload is None:
             return None
         path = self._uploaded(str(payload.path))
         status = path.stat()
         if status.st_size > MAX_BYTES:
-            raise ImageLimitError(
-                f"the file has more than {MAX_BYTES / 2**20:.3g} MiB; make it smaller"
+            raise ImageError(
+                f"the file has more than {MAX_BYTES / 2**20:.3g} MiB; make it smaller",
+                code="image_limit",
             )
         if time.time() - status.st_mtime > _NOTE_SECONDS:
             os.utime(path)
@@ -98,8 +98,8 @@ class SafeImage(gr.Image, metaclass=QuietMeta):
         return resolved
 
 
-def _not_uploaded() -> ImageFormatError:
-    return ImageFormatError(
+def _not_uploaded() -> ImageError:
+    return ImageError(
         "the picture must be an uploaded file; through the API, pass it by handle_file()"
     )
 

@@ -79,7 +79,7 @@ def deploy(arguments: argparse.Namespace) -> None:
     Raises:
         CheckpointError: If weights cannot be used.
         ConfigError: If an argument is not what it should be.
-        HubError: If the hub cannot be reached or refuses, or the Space does not come up.
+        DownloadError: If the hub cannot be reached or refuses, or the Space does not come up.
     """
     repo_id = arguments.space
     if not is_repository(repo_id):

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 
 from app.deploy.files import Content, content_bytes, git_name
-from mae_core.errors import HubError
+from mae_core.errors import DownloadError
 
 # The hub's own; it says which files are large.
 _OF_THE_HUB = ".gitattributes"
@@ -78,11 +78,13 @@ def open_hub() -> HfApi:
     """The hub, in the name of this machine's user.
 
     Raises:
-        HubError: If there is no token.
+        DownloadError: If there is no token.
     """
     token = get_token()
     if token is None:
-        raise HubError("there is no token; run `hf auth login`, or set HF_TOKEN to one")
+        raise DownloadError(
+            "there is no token; run `hf auth login`, or set HF_TOKEN to one", code="hub"
+        )
     return HfApi(token=token)
 
 
@@ -90,7 +92,7 @@ def find_space(api: HfApi, repo_id: str) -> SpaceInfo | None:
     """What the hub tells of a Space; None if there is none that the token may see.
 
     Raises:
-        HubError: If the hub cannot be reached or refuses.
+        DownloadError: If the hub cannot be reached or refuses.
     """
     with explained(f"could not look for the Space {repo_id!r}"):
         try:
@@ -103,7 +105,7 @@ def create_space(api: HfApi, wanted: Wanted) -> None:
     """Make an empty Space.
 
     Raises:
-        HubError: If the hub cannot be reached or refuses.
+        DownloadError: If the hub cannot be reached or refuses.
     """
     with explained(f"could not make the Space {wanted.repo_id!r}"):
         api.create_repo(
@@ -123,7 +125,7 @@ def changes_of(api: HfApi, wanted: Wanted) -> list[Change]:
     The files come last, as the hub builds anew after each.
 
     Raises:
-        HubError: If the hub cannot be reached or refuses.
+        DownloadError: If the hub cannot be reached or refuses.
     """
     with explained(f"could not read the Space {wanted.repo_id!r}"):
         info = api.space_info(wanted.repo_id)
@@ -142,7 +144,7 @@ def make_change(repo_id: str, change: Change) -> None:
     """Make a change.
 
     Raises:
-        HubError: If the hub cannot be reached or refuses.
+        DownloadError: If the hub cannot be reached or refuses.
     """
     advice = "; what was done before is kept, and the same command goes on from there"
     with explained(f"could not set the {change.what.partition(':')[0]} of {repo_id!r}", advice):
@@ -208,9 +210,10 @@ def _files(api: HfApi, wanted: Wanted) -> Iterator[Change]:
     if not sent and not gone:
         return
     if gone and _OURS not in there:
-        raise HubError(
+        raise DownloadError(
             f"the Space {wanted.repo_id!r} holds something else ({_named('', gone)}), which would "
-            "be deleted; give another name, or delete that Space first"
+            "be deleted; give another name, or delete that Space first",
+            code="hub",
         )
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         *(CommitOperationAdd(name, wanted.files[name]) for name in sent),
@@ -248,13 +251,13 @@ def hardware_of(runtime: SpaceRuntime | None) -> str | None:
 
 @contextlib.contextmanager
 def explained(failed: str, advice: str = "") -> Iterator[None]:
-    """Turns whatever the hub's client raises into a HubError."""
+    """Turns whatever the hub's client raises into a DownloadError."""
     try:
         yield
-    except HubError:
+    except DownloadError:
         raise
     except Exception as error:  # a dozen types that have no base of their own
-        raise HubError(f"{failed}: {_reason(error)}{advice}") from error
+        raise DownloadError(f"{failed}: {_reason(error)}{advice}", code="hub") from error
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from huggingface_hub import HfApi, SpaceRuntime
 
 from app.deploy.hub import explained
-from mae_core.errors import HubError
+from mae_core.errors import DownloadError
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def wait_until_up(api: HfApi, repo_id: str, *, seconds: float) -> None:
         seconds: For how long to wait.
 
     Raises:
-        HubError: If it does not come up, or not in time.
+        DownloadError: If it does not come up, or not in time.
     """
     address = space_address(api, repo_id)
     deadline = time.monotonic() + seconds
@@ -58,9 +58,10 @@ def wait_until_up(api: HfApi, repo_id: str, *, seconds: float) -> None:
             if runtime is not None and _is_end(runtime, newest, time.monotonic() - since):
                 return _finish(api, repo_id, stage)
             if time.monotonic() > deadline:
-                raise HubError(
+                raise DownloadError(
                     f"{repo_id!r} is not up after {seconds:g} s ({stage}); it goes on without "
-                    f"this command: see {address}, or wait longer with --timeout"
+                    f"this command: see {address}, or wait longer with --timeout",
+                    code="hub",
                 )
             time.sleep(_POLL_SECONDS)
 
@@ -100,8 +101,9 @@ def _finish(api: HfApi, repo_id: str, stage: str) -> None:
         return
     for line in _last_lines(api, repo_id, build=stage == "BUILD_ERROR"):
         _log.info("  | %s", line)
-    raise HubError(
-        f"{repo_id!r} does not run: {_ENDS.get(stage, stage)}; see {space_address(api, repo_id)}"
+    raise DownloadError(
+        f"{repo_id!r} does not run: {_ENDS.get(stage, stage)}; see {space_address(api, repo_id)}",
+        code="hub",
     )
 
 

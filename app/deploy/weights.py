@@ -48,7 +48,7 @@ def choose_weights(sources: Sequence[str], list_files: ListFiles) -> ChosenWeigh
     Raises:
         CheckpointError: If weights are missing, damaged or have no decoder.
         ConfigError: If they cannot be sent.
-        HubError: If the hub has no such repository.
+        DownloadError: If the hub has no such repository.
     """
     chosen = ChosenWeights()
     for entry in list_weights().values():

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mae_core._compat import ensure_torchvision_imports
 from mae_core.config import ModelConfig
-from mae_core.errors import ConfigError, PatchError
+from mae_core.errors import ConfigError
 from mae_core.model.masking import PatchMask, draw_mask, num_visible
 from mae_core.model.patches import grid_of, normalize_patches, patchify
 
@@ -123,7 +123,9 @@ class MaskedAutoencoder(nn.Module):
         dim, components = self.config.patch_dim, self.config.pca_components
         shapes = tuple(mean.shape), tuple(basis.shape)
         if not components or shapes != ((dim,), (dim, components)):
-            raise PatchError(f"a PCA of shapes {shapes} does not fit {dim=} and {components=}")
+            raise ConfigError(
+                f"a PCA of shapes {shapes} does not fit {dim=} and {components=}", code="patches"
+            )
         self.pca_mean.copy_(mean)
         self.pca_basis.copy_(basis)
 
@@ -152,9 +154,10 @@ class MaskedAutoencoder(nn.Module):
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """The (h, w) patch grid of (N, C, H, W) images."""
         if images.ndim != 4 or images.shape[1] != self.config.in_chans:
-            raise PatchError(
+            raise ConfigError(
                 f"images of shape {tuple(images.shape)} given; this model takes "
-                f"(N, {self.config.in_chans}, H, W)"
+                f"(N, {self.config.in_chans}, H, W)",
+                code="patches",
             )
         return grid_of(images.shape[2], images.shape[3], self.config.patch_size)
 
@@ -166,9 +169,10 @@ class MaskedAutoencoder(nn.Module):
         """
         grid_size = self.grid_of(images)
         if patch_mask.mask.shape != (images.shape[0], grid_size[0] * grid_size[1]):
-            raise PatchError(
+            raise ConfigError(
                 f"a mask of shape {tuple(patch_mask.mask.shape)} does not fit "
-                f"{images.shape[0]} images of {grid_size[0]}x{grid_size[1]} patches"
+                f"{images.shape[0]} images of {grid_size[0]}x{grid_size[1]} patches",
+                code="patches",
             )
         removed, ids = None, patch_mask.ids_keep
         if self.config.encoder_mask_tokens:

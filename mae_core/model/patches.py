@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mae_core.errors import PatchError
+from mae_core.errors import ConfigError
 
 # Added to a patch's variance before the root (He et al. 2022, official value).
 NORM_PIX_EPS = 1e-6
@@ -15,12 +15,13 @@ def grid_of(height: int, width: int, patch_size: int) -> tuple[int, int]:
     """The (h, w) grid of patches of an image of that size.
 
     Raises:
-        PatchError: If a side is not a positive multiple of `patch_size`.
+        ConfigError: If a side is not a positive multiple of `patch_size`.
     """
     if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
-        raise PatchError(
+        raise ConfigError(
             f"a {height}x{width} image does not divide into patches of {patch_size} pixels; "
-            f"resize it to multiples of {patch_size}"
+            f"resize it to multiples of {patch_size}",
+            code="patches",
         )
     return height // patch_size, width // patch_size
 
@@ -57,9 +58,13 @@ def unpatchify(
     n, length, values = patches.shape
     h, w = grid_size or (int(length**0.5), int(length**0.5))
     if h * w != length:
-        raise PatchError(f"{length} patches do not fill a {h}x{w} grid; pass grid_size=")
+        raise ConfigError(
+            f"{length} patches do not fill a {h}x{w} grid; pass grid_size=", code="patches"
+        )
     if values % patch_size**2:
-        raise PatchError(f"{values} values are not whole pixels of a {patch_size}-pixel patch")
+        raise ConfigError(
+            f"{values} values are not whole pixels of a {patch_size}-pixel patch", code="patches"
+        )
     c = values // patch_size**2
     cells = patches.reshape(n, h, w, patch_size, patch_size, c)
     return cells.permute(0, 5, 1, 3, 2, 4).reshape(n, c, h * patch_size, w * patch_size)

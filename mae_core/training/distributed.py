@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mae_core.devices import choose_device
-from mae_core.errors import DeviceError, TrainingError
+from mae_core.errors import ConfigError, TrainingError
 
 # Rank 0 measures and writes while the others wait.
 _TIMEOUT = datetime.timedelta(hours=1)
@@ -86,9 +86,10 @@ def init_distributed() -> Iterator[World]:
     if chosen.type == "cuda":
         local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local_rank >= gpus:
-            raise DeviceError(
+            raise ConfigError(
                 f"this machine has {gpus} GPUs for more processes; give torchrun "
-                f"--nproc-per-node {gpus}"
+                f"--nproc-per-node {gpus}",
+                code="device",
             )
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)

@@ -69,7 +69,7 @@ def convert(
         CheckpointError: If the format has no place for these weights, the number format none for
             their values, or the file cannot be written.
         ConfigError: If no format is called `target`, or packages that it needs are missing.
-        PatchError: If a graph's images do not divide into patches.
+        ConfigError: If a graph's images do not divide into patches.
     """
     path = Path(path)
     if target not in TARGETS:

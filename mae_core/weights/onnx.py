@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mae_core.config import ModelConfig
-from mae_core.errors import ConfigError, PatchError
+from mae_core.errors import ConfigError
 from mae_core.model.mae import MaskedAutoencoder, resample_pos_embed
 from mae_core.model.masking import PatchMask
 from mae_core.model.patches import grid_of
@@ -84,7 +84,7 @@ def export_onnx(weights: Weights, path: Path, *, image_size: tuple[int, int] | N
 
     Raises:
         ConfigError: If the packages that write ONNX are not installed.
-        PatchError: If a side is no multiple of the patch side, or the grid is a single patch.
+        ConfigError: If a side is no multiple of the patch side, or the grid is a single patch.
         CheckpointError: If the file cannot be written.
     """
     try:
@@ -177,9 +177,10 @@ def _grid_for(config: ModelConfig, image_size: tuple[int, int] | None) -> tuple[
         return config.table_grid
     grid_size = grid_of(*image_size, config.patch_size)
     if grid_size == (1, 1):
-        raise PatchError(
+        raise ConfigError(
             f"a {image_size[0]}x{image_size[1]} image is a single patch, so there is nothing to "
-            f"mask; give an image_size of more patches of {config.patch_size} pixels"
+            f"mask; give an image_size of more patches of {config.patch_size} pixels",
+            code="patches",
         )
     return grid_size
 

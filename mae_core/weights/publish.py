@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCardData, constants, get_token
 
 from mae_core.config import to_dict
-from mae_core.errors import CheckpointError, ConfigError, HubError
+from mae_core.errors import CheckpointError, ConfigError, DownloadError
 from mae_core.weights.export import (
     TRANSFORMERS_FILES,
     lost_in,
@@ -79,7 +79,7 @@ def push(
     Raises:
         CheckpointError: If the run is not finished or its weights are damaged.
         ConfigError: If the hub cannot have a repository of that name.
-        HubError: If there is no token, or the hub cannot be reached or refuses.
+        DownloadError: If there is no token, or the hub cannot be reached or refuses.
     """
     if not is_repository(repo_id):
         raise ConfigError(
@@ -237,7 +237,9 @@ def _table(record: dict[str, Any], labels: dict[str, str]) -> str:
 def _upload(folder: Path, repo_id: str, *, private: bool, update: bool) -> str:
     token = get_token()
     if token is None:
-        raise HubError("there is no token; run `hf auth login`, or set HF_TOKEN to one")
+        raise DownloadError(
+            "there is no token; run `hf auth login`, or set HF_TOKEN to one", code="hub"
+        )
     api, advice = HfApi(token=token), ""
     try:
         api.create_repo(repo_id, private=private, exist_ok=update)
@@ -248,8 +250,9 @@ def _upload(folder: Path, repo_id: str, *, private: bool, update: bool) -> str:
             delete_patterns=[*TRANSFORMERS_FILES, GRID_FILE] if update else None,
         )  # fmt: skip
     except Exception as error:  # a dozen types without a common base
-        raise HubError(
+        raise DownloadError(
             f"could not upload {repo_id} to {constants.ENDPOINT}: "
-            f"{reason_of(error, _STATUSES)}{advice}"
+            f"{reason_of(error, _STATUSES)}{advice}",
+            code="hub",
         ) from error
     return str(commit.commit_url)

@@ -11,7 +11,7 @@ from PIL import Image, features
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from app.decoding import decode_upload
-from mae_core.errors import ImageFormatError, ImageLimitError
+from mae_core.errors import ImageError
 
 HIDDEN = "the file holds far more hidden data than its picture needs; save it again"
 SIDE = 16  # the smallest side taken by default
@@ -78,7 +78,7 @@ def commented_gif(blocks: int) -> bytes:
 
 def test_jpeg_scans_are_bounded() -> None:
     assert decode_upload(repeated_scans(30)).size == photo().size
-    with pytest.raises(ImageLimitError, match=HIDDEN):
+    with pytest.raises(ImageError, match=HIDDEN):
         decode_upload(repeated_scans(50))
 
 
@@ -94,7 +94,7 @@ def test_scans_do_not_hide_behind_a_marker_that_stands_alone() -> None:
     # A reader that took 0xFF01 for a segment would skip the scans after it.
     scan = repeated_scans(1)[len(repeated_scans(0)) - 2 : -2]
     hidden = b"\xff\x01" + scan * 150
-    with pytest.raises(ImageLimitError, match=HIDDEN):
+    with pytest.raises(ImageError, match=HIDDEN):
         decode_upload(repeated_scans(0)[:-2] + hidden + b"\xff\xd9")
 
 
@@ -102,7 +102,7 @@ def test_exif_segments_are_bounded() -> None:
     # All of a photo's EXIF data at its longest, and many short pieces, which are joined one by one.
     segment = b"Exif\0\0" + bytes(60_000)
     assert np.array_equal(pixels(jpeg_with_segment(JPEG, 0xE1, segment, 300)), pixels(JPEG))
-    with pytest.raises(ImageLimitError, match=HIDDEN):
+    with pytest.raises(ImageError, match=HIDDEN):
         decode_upload(jpeg_with_segment(JPEG, 0xE1, b"Exif\0\0a", 1_000_000))
 
 
@@ -110,17 +110,17 @@ def test_exif_segments_are_bounded() -> None:
 def test_segments_do_not_hide_where_pillow_skips_nothing(stand_alone: bytes) -> None:
     # Pillow goes on after an early end, and takes extensions for markers without content.
     hidden = stand_alone + jpeg_with_segment(JPEG, 0xE1, b"Exif\0\0a", 1000)[2:]
-    with pytest.raises(ImageLimitError, match=HIDDEN):
+    with pytest.raises(ImageError, match=HIDDEN):
         decode_upload(JPEG[:2] + hidden)
 
 
 def test_gif_comments_are_bounded() -> None:
     assert np.array_equal(pixels(commented_gif(1000)), pixels(GIF))
     for blocks in (9000, 80_000):
-        with pytest.raises(ImageLimitError, match=HIDDEN):
+        with pytest.raises(ImageError, match=HIDDEN):
             decode_upload(commented_gif(blocks))
     start = 13 + 3 * 2 ** ((GIF[10] & 7) + 1)
-    with pytest.raises(ImageLimitError, match=HIDDEN):
+    with pytest.raises(ImageError, match=HIDDEN):
         decode_upload(GIF[:start] + b"!\xfe\x01a\0" * 9000 + GIF[start:])
 
 
@@ -128,13 +128,13 @@ def test_tiff_tiles_larger_than_a_picture() -> None:
     body = zlib.compress(bytes(100))
     tiles = {259: (3, 1, 8), 322: (4, 1, 40000), 323: (4, 1, 40000), 324: (4, 1, 8),
              325: (4, 1, len(body))}  # fmt: skip
-    with pytest.raises(ImageLimitError, match=HIDDEN):
+    with pytest.raises(ImageError, match=HIDDEN):
         decode_upload(grey_tiff(body, 8, tags=tiles))
 
 
 def test_tiff_tags_are_bounded() -> None:
     tags = {40000 + number: (3, 1, 0) for number in range(5000)}
-    with pytest.raises(ImageLimitError, match=HIDDEN):
+    with pytest.raises(ImageError, match=HIDDEN):
         decode_upload(grey_tiff(bytes(SIDE**2), 8, tags=tags))
 
 
@@ -146,31 +146,31 @@ def claiming_tags(tags: int, size: int) -> dict[int, tuple[int, int, int]]:
 def test_tiff_tags_may_not_claim_more_than_a_file_holds() -> None:
     body = bytes(2**20)
     assert (pixels(grey_tiff(body, 8, tags=claiming_tags(3, 2**20))) == 0).all()
-    with pytest.raises(ImageLimitError, match=HIDDEN):
+    with pytest.raises(ImageError, match=HIDDEN):
         decode_upload(grey_tiff(body, 8, tags=claiming_tags(30, 2**20)))
 
 
 def test_tags_of_a_tiffs_own_exif_are_counted_too() -> None:
     claims = tiff(claiming_tags(30, 2**20), b"")[8:]
     body = bytes(2**20) + claims
-    with pytest.raises(ImageLimitError, match=HIDDEN):
+    with pytest.raises(ImageError, match=HIDDEN):
         decode_upload(grey_tiff(body, 8, tags={34665: (4, 1, 8 + 2**20)}))
 
 
 def test_a_tiff_directory_that_points_at_itself() -> None:
     looped = grey_tiff(bytes(SIDE**2), 8, tags={34665: (4, 1, 8 + SIDE**2)})
-    with pytest.raises(ImageLimitError, match=HIDDEN):
+    with pytest.raises(ImageError, match=HIDDEN):
         decode_upload(looped)
 
 
 def test_a_tiff_that_begins_again_and_again() -> None:
-    with pytest.raises(ImageLimitError, match=HIDDEN):
+    with pytest.raises(ImageError, match=HIDDEN):
         decode_upload(b"II*\0\xff\xff\xff\x7f" * 400_000)
 
 
 def test_tiff_values_are_bounded() -> None:
     body = struct.pack("<H", 8) * 200_000
-    with pytest.raises(ImageLimitError, match=HIDDEN):
+    with pytest.raises(ImageError, match=HIDDEN):
         decode_upload(grey_tiff(body, 8, tags={273: (3, 200_000, 8)}))
 
 
@@ -185,7 +185,7 @@ def test_ordinary_tiff_tiles(order: str) -> None:
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 def test_tags_of_an_avif_are_bounded() -> None:
     block = tiff({40000: (3, 200_000, 8)}, bytes(400_000))
-    with pytest.raises(ImageLimitError, match=HIDDEN):
+    with pytest.raises(ImageError, match=HIDDEN):
         decode_upload(encode(photo(), "AVIF", exif=b"Exif\0\0" + block))
 
 
@@ -235,5 +235,5 @@ def short_strip_tiff(*more: tuple[int, int]) -> bytes:
          "two values", "bytes"],
 )  # fmt: skip
 def test_tiffs_that_may_show_memory_are_refused(data: bytes) -> None:
-    with pytest.raises(ImageFormatError, match="compressed by LZW or deflate"):
+    with pytest.raises(ImageError, match="compressed by LZW or deflate"):
         decode_upload(data)

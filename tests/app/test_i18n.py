@@ -21,7 +21,7 @@ from app.scheduler import BusyError, TookTooLongError
 from app.service import ReconstructionService
 from app.ui import I18N
 from mae_core import MAEError
-from mae_core.errors import CheckpointError, DownloadError, ImageFormatError, MaskError
+from mae_core.errors import CheckpointError, ConfigError, DownloadError, ImageError, MaskError
 from tests.app.serving import built, small_reconstructor
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
@@ -63,8 +63,10 @@ def test_a_parameters_name_keeps_its_case() -> None:
 
 
 def test_kinds_of_errors_are_told_apart_in_chinese() -> None:
-    kinds = (ImageFormatError, MaskError, CheckpointError, DownloadError, NoMemoryError, MAEError)
-    assert len({error_sentence(kind("x"), "zh") for kind in kinds}) == len(kinds)
+    kinds = (ImageError, MaskError, CheckpointError, DownloadError, NoMemoryError, MAEError)
+    errors = [kind("x") for kind in kinds]
+    errors += [ImageError("x", code="image_limit"), ConfigError("x", code="device")]
+    assert len({error_sentence(error, "zh") for error in errors}) == len(errors)
 
 
 @pytest.mark.parametrize(

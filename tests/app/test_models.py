@@ -22,7 +22,7 @@ from app.pictures import PictureFile
 from app.service import ReconstructionService
 from app.settings import AppSettings
 from mae_core import MaskedAutoencoder, PatchMask, Reconstruction, Reconstructor
-from mae_core.errors import ConfigError, ImageFormatError, MaskError
+from mae_core.errors import ConfigError, ImageError, MaskError
 from mae_core.weights import locate, read_weights
 from mae_core.weights.files import CHECKPOINT_FILE
 from mae_core.weights.formats import save_weights
@@ -382,7 +382,7 @@ def test_a_model_that_is_served_is_nowhere_but_in_memory(tmp_path: Path, name: s
 
 def test_a_picture_that_is_none_is_refused() -> None:
     (result,), _ = ServedModel.fixed(small_reconstructor()).run([job(0, picture=b"no")])
-    assert isinstance(result, ImageFormatError)
+    assert isinstance(result, ImageError)
 
 
 def test_a_model_sees_the_values_that_it_was_trained_on(tmp_path: Path) -> None:

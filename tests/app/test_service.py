@@ -24,9 +24,7 @@ from mae_core import MAEError, Reconstructor
 from mae_core.errors import (
     CheckpointError,
     ConfigError,
-    DeviceError,
-    ImageFormatError,
-    ImageLimitError,
+    ImageError,
     MaskError,
 )
 from mae_core.model.masking import MAX_SEED
@@ -145,11 +143,11 @@ def test_a_model_runs_one_request_at_a_time() -> None:
 
 
 BAD_VALUES: list[tuple[dict[str, Any], type[MAEError], str]] = [
-    ({"image": None}, ImageFormatError, "choose one"),
-    ({"image": "cat.jpg"}, ImageFormatError, "choose one"),
-    ({"image": b""}, ImageFormatError, "empty"),
-    ({"image": b"not a picture"}, ImageFormatError, "give a picture"),
-    ({"image": encoded(Image.new("RGB", (300, 1)))}, ImageLimitError, "300 x 1"),
+    ({"image": None}, ImageError, "choose one"),
+    ({"image": "cat.jpg"}, ImageError, "choose one"),
+    ({"image": b""}, ImageError, "empty"),
+    ({"image": b"not a picture"}, ImageError, "give a picture"),
+    ({"image": encoded(Image.new("RGB", (300, 1)))}, ImageError, "300 x 1"),
     ({"mask_ratio": "0.5"}, MaskError, "from 0.05 to 0.95"),
     ({"mask_ratio": None}, MaskError, "from 0.05 to 0.95"),
     ({"mask_ratio": True}, MaskError, "from 0.05 to 0.95"),
@@ -321,7 +319,7 @@ def test_weights_that_arrive_later_are_served(
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
     save_weights(path, small_reconstructor().model, record={})
-    with pytest.raises(DeviceError):
+    with pytest.raises(ConfigError):
         load(str(path), device="abacus")
 
 
@@ -542,7 +540,7 @@ def test_one_bad_picture_does_not_spoil_its_batch() -> None:
     with model.held():
         dogs, bad, cat, coffee = asyncio.run(ask_all())
     assert model.sizes == [1, 3]
-    assert isinstance(bad, ImageFormatError)
+    assert isinstance(bad, ImageError)
     for i, name, steps in ((0, "dogs", dogs), (2, "cat", cat), (3, "coffee", coffee)):
         direct = small_reconstructor()(example(name), 0.75, i)
         pasted = np.asarray(steps[-1].panels["pasted"]).astype(int)

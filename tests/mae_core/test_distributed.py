@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mae_core.config import SystemConfig, TrainConfig
-from mae_core.errors import ConfigError, DeviceError
+from mae_core.errors import ConfigError
 from mae_core.training.distributed import init_distributed
 from mae_core.training.train import train
 from mae_core.weights.registry import read_weights
@@ -145,6 +145,6 @@ def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    refused = pytest.raises(DeviceError, match="has 2 GPUs for more processes; give .* 2$")
+    refused = pytest.raises(ConfigError, match="has 2 GPUs for more processes; give .* 2$")
     with refused, init_distributed():
         pass

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mae_core.config import ModelConfig
-from mae_core.errors import ConfigError, PatchError
+from mae_core.errors import ConfigError
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import random_mask
 
@@ -135,7 +135,7 @@ def test_a_block_that_is_not_there_is_named(block: int) -> None:
 
 
 def test_features_of_images_that_do_not_fit() -> None:
-    with pytest.raises(PatchError, match="a 20x40 image does not divide"):
+    with pytest.raises(ConfigError, match="a 20x40 image does not divide"):
         build().features(noise(CONFIG, 1, 20, 40))
 
 
@@ -215,7 +215,7 @@ def test_timm_models_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match="global_pool is 'map'; choose avg or token"):
         model.to_timm(global_pool="map")  # type: ignore[arg-type]
     message = "a 100x100 image does not divide into patches of 8 pixels"
-    with pytest.raises(PatchError, match=re.escape(message)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         model.to_timm(img_size=100)
 
 

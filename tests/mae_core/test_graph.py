@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.onnx._internal.exporter import _onnx_program
 
 from mae_core.config import ModelConfig
-from mae_core.errors import CheckpointError, ConfigError, PatchError
+from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask, block_mask, custom_mask, mask_from_noise, random_mask
 from mae_core.weights import onnx as graph
@@ -401,7 +401,7 @@ def test_an_old_graph_never_meets_new_data(
 def test_sizes_that_cannot_be_masked_are_refused(
     export: Any, image_size: tuple[int, int], message: str, micro: Weights, tmp_path: Path
 ) -> None:
-    with pytest.raises(PatchError, match=message):
+    with pytest.raises(ConfigError, match=message):
         export(micro, tmp_path / "model", image_size=image_size)
     assert not list(tmp_path.iterdir())
 

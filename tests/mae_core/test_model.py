@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mae_core.config import ModelConfig, preset
-from mae_core.errors import ConfigError, PatchError
+from mae_core.errors import ConfigError
 from mae_core.model.losses import LossKind, reconstruction_loss
 from mae_core.model.mae import MaskedAutoencoder, sincos_pos_embed
 from mae_core.model.masking import PatchMask, draw_mask, mask_from_noise, random_mask
@@ -603,7 +603,7 @@ def test_principal_components_that_do_not_fit(
 ) -> None:
     model = MaskedAutoencoder(replace(TINY, pca_components=components))
     message = f"a PCA of shapes {(mean, basis)} does not fit dim=192 and components={components}"
-    with pytest.raises(PatchError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         model.set_pca(torch.zeros(mean), torch.zeros(basis))
 
 
@@ -625,5 +625,5 @@ def test_principal_components_that_do_not_fit(
 def test_images_that_do_not_fit(
     model: MaskedAutoencoder, shape: tuple[int, ...], length: int, message: str
 ) -> None:
-    with pytest.raises(PatchError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         model(noise(*shape), random_mask(1, length, 0.75, seed=0))

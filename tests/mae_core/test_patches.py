@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mae_core.errors import PatchError
+from mae_core.errors import ConfigError
 from mae_core.model.patches import (
     PatchStatistics,
     denormalize_patches,
@@ -63,12 +63,12 @@ def test_sides_that_do_not_divide_are_named(height: int, width: int) -> None:
         f"a {height}x{width} image does not divide into patches of 16 pixels; "
         "resize it to multiples of 16"
     )
-    with pytest.raises(PatchError, match=f"^{re.escape(expected)}$"):
+    with pytest.raises(ConfigError, match=f"^{re.escape(expected)}$"):
         grid_of(height, width, 16)
 
 
 def test_patchify_refuses_sides_that_do_not_divide() -> None:
-    with pytest.raises(PatchError, match="a 8x10 image does not divide into patches of 4"):
+    with pytest.raises(ConfigError, match="a 8x10 image does not divide into patches of 4"):
         patchify(noise(1, 3, 8, 10), 4)
 
 
@@ -77,14 +77,14 @@ def test_grid_is_rows_by_columns() -> None:
 
 
 def test_unpatchify_names_a_grid_that_does_not_fit() -> None:
-    with pytest.raises(PatchError, match=r"6 patches do not fill a 2x2 grid; pass grid_size="):
+    with pytest.raises(ConfigError, match=r"6 patches do not fill a 2x2 grid; pass grid_size="):
         unpatchify(noise(1, 6, 12), 2)
-    with pytest.raises(PatchError, match="6 patches do not fill a 4x2 grid"):
+    with pytest.raises(ConfigError, match="6 patches do not fill a 4x2 grid"):
         unpatchify(noise(1, 6, 12), 2, (4, 2))
 
 
 def test_unpatchify_refuses_broken_pixels() -> None:
-    with pytest.raises(PatchError, match="13 values are not whole pixels of a 2-pixel patch"):
+    with pytest.raises(ConfigError, match="13 values are not whole pixels of a 2-pixel patch"):
         unpatchify(noise(1, 4, 13), 2)
 
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile, features
 from PIL.GifImagePlugin import GifImageFile
 
-from mae_core.errors import ImageError, ImageFormatError, ImageLimitError
+from mae_core.errors import ImageError
 from mae_core.images import open_image
 from mae_core.photographs import ImageLimits, decode_image
 
@@ -311,7 +311,7 @@ def test_values_that_are_missing_are_black(missing: float) -> None:
         seen = shown(source)[:, :, 0]
         assert (seen[0] == 0).all()
         assert np.array_equal(seen[1:], np.rint(numbers[1:] * 255))
-    with pytest.raises(ImageFormatError, match="no finite value"):
+    with pytest.raises(ImageError, match="no finite value"):
         open_image(np.full((SIDE, SIDE), missing, dtype=np.float32))
 
 
@@ -350,7 +350,7 @@ def test_a_declared_range_goes_before_what_is_found() -> None:
 def test_colours_of_12_bits_in_16_are_refused_rather_than_black(colour_type: int) -> None:
     opaque = (65535,) if colour_type == 6 else ()
     row = struct.pack(f">{3 + len(opaque)}H", 4095, 2000, 0, *opaque) * SIDE
-    with pytest.raises(ImageFormatError, match="uses the lower 12 or fewer"):
+    with pytest.raises(ImageError, match="uses the lower 12 or fewer"):
         decode_image(png(SIDE, SIDE, 16, colour_type, row))
 
 
@@ -404,7 +404,7 @@ OTHER_TIFFS = {
 
 @pytest.mark.parametrize("name", OTHER_TIFFS)
 def test_other_kinds_of_tiff_are_refused(name: str) -> None:
-    with pytest.raises(ImageFormatError, match="of a kind that is not read; save it again as PNG"):
+    with pytest.raises(ImageError, match="of a kind that is not read; save it again as PNG"):
         decode_image(OTHER_TIFFS[name])
 
 
@@ -545,14 +545,14 @@ def test_an_array_that_is_a_view_with_steps() -> None:
      np.zeros((32, 32), dtype=complex)],
 )  # fmt: skip
 def test_senseless_arrays_are_refused(array: np.ndarray) -> None:
-    with pytest.raises(ImageFormatError, match=r"this array is .* give \(H, W\)"):
+    with pytest.raises(ImageError, match=r"this array is .* give \(H, W\)"):
         open_image(array)
 
 
 @pytest.mark.parametrize("source", [None, 7, 1.5, ["a.png"], {"path": "a.png"}, io.BytesIO(b"")])
 def test_wrong_types_are_refused(source: Any) -> None:
     for door in (decode_image, open_image):
-        with pytest.raises(ImageFormatError, match=r"is not a picture; give a file's bytes"):
+        with pytest.raises(ImageError, match=r"is not a picture; give a file's bytes"):
             door(source)
 
 
@@ -562,7 +562,7 @@ def test_wrong_types_are_refused(source: Any) -> None:
      "DATA:,x", "file:///a.png", "ftp://example.com/a.png"],
 )  # fmt: skip
 def test_addresses_are_not_fetched(source: Any) -> None:
-    with pytest.raises(ImageFormatError, match="are not fetched"):
+    with pytest.raises(ImageError, match="are not fetched"):
         decode_image(source)
 
 
@@ -570,7 +570,7 @@ def test_paths_without_a_picture(tmp_path: Path) -> None:
     fifo = tmp_path / "pipe"
     os.mkfifo(fifo)
     for source in (tmp_path / "none.png", tmp_path, str(tmp_path), "", fifo, "a\0.png", "s" * 5000):
-        with pytest.raises(ImageFormatError, match="no file can be read at that path"):
+        with pytest.raises(ImageError, match="no file can be read at that path"):
             decode_image(source)
 
 
@@ -626,7 +626,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("name", NOT_PICTURES)
 def test_what_is_not_a_picture_is_refused(name: str) -> None:
-    with pytest.raises(ImageFormatError, match="no accepted format; give a picture as JPEG, PNG"):
+    with pytest.raises(ImageError, match="no accepted format; give a picture as JPEG, PNG"):
         decode_image(NOT_PICTURES[name])
 
 
@@ -636,7 +636,7 @@ def test_damaged_files_are_refused_and_neither_named_nor_explained(
 ) -> None:
     path = tmp_path / "secret<b>.png"
     path.write_bytes(DAMAGED[name])
-    with pytest.raises(ImageFormatError) as caught:
+    with pytest.raises(ImageError) as caught:
         decode_image(path)
     assert str(caught.value) == (
         "the picture is damaged or cut short, or of a kind that is not read; save it again as PNG "
@@ -659,7 +659,7 @@ def test_an_heic_photo_without_its_reader_is_named(monkeypatch: pytest.MonkeyPat
     data = encode(photo(64, 64), "HEIF")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(
-        ImageFormatError, match="HEIC files are not read here .HEIC takes pip install pillow-h"
+        ImageError, match="HEIC files are not read here .HEIC takes pip install pillow-h"
     ):
         decode_image(data)
 
@@ -673,7 +673,7 @@ def test_only_the_parsers_of_the_accepted_formats_run(monkeypatch: pytest.Monkey
     for name, (_, accept) in list(Image.OPEN.items()):
         if name not in accepted:
             monkeypatch.setitem(Image.OPEN, name, (never, accept and never))
-    with pytest.raises(ImageFormatError, match="no accepted format"):
+    with pytest.raises(ImageError, match="no accepted format"):
         decode_image(NOT_PICTURES["ppm"])
 
 
@@ -699,11 +699,11 @@ def test_a_bomb_is_refused_by_its_header(no_decoding: None) -> None:
     data = bomb(12000, 12000)
     assert len(data) < 140_000
     # Pillow warns of it, and here warnings are errors; by default it says so and goes on.
-    with pytest.raises(ImageLimitError, match="more than 50 million pixels; scale it down"):
+    with pytest.raises(ImageError, match="more than 50 million pixels; scale it down"):
         decode_image(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(ImageLimitError, match=r"12000 x 12000 pixels; at most 33.6 million"):
+        with pytest.raises(ImageError, match=r"12000 x 12000 pixels; at most 33.6 million"):
             decode_image(data)
 
 
@@ -725,7 +725,7 @@ def test_sizes_are_refused_by_the_header(
 ) -> None:
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 1, 0, 0, 0, 0))
     data = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", b"") + png_chunk(b"IEND", b"")
-    with pytest.raises(ImageLimitError, match=sentence):
+    with pytest.raises(ImageError, match=sentence):
         decode_image(data)
 
 
@@ -736,13 +736,13 @@ def test_sizes_are_refused_by_the_header(
 def test_every_format_is_judged_by_its_header(no_decoding: None, file_format: str) -> None:
     data = encode(photo(400, 300), file_format)
     tight = ImageLimits(max_pixels=100_000, max_whole_pixels=100_000)
-    with pytest.raises(ImageLimitError, match="400 x 300 pixels; at most 0.1 million"):
+    with pytest.raises(ImageError, match="400 x 300 pixels; at most 0.1 million"):
         decode_image(data, tight)
 
 
 @pytest.mark.parametrize("source", [photo(400, 300), np.asarray(photo(400, 300))])
 def test_pictures_in_memory_are_judged_too(source: Any) -> None:
-    with pytest.raises(ImageLimitError, match="400 x 300 pixels"):
+    with pytest.raises(ImageError, match="400 x 300 pixels"):
         shown(source, limits=ImageLimits(max_pixels=100_000))
 
 
@@ -756,13 +756,13 @@ def test_too_many_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(PNG)
     for source in (PNG, path):
-        with pytest.raises(ImageLimitError, match="the file has more than .* MiB; make it smaller"):
+        with pytest.raises(ImageError, match="the file has more than .* MiB; make it smaller"):
             decode_image(source, limits)
     decode_image(PNG, dataclasses.replace(limits, max_bytes=len(PNG)))
 
 
 def test_the_default_limit_of_bytes() -> None:
-    with pytest.raises(ImageLimitError, match="more than 20 MiB"):
+    with pytest.raises(ImageError, match="more than 20 MiB"):
         decode_image(PNG + bytes(20 * 2**20))
 
 
@@ -771,9 +771,7 @@ def test_running_out_of_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         raise MemoryError
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
-    with pytest.raises(
-        ImageLimitError, match="needs more memory than is free, or .*; scale it down"
-    ):
+    with pytest.raises(ImageError, match="needs more memory than is free, or .*; scale it down"):
         decode_image(PNG)
 
 

@@ -114,14 +114,14 @@ def test_a_run_arrives_whole_in_one_commit(
 # In one process, as starting each takes seconds: tokens are looked for at every upload.
 PUSH_EACH = """
 import os, sys
-from mae_core.errors import HubError
+from mae_core.errors import DownloadError
 from mae_core.cli import mae
 for command in sys.argv[2:]:
     token, *arguments = command.split()
     os.environ["HF_TOKEN"] = token.partition("=")[2]
     try:
         mae(["push", sys.argv[1], *arguments])
-    except HubError as error:
+    except DownloadError as error:
         print(error)
 """
 
