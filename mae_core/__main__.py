@@ -2,4 +2,5 @@
 
 from mae_core.cli import entry
 
-entry()
+if __name__ == "__main__":
+    entry()

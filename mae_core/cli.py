@@ -186,16 +186,18 @@ def _read_mask(file: str, request: "ReconstructionRequest", config: "ModelConfig
     from PIL import Image
 
     from mae_core.images import fit_image, open_image, size_of
+    from mae_core.photographs import decode_image
     from mae_core.reconstruct import open_fitted
 
     try:
-        if file.endswith(".npy"):
-            values = np.load(file)
-        else:
-            with Image.open(file) as image:
-                values = np.asarray(image.convert("L"))
-    except (OSError, EOFError, ValueError, Image.DecompressionBombError) as error:
+        # Images by the parsers that every image goes through.
+        values = (
+            np.load(file) if file.endswith(".npy") else np.asarray(decode_image(file).convert("L"))
+        )
+    except Exception as error:  # NumPy raises many types for damaged headers
         raise MaskError(f"the mask {file} cannot be read: {error}") from error
+    if not isinstance(values, np.ndarray) or not values.size or values.dtype.kind not in "buif":
+        raise MaskError(f"the mask {file} holds no numbers; give an image, or an array of 0 and 1")
     source: Any = request.image
     bands, value_range = request.bands or config.bands, request.value_range or config.value_range
     opened = open_image(source, config.in_chans, bands=bands, value_range=value_range or "auto")

@@ -60,6 +60,7 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 PositiveShare = Annotated[float, Gt(0), Le(1)]
+Decay = Annotated[float, Ge(0), Lt(1)]
 
 
 @dataclass(frozen=True)
@@ -221,13 +222,17 @@ def _read(hint: Any, text: str) -> Any:
     """A value from a command line."""
     if hint is str:
         return text  # a folder called 007 or 1e3
-    is_list = typing.get_origin(hint) is tuple
+    lists = [one for one in (hint, *typing.get_args(hint)) if typing.get_origin(one) is tuple]
     try:
-        value = json.loads(f"[{text}]" if is_list and not text.startswith("[") else text)
+        value = json.loads(text)
     except ValueError:
-        return {"None": None}.get(text, text)
-    items = typing.get_args(hint)
-    return value * len(items) if is_list and len(value) == 1 and Ellipsis not in items else value
+        if text == "None":
+            return None
+        value = text.split(",") if lists and text else text
+    if not lists or value is None or isinstance(value, list | dict):
+        return value
+    items = typing.get_args(lists[0])
+    return [value] * (1 if Ellipsis in items else len(items))
 
 
 def _check_width(name: str, width: int, heads: int) -> None:
@@ -517,7 +522,7 @@ class OptimConfig(Checked):
     lr: NotNegative = 0.0
     base_lr: NotNegative = 1.5e-4
     weight_decay: NotNegative = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     warmup_steps: NotNegativeInt = 300
     warmup_epochs: NotNegative = 0.0
     final_lr: NotNegative = 0.0
@@ -539,7 +544,7 @@ class StageConfig(Checked):
     """
 
     image_size: Count = 224
-    share: float = 1.0
+    share: PositiveShare = 1.0
 
 
 @dataclass(frozen=True)
@@ -629,7 +634,7 @@ class TrainConfig(Checked):
     batch_size: Count = 64
     loss: Literal["mse", "log_mse"] = "mse"
     visible_weight: NotNegative = 0.0
-    ema: Annotated[float, Ge(0), Lt(1)] = 0.0
+    ema: Decay = 0.0
     export_dtype: Literal["float32", "float16"] = "float32"
     seed: NotNegativeInt = 0
     eval_every: Count = 500

@@ -20,7 +20,12 @@ from mae_core.config import (
 )
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.mae import MaskedAutoencoder, resample_pos_embed
-from mae_core.weights.files import CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE, load_latest
+from mae_core.weights.files import (
+    CHECKPOINT_FILE,
+    PREVIOUS_CHECKPOINT_FILE,
+    load_checkpoint,
+    load_latest,
+)
 from mae_core.weights.formats import Weights
 from mae_core.weights.names import is_decoder_key
 from mae_core.weights.registry import weights_name
@@ -111,7 +116,7 @@ def folder_to_resume(config: TrainConfig) -> Path | None:
     if any((out / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE)):
         return out
     path = Path(config.resume).expanduser()
-    return None if not config.resume else path if path.is_dir() else path.parent
+    return None if not config.resume else path.parent if path.is_file() else path
 
 
 def read_checkpoint(config: TrainConfig) -> dict[str, Any] | None:
@@ -119,7 +124,9 @@ def read_checkpoint(config: TrainConfig) -> dict[str, Any] | None:
     folder = folder_to_resume(config)
     if folder is None:
         return None
-    saved = load_latest(folder)
+    file = Path(config.resume).expanduser()
+    named = folder != Path(config.out) and file.is_file()
+    saved = load_checkpoint(file) if named else load_latest(folder)
     try:
         return saved | {"config": from_dict(TrainConfig, saved["config"])}
     except (AttributeError, ConfigError, KeyError, TypeError) as error:

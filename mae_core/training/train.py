@@ -163,7 +163,9 @@ def _begin(recipe: str | Path | TrainConfig) -> tuple[TrainConfig, str, list[str
     """The config before changes, the name of its recipe, and changes that a file brings."""
     if isinstance(recipe, TrainConfig):
         return recipe, "custom", []
-    if isinstance(recipe, str):
+    if not isinstance(recipe, str | Path):
+        raise ConfigError(f"{recipe!r} is no recipe; give its name, a config.yaml or a TrainConfig")
+    if isinstance(recipe, str) and Path(recipe).suffix not in (".yaml", ".json"):
         return recipe_named(recipe), recipe, []
     plain = load_yaml(TrainConfig, recipe)
     # The file says which decoder, size and target the weights of `init_from` were given.
@@ -172,8 +174,8 @@ def _begin(recipe: str | Path | TrainConfig) -> tuple[TrainConfig, str, list[str
 
 
 def _text_of(value: object) -> str:
-    if isinstance(value, str | Path):
-        return str(value)
+    if value is None or isinstance(value, str | Path):
+        return str(value or "")
     return json.dumps(value, default=lambda one: to_dict(one) if is_dataclass(one) else str(one))
 
 

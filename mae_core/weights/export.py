@@ -156,6 +156,8 @@ def lost_in(weights: Weights, target: str) -> list[str]:
         }  # fmt: skip
         if weights.kind == "autoencoder":
             usual["decoder_num_heads"] = 16
+        if weights.origins.get("grid") == "option":
+            usual["grid"] = None
     lost = [name for name, value in usual.items() if getattr(config, name) != value]
     return [] if target == "mae_core" else [f"{name}={getattr(config, name)}" for name in lost]
 

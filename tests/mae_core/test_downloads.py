@@ -535,7 +535,7 @@ def test_refusals_of_the_hub_are_sentences(fake_hub: Hub) -> None:
 
     assert "it is not there, or not for everybody" in sentence("me/nothing")
     fake_hub.publish("me/text", {"README.md": b"hello", "weights/model.safetensors": DATA})
-    assert "me/text has no weights that are read here" in sentence("me/text")
+    assert "me/text has no weights that are read from there" in sentence("me/text")
     fake_hub.refuse_once["api/models/me/text"] = 403
     assert "needs an account" in sentence("me/text")
     fake_hub.refuse_once["api/models/me/text"] = 503

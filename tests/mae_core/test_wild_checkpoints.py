@@ -605,7 +605,7 @@ def test_a_wide_model_goes_out_and_in_again(tmp_path: Path) -> None:
     for target, name in (("mae_core", "x.safetensors"), ("official", "y.pth")):
         assert mae(["convert", str(path), str(tmp_path / name), "--to", target]) == 0
         assert read_weights(tmp_path / name).config.grid == (4, 8)
-    with pytest.raises(CheckpointError, match="square grids only, and this one is of 4x8"):
+    with pytest.raises(CheckpointError, match="a grid of 4x8 patches, which is not square"):
         mae(["convert", str(path), str(tmp_path / "hf"), "--to", "huggingface"])
 
 
