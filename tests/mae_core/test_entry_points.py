@@ -77,6 +77,7 @@ def test_reconstruct_takes_a_size_and_a_view(
         (["evaluate", "nothing", "tests"], "neither"),
         (["train", "quick"], "not a folder"),
         (["train", "fast"], "choose one of quick"),
+        (["train", "quick", "recipe=base"], "TrainConfig has no field recipe"),
         (["train", "quick", "steps=0"], "steps=0: Input should be"),
         (["pack", "missing", "out"], "not a folder"),
         (["push", "nothing", "me/x"], "not the folder of a run"),
