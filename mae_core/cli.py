@@ -21,7 +21,6 @@ from mae_core.errors import ConfigError, MAEError, MaskError
 
 if TYPE_CHECKING:
     from mae_core.config import ModelConfig
-    from mae_core.reconstruct import ReconstructionRequest
 
 # What the library takes, said here too so that `--help` does not wait for it; a test compares them.
 STRATEGIES = ("random", "block", "grid")
@@ -32,7 +31,7 @@ FORMATS = ("mae_core", "official", "huggingface", "timm", "onnx", "torch_export"
 
 def entry(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command in a process of its own, and end the process."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = list(sys.argv[1:] if argv is None else argv)
     # OpenMP's threads spin at each barrier until the last of them arrives. If another program
     # occupies a core, that one is not scheduled and the spinning wastes its time: a step takes
     # several times as long. libgomp reads this when torch is imported, so it is set before.
@@ -40,8 +39,8 @@ def entry(argv: Sequence[str] | None = None) -> NoReturn:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mae_core").setLevel(logging.INFO)
-    status = main(arguments)
-    if arguments[:1] == ["train"]:
+    status = main(args)
+    if args[:1] == ["train"]:
         from mae_core.training.distributed import end_process
 
         end_process(status)
@@ -79,14 +78,14 @@ def mae(argv: Sequence[str]) -> int:
         near = difflib.get_close_matches(argv[0], commands.choices, n=1)
         advice = f"did you mean {near[0]}?" if near else f"give {', '.join(commands.choices)}"
         raise ConfigError(f"mae has no command {argv[0]!r}; {advice}")
-    arguments = parser.parse_args(argv or ["--help"])
+    args = parser.parse_args(argv or ["--help"])
 
     import torch
 
     from mae_core.devices import choose_threads
 
     torch.set_num_threads(choose_threads())
-    status: int = arguments.function(arguments)
+    status: int = args.function(args)
     return status
 
 
@@ -138,7 +137,7 @@ def _add_reconstruct(parser: argparse.ArgumentParser) -> None:
     _add_image_arguments(parser)
 
 
-def _reconstruct(arguments: argparse.Namespace) -> int:
+def _reconstruct(args: argparse.Namespace) -> int:
     """Rebuild an image: four panels and their figures.
 
         mae reconstruct photo.jpg --mask-ratio 0.75 --seed 2 --out panels
@@ -153,57 +152,50 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     from mae_core.weights.registry import load, weights_name
 
     # The image first: a mistyped name should not wait for the weights.
-    read_file(arguments.image, 1)
-    reconstructor = Reconstructor(
-        load(arguments.weights), weights_name(arguments.weights), device=arguments.device,
-        in_place=True,
-    )  # fmt: skip
+    read_file(args.image, 1)
+    model, name = load(args.weights), weights_name(args.weights)
+    reconstructor = Reconstructor(model, name, device=args.device, in_place=True)
     request = ReconstructionRequest(
-        arguments.image, arguments.mask_ratio, arguments.seed, strategy=arguments.strategy,
-        fit=arguments.fit, image_size=arguments.image_size, view=arguments.view,
-        bands=arguments.bands, value_range=arguments.range,
+        args.image, args.mask_ratio, args.seed, strategy=args.strategy, fit=args.fit,
+        image_size=args.image_size, view=args.view, bands=args.bands, value_range=args.range,
+        mask=_read_mask(args, model.config) if args.mask else None,
     )  # fmt: skip
-    if arguments.mask:
-        mask = _read_mask(arguments.mask, request, reconstructor.config)
-        request = dataclasses.replace(request, mask=mask)
     torch.set_num_threads(reconstructor.threads_for([request]))
     out = reconstructor(**vars(request))
-    out.save(arguments.out, arguments.show)
+    out.save(args.out, args.show)
     quality = "no PSNR in this view" if out.removed.any() else "nothing removed"
     if out.psnr is not None:
         told = ", told the answer's brightness and contrast" if out.view == "answer" else ""
         quality = f"{out.psnr:.2f} dB on removed patches{told}"
     print(
         f"{out.visible} of {out.patches} patches seen, {quality}, "
-        f"{out.seconds * 1000:.0f} ms on {out.device}; wrote {arguments.out}"
+        f"{out.seconds * 1000:.0f} ms on {out.device}; wrote {args.out}"
     )
     return 0
 
 
-def _read_mask(file: str, request: "ReconstructionRequest", config: "ModelConfig") -> Any:
+def _read_mask(args: argparse.Namespace, config: "ModelConfig") -> Any:
     """(h, w) booleans, True = removed, from a file of the image's shape or of the grid's."""
     import numpy as np
     from PIL import Image
 
     from mae_core.images import fit_image, open_image, size_of
-    from mae_core.photographs import decode_image
+    from mae_core.photographs import ImageLimits, decode_image
     from mae_core.reconstruct import open_fitted
 
     try:
-        # Images by the parsers that every image goes through.
-        values = (
-            np.load(file) if file.endswith(".npy") else np.asarray(decode_image(file).convert("L"))
-        )
+        if args.mask.endswith(".npy"):
+            values = np.load(args.mask)
+        else:  # by the parsers that every image goes through
+            limits = ImageLimits(min_side=1, max_aspect=4096)
+            values = np.asarray(decode_image(args.mask, limits).convert("L"))
     except Exception as error:  # NumPy raises many types for damaged headers
-        raise MaskError(f"the mask {file} cannot be read: {error}") from error
+        raise MaskError(f"the mask {args.mask} cannot be read: {error}") from error
     if not isinstance(values, np.ndarray) or not values.size or values.dtype.kind not in "buif":
-        raise MaskError(f"the mask {file} holds no numbers; give an image, or an array of 0 and 1")
-    source: Any = request.image
-    bands, value_range = request.bands or config.bands, request.value_range or config.value_range
-    opened = open_image(source, config.in_chans, bands=bands, value_range=value_range or "auto")
-    fitted = open_fitted(
-        source, config, request.fit, request.image_size, request.bands, request.value_range
-    )
+        raise MaskError(f"the mask {args.mask} holds no numbers; give an image, or 0 and 1")
+    bands, value_range = args.bands or config.bands, args.range or config.value_range or "auto"
+    opened = open_image(args.image, config.in_chans, bands=bands, value_range=value_range)
+    fitted = open_fitted(args.image, config, args.fit, args.image_size, args.bands, args.range)
     (width, height), side = size_of(opened), config.patch_size
     columns, rows = (pixels // side for pixels in size_of(fitted))
     if values.shape == (rows, columns):
@@ -211,13 +203,13 @@ def _read_mask(file: str, request: "ReconstructionRequest", config: "ModelConfig
     # Large images are opened smaller than their file, so the aspect is compared.
     if values.ndim != 2 or abs(values.shape[1] * height / width / values.shape[0] - 1) > 0.01:
         raise MaskError(
-            f"the mask {file} has shape {values.shape}; give the image's, ({height}, {width}) as "
-            f"it is opened, or ({rows}, {columns}) as its patches"
+            f"the mask {args.mask} has shape {values.shape}; give the image's, ({height}, {width}) "
+            f"as it is opened, or ({rows}, {columns}) as its patches"
         )
     drawn = Image.fromarray(np.where(values != 0, 255, 0).astype(np.uint8))
     drawn = drawn.resize((width, height), Image.Resampling.BOX)
-    sides = {"image_size": request.image_size or config.image_size, "patch_size": side}
-    pixels = np.asarray(fit_image(drawn, request.fit, **sides))
+    image_size = args.image_size or config.image_size
+    pixels = np.asarray(fit_image(drawn, args.fit, image_size=image_size, patch_size=side))
     return pixels.reshape(rows, side, columns, side).mean(axis=(1, 3)) > 127.5
 
 
@@ -234,7 +226,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print JSON, with the figures of each image")
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
+def _evaluate(args: argparse.Namespace) -> int:
     """Measure how well a model rebuilds the images of a folder.
 
         mae evaluate mae-tiny IMAGES --mask-ratio 0.75 --seed 0
@@ -258,44 +250,31 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     # In the precision of every figure that is measured during training.
     reconstructor = Reconstructor(
-        load(arguments.weights), weights_name(arguments.weights), device=arguments.device,
-        precision="float32", in_place=True,
+        load(args.weights), weights_name(args.weights), device=args.device, precision="float32",
+        in_place=True,
     )  # fmt: skip
     config = reconstructor.config
-    images = FittedImages(
-        arguments.folder, config, arguments.fit, arguments.image_size, arguments.bands,
-        arguments.range,
-    )  # fmt: skip
+    images = FittedImages(args.folder, config, args.fit, args.image_size, args.bands, args.range)
     figures = evaluate_reconstruction(
-        reconstructor.model, images, mask_ratio=arguments.mask_ratio, seed=arguments.seed,
-        strategy=arguments.strategy, baselines=arguments.baselines,
+        reconstructor.model, images, mask_ratio=args.mask_ratio, seed=args.seed,
+        strategy=args.strategy, baselines=args.baselines,
     )  # fmt: skip
     facts = {
         "weights": reconstructor.name, "pictures": len(images.names), "files": len(images),
         "device": str(reconstructor.device), "precision": reconstructor.precision,
-        "mask_ratio": arguments.mask_ratio, "strategy": arguments.strategy, "seed": arguments.seed,
-        "fit": arguments.fit, "image_size": arguments.image_size or config.image_size,
+        "mask_ratio": args.mask_ratio, "strategy": args.strategy, "seed": args.seed,
+        "fit": args.fit, "image_size": args.image_size or config.image_size,
     }  # fmt: skip
     methods: Mapping[str, Mapping[str, Any]] = summarize(figures)
-    if arguments.json:
+    if args.json:
         rows: list[dict[str, Any]] = [{"file": shown(name)} for name in images.names]
         for method, of in figures.items():
             for i, row in enumerate(rows):
                 each = ((name, values[i]) for name, values in of.items())
                 row[method] = {name: v if math.isfinite(v) else None for name, v in each}
-        report = {
-            **facts,
-            "unreadable": [shown(name) for name in images.unreadable],
-            "methods": {
-                method: {
-                    name: {key: value for key, value in vars(one).items() if value is not None}
-                    for name, one in summaries.items()
-                }
-                for method, summaries in methods.items()
-            },
-            "rows": rows,
-        }
-        print(json.dumps(report, indent=2))
+        unreadable = [shown(name) for name in images.unreadable]
+        report = {**facts, "unreadable": unreadable, "methods": methods, "rows": rows}
+        print(json.dumps(report, indent=2, default=_known))
         return 0
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     table = [["removed patches", "n", "loss", "PSNR (dB)", "SSIM", "pooled (dB)"]]
@@ -314,6 +293,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _known(summary: object) -> dict[str, object]:
+    return {name: value for name, value in vars(summary).items() if value is not None}
+
+
 def _table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
@@ -327,7 +310,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _info(arguments: argparse.Namespace) -> int:
+def _info(args: argparse.Namespace) -> int:
     """Say what weights are and what they can be used for.
 
         mae info mae_pretrain_vit_base.pth
@@ -338,8 +321,8 @@ def _info(arguments: argparse.Namespace) -> int:
     """
     from mae_core.weights.info import as_lines, describe
 
-    facts = describe(arguments.weights)
-    print(json.dumps(facts, indent=2) if arguments.json else "\n".join(as_lines(facts)))
+    facts = describe(args.weights)
+    print(json.dumps(facts, indent=2) if args.json else "\n".join(as_lines(facts)))
     return 0
 
 
@@ -363,7 +346,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         help="patches of position tables that are neither sin-cos nor square")  # fmt: skip
 
 
-def _convert(arguments: argparse.Namespace) -> int:
+def _convert(args: argparse.Namespace) -> int:
     """Write weights in another format.
 
         mae convert mae_visualize_vit_large.pth mae-large --to huggingface
@@ -383,29 +366,26 @@ def _convert(arguments: argparse.Namespace) -> int:
     from mae_core.weights.formats import Hints
     from mae_core.weights.registry import read_weights
 
-    path, target = Path(arguments.destination), arguments.to
-    size = arguments.image_size and tuple(arguments.image_size)
-    check_destination(path, target, dtype=arguments.dtype, image_size=size)
+    path, target = Path(args.destination), args.to
+    size = args.image_size and tuple(args.image_size)
+    check_destination(path, target, dtype=args.dtype, image_size=size)
     hints = Hints(
-        num_heads=arguments.num_heads, decoder_num_heads=arguments.decoder_num_heads,
-        norm_pix=arguments.norm_pix, layer_norm_eps=arguments.layer_norm_eps,
-        grid=arguments.grid and tuple(arguments.grid),
+        num_heads=args.num_heads, decoder_num_heads=args.decoder_num_heads, norm_pix=args.norm_pix,
+        layer_norm_eps=args.layer_norm_eps, grid=args.grid and tuple(args.grid),
     )  # fmt: skip
-    weights = read_weights(arguments.source, hints=None if hints == Hints() else hints)
-    convert(weights, path, target, dtype=arguments.dtype, image_size=size)
+    weights = read_weights(args.source, hints=None if hints == Hints() else hints)
+    convert(weights, path, target, dtype=args.dtype, image_size=size)
     facts = {
-        "read": arguments.source, "format": weights.format, "kind": weights.kind,
+        "read": args.source, "format": weights.format, "kind": weights.kind,
         "wrote": str(path), "to": target, "cannot_say": lost_in(weights, target),
         "open_with": opening_line(weights, path, target),
     }  # fmt: skip
-    if arguments.json:
+    if args.json:
         print(json.dumps(facts, indent=2))
         return 0
     count = sum(tensor.numel() for tensor in weights.state.values())
-    print(
-        f"read {arguments.source}: {weights.format}, {weights.kind}, {weights.dtype}, "
-        f"{count:,} parameters"
-    )
+    about = f"{weights.format}, {weights.kind}, {weights.dtype}, {count:,} parameters"
+    print(f"read {args.source}: {about}")
     said = ", the encoder alone" if target == "timm" and weights.kind == "autoencoder" else ""
     if facts["cannot_say"]:
         said += f"; it cannot say {', '.join(facts['cannot_say'])}: who opens it has to know"
@@ -419,7 +399,7 @@ def _add_fetch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _fetch(arguments: argparse.Namespace) -> int:
+def _fetch(args: argparse.Namespace) -> int:
     """Fetch published weights, to have them offline; without a name, list them.
 
         mae fetch
@@ -433,12 +413,12 @@ def _fetch(arguments: argparse.Namespace) -> int:
     from mae_core.weights.hub import shown_bytes
     from mae_core.weights.registry import find, list_weights, locate
 
-    if arguments.names:
-        paths = {name: str(locate(name)) for name in arguments.names}
-        print(json.dumps(paths, indent=2) if arguments.json else "\n".join(paths.values()))
+    if args.names:
+        paths = {name: str(locate(name)) for name in args.names}
+        print(json.dumps(paths, indent=2) if args.json else "\n".join(paths.values()))
         return 0
     here = {name: find(name) is not None for name in list_weights()}
-    if arguments.json:
+    if args.json:
         entries = list_weights().values()
         rows = [dataclasses.asdict(one) | {"here": here[one.name]} for one in entries]
         print(json.dumps(rows, indent=2))
@@ -462,7 +442,7 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="write to RUN/hub and send nothing")
 
 
-def _push(arguments: argparse.Namespace) -> int:
+def _push(args: argparse.Namespace) -> int:
     """Upload a finished run to the Hugging Face hub.
 
         mae push runs/flowers me/flowers --dry-run
@@ -475,10 +455,10 @@ def _push(arguments: argparse.Namespace) -> int:
     from mae_core.weights.publish import push
 
     address = push(
-        arguments.run, arguments.repo, license_name=arguments.license, private=arguments.private,
-        update=arguments.update, dry_run=arguments.dry_run,
+        args.run, args.repo, license_name=args.license, private=args.private,
+        update=args.update, dry_run=args.dry_run,
     )  # fmt: skip
-    print(f"wrote {address}; nothing was sent" if arguments.dry_run else f"uploaded {address}")
+    print(f"wrote {address}; nothing was sent" if args.dry_run else f"uploaded {address}")
     return 0
 
 
@@ -491,7 +471,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="config.yaml of a run, instead of RECIPE")
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _train(args: argparse.Namespace) -> int:
     """Train a masked autoencoder; the same command again goes on where a stopped run ended.
 
         mae train quick data=PICTURES
@@ -506,9 +486,9 @@ def _train(arguments: argparse.Namespace) -> int:
     from mae_core.recipes import RECIPES
     from mae_core.training.train import train
 
-    recipe, fields = arguments.recipe, arguments.fields
-    if arguments.config:
-        recipe, fields = Path(arguments.config), [*filter(None, [recipe]), *fields]
+    recipe, fields = args.recipe, args.fields
+    if args.config:
+        recipe, fields = Path(args.config), [*filter(None, [recipe]), *fields]
     elif not recipe:
         print("usage: mae train RECIPE [field=value ...]\n\nrecipes:")
         for name, make in RECIPES.items():
@@ -530,7 +510,7 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("fields", metavar="field=value", nargs="*", default=[])
 
 
-def _pack(arguments: argparse.Namespace) -> int:
+def _pack(args: argparse.Namespace) -> int:
     """Pack a folder of images, decoded once for training with data.pack=OUT.
 
         mae pack IMAGES packs/mine
@@ -546,8 +526,8 @@ def _pack(arguments: argparse.Namespace) -> int:
     from mae_core.data.datasets import ImageReader, find_images
     from mae_core.data.pack import pack_folder
 
-    folder, out = arguments.folder, arguments.out
-    config = with_overrides(PackConfig(), arguments.fields)
+    folder, out = args.folder, args.out
+    config = with_overrides(PackConfig(), args.fields)
     reader = ImageReader(config.channels, config.bands, config.range, config.short_side)
     found = reader.find_range(find_images(folder, quiet=True))
     reader = dataclasses.replace(reader, value_range=found or config.range)
@@ -559,7 +539,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# A sub-command's function, whose docstring is its help, and what adds its arguments.
+# A sub-command's function, whose docstring is its help, and what adds its args.
 COMMANDS = {
     _reconstruct: _add_reconstruct,
     _train: _add_train,

@@ -88,6 +88,7 @@ class ImageStream:
         # Images are decoded by the reader: the package sets no limits.
         self._examples = examples.decode(False) if features else examples
         self._reader, self._cache, self._max_unreadable = reader, cache, config.max_unreadable
+        self._is_own = not config.hub or Path(config.hub).expanduser().exists()
         self._seen = self._unreadable = 0
 
     @contextlib.contextmanager
@@ -132,7 +133,7 @@ class ImageStream:
         with self._readable():
             for example in self._examples:
                 with contextlib.suppress(ImageError):
-                    yield _file_of(example.get(self._column))
+                    yield _file_of(example.get(self._column), self._is_own)
 
     def _epochs(self, first: int, seed: int, rank: int, world_size: int) -> Iterator[Any]:
         """One rank's encoded examples from number `first` on."""
@@ -174,10 +175,10 @@ class ImageStream:
             epoch, skipped = epoch + 1, max(skipped - length, 0)
 
     def _read(self, value: Any) -> NDArray[np.uint8]:
-        return self._reader(_file_of(value))
+        return self._reader(_file_of(value, self._is_own))
 
 
-def _file_of(value: Any) -> bytes | Path:
+def _file_of(value: Any, is_own: bool) -> bytes | Path:
     """The file of an image, from a column that is not decoded."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -186,8 +187,10 @@ def _file_of(value: Any) -> bytes | Path:
     if not isinstance(value, str):
         raise ImageError(f"the column holds a {type(value).__name__} instead of an image file")
     # A data set of a stranger may not name files of this machine or of its network.
-    if not value.startswith(("hf://", "https://")):
+    if not is_own and not value.startswith(("hf://", "https://")):
         raise ImageError("the column names a file that is not on the hub or behind https")
+    if "://" not in value:
+        return Path(value)
     try:
         with importlib.import_module("fsspec").open(value, "rb") as file:
             fetched: bytes = file.read()

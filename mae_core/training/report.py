@@ -236,7 +236,7 @@ def _images(out: Path, run: RunFiles) -> dict[int, str]:
     for step in sorted({min(paths), max(paths)}) if paths else ():
         buffer = io.BytesIO()
         try:
-            with Image.open(paths[step]) as file:
+            with Image.open(paths[step], formats=["PNG"]) as file:
                 grid = file.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             _log.warning("%s is not in the report: %s", paths[step].name, error)

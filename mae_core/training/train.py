@@ -98,7 +98,7 @@ class Run:
 
 
 def train(
-    recipe: str | Path | TrainConfig, *, data: str | Path | None = None, **changes: Any
+    recipe: str | Path | TrainConfig, /, *, data: str | Path | None = None, **changes: Any
 ) -> Run:
     """Train to the end and write the weights, or save and return when a signal asks to stop.
 

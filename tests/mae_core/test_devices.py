@@ -96,34 +96,27 @@ def test_the_library_leaves_the_number_of_threads_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "spins"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+    ("line", "given", "spins"),
+    [
+        (["-m", "mae_core.train", "quick"], {}, "1000"),
+        (["-m", "mae_core", "fetch"], {}, "1000"),
+        (["-m", "mae_core", "fetch"], {"GOMP_SPINCOUNT": "7"}, "7"),
+        (["-m", "mae_core", "fetch"], {"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
+        (["-m", "app"], {}, "1000"),
+        (["-c", "from mae_core import Reconstructor"], {}, "None"),
+    ],
 )
-def test_our_own_commands_have_threads_spin_briefly(
-    given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+def test_only_our_own_commands_have_threads_spin_briefly(
+    tmp_path: Path, line: list[str], given: dict[str, str], spins: str
 ) -> None:
-    environment = {"PATH": "", **given}
-    monkeypatch.setattr(os, "environ", environment)
-    with pytest.raises(SystemExit):
-        cli.entry(["--help"])
-    assert environment.get("GOMP_SPINCOUNT") == spins
-
-
-def test_the_variable_is_set_before_torch_is_imported_and_by_no_library(tmp_path: Path) -> None:
-    """Each import of torch ends its process, and tells."""
+    """The variable has to be set before torch is imported: this torch tells it, and ends."""
     (tmp_path / "torch.py").write_text(
         "import os\nprint(os.environ.get('GOMP_SPINCOUNT'), flush=True)\nos._exit(0)"
     )
     ours = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     environment = {name: value for name, value in os.environ.items() if name not in ours}
-    for line, spins in (
-        (["-m", "mae_core.train", "quick"], "1000"),
-        (["-m", "mae_core", "fetch"], "1000"),
-        (["-m", "app"], "1000"),
-        (["-c", "from mae_core import Reconstructor"], "None"),
-    ):
-        done = subprocess.run(
-            [sys.executable, *line], cwd=ROOT, capture_output=True, text=True, check=True,
-            env={**environment, "PYTHONPATH": str(tmp_path)},
-        )  # fmt: skip
-        assert done.stdout == f"{spins}\n", line
+    done = subprocess.run(
+        [sys.executable, *line], cwd=ROOT, capture_output=True, text=True, check=True,
+        env={**environment, "PYTHONPATH": str(tmp_path), **given},
+    )  # fmt: skip
+    assert done.stdout == f"{spins}\n"
