@@ -224,7 +224,7 @@ def _read(hint: Any, text: str) -> Any:
         return text  # a folder called 007 or 1e3
     lists = [one for one in (hint, *typing.get_args(hint)) if typing.get_origin(one) is tuple]
     try:
-        value = json.loads(text)
+        value = json.loads(f"[{text}]" if lists and "," in text and text[0] != "[" else text)
     except ValueError:
         if text == "None":
             return None

@@ -165,7 +165,7 @@ def _grid(
     A sin-cos table tells its own rows and columns; of any other the number of entries tells only
     that it may be square.
     """
-    patches, given, told = table.shape[1] - 1, hints.grid, _sincos_grid(table[0, 1:])
+    patches, given, told = table.shape[1] - 1, hints.grid, sincos_grid(table[0, 1:])
     if given is not None and (given != (told or given) or math.prod(given) != patches):
         raise CheckpointError(
             f"grid is given as {given[0]}x{given[1]}, and pos_embed in {name!r} has {patches} "
@@ -190,7 +190,7 @@ def _grid(
     return (side, side), "shapes"
 
 
-def _sincos_grid(table: Tensor) -> tuple[int, int] | None:
+def sincos_grid(table: Tensor) -> tuple[int, int] | None:
     """The (h, w) of an (L, D) sin-cos table, whose halves encode x and y; None of another one."""
     found, (length, width) = [], table.shape
     for w in (w for w in range(1, length + 1) if length % w == 0 and width % 2 == 0):

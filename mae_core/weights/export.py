@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mae_core.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS
 from mae_core.errors import CheckpointError, ConfigError
+from mae_core.weights.architecture import sincos_grid
 from mae_core.weights.files import write_atomically
 from mae_core.weights.formats import Weights, save_weights
 from mae_core.weights.names import huggingface_from_official
@@ -156,7 +157,7 @@ def lost_in(weights: Weights, target: str) -> list[str]:
         }  # fmt: skip
         if weights.kind == "autoencoder":
             usual["decoder_num_heads"] = 16
-        if weights.origins.get("grid") == "option":
+        if sincos_grid(weights.state["pos_embed"][0, 1:]) is None:
             usual["grid"] = None
     lost = [name for name, value in usual.items() if getattr(config, name) != value]
     return [] if target == "mae_core" else [f"{name}={getattr(config, name)}" for name in lost]
