@@ -375,7 +375,7 @@ def test_the_config_given_stays_as_it_was() -> None:
         ("inner.lr=fast",
          "inner.lr='fast': Input should be a valid number, unable to parse string as a number"),
         ("inner.lr=NaN", "inner.lr=nan: Input should be a finite number"),
-        ("inner.betas=few", "inner.betas.0='few': Input should be a valid number"),
+        ("inner.betas=few", "inner.betas.0='few': Input should be a valid number, unable to parse string as a number"),
         ("inner.betas=0.9,0.95,1",
          "inner.betas=[0.9, 0.95, 1]: Tuple should have at most 2 items after validation, not 3"),
         ("stages=3", "stages.0=3: Input should be a dictionary or an instance of Inner"),
