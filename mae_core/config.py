@@ -636,7 +636,7 @@ class TrainConfig(Checked):
     visible_weight: NotNegative = 0.0
     ema: Decay = 0.0
     export_dtype: Literal["float32", "float16"] = "float32"
-    seed: NotNegativeInt = 0
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
     eval_every: Count = 500
     save_every: Count = 250
     writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
