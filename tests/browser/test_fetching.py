@@ -11,6 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 from app.fetching import ModelShelf
 from app.models import ServedModel
 from app.service import ReconstructionService
+from mae_core.weights import registry
 from mae_core.weights.formats import save_weights
 from mae_core.weights.hub import Progress
 from mae_core.weights.registry import list_weights
@@ -59,7 +60,7 @@ def shelf(hub: Hub, gate: threading.Event) -> Iterator[ModelShelf]:
             progress(done, total)
             assert not done or gate.wait(TIMEOUT / 1000)
 
-        return locate(name, fetch=fetch, progress=held, account=account)
+        return registry.locate(name, fetch=fetch, progress=held, account=account)
 
     def read(name: str) -> ServedModel:
         return ServedModel.open(name, device="cpu")
