@@ -815,8 +815,11 @@ def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
         ("no hold-out", "is not a folder"),
         ("empty hold-out", "no image lies below"),
         ("channels", "tried can be read: the picture has 3 bands and the model takes 4"),
-        ("bands and range", "tried can be read: bands 1,2,7 are asked for"),
-        ("bands", "tried can be read: bands 1,2,7 are asked for, and the picture has 1 to 3"),
+        (
+            "bands and range",
+            "tried can be read: the picture has 3 bands, of which .1, 2, 7. are asked",
+        ),
+        ("bands", "tried can be read: the picture has 3 bands, of which .1, 2, 7. are asked for"),
         ("another model", "of another model or optimiser"),
         ("resume", "there is no checkpoint at"),
         ("batch", "batch_size 4 does not divide into 1 processes times 3"),
