@@ -1044,7 +1044,7 @@ def test_a_training_step_costs_three_forward_passes() -> None:
     torch.manual_seed(0)
     model = MaskedAutoencoder(config)
     prefer_fast_attention(model, CPU)  # torch does not count the backward pass of the fused one
-    mask = random_mask(2, 196, 0.75, generator=torch.Generator().manual_seed(0))
+    mask = random_mask(2, 196, 0.75, seed=0)
     images = torch.randn(2, 3, 224, 224)
     with FlopCounterMode(display=False) as counter:
         output = model(images, mask)
