@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -261,7 +261,8 @@ class ModelShelf:
 
     def knows(self, name: str) -> bool:
         """Whether a name, which a visitor may have typed, is that of a model at all."""
-        if any(name in names for names in self._all_names()):
+        known = (self._wanted, self._registry, self._drawless, self._typed)
+        if any(name in names for names in known):
             return True
         # A path on this machine would win over a repository, and is nobody's business.
         typed = self.policy == "any" and is_repository(name)
@@ -298,9 +299,6 @@ class ModelShelf:
         """Wait until nothing is fetched or read any more."""
         self._downloads.join()
         self._readings.join()
-
-    def _all_names(self) -> tuple[Collection[str], ...]:
-        return self._wanted, self._registry, self._drawless, self._typed
 
     def _is_typed(self, name: str) -> bool:
         return name not in self._registry and name not in self._wanted

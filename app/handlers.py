@@ -154,13 +154,11 @@ class Handlers:
         A label says where the model is, its licence, and of one being trained how far it is.
         """
         language, progress = language_of(request), self._service.progress
+        given = self._service.names
         return [
-            (_label(offer, progress.get(offer.name), self._is_given(offer), language), offer.name)
+            (_label(offer, progress.get(offer.name), offer.name in given, language), offer.name)
             for offer in self._service.offers()
         ]
-
-    def _is_given(self, offer: Offer) -> bool:
-        return offer.name in self._service.names
 
     def update_models(self, request: gr.Request | None = None) -> dict[str, Any]:
         """The drop-down list of models as it is by now."""

@@ -163,7 +163,9 @@ class ServedModel:
         def read() -> tuple[Reconstructor, Progress | None]:
             weights = read_weights(source, fetch=False)
             _require_colour_or_grey(weights.config)
-            return _made_ready(weights.build(), source, device), _progress(weights.record)
+            record = weights.record
+            running = Progress(record["step"], record["steps"]) if record.get("running") else None
+            return _made_ready(weights.build(), source, device), running
 
         served = cls(read, lambda: _file_version(find(source)))
         if not zerogpu.ACTIVE:
@@ -311,10 +313,6 @@ def _made_ready(model: MaskedAutoencoder, source: str, device: str) -> Reconstru
     if zerogpu.ACTIVE and device != "cpu":
         return zerogpu.ZeroGPUReconstructor(model, name, source)
     return Reconstructor(model, name, device=device, in_place=True)
-
-
-def _progress(record: dict[str, Any]) -> Progress | None:
-    return Progress(record["step"], record["steps"]) if record.get("running") else None
 
 
 def _file_version(path: Path | None) -> Hashable:

@@ -71,7 +71,8 @@ class VisitorRepositories:
                 f"{name} takes {size / 10**9:.2g} GB, and this page keeps at most "
                 f"{self._max_bytes / 10**9:.2g} GB of repositories; choose a smaller one"
             )
-        others = [folder for folder in _marked() if folder != _folder(name)]
+        marks = Path(constants.HF_HUB_CACHE).glob(f"models--*/{_MARK}")
+        others = [mark.parent for mark in marks if mark.parent != _folder(name)]
         sizes = {folder: _bytes_on_disk(folder) for folder in others}
         stay = {_folder(other) for other in kept}
         total = size + sum(sizes.values())
@@ -96,10 +97,6 @@ class VisitorRepositories:
 def _folder(name: str) -> Path:
     # The layout is part of huggingface_hub's documentation.
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
-
-
-def _marked() -> list[Path]:
-    return [mark.parent for mark in Path(constants.HF_HUB_CACHE).glob(f"models--*/{_MARK}")]
 
 
 def _last_use(folder: Path) -> float:

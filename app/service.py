@@ -171,7 +171,9 @@ class ReconstructionService:
         self._shelf = shelf
         self.settings = settings = settings or AppSettings()
         self._pictures = Pictures()
-        self._answers: LRUCache[Request, Answer] = LRUCache(_ANSWERS_BYTES, _answer_bytes)
+        self._answers: LRUCache[Request, Answer] = LRUCache(
+            _ANSWERS_BYTES, lambda answer: sum(map(bytes_of, answer.panels.values()))
+        )
         self._rate = (
             RateLimiter(settings.rate, max(1, settings.rate / 6)) if settings.rate else None
         )
@@ -564,7 +566,3 @@ def _outcome_of(error: Exception) -> Outcome:
 def _bundled_weights() -> list[str]:
     names = (name for name, entry in list_weights().items() if entry.bundled)
     return [DEFAULT_WEIGHTS, *(name for name in names if name != DEFAULT_WEIGHTS)]
-
-
-def _answer_bytes(answer: Answer) -> int:
-    return sum(map(bytes_of, answer.panels.values()))

@@ -483,6 +483,7 @@ def _train(args: argparse.Namespace) -> int:
     folder (`out=`) receives config.yaml, metrics.jsonl, checkpoint.pt, images in reconstructions/,
     and at the end weights.safetensors and report.html. Ctrl-C and SIGTERM save before they end it.
     """
+    from mae_core.config import split_field
     from mae_core.recipes import RECIPES
     from mae_core.training.train import train
 
@@ -494,14 +495,8 @@ def _train(args: argparse.Namespace) -> int:
         for name, make in RECIPES.items():
             print(f"  {name:<14} {(make.__doc__ or '').splitlines()[0]}")
         return 0
-    run = train(recipe, **dict(_split(field) for field in fields))
+    run = train(recipe, **dict(map(split_field, fields)))
     return 128 + run.stopped_by if run.stopped_by else 0
-
-
-def _split(field: str) -> list[str]:
-    if "=" not in field:
-        raise ConfigError(f"{field!r} is not of the form field=value, such as epochs=20")
-    return field.split("=", 1)
 
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:

@@ -54,6 +54,7 @@ _log = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
+LossKind = Literal["mse", "log_mse"]  # of `mae_core.model.losses`
 Count = Annotated[int, Ge(1)]
 NotNegativeInt = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
@@ -112,8 +113,10 @@ def _no_field(cls: Any, path: str) -> str:
     names = [field.rpartition(".")[2] for field in fields if field.rpartition(".")[0] == parent]
     near = [field for field in fields if field.endswith(f".{last}")]
     near = near or [parent + dot + name for name in difflib.get_close_matches(last, names)]
-    told = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names or fields)}"
-    return f"{cls.__name__} has no field {path}; {told}"
+    advice = (
+        f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names or fields)}"
+    )
+    return f"{cls.__name__} has no field {path}; {advice}"
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -204,9 +207,7 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
         overrides = [*overrides, *(f"{name}=0" for name in aside)]
     hints, values = _fields(type(config)), to_dict(config)
     for text in overrides:
-        path, separator, value = text.partition("=")
-        if not separator or not path:
-            raise ConfigError(f"{text!r} is not of the form field=value, such as epochs=20")
+        path, value = split_field(text)
         if path not in hints:
             raise ConfigError(_no_field(type(config), path))
         *parents, last = path.split(".")
@@ -216,6 +217,14 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
         read = _validated(hints[path], _read(hints[path], value), path)
         fields[last] = to_dict(read) if dataclasses.is_dataclass(read) else read
     return from_dict(type(config), values)
+
+
+def split_field(text: str) -> tuple[str, str]:
+    """The path and the value of a `field.path=value` text, or a ConfigError."""
+    path, separator, value = text.partition("=")
+    if not separator or not path:
+        raise ConfigError(f"{text!r} is not of the form field=value, such as epochs=20")
+    return path, value
 
 
 def _read(hint: Any, text: str) -> Any:
@@ -632,7 +641,7 @@ class TrainConfig(Checked):
     steps: Count = 1000
     epochs: NotNegative = 0.0
     batch_size: Count = 64
-    loss: Literal["mse", "log_mse"] = "mse"
+    loss: LossKind = "mse"
     visible_weight: NotNegative = 0.0
     ema: Decay = 0.0
     export_dtype: Literal["float32", "float16"] = "float32"
@@ -643,6 +652,8 @@ class TrainConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.out:
+            raise ConfigError("out is empty; give the folder of the run")
         if self.data.color_jitter and self.model.in_chans != 3:
             raise ConfigError(
                 f"data.color_jitter is of colours and model.in_chans is {self.model.in_chans}; set "

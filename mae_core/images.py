@@ -7,6 +7,7 @@ and `to_pil` go to the model's pixels and back.
 
 import importlib
 import math
+import operator
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ from mae_core.errors import ConfigError, ImageError
 from mae_core.measurements import (
     RangeSpec,
     Raster,
+    as_value_range,
     find_value_range,
     raster_of,
     read_npy,
@@ -78,6 +80,11 @@ def open_image(
         ImageError: If it cannot be used.
         ConfigError: If the range is not allowed.
     """
+    as_value_range(value_range)
+    try:
+        bands = [operator.index(band) for band in bands]
+    except TypeError as error:
+        raise ConfigError(f"bands is {bands!r}; give numbers from 1, such as (3, 2, 1)") from error
     found = _read(source, channels, bands, limits)
     if isinstance(found, Image.Image):
         photograph = decode_image(found, limits, value_range=value_range)

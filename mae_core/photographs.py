@@ -179,7 +179,8 @@ def read_file(source: bytes | str | Path, most: int) -> bytes:
             with open(source, "rb") as file:
                 return file.read(most)
     raise ImageError(
-        "no file can be read at that path; give that of a local picture (addresses are not fetched)"
+        f"no file can be read at {str(source)[:200]!r}; give the path of a local picture "
+        "(addresses are not fetched)"
     )
 
 

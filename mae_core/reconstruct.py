@@ -246,9 +246,11 @@ class Reconstructor:
             name: Of the weights, for people; the model's own, else `model`, if not given.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps` (see `choose_device`).
             precision: `auto`, `float32` or `bfloat16` (see `choose_precision`).
-            in_place: Move and convert `model` itself, which saves the copy. For a model that
-                nobody else uses.
+            in_place: Move and convert `model` itself, which saves the copy. For a model with
+                no other user.
         """
+        if not isinstance(model, MaskedAutoencoder):
+            raise ConfigError(f"{model!r} is not a model; give mae_core.load(...)")
         self.name = name or model.name or "model"
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
@@ -363,12 +365,14 @@ class Reconstructor:
         if request.mask is None:
             mask = draw_mask(request.strategy, 1, grid_size, request.mask_ratio, seed=request.seed)
             return request, pixels, mask
+        if not isinstance(request.seed, Integral):
+            raise MaskError(f"seed is {request.seed!r}; give a whole number, also with a mask")
+        mask = custom_mask(request.mask)
         if np.shape(request.mask) != grid_size:
             raise MaskError(
                 f"the mask is of shape {np.shape(request.mask)}; this image has {grid_size[0]} "
                 f"rows of {grid_size[1]} patches"
             )
-        mask = custom_mask(request.mask)
         ratio = 1 - mask.num_visible / mask.num_patches
         return replace(request, strategy="custom", mask_ratio=ratio), pixels, mask
 

@@ -32,7 +32,9 @@ class FirstScript:
 
         async def send_on(message: Message) -> None:
             nonlocal start
-            if message["type"] == "http.response.start" and _is_page(message):
+            starts = message["type"] == "http.response.start"
+            headers = dict(message["headers"]) if starts else {}
+            if headers.get(b"content-type", b"").startswith(b"text/html"):
                 # Its length is known when the script is in.
                 start = message
                 return
@@ -44,10 +46,6 @@ class FirstScript:
             await send(message)
 
         await self._app(scope, receive, send_on)
-
-
-def _is_page(message: Message) -> bool:
-    return bytes(dict(message["headers"]).get(b"content-type", b"")).startswith(b"text/html")
 
 
 def _longer(start: Message, more: int) -> dict[str, Any]:

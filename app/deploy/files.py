@@ -97,15 +97,12 @@ def _listed(root: Path) -> Mapping[str, Path]:
     found: dict[str, Path] = {}
     for pattern in _RUNS:
         # An editor's hidden copies end like what they are copies of.
-        paths = [path for path in root.glob(pattern) if not _hidden(path.relative_to(root))]
+        paths = {path.relative_to(root).as_posix(): path for path in root.glob(pattern)}
+        paths = {name: path for name, path in paths.items() if not f"/{name}".count("/.")}
         if not paths:
             raise ConfigError(f"{pattern} is missing; restore it from the repository")
-        found |= {path.relative_to(root).as_posix(): path for path in paths}
+        found |= paths
     return found
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _torch_index(hardware: str, given: str | None) -> str:

@@ -1,12 +1,11 @@
 """Reconstruction losses: functions of (pred, target, mask)."""
 
-from typing import Literal
+from typing import get_args
 
 from torch import Tensor
 
+from mae_core.config import LossKind
 from mae_core.errors import ConfigError
-
-LossKind = Literal["mse", "log_mse"]
 
 # Added to an image's error before the logarithm, so that nearly perfect images do not dominate.
 LOG_MSE_FLOOR = 0.01
@@ -51,4 +50,9 @@ def reconstruction_loss(
             seen = (error * visible).sum(dim=-1) / visible.sum(dim=-1)  # (N,)
             loss = loss + visible_weight * seen / removed.detach()
         return loss.mean()
-    raise ConfigError(f"no loss is called {kind!r}; choose mse or log_mse")
+    raise ConfigError(f"no loss is called {kind!r}; choose {' or '.join(get_args(LossKind))}")
+
+
+def error_of(losses: Tensor, kind: LossKind) -> Tensor:
+    """Losses as errors above 0, whose ratio says by how much one is larger."""
+    return losses.exp() if kind == "log_mse" else losses

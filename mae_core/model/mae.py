@@ -60,7 +60,7 @@ class MaskedAutoencoder(nn.Module):
     and principal components of patches as the target.
 
     Attributes:
-        name: Of the weights, for people; empty where nobody has said.
+        name: Of the weights; empty if unknown.
         pca_mean: (P,) mean of all patches, only where the target is principal components.
         pca_basis: (P, q) their principal directions, likewise; orthonormal columns.
     """

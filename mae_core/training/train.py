@@ -60,9 +60,9 @@ from mae_core.training.distributed import World, init_distributed
 from mae_core.training.optim import with_image_size_of_model, with_peak_lr, with_steps
 from mae_core.training.report import CONFIG_FILE, METRICS_FILE, read_metrics
 from mae_core.training.trainer import Trainer, build_state
-from mae_core.weights.files import write_atomically
+from mae_core.weights.files import WEIGHTS_FILE, write_atomically
 from mae_core.weights.formats import save_weights
-from mae_core.weights.registry import WEIGHTS_FILE, load, read_weights
+from mae_core.weights.registry import load, read_weights
 
 _log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from mae_core.config import TrainConfig
 from mae_core.data.loader import BatchLoader
 from mae_core.devices import cpu_has_bfloat16
 from mae_core.errors import CheckpointError, TrainingError
-from mae_core.model.losses import reconstruction_loss
+from mae_core.model.losses import error_of, reconstruction_loss
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask
 from mae_core.training.callbacks import Callback
@@ -332,7 +332,7 @@ class Trainer:
         if not checked.isfinite().all():
             return True
         # Single steps say little, as the ratio and the strategy of their masks differ.
-        self._levels += (losses.exp() if self.config.loss == "log_mse" else losses).tolist()
+        self._levels += error_of(losses, self.config.loss).tolist()
         if state.step % _LOG_EVERY:
             return False
         level, average = sum(self._levels) / len(self._levels), state.loss_average

@@ -3,7 +3,7 @@
     convert(weights, "encoder.safetensors", "timm")
 
 The tensors are the same bit for bit, but for `dtype`. Each file is whole or absent; a file of the
-same name is replaced. `why_not`, `lost_in` and `opening_line` are what a user should be told.
+same name is replaced. `why_not`, `lost_in` and `opening_line` are sentences for the user.
 """
 
 import json
@@ -21,9 +21,9 @@ from torch import Tensor
 from mae_core.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.weights.architecture import sincos_grid
-from mae_core.weights.files import write_atomically
+from mae_core.weights.files import SAFETENSORS_FILE, SIDECAR_FILES, save_torch, write_atomically
 from mae_core.weights.formats import Weights, save_weights
-from mae_core.weights.names import huggingface_from_official
+from mae_core.weights.names import huggingface_from_official, is_decoder_key
 from mae_core.weights.onnx import export_onnx, export_program
 
 # Format -> what a file of it may end in; none for a folder.
@@ -37,7 +37,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
 }
 GRAPHS = ("onnx", "torch_export")
 
-TRANSFORMERS_FILES = ("model.safetensors", "preprocessor_config.json", "config.json")
+# The config last: with it the folder is complete.
+TRANSFORMERS_FILES = (SAFETENSORS_FILE, *reversed(SIDECAR_FILES))
 
 _TIMM_NAMES = {
     "tiny": "vit_tiny_patch16_224",
@@ -146,7 +147,7 @@ def check_destination(
 
 
 def lost_in(weights: Weights, target: str) -> list[str]:
-    """Fields, as `name=value`, that a format does not hold and that nobody would guess right."""
+    """Fields, as `name=value`, that a format does not hold and that cannot be guessed."""
     config = weights.config
     usual: dict[str, Any] = {"bands": (), "value_range": None}
     if target == "official":
@@ -203,19 +204,22 @@ def _timm_line(weights: Weights, file: str) -> str:
 
 def write_official(path: str | Path, weights: Weights) -> None:
     """Write a torch file in the official layout: the parameters under `model`, nothing else."""
-    _write_torch(Path(path), {"model": _own(weights.state)})
+    save_torch(Path(path), {"model": _own(weights.state)})
 
 
 def write_timm(path: str | Path, weights: Weights) -> None:
     """Write a file that `timm.create_model(…, checkpoint_path=path)` opens strictly.
 
     It holds the encoder, or the whole classifier; safetensors if it ends in `.safetensors`. The
-    decoder stays behind, and so does an encoder's mask token, which a whole image has no need of:
-    timm takes a file with `mask_token` for one of DINOv2.
+    mask token of an encoder is left out too: whole images do not use it, and timm takes a file with
+    `mask_token` for one of DINOv2.
     """
-    unknown = ("decoder_", "pca_", "mask_token", "encoder_mask_token")
-    state = {key: t for key, t in weights.state.items() if not key.startswith(unknown)}
-    write = _write_safetensors if Path(path).suffix == ".safetensors" else _write_torch
+    state = {
+        key: tensor
+        for key, tensor in weights.state.items()
+        if not is_decoder_key(key) and key != "encoder_mask_token"
+    }
+    write = _write_safetensors if Path(path).suffix == ".safetensors" else save_torch
     write(Path(path), _own(state))
 
 
@@ -307,15 +311,6 @@ def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         key: tensor.detach().clone(memory_format=torch.contiguous_format)
         for key, tensor in state.items()
     }
-
-
-def _write_torch(path: Path, content: Mapping[str, Any]) -> None:
-    def write(partial: Path) -> None:
-        # Through Python's own file, whose errors say why a write failed; torch's does not.
-        with partial.open("wb") as file:
-            torch.save(content, file)
-
-    write_atomically(path, write)
 
 
 def _write_safetensors(path: Path, state: dict[str, Tensor]) -> None:

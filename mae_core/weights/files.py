@@ -42,12 +42,12 @@ HUGGINGFACE_FILES = (
 )  # fmt: skip
 SIDECAR_FILES = ("config.json", "preprocessor_config.json")
 
-# No honest file is larger: a config has kilobytes, a large model's index a megabyte.
+# A config has kilobytes, the index of a large model a megabyte.
 _MAX_CONFIG_BYTES = 2**20
 _MAX_INDEX_BYTES = 2**24
 
-# How files begin that are often taken for weights, and what they are.
-_IMPOSTORS = {
+# First bytes of files that are often mistaken for weights, and what they are.
+_MISTAKEN = {
     b"version https://git-lfs": "a Git LFS pointer (run git lfs pull)",
     b"<": "a web page, such as a server's error message",
     b"\x89HDF": "an HDF5 file, as Keras writes",
@@ -107,11 +107,10 @@ def identify(path: Path) -> Literal["zip", "pickle", "safetensors", "json"]:
         return "json"
     if head.startswith(b"\x80"):
         return "pickle"
-    known = (what for sign, what in _IMPOSTORS.items() if text.startswith(sign))
-    what = next(known, "something else" if head else "empty")
+    known = (what for sign, what in _MISTAKEN.items() if text.startswith(sign))
+    what = next(known, "neither a safetensors file nor a torch file" if head else "empty")
     raise CheckpointError(
-        f"{path.name!r} is {what}, and neither a safetensors file nor a torch file; download it "
-        "again, or give weights in one of these"
+        f"{path.name!r} is {what}; download it again, or give a safetensors or torch file"
     )
 
 
@@ -249,14 +248,9 @@ def save_checkpoint(path: str | Path, values: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: If the file cannot be written; the one before it stays.
     """
-    path, content = Path(path), {"format": FORMAT, **values}
-
-    def write(partial: Path) -> None:
-        # Through Python's own file, whose errors say why a write failed; torch's does not.
-        with partial.open("wb") as file:
-            torch.save(content, file)
-
-    write_atomically(path, write, previous=path.with_name(PREVIOUS_CHECKPOINT_FILE))
+    path = Path(path)
+    previous = path.with_name(PREVIOUS_CHECKPOINT_FILE)
+    save_torch(path, {"format": FORMAT, **values}, previous=previous)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -270,7 +264,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no checkpoint at {str(path)!r}; check the path")
     content = read_torch(path, mmap=False)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path.name!r} is not a checkpoint written by mae_core.train")
+        raise CheckpointError(
+            f"{path.name!r} is not a checkpoint written by mae_core.train; to begin with its "
+            "weights, give init_from="
+        )
     return content
 
 
@@ -296,6 +293,17 @@ def read_latest(folder: Path, read: Callable[[Path], _Result]) -> _Result:
 
 
 # --- writing
+
+
+def save_torch(path: Path, content: Mapping[str, Any], *, previous: Path | None = None) -> None:
+    """Write a torch file by `write_atomically`."""
+
+    def write(partial: Path) -> None:
+        # Through Python's own file, whose errors say why a write failed; torch's does not.
+        with partial.open("wb") as file:
+            torch.save(content, file)
+
+    write_atomically(path, write, previous=previous)
 
 
 def write_atomically(

@@ -279,7 +279,7 @@ def _read_foreign(name: str, source: Source, values: Mapping[str, Any], hints: H
     )  # fmt: skip
     if kind != "autoencoder" or origins["norm_pix"] != "assumed" or config.pca_components:
         return weights
-    # Nobody says what the model predicts.
+    # It is not declared what the model predicts.
     norm_pix = predicts_normalized_pixels(_built(config, weights.state))
     if norm_pix is None:
         return weights

@@ -45,7 +45,17 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from tqdm import tqdm
 
 from mae_core.errors import CheckpointError, DownloadError
-from mae_core.weights.files import WEIGHTS_FILE, read_json
+from mae_core.weights.files import (
+    CHECKPOINT_FILE,
+    INDEX_SUFFIX,
+    PREVIOUS_CHECKPOINT_FILE,
+    SAFETENSORS_FILE,
+    SIDECAR_FILES,
+    TORCH_FILE,
+    WEIGHTS_FILE,
+    main_file,
+    read_json,
+)
 
 # Called with the bytes so far and in all, where that is known. An exception ends the download.
 Progress = Callable[[int, int | None], None]
@@ -98,31 +108,30 @@ def is_repository(text: str) -> bool:
 def choose_files(names: Iterable[str], *, torch_files: bool = True) -> tuple[str, ...]:
     """Which files of a folder or repository hold its weights, with the configs before them.
 
-    Ours comes first, then `model.safetensors`, whole or in shards, then any one other safetensors
-    file, then `pytorch_model.bin`, whole or in shards. Nothing else is ever chosen, and nothing in
-    a sub-folder; empty if there are no weights. Without `torch_files` only safetensors are.
+    The order is that of `main_file`; checkpoints of runs, files in a sub-folder and an index whose
+    shards are not all there are never chosen. Without `torch_files` only safetensors are.
+
+    Returns:
+        Names of files; empty if there are no weights.
     """
-    there = set(names)
-    others = [name for name in there if re.fullmatch(r"[\w.-]+\.safetensors", name, re.ASCII)]
-    choices = [[WEIGHTS_FILE], ["model.safetensors"], _shards(there, "model", "safetensors")]
-    choices += [others] if len(others) == 1 else []
-    if torch_files:
-        choices += [["pytorch_model.bin"], _shards(there, "pytorch_model", "bin")]
-    for weights in choices:
-        if weights and there.issuperset(weights):
-            configs = ("config.json", "preprocessor_config.json")
-            return (*(name for name in configs if name in there), *weights)
-    return ()
-
-
-def _shards(there: set[str], stem: str, suffix: str) -> list[str]:
-    """An index and all the shards that the name of the first one announces."""
-    for name in there:
-        if found := re.fullmatch(rf"{stem}-00001-of-(\d{{5}})\.{suffix}", name, re.ASCII):
-            count = found[1]
-            shards = [f"{stem}-{i:05}-of-{count}.{suffix}" for i in range(1, int(count) + 1)]
-            return [f"{stem}.{suffix}.index.json", *shards]
-    return []
+    there = {name for name in names if re.fullmatch(r"[\w.-]+", name, re.ASCII)}
+    there -= {CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE}
+    if not torch_files:
+        there -= {TORCH_FILE, TORCH_FILE + INDEX_SUFFIX}
+    shards: dict[str, list[str]] = {}
+    for whole in (SAFETENSORS_FILE, TORCH_FILE):
+        stem, suffix = whole.split(".")
+        first = re.compile(rf"{stem}-00001-of-(\d{{5}})\.{suffix}", re.ASCII)
+        count = next((found[1] for found in map(first.fullmatch, there) if found), "00000")
+        parts = [f"{stem}-{i:05}-of-{count}.{suffix}" for i in range(1, int(count) + 1)]
+        if parts and there.issuperset(parts):
+            shards[whole + INDEX_SUFFIX] = parts
+        else:
+            there.discard(whole + INDEX_SUFFIX)
+    name = main_file(there)
+    if name is None:
+        return ()
+    return (*(one for one in SIDECAR_FILES if one in there), name, *shards.get(name, ()))
 
 
 def checkpoints_folder() -> Path:
@@ -304,9 +313,9 @@ def _list_files(
             raise ValueError("no size")
         files[name] = RemoteFile("", Path(name), size, lfs.sha256 if lfs else None)
     if not files:
-        kinds = "model.safetensors, weights.safetensors"
+        kinds = f"{SAFETENSORS_FILE}, {WEIGHTS_FILE}"
         if torch_files:
-            kinds += " and pytorch_model.bin"
+            kinds += f" and {TORCH_FILE}"
         elif choose_files(listed):
             kinds += "; a .bin of yours opens as a file, and `mae convert` makes safetensors of it"
         raise DownloadError(f"{repo_id} has no weights that are read from there: those are {kinds}")

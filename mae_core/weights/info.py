@@ -6,6 +6,7 @@ from typing import Any
 
 from mae_core.weights.export import TARGETS, why_not
 from mae_core.weights.formats import Weights
+from mae_core.weights.names import is_decoder_key
 from mae_core.weights.registry import WeightsEntry, entry_of, find, list_weights, read_weights
 
 _TARGETS = {"pixels": "pixels", "norm_pix": "normalised pixels", "classes": "classes"}
@@ -106,8 +107,9 @@ def _parameters(contents: Weights) -> dict[str, int]:
     """Elements of each part that there is, position tables included, and in all."""
     counts = {"encoder": 0, "decoder": 0, "head": 0}
     for key, tensor in contents.state.items():
-        of_decoder = key.startswith(("decoder_", "mask_token", "pca_"))
-        part = "decoder" if of_decoder else "head" if key.startswith("head.") else "encoder"
+        part = (
+            "decoder" if is_decoder_key(key) else "head" if key.startswith("head.") else "encoder"
+        )
         counts[part] += tensor.numel()
     present = {part: count for part, count in counts.items() if count}
     return present | {"total": sum(counts.values())}

@@ -43,7 +43,7 @@ _PARTS = re.compile(
 # What a head for classes is called, which a model that draws pixels has no use for.
 _HEADS = ("head.", "fc_norm.", "heads.")
 
-# Longer names of wrappers are nobody's, and would be repeated for every tensor within. No file of
+# No wrapper has longer names, and they would be repeated for every tensor within. No file of
 # one model and its training has more names or models: each takes time to look at.
 _LONGEST_PATH = 200
 _MOST_NAMES = 100_000
@@ -208,7 +208,7 @@ def to_official(name: str, found: Found) -> tuple[str, dict[str, Tensor]]:
         raise CheckpointError(f"{name!r}: {error}") from error
 
 
-# A name in a refused file and what model that may be; the first that fits is told.
+# A name in a refused file and what model that may be; the first that fits is named.
 _SIGNS = {
     r"(_packed_params|\.(zero_point|qweight|qzeros|absmax|SCB|weight_scale))(\.|$)":
         "quantised weights, which have to be saved as floats",

@@ -5,6 +5,7 @@ which are fetched when they are asked for. A file is checked by what the manifes
 and a fetched one is read whole before it gets its name.
 """
 
+import difflib
 import functools
 import json
 import os
@@ -58,8 +59,8 @@ class WeightsEntry:
         file: Name in `weights/`, where they are bundled.
         url: Address of the file, where they are published as one.
         repo: USER/NAME on the Hugging Face hub, where they are published there.
-        bytes: Size of the file; None if nobody has measured it.
-        sha256: Of the file, as hexadecimal digits; None if nobody has computed it.
+        bytes: Size of the file; None if unknown.
+        sha256: Of the file, as hexadecimal digits; None if unknown.
         md5_prefix: First digits of the file's MD5, where its publisher gives them.
     """
 
@@ -161,7 +162,7 @@ def load(
             have, only safetensors are read.
         hints: What the file does not tell.
         fetch: Whether what is not on this machine is fetched.
-        progress: Told how far a download is; a bar on standard error if not given.
+        progress: Called with how far a download is; a bar on standard error if not given.
 
     Returns:
         The model, float32, on the CPU, in evaluation mode; its `name` is that of the weights.
@@ -265,7 +266,7 @@ def _place(weights: str | Path | None) -> _Place:
         except (OSError, ValueError, RuntimeError) as error:
             # No such user, a name too long or with a zero byte, a folder that may not be read.
             raise CheckpointError(
-                f"{name[:200]!r} cannot be looked into ({type(error).__name__}); give another path"
+                f"{name[:200]!r} cannot be opened ({type(error).__name__}); give another path"
             ) from error
         if file is not None:
             return _Place(name, path=file)
@@ -275,10 +276,12 @@ def _place(weights: str | Path | None) -> _Place:
         return _Place(name, entry, path=path if entry.bundled or path.is_file() else None)
     repo_id = name if entry is None else str(entry.repo)
     if not is_repository(repo_id):
+        near = difflib.get_close_matches(name, list_weights(), n=1)
         raise CheckpointError(
             f"{name[:200]!r} is neither a file of weights, a folder with {WEIGHTS_FILE}, "
             f"{SAFETENSORS_FILE}, {TORCH_FILE} or {CHECKPOINT_FILE}, the USER/NAME of a "
             f"repository, nor one of {', '.join(list_weights())}"
+            + (f"; did you mean {near[0]}?" if near else "")
         )
     folder = find_repository(repo_id)
     return _Place(name, entry, repo_id, None if folder is None else _readable(folder))

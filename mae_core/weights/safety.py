@@ -20,7 +20,7 @@ import torch
 
 from mae_core.errors import CheckpointError
 
-# No honest file has more: the optimiser state of a huge model is a pickle of about a megabyte.
+# The optimiser state of a huge model is a pickle of about a megabyte.
 _MAX_PICKLE_BYTES = 2**25
 _MAX_INSTRUCTIONS = 5_000_000
 

@@ -12,9 +12,9 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from app.decoding import decode_upload
 from mae_core.errors import ImageError
+from tests.pictures import SIDE, grey_tiff, tiff
 
 HIDDEN = "the file holds far more hidden data than its picture needs; save it again"
-SIDE = 16  # the smallest side taken by default
 
 
 def encode(image: Image.Image, file_format: str, **options: Any) -> bytes:
@@ -32,28 +32,6 @@ def photo(width: int = 48, height: int = 32) -> Image.Image:
 
 def pixels(data: bytes) -> np.ndarray:
     return np.asarray(decode_upload(data)).astype(int)
-
-
-def tiff(tags: dict[int, tuple[int, int, int]], body: bytes, order: str = "<") -> bytes:
-    """A TIFF with `body` at byte 8; tags are number: (type, count, value or offset)."""
-    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(body))
-    entries = b""
-    for tag, (kind, count, value) in sorted(tags.items()):
-        short = order == ">" and kind == 3 and count == 1
-        entries += struct.pack(order + "HHII", tag, kind, count, value << 16 if short else value)
-    return start + body + struct.pack(order + "H", len(tags)) + entries + bytes(4)
-
-
-def grey_tiff(
-    body: bytes,
-    bits: int,
-    photometric: int = 1,
-    tags: dict[int, tuple[int, int, int]] | None = None,
-) -> bytes:
-    own = {256: (3, 1, SIDE), 257: (3, 1, SIDE), 258: (3, 1, bits), 259: (3, 1, 1),
-            262: (3, 1, photometric), 273: (4, 1, 8), 277: (3, 1, 1), 278: (3, 1, SIDE),
-            279: (4, 1, len(body))}  # fmt: skip
-    return tiff(own | (tags or {}), body)
 
 
 def jpeg_with_segment(data: bytes, marker: int, payload: bytes, times: int = 1) -> bytes:

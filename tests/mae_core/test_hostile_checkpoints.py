@@ -286,7 +286,8 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 448\n"
 PAGE = b"<!DOCTYPE html><html><head><title>403 Forbidden</title></head></html>"
 DAMAGED = "'x.pth' is damaged or was cut short, or claims more than it has"
 NOT_PLAIN = "holds {}, which plain weights never do, and nothing in it was run; if you trust it"
-OTHER_FILE = "'x.pth' is {}.*, and neither a safetensors file nor a torch file; download it"
+OTHER_FILE = "'x.pth' is {}.*; download it again, or give a safetensors or torch file"
+NEITHER = OTHER_FILE.format("neither a safetensors file nor a torch file")
 NO_JSON = "'config.json' is no JSON object of at most 1,048,576 bytes; restore the one"
 
 HOSTILE: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
@@ -305,7 +306,7 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
         NOT_PLAIN.format("'commands.run'")),
     "bare pickle": (bare_pickle(2), NOT_PLAIN.format("a pickle that torch.save did not write")),
     "bare new pickle": (bare_pickle(4), "a pickle that torch.save did not"),
-    "bare old pickle": (bare_pickle(0), OTHER_FILE.format("something else")),
+    "bare old pickle": (bare_pickle(0), NEITHER),
     "whole model": (
         running(lambda _: nn.Linear(2, 2)), "holds 'torch.nn.modules.*save the model's state_dict"),
     "endless bytes": (running(lambda _: Runs(bytearray, 10**12)), "holds 'builtins.bytearray'"),
@@ -325,7 +326,7 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "Git LFS pointer": (holding(LFS), OTHER_FILE.format("a Git LFS pointer .*git lfs pull")),
     "HDF5": (holding(b"\x89HDF\r\n\x1a\n" + bytes(600)), OTHER_FILE.format("an HDF5 file")),
     "gzip": (holding(b"\x1f\x8b" + bytes(600)), OTHER_FILE.format("a gzip archive")),
-    "text": (holding(b"weights " * 100), OTHER_FILE.format("something else")),
+    "text": (holding(b"weights " * 100), NEITHER),
     "NaN": (saved(with_tensor(torch.full((192,), torch.nan))), "norm.bias .* not finite"),
     "infinity": (saved(with_tensor(torch.full((192,), -torch.inf))), "norm.bias .* not finite"),
     "overflow": (

@@ -26,10 +26,10 @@ from PIL.GifImagePlugin import GifImageFile
 from mae_core.errors import ImageError
 from mae_core.images import open_image
 from mae_core.photographs import ImageLimits, decode_image
+from tests.pictures import SIDE, grey_tiff, tiff
 
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 pillow_heif.register_heif_opener()
-SIDE = 16  # the smallest side taken by default
 
 
 # ---------------------------------------------------------------- files made by hand
@@ -76,28 +76,6 @@ def png(width: int, height: int, bits: int, colour_type: int, row: bytes, *chunk
         b"\x89PNG\r\n\x1a\n", png_chunk(b"IHDR", header), *chunks,
         png_chunk(b"IDAT", body), png_chunk(b"IEND", b""),
     ))  # fmt: skip
-
-
-def tiff(tags: dict[int, tuple[int, int, int]], body: bytes, order: str = "<") -> bytes:
-    """A TIFF with `body` at byte 8; tags are number: (type, count, value or offset)."""
-    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(body))
-    entries = b""
-    for tag, (kind, count, value) in sorted(tags.items()):
-        short = order == ">" and kind == 3 and count == 1
-        entries += struct.pack(order + "HHII", tag, kind, count, value << 16 if short else value)
-    return start + body + struct.pack(order + "H", len(tags)) + entries + bytes(4)
-
-
-def grey_tiff(
-    body: bytes,
-    bits: int,
-    photometric: int = 1,
-    tags: dict[int, tuple[int, int, int]] | None = None,
-) -> bytes:
-    own = {256: (3, 1, SIDE), 257: (3, 1, SIDE), 258: (3, 1, bits), 259: (3, 1, 1),
-            262: (3, 1, photometric), 273: (4, 1, 8), 277: (3, 1, 1), 278: (3, 1, SIDE),
-            279: (4, 1, len(body))}  # fmt: skip
-    return tiff(own | (tags or {}), body)
 
 
 def exif(orientation: int, order: str = "<") -> bytes:
@@ -570,7 +548,9 @@ def test_paths_without_a_picture(tmp_path: Path) -> None:
     fifo = tmp_path / "pipe"
     os.mkfifo(fifo)
     for source in (tmp_path / "none.png", tmp_path, str(tmp_path), "", fifo, "a\0.png", "s" * 5000):
-        with pytest.raises(ImageError, match="no file can be read at that path"):
+        with pytest.raises(
+            ImageError, match="no file can be read at '.*'; give the path of a local picture"
+        ):
             decode_image(source)
 
 

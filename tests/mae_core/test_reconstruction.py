@@ -37,6 +37,7 @@ from mae_core.model.patches import (
 from mae_core.normpix import estimate_statistics, fill_smoothly
 from mae_core.reconstruct import (
     NORM_PIX_VIEWS,
+    Reconstruction,
     ReconstructionRequest,
     Reconstructor,
     rebuild,
@@ -757,6 +758,33 @@ def test_panels_and_facts_are_saved(reconstructor: Reconstructor, tmp_path: Path
     assert json.loads((tmp_path / "deep" / "out" / "metrics.json").read_text()) == out.facts()
     with pytest.raises(ConfigError, match="numbered from 1 to 3"):
         out.save(tmp_path, show=[4])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask": np.eye(6), "seed": None}, "seed is None; give a whole number"),
+        ({"mask": [[True], [True, False]]}, "mask"),
+        ({"bands": 3}, "bands is 3; give numbers from 1"),
+        ({"bands": "abc"}, "bands is 'abc'"),
+        ({"value_range": "x"}, "range"),
+        ({"value_range": (5, 1)}, "range|low"),
+    ],
+)
+def test_a_request_that_cannot_be_spoils_no_other(
+    reconstructor: Reconstructor, options: dict[str, Any], message: str
+) -> None:
+    good = ReconstructionRequest(draw_picture(0))
+    bad = ReconstructionRequest(draw_picture(0), **options)
+    done, refused = reconstructor.batch([good, bad])
+    assert isinstance(done, Reconstruction)
+    assert isinstance(refused, MAEError)
+    assert re.search(message, str(refused))
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'mae-tiny' is not a model; give mae_core\.load"):
+        Reconstructor("mae-tiny")  # type: ignore[arg-type]
 
 
 def test_numbers_of_numpy_are_numbers(reconstructor: Reconstructor) -> None:
