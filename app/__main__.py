@@ -138,23 +138,19 @@ def serve(page: GuardedBlocks, service: ReconstructionService) -> None:
     service.metrics.watch(
         "mae_upload_folder_bytes", "Uploads and panels on disk.", lambda: page.folder.bytes
     )
-    launch(page, service)
-    page.folder.start()
-    # What is there now stays. Left out of the search for garbage, it makes that search short and
-    # frequent; with it, pictures that requests leave behind lie about for minutes.
-    gc.collect()
-    gc.freeze()
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        _ending_at_once_on_interrupt()
-        answered = service.stop(0)
-    except SystemExit:
-        _ending_at_once_on_interrupt()
-        answered = _drain(page, service)
-    page.close(verbose=False)
-    page.folder.stop()
+    with _signals() as received:
+        launch(page, service)
+        page.folder.start()
+        # What is there now stays. Left out of the search for garbage, it makes that search short
+        # and frequent; with it, pictures that requests leave behind lie about for minutes.
+        gc.collect()
+        gc.freeze()
+        while not received:
+            time.sleep(0.25)
+        told_to_exit = received == [signal.SIGTERM]
+        answered = _drain(page, service) if told_to_exit else service.stop(0)
+        page.close(verbose=False)
+        page.folder.stop()
     if not answered:
         _logger.warning("some requests were given up")
         logging.shutdown()
@@ -204,9 +200,31 @@ def _drain(page: GuardedBlocks, service: ReconstructionService) -> bool:
     return answered
 
 
-def _ending_at_once_on_interrupt() -> None:
-    """Another Ctrl-C waits for nothing: a thread that is in a model would make Python abort."""
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The SIGINT or SIGTERM that came, in a list that is empty before.
+
+    Python drops an exception that a handler raises inside a destructor or a weak reference's
+    callback, so a page that waited for one could miss its Ctrl-C.
+    """
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # Another Ctrl-C waits for nothing: a thread that is in a model would make Python abort.
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        # As a shell has it of what it runs in the background.
+        if handler != signal.SIG_IGN:
+            signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _return_memory() -> None:

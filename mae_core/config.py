@@ -72,7 +72,7 @@ class Checked:
 
     def __post_init__(self) -> None:
         for name, hint in _hints(type(self)).items():
-            object.__setattr__(self, name, _validated(hint, getattr(self, name), name))
+            object.__setattr__(self, name, validated(hint, getattr(self, name), name))
 
 
 def _hints(cls: Any) -> dict[str, Any]:
@@ -85,8 +85,8 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
     return TypeAdapter(hint, config=None if dataclasses.is_dataclass(hint) else _CHECKS)
 
 
-def _validated(hint: Any, value: Any, path: str = "") -> Any:
-    """`value` as the annotated type, or a ConfigError with pydantic's sentence."""
+def validated(hint: Any, value: Any, path: str = "") -> Any:
+    """`value` as the annotated type, or a ConfigError with pydantic's sentence after `path`."""
     try:
         return _adapter(hint).validate_python(value)
     except ValidationError as error:
@@ -94,8 +94,11 @@ def _validated(hint: Any, value: Any, path: str = "") -> Any:
     place = ".".join(str(part)[:60] for part in wrong["loc"])
     if wrong["type"] == "unexpected_keyword_argument" and dataclasses.is_dataclass(hint):
         raise ConfigError(_no_field(hint, place))
-    path = ".".join(filter(None, (path, place)))
-    raise ConfigError(f"{path}={reprlib.repr(wrong['input'])}: {wrong['msg']}")
+    path, advice = ".".join(filter(None, (path, place))), wrong["msg"]
+    if wrong["type"] == "dataclass_type":
+        advice = "it has fields of its own; give a mapping of them"
+        advice += "" if place else f", or one of them as {path}.FIELD=VALUE"
+    raise ConfigError(f"{path}={reprlib.repr(wrong['input'])}: {advice}")
 
 
 def _fields(cls: Any, prefix: str = "") -> dict[str, Any]:
@@ -113,9 +116,13 @@ def _no_field(cls: Any, path: str) -> str:
     names = [field.rpartition(".")[2] for field in fields if field.rpartition(".")[0] == parent]
     near = [field for field in fields if field.endswith(f".{last}")]
     near = near or [parent + dot + name for name in difflib.get_close_matches(last, names)]
-    advice = (
-        f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names or fields)}"
-    )
+    above = [field for field in fields if path.startswith(f"{field}.")]
+    if near:
+        advice = f"did you mean {' or '.join(near)}?"
+    elif names or not above:
+        advice = f"it has {', '.join(names or fields)}"
+    else:
+        advice = f"give {above[-1]}=VALUE as a whole"
     return f"{cls.__name__} has no field {path}; {advice}"
 
 
@@ -145,7 +152,7 @@ def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
         if isinstance(fields, dict) and (value := fields.pop(name, None)):
             path = f"{part}.{name}".strip(".")
             _log.warning("%s=%s of an earlier version is left out", path, value)
-    config: Config = _validated(cls, values)
+    config: Config = validated(cls, values)
     return config
 
 
@@ -214,7 +221,7 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
         fields = values
         for name in parents:
             fields = fields[name]
-        read = _validated(hints[path], _read(hints[path], value), path)
+        read = validated(hints[path], _read(hints[path], value), path)
         fields[last] = to_dict(read) if dataclasses.is_dataclass(read) else read
     return from_dict(type(config), values)
 

@@ -30,7 +30,7 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device(next(kind for kind, count in counts.items() if count))
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(
             f"device {name!r} is unknown; give auto, cpu, cuda or mps", code="device"
         ) from error

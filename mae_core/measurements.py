@@ -104,7 +104,7 @@ def find_value_range(images: Iterable[npt.NDArray[Any]], spec: RangeSpec = "auto
 
 def _found(values: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> tuple[float, float]:
     if not values.size:
-        raise ImageError("the picture holds no finite value; check how it was written")
+        raise ImageError("the image holds no finite value; check how it was written")
     low, high = (float(value) for value in np.percentile(values, _PERCENTILES))
     fulls = {"f": (1.0, 255.0), "u": (_full(dtype),), "b": (1.0,)}.get(dtype.kind, ())
     for full in fulls:
@@ -191,8 +191,8 @@ class Raster:
         asked = f", of which {list(bands)} are asked for," if bands else ""
         advice = "bands=" + ",".join(str(band) for band in range(1, channels + 1))
         raise ImageError(
-            f"the picture has {found} band{'s' * (found > 1)}{asked} and the model takes "
-            f"{channels}; choose as many, such as {advice}, or give another picture"
+            f"the image has {found} band{'s' * (found > 1)}{asked} and the model takes "
+            f"{channels}; choose as many, such as {advice}, or give another image"
         )
 
 

@@ -110,7 +110,7 @@ class ImageLimits:
         else:
             return
         raise ImageError(
-            f"the picture is {size[0]} x {size[1]} pixels; {allowed}", code="image_limit"
+            f"the image is {size[0]} x {size[1]} pixels; {allowed}", code="image_limit"
         )
 
     def shrink_factor(self, size: tuple[int, int]) -> int:
@@ -179,7 +179,7 @@ def read_file(source: bytes | str | Path, most: int) -> bytes:
             with open(source, "rb") as file:
                 return file.read(most)
     raise ImageError(
-        f"no file can be read at {str(source)[:200]!r}; give the path of a local picture "
+        f"no file can be read at {str(source)[:200]!r}; give the path of a local image "
         "(addresses are not fetched)"
     )
 
@@ -193,14 +193,14 @@ def parser_errors() -> Iterator[None]:
         raise
     except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
-            "the picture needs more memory than is free, or has more than "
+            "the image needs more memory than is free, or has more than "
             f"{DEFAULT_LIMITS.max_pixels / 1e6:.3g} million pixels; scale it down",
             code="image_limit",
         ) from error
     # OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error, ...
     except Exception as error:
         raise ImageError(
-            "the picture is damaged or cut short, or of a kind that is not read; save it again as "
+            "the image is damaged or cut short, or of a kind that is not read; save it again as "
             "PNG or JPEG"
         ) from error
 
@@ -222,8 +222,8 @@ def open_file(source: object, limits: ImageLimits) -> Image.Image:
         return source
     if not isinstance(source, bytes | str | Path):
         raise ImageError(
-            f"a {type(source).__name__} is not a picture; give a file's bytes, a path, a PIL "
-            "picture or an array"
+            f"a {type(source).__name__} is not an image; give a file's bytes, a path, a PIL "
+            "image or an array"
         )
     data = read_file(source, limits.max_bytes + 1)
     if len(data) > limits.max_bytes:
@@ -237,7 +237,7 @@ def open_file(source: object, limits: ImageLimits) -> Image.Image:
         if known:
             what = f"{known.name} files are not read here (HEIC takes pip install pillow-heif)"
         accepted = ", ".join(one.name for one in FORMATS if one.pillow and is_readable(one))
-        raise ImageError(f"{what}; give a picture as {accepted}")
+        raise ImageError(f"{what}; give an image as {accepted}")
     with parser_errors():
         if known.name == "HEIC":
             importlib.import_module("pillow_heif").register_heif_opener()
@@ -282,7 +282,7 @@ def _to_8_bits(image: Image.Image, is_deep: bool, value_range: RangeSpec) -> Ima
         values = np.asarray(image.convert("RGB")).astype(np.uint16) * 257
         if 0 < values.max() < 2**12:
             raise ImageError(
-                "the picture has 16 bits a value and uses the lower 12 or fewer; save it as 8 bits"
+                "the image has 16 bits a value and uses the lower 12 or fewer; save it as 8 bits"
             )
     elif image.mode[0] in "IF":
         values = _numbers(image)[:, :, None]

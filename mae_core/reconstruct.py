@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
-from mae_core.config import ModelConfig
+from mae_core.config import ModelConfig, NotNegativeInt, validated
 from mae_core.devices import choose_device, choose_precision, choose_threads
 from mae_core.errors import ConfigError, ImageError, MAEError, MaskError
 from mae_core.images import (
@@ -195,7 +195,8 @@ class Reconstruction:
         }
 
     def strip(self, gap: int = 8, show: Sequence[int] = ()) -> Image.Image:
-        """The four `panels` in one row on white, `gap` pixels apart."""
+        """The four `panels` in one row on white, `gap` pixels (0 or more) apart."""
+        gap = validated(NotNegativeInt, gap, "gap")
         panels = list(self.panels(show).values())
         width, height = panels[0].size
         row = Image.new("RGB", (4 * width + 3 * gap, height), "white")

@@ -1,1 +1,1 @@
-"""Training pictures: found, packed, cropped and batched."""
+"""Training images: found, packed, cropped and batched."""

@@ -61,7 +61,8 @@ def find_images(folder: str | Path, holdout: str | Path = "", *, quiet: bool = F
     kinds = ", ".join(f"{shown(kind)} {count:,}" for kind, count in (+skipped).most_common(8))
     rest = f"; skipped {skipped.total():,} other files ({kinds})" if kinds else ""
     if not images:
-        raise DataError(f"no image lies below {str(folder)!r}{rest}")
+        advice = "; give a hold-out that leaves some" if skipped["hold-out"] else ""
+        raise DataError(f"no image lies below {str(folder)!r}{rest}{advice}")
     if not quiet:
         _log.info("%s images below %r%s", f"{len(images):,}", str(folder), rest)
     return [Path(path) for path in sorted(images.values(), key=lambda path: path.split(os.sep))]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_core._compat import ensure_torchvision_imports
-from mae_core.config import ModelConfig
+from mae_core.config import ModelConfig, NotNegativeInt, Share, validated
 from mae_core.errors import ConfigError
 from mae_core.model.masking import PatchMask, draw_mask, num_visible
 from mae_core.model.patches import grid_of, normalize_patches, patchify
@@ -153,6 +153,13 @@ class MaskedAutoencoder(nn.Module):
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """The (h, w) patch grid of (N, C, H, W) images."""
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            given = f"{type(images).__name__} of {getattr(images, 'dtype', 'unknown type')}"
+            raise ConfigError(
+                f"images are a {given}; give a torch tensor of floats, normalised by config.mean "
+                "and config.std",
+                code="patches",
+            )
         if images.ndim != 4 or images.shape[1] != self.config.in_chans:
             raise ConfigError(
                 f"images of shape {tuple(images.shape)} given; this model takes "
@@ -237,6 +244,7 @@ class MaskedAutoencoder(nn.Module):
         depth = self.config.depth
         if pool not in (None, "mean", "cls"):
             raise ConfigError(f"pool is {pool!r}; choose mean or cls, or None for all tokens")
+        block = validated(int | None, block, "block")
         if block is not None and not -depth <= block < depth:
             raise ConfigError(
                 f"block is {block}; this encoder has {depth}: give {-depth} to {depth - 1}"
@@ -272,6 +280,9 @@ class MaskedAutoencoder(nn.Module):
         if global_pool not in ("avg", "token"):
             raise ConfigError(f"global_pool is {global_pool!r}; choose avg or token")
         config = self.config
+        num_classes = validated(NotNegativeInt, num_classes, "num_classes")
+        drop_path = validated(Share, drop_path, "drop_path")
+        img_size = validated(int | tuple[int, int] | None, img_size, "img_size")
         if img_size is None:
             h, w = config.table_grid
             img_size = (h * config.patch_size, w * config.patch_size)

@@ -219,7 +219,7 @@ def _generators(
 ) -> list[torch.Generator]:
     """One shared generator (an int seed or a generator), or one for each image (n seeds)."""
     if (seed is None) == (generator is None):
-        raise MaskError("pass either seed= or generator=")
+        raise MaskError(f"seed is {seed!r} and generator is {generator!r}; give one of the two")
     if generator is not None:
         return [generator]
     seeds: list[Any] = [seed]
@@ -227,7 +227,8 @@ def _generators(
         seeds = list(seed)
         if len(seeds) != n:
             raise MaskError(
-                f"{len(seeds)} seeds for {n} images; give one an image, or a single int"
+                f"{len(seeds)} seed{'s' * (len(seeds) != 1)} for a batch of {n}; give one for each "
+                "image, or a single whole number"
             )
     for value in seeds:
         # NumPy's integers are Integral too, and so is bool.

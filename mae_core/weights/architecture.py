@@ -165,15 +165,15 @@ def _grid(
     A sin-cos table tells its own rows and columns; of any other the number of entries tells only
     that it may be square.
     """
-    patches, given, told = table.shape[1] - 1, hints.grid, sincos_grid(table[0, 1:])
-    if given is not None and (given != (told or given) or math.prod(given) != patches):
+    patches, given, found = table.shape[1] - 1, hints.grid, sincos_grid(table[0, 1:])
+    if given is not None and (given != (found or given) or math.prod(given) != patches):
         raise CheckpointError(
             f"grid is given as {given[0]}x{given[1]}, and pos_embed in {name!r} has {patches} "
-            f"entries beside the class token's{f', in {told[0]}x{told[1]}' if told else ''}; give "
-            "another grid or none"
+            f"entries beside the class token's{f', in {found[0]}x{found[1]}' if found else ''}; "
+            "give another grid or none"
         )
-    if told is not None:
-        return told, "shapes"
+    if found is not None:
+        return found, "shapes"
     if given is not None:
         return given, hints.source
     sides = sidecar.config.get("image_size")
@@ -250,8 +250,8 @@ def _from_huggingface(
     height, width = (side * shapes["patch_size"] for side in grid)
     expected["image_size"] = height if height == width else [height, width]
     _check_agrees(config, _HUGGINGFACE_FIXED | expected)
-    told = {ours: config[theirs] for theirs, ours in _HUGGINGFACE_REST.items() if theirs in config}
-    return {field: (value, "config") for field, value in told.items()}
+    known = {ours: config[theirs] for theirs, ours in _HUGGINGFACE_REST.items() if theirs in config}
+    return {field: (value, "config") for field, value in known.items()}
 
 
 def _check_agrees(config: Mapping[str, Any], expected: Mapping[str, object]) -> None:

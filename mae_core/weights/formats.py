@@ -112,7 +112,7 @@ class Weights:
             )
         for guess in self.guesses:
             _log.warning(
-                "%r does not say its %s: %d is a guess, and a wrong one draws wrong pictures; "
+                "%r does not say its %s: %d is a guess, and a wrong one draws wrong images; "
                 "mae convert with --to mae_core --%s N writes the right one down",
                 self.name, guess, getattr(self.config, guess), guess.replace("_", "-"),
             )  # fmt: skip

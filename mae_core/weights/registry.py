@@ -317,12 +317,12 @@ def _located(
         except CheckpointError as error:
             raise DownloadError(f"{name} was fetched, refused and removed: {error}") from error
 
-    with terminal_bar(name) if progress is None else nullcontext(progress) as told:
+    with terminal_bar(name) if progress is None else nullcontext(progress) as shown:
         if entry is not None and entry.repo is None:
-            path = fetch_file(entry.remote, progress=told, check=check)
+            path = fetch_file(entry.remote, progress=shown, check=check)
         else:
             folder = fetch_repository(
-                str(place.repo_id), progress=told, check=check, account=account,
+                str(place.repo_id), progress=shown, check=check, account=account,
                 torch_files=place.torch_files,
             )  # fmt: skip
             path = _readable(folder) or folder

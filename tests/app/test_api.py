@@ -147,11 +147,11 @@ def png_of(width: int, height: int) -> bytes:
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><rect/></svg>'
 
 BAD_FILES: list[tuple[str, Callable[[], bytes], str]] = [
-    ("words.txt", lambda: b"not a picture at all", "give a picture as JPEG"),
-    ("words.png", lambda: b"not a picture at all", "give a picture as JPEG"),
+    ("words.txt", lambda: b"not a picture at all", "give an image as JPEG"),
+    ("words.png", lambda: b"not a picture at all", "give an image as JPEG"),
     ("cut.jpg", lambda: CAT.read_bytes()[:8000], "damaged or cut short"),
     ("empty.png", lambda: b"", "empty"),
-    ("drawing.svg", lambda: SVG, "give a picture as JPEG"),
+    ("drawing.svg", lambda: SVG, "give an image as JPEG"),
     ("bomb.png", lambda: png_of(12_000, 12_000), "million pixels"),
     ("line.png", lambda: encoded(Image.new("RGB", (1, 300))), "1 x 300"),
 ]

@@ -91,16 +91,22 @@ class Page:
     close = lambda self, verbose: None
 
 class Service:
+    class settings:
+        drain_seconds = 60
     class metrics:
         watch = lambda *values: None
     def stop(self, seconds):
         print("ending", flush=True)
-        sleep(60)
+        time.sleep(60)
+
+class Dying:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
 
 # Whoever starts the tests in the background has Ctrl-C ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-sleep, time.sleep = time.sleep, lambda seconds: signal.raise_signal(signal.SIGINT)
-app.launch = lambda page, service: None
+# Where Python drops an exception.
+app.launch = lambda page, service: Dying() and None
 app.serve(Page(), Service())
 """
 

@@ -145,10 +145,13 @@ def running(*flags: str, hold: Path | None = None) -> Iterator[tuple[str, subpro
     command = ["-m", "app"] if hold is None else ["-c", _HELD, str(hold)]
     port = free_port()
     environ = {**os.environ, "MAE_PORT": str(port), "MAE_DEVICE": "cpu", "MAE_FETCH": "none"}
+    # A shell that runs the tests in the background has Ctrl-C ignored in all they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         [sys.executable, *command, *flags],
         cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as process:  # fmt: skip
+        signal.signal(signal.SIGINT, before)
         try:
             yield f"http://127.0.0.1:{port}", process
         finally:

@@ -188,7 +188,7 @@ def test_a_text_file_gets_a_sentence_and_the_page_goes_on(
 ) -> None:
     choose_file(view, "notes.png", b"not a picture")
     alert = view.locator("#facts [role=alert]")
-    expect(alert).to_contain_text("give a picture as JPEG, PNG")
+    expect(alert).to_contain_text("give an image as JPEG, PNG")
     for name in PANELS:
         expect(view.locator(f"#panel-{name} img")).to_have_count(0)
     view.locator("#examples button[data-name=dogs]").click()

@@ -134,6 +134,11 @@ def test_a_block_that_is_not_there_is_named(block: int) -> None:
         build().features(noise(CONFIG, 1, 24, 40), block=block)
 
 
+def test_a_block_that_is_no_number_is_named() -> None:
+    with pytest.raises(ConfigError, match="^block='last': Input should be a valid integer"):
+        build().features(noise(CONFIG, 1, 24, 40), block="last")  # type: ignore[arg-type]
+
+
 def test_features_of_images_that_do_not_fit() -> None:
     with pytest.raises(ConfigError, match="a 20x40 image does not divide"):
         build().features(noise(CONFIG, 1, 20, 40))
@@ -217,6 +222,19 @@ def test_timm_models_that_cannot_be() -> None:
     message = "a 100x100 image does not divide into patches of 8 pixels"
     with pytest.raises(ConfigError, match=re.escape(message)):
         model.to_timm(img_size=100)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_classes": -1}, "num_classes=-1: Input should be greater than or equal to 0"),
+        ({"drop_path": 2}, "drop_path=2: Input should be less than or equal to 1"),
+        ({"img_size": "large"}, "img_size.int='large': Input should be a valid integer"),
+    ],
+)
+def test_values_that_no_timm_model_can_have(given: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build().to_timm(**given)
 
 
 def test_a_model_may_have_a_name_which_is_no_part_of_its_state() -> None:

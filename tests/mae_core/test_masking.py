@@ -421,14 +421,14 @@ def test_a_bad_seed_among_good_ones() -> None:
 
 
 def test_as_many_seeds_as_images() -> None:
-    with pytest.raises(MaskError, match="3 seeds for 2 images; give one an image, or a single"):
+    with pytest.raises(MaskError, match="3 seeds for a batch of 2; give one for each image"):
         random_mask(2, 16, 0.5, seed=[1, 2, 3])
 
 
 def test_exactly_one_source_of_chance() -> None:
-    with pytest.raises(MaskError, match="pass either seed= or generator="):
+    with pytest.raises(MaskError, match="seed is None and generator is None; give one of the two"):
         draw_mask("random", 1, (4, 4), 0.5)
-    with pytest.raises(MaskError, match="pass either seed= or generator="):
+    with pytest.raises(MaskError, match="seed is 1 and generator is .*; give one of the two"):
         draw_mask("random", 1, (4, 4), 0.5, seed=1, generator=torch.Generator())
 
 

@@ -103,7 +103,7 @@ def test_chosen_bands_in_any_order() -> None:
 
 @pytest.mark.parametrize(
     ("bands", "channels", "chosen", "sentence"),
-    [(4, 3, (), "the picture has 4 bands and the model takes 3; choose as many, .* bands=1,2,3"),
+    [(4, 3, (), "the image has 4 bands and the model takes 3; choose as many, .* bands=1,2,3"),
      (5, 3, (1, 2), r"5 bands, of which \[1, 2\] are asked for, and the model takes 3"),
      (4, 3, (1, 2, 5), r"4 bands, of which \[1, 2, 5\] are asked for, and the model takes 3"),
      (1, 4, (), "1 band and the model takes 4")],

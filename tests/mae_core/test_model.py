@@ -627,3 +627,19 @@ def test_images_that_do_not_fit(
 ) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         model(noise(*shape), random_mask(1, length, 0.75, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("images", "given"),
+    [
+        (np.zeros((1, 3, 32, 32), np.float32), "a ndarray of float32"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "a Tensor of torch.uint8"),
+        ([0.5], "a list of unknown type"),
+    ],
+)
+def test_images_that_are_no_tensor_of_floats(
+    model: MaskedAutoencoder, images: Any, given: str
+) -> None:
+    message = f"images are {given}; give a torch tensor of floats, normalised by config.mean"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        model(images, seed=2)

@@ -530,7 +530,7 @@ def test_senseless_arrays_are_refused(array: np.ndarray) -> None:
 @pytest.mark.parametrize("source", [None, 7, 1.5, ["a.png"], {"path": "a.png"}, io.BytesIO(b"")])
 def test_wrong_types_are_refused(source: Any) -> None:
     for door in (decode_image, open_image):
-        with pytest.raises(ImageError, match=r"is not a picture; give a file's bytes"):
+        with pytest.raises(ImageError, match=r"is not an image; give a file's bytes"):
             door(source)
 
 
@@ -549,7 +549,7 @@ def test_paths_without_a_picture(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     for source in (tmp_path / "none.png", tmp_path, str(tmp_path), "", fifo, "a\0.png", "s" * 5000):
         with pytest.raises(
-            ImageError, match="no file can be read at '.*'; give the path of a local picture"
+            ImageError, match="no file can be read at '.*'; give the path of a local image"
         ):
             decode_image(source)
 
@@ -606,7 +606,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("name", NOT_PICTURES)
 def test_what_is_not_a_picture_is_refused(name: str) -> None:
-    with pytest.raises(ImageError, match="no accepted format; give a picture as JPEG, PNG"):
+    with pytest.raises(ImageError, match="no accepted format; give an image as JPEG, PNG"):
         decode_image(NOT_PICTURES[name])
 
 
@@ -619,7 +619,7 @@ def test_damaged_files_are_refused_and_neither_named_nor_explained(
     with pytest.raises(ImageError) as caught:
         decode_image(path)
     assert str(caught.value) == (
-        "the picture is damaged or cut short, or of a kind that is not read; save it again as PNG "
+        "the image is damaged or cut short, or of a kind that is not read; save it again as PNG "
         "or JPEG"
     )
 

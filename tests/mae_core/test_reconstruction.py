@@ -86,6 +86,9 @@ def test_panels_hold_what_their_names_say(reconstructor: Reconstructor) -> None:
     assert (out.visible, out.patches, out.grid_size) == (9, 36, (6, 6))
     assert out.removed.sum() == 27
     assert out.strip().size == (4 * 48 + 3 * 8, 48)
+    assert out.strip(gap=0).size == (4 * 48, 48)
+    with pytest.raises(ConfigError, match="^gap=-5: Input should be greater than or equal to 0"):
+        out.strip(gap=-5)
 
 
 def test_the_original_panel_is_the_fitted_picture_bit_for_bit(reconstructor: Reconstructor) -> None:

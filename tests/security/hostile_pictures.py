@@ -21,7 +21,7 @@ PICTURE = "picture"
 DAMAGED = "damaged or cut short"
 HIDDEN = "far more hidden data"
 TOO_MANY = "million"
-ORDINARY = "give a picture as JPEG"
+ORDINARY = "give an image as JPEG"
 UNSOUND = "compressed by LZW or deflate"
 
 
