@@ -30,8 +30,9 @@ install: $(RUNTIME)
 demo: $(RUNTIME)
 	$(BIN)/python -m app $(ARGS)
 
+# Two at a time, for much of a test is waiting; the tests of a file share what they start.
 test: $(DEV)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: $(DEV)
 	$(BIN)/python -m ruff check .
