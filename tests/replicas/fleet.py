@@ -84,6 +84,7 @@ class Fleet:
     replicas: list[Replica]
     access_log: Path
     stack: ExitStack
+    _looked: int = 0
 
     def visitor(self, number: int, *, keeps_cookies: bool = True) -> "Visitor":
         """Somebody new, who stays until the fleet ends."""
@@ -94,13 +95,24 @@ class Fleet:
     def served(self) -> dict[str, list[str]]:
         """Visitor, as nginx tells them apart -> address of the replica that answered, each time.
 
-        Where several were tried, the last one answered.
+        Where several were tried, the last one answered. nginx writes a line after it has answered,
+        one request after the other, so the line of a request of our own comes after all others.
         """
-        answered: dict[str, list[str]] = {}
-        for line in self.access_log.read_text().splitlines():
-            visitor, _, *upstreams = line.split(" ")
-            answered.setdefault(visitor, []).append(upstreams[-1])
-        return answered
+        onlooker = "127.0.2.1"
+        transport = httpx.HTTPTransport(local_address=onlooker)
+        with httpx.Client(base_url=self.url, transport=transport) as client:
+            client.get("/metrics")
+        self._looked += 1
+        deadline = time.monotonic() + 60
+        while True:
+            answered: dict[str, list[str]] = {}
+            for line in self.access_log.read_text().splitlines():
+                visitor, _, *upstreams = line.split(" ")
+                answered.setdefault(visitor, []).append(upstreams[-1])
+            if len(answered.pop(onlooker, ())) == self._looked:
+                return answered
+            assert time.monotonic() < deadline, "nginx does not write its log"
+            time.sleep(0.01)
 
 
 @contextmanager
