@@ -50,12 +50,18 @@ def entry(argv: Sequence[str] | None = None) -> NoReturn:
 def main(argv: Sequence[str]) -> int:
     """Run a sub-command; the exit status is 2 after an `MAEError`, printed as `error: …`."""
     try:
-        return mae(argv)
+        status = mae(argv)
+        sys.stdout.flush()
     except MAEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # `mae info ... | head` has read enough; Python's own flush at the end has to go elsewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, as shells report it
     except KeyboardInterrupt:
-        return 130  # 128 + SIGINT, as shells report it
+        return 130  # 128 + SIGINT
+    return status
 
 
 def mae(argv: Sequence[str]) -> int:

@@ -107,6 +107,18 @@ def test_a_mistake_ends_a_process_in_one_line_and_status_2() -> None:
     assert done.stderr == "error: steps=0: Input should be greater than or equal to 1\n"
 
 
+def test_a_reader_that_has_read_enough_is_no_error() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "mae_core", "info", "mae-tiny"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        _, errors = process.communicate(timeout=240)
+    assert (process.returncode, errors) == (141, "")
+
+
 def test_help_names_every_command_and_what_the_library_takes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
