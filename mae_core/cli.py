@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import io
 import json
 import logging
 import math
@@ -37,6 +38,8 @@ def entry(argv: Sequence[str] | None = None) -> NoReturn:
     # several times as long. libgomp reads this when torch is imported, so it is set before.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without ± loses that, not the rest
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mae_core").setLevel(logging.INFO)
     status = main(args)
@@ -84,7 +87,9 @@ def mae(argv: Sequence[str]) -> int:
         near = difflib.get_close_matches(argv[0], commands.choices, n=1)
         advice = f"did you mean {near[0]}?" if near else f"give {', '.join(commands.choices)}"
         raise ConfigError(f"mae has no command {argv[0]!r}; {advice}")
-    args = parser.parse_args(argv or ["--help"])
+    args, unknown = parser.parse_known_args(argv or ["--help"])
+    if unknown:
+        raise ConfigError(f"mae {argv[0]} has no {unknown[0]}; see mae {argv[0]} --help")
 
     import torch
 
@@ -133,8 +138,8 @@ def _add_reconstruct(parser: argparse.ArgumentParser) -> None:
     add("--weights", metavar="W", help="name, file, folder of a run or USER/NAME; mae-tiny")
     add("--seed", type=int, default=0, help="of the mask; 0")
     add("--mask", metavar="FILE",
-        help="own mask, an image or .npy as large as IMAGE or the grid of patches: what is not "
-        "black or 0 is removed, a patch by its majority")  # fmt: skip
+        help="own mask, a PNG or .npy as large as IMAGE or the grid of patches: what is not black, "
+        "0 or transparent is removed, a patch by its majority")  # fmt: skip
     add("--view", choices=VIEWS, default="estimated",
         help="of weights trained on normalised pixels: brightness and contrast estimated, the "
         "original's (which uses the answer), or the bare prediction")  # fmt: skip
@@ -186,7 +191,7 @@ def _read_mask(args: argparse.Namespace, config: "ModelConfig") -> Any:
     from PIL import Image
 
     from mae_core.images import fit_image, open_image, size_of
-    from mae_core.photographs import ImageLimits, decode_image
+    from mae_core.photographs import ImageLimits, decode_image, open_file
     from mae_core.reconstruct import open_fitted
 
     try:
@@ -194,7 +199,11 @@ def _read_mask(args: argparse.Namespace, config: "ModelConfig") -> Any:
             values = np.load(args.mask)
         else:  # by the parsers that every image goes through
             limits = ImageLimits(min_side=1, max_aspect=4096)
-            values = np.asarray(decode_image(args.mask, limits).convert("L"))
+            drawn = open_file(args.mask, limits)
+            if drawn.has_transparency_data:
+                black = Image.new("RGBA", drawn.size, "black")
+                drawn = Image.alpha_composite(black, drawn.convert("RGBA"))
+            values = np.asarray(decode_image(drawn, limits).convert("L"))
     except Exception as error:  # NumPy raises many types for damaged headers
         raise MaskError(f"the mask {args.mask} cannot be read: {error}") from error
     if not isinstance(values, np.ndarray) or not values.size or values.dtype.kind not in "buif":
@@ -394,7 +403,7 @@ def _convert(args: argparse.Namespace) -> int:
     print(f"read {args.source}: {about}")
     said = ", the encoder alone" if target == "timm" and weights.kind == "autoencoder" else ""
     if facts["cannot_say"]:
-        said += f"; it cannot say {', '.join(facts['cannot_say'])}: who opens it has to know"
+        said += f"; not stored: {', '.join(facts['cannot_say'])} (give them when you open it)"
     print(f"wrote {path}: {target}{said}")
     print(f"open it with: {facts['open_with']}")
     return 0

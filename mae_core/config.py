@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from mae_core.errors import ConfigError
 from mae_core.measurements import as_value_range
@@ -55,13 +54,13 @@ _log = logging.getLogger(__name__)
 Config = TypeVar("Config")
 
 LossKind = Literal["mse", "log_mse"]  # of `mae_core.model.losses`
-Count = Annotated[int, Ge(1)]
-NotNegativeInt = Annotated[int, Ge(0)]
-Positive = Annotated[float, Gt(0)]
-NotNegative = Annotated[float, Ge(0)]
-Share = Annotated[float, Ge(0), Le(1)]
-PositiveShare = Annotated[float, Gt(0), Le(1)]
-Decay = Annotated[float, Ge(0), Lt(1)]
+Count = Annotated[int, Field(ge=1)]
+NotNegativeInt = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,8 @@ _YamlLoader.add_implicit_resolver(
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     """Change fields of a config by `field.path=value` texts.
 
-    A value is read as JSON, or as it stands where it is no JSON or the field takes text. Lists
+    A value is read as JSON, or as it stands where it is no JSON or the field takes text. Nothing
+    after the = is None, or an empty list. Lists
     need no brackets, one number where two are needed is both of them, and a whole number may
     be written as 1e5. `model=base` is the preset. Fields that hang together may be given in any
     order, as the whole is checked at the end.
@@ -239,12 +239,14 @@ def _read(hint: Any, text: str) -> Any:
     if hint is str:
         return text  # a folder called 007 or 1e3
     lists = [one for one in (hint, *typing.get_args(hint)) if typing.get_origin(one) is tuple]
+    if not text:
+        return None if type(None) in typing.get_args(hint) else [] if lists else text
     try:
         value = json.loads(f"[{text}]" if lists and "," in text and text[0] != "[" else text)
     except ValueError:
         if text == "None":
             return None
-        value = text.split(",") if lists and text else text
+        value = text.split(",") if lists else text
     if not lists or value is None or isinstance(value, list | dict):
         return value
     items = typing.get_args(lists[0])
@@ -472,7 +474,7 @@ class DataConfig(Checked):
         _check_order("data.crop_aspect", self.crop_aspect)
         if 0 < self.short_side < 16:
             raise ConfigError(
-                f"data.short_side is {self.short_side}; give at least 16 pixels, or 0 to keep "
+                f"short_side is {self.short_side}; give at least 16 pixels, or 0 to keep "
                 "images as they are"
             )
 
@@ -652,7 +654,7 @@ class TrainConfig(Checked):
     visible_weight: NotNegative = 0.0
     ema: Decay = 0.0
     export_dtype: Literal["float32", "float16"] = "float32"
-    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     eval_every: Count = 500
     save_every: Count = 250
     writers: tuple[Literal["tensorboard", "wandb"], ...] = ()

@@ -76,8 +76,8 @@ def find_value_range(images: Iterable[npt.NDArray[Any]], spec: RangeSpec = "auto
     of each band for other numbers of bands.
 
     Args:
-        images: (H, W, B) arrays of the same B. Values that are not finite count as missing. Read
-            once; only a sample of each is kept.
+        images: (H, W, B) arrays of the same B. Values that are masked or not finite are left out.
+            Read once; only a sample of each is kept.
         spec: See `as_value_range`.
 
     Raises:
@@ -91,13 +91,14 @@ def find_value_range(images: Iterable[npt.NDArray[Any]], spec: RangeSpec = "auto
     for values in images:
         dtypes.add(values.dtype)
         flat = values.reshape(-1, values.shape[-1])
-        samples.append(flat[:: max(1, flat.size // _SAMPLED_VALUES)])
+        sample = flat[:: max(1, flat.size // _SAMPLED_VALUES)].astype(np.float64)
+        samples.append(np.ma.filled(sample, np.nan))
         if given == "dtype":
             break
     dtype = np.result_type(*dtypes)
     if given == "dtype" or dtype == np.uint8:
         return ((0.0, _full(dtype)),)
-    sample = np.concatenate(samples).astype(np.float64)
+    sample = np.concatenate(samples)
     columns = [sample.ravel()] if sample.shape[1] in (1, 3) else list(sample.T)
     return tuple(_found(column[np.isfinite(column)], dtype) for column in columns)
 
@@ -123,7 +124,7 @@ def to_levels(values: npt.NDArray[Any], value_range: ValueRange) -> npt.NDArray[
     """Values as 0..255, rounded to nearest and clipped.
 
     Args:
-        values: (H, W, B); values that are not finite become 0.
+        values: (H, W, B); values that are masked or not finite become 0.
         value_range: One pair, or one a band; else a ConfigError is raised.
     """
     bands = values.shape[-1]
@@ -140,6 +141,7 @@ def to_levels(values: npt.NDArray[Any], value_range: ValueRange) -> npt.NDArray[
             levels[..., band] = values[..., band]
             continue
         scaled = values[..., band].astype(np.result_type(values.dtype, np.float32))
+        scaled = np.ma.filled(scaled, np.nan)
         scaled -= low
         scaled *= 255 / (high - low)
         scaled[~np.isfinite(scaled)] = 0
@@ -157,7 +159,7 @@ class Raster:
     """An image's values as they are stored.
 
     Attributes:
-        values: (H, W, B) in the file's dtype; not finite where nothing was measured.
+        values: (H, W, B) in the file's dtype; masked, or not finite, where nothing was measured.
         seen: How many of the first bands a person sees, if the file says so: of RGB three, of grey
             with transparency one; else 0.
         profile: ICC profile of its colours, if any.
@@ -252,7 +254,8 @@ def read_tiff(
             values = values ^ np.array(2**page.bitspersample - 1, dtype=values.dtype)
         nodata = page.tags.valueof(_GDAL_NODATA)
         if nodata is not None and values.dtype != np.uint8:
-            values = np.where(values != float(str(nodata).strip("\0 ")), values, np.nan)
+            # Masked, for the dtype says what full scale is, and integers have no NaN.
+            values = np.ma.masked_equal(values, float(str(nodata).strip("\0 ")))
         return Raster(upright(values, page.tags.valueof(_ORIENTATION, 1)), seen, page.iccprofile)
 
 

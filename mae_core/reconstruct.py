@@ -217,7 +217,7 @@ class Reconstruction:
 
     def save(self, folder: str | Path, show: Sequence[int] = ()) -> None:
         """Write the panels, their strip (`panels.png`) and the facts (`metrics.json`)."""
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         for name, panel in {**self.panels(show), "panels": self.strip(show=show)}.items():
             write_atomically(folder / f"{name}.png", partial(panel.save, format="PNG"))
         text = json.dumps(self.facts(), indent=2) + "\n"

@@ -151,7 +151,7 @@ def check_unreadable(count: int, total: int, max_unreadable: float, where: Seque
     if count == total or count > max_unreadable * total:
         raise DataError(
             f"{count} of {total} images are unreadable, such as {', '.join(map(shown, where[:5]))}"
-            f"; at most {max_unreadable:.0%} may be: remove them or raise data.max_unreadable"
+            f"; at most {max_unreadable:.0%} may be: remove them or raise max_unreadable"
         )
 
 

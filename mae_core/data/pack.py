@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import filelock
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -186,18 +187,54 @@ def pack_folder(
     paths = find_images(folder, holdout)
     cache = Path(cache).expanduser()
     fingerprint = _fingerprint(paths, reader)
-    pack = None
-    if (cache / _INDEX_FILE).exists():
-        try:
-            pack = open_pack(cache)
-        except DataError as error:
-            _log.warning("packing again: %s", error)
-    if pack is None or pack.fingerprint != fingerprint:
-        _make_pack(paths, Path(folder).expanduser(), cache, reader, fingerprint)
-        pack = open_pack(cache)
+    pack = _pack_of(cache, fingerprint)
+    if pack is None:
+        with _packing(cache):
+            # Another process may have made it meanwhile.
+            pack = _pack_of(cache, fingerprint)
+            if pack is None:
+                _make_pack(paths, Path(folder).expanduser(), cache, reader, fingerprint)
+                pack = open_pack(cache)
     # The pack stays even if this fails: both remedies are then quick to try.
     check_unreadable(len(pack.unreadable), len(paths), max_unreadable, pack.unreadable)
     return pack
+
+
+def _pack_of(cache: Path, fingerprint: str) -> PackedImages | None:
+    """The pack of that fingerprint in `cache`, if there is a whole one."""
+    if not (cache / _INDEX_FILE).exists():
+        return None
+    try:
+        pack = open_pack(cache)
+    except DataError as error:
+        _log.warning("packing again: %s", error)
+        return None
+    return pack if pack.fingerprint == fingerprint else None
+
+
+@contextlib.contextmanager
+def _packing(cache: Path) -> Iterator[None]:
+    """Wait until no other process packs into `cache`."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(cache / ".lock")
+        try:
+            held = lock.acquire(timeout=0)
+        except filelock.Timeout:
+            _log.info("waiting for another process that packs into %s", cache)
+            held = lock.acquire()
+    except OSError as error:
+        raise _not_packed(cache, error) from error
+    with held:
+        yield
+
+
+def _not_packed(cache: Path, error: OSError) -> DataError:
+    return DataError(
+        f"the images cannot be packed into {str(cache)!r}: {error.strerror or error}; free "
+        "space, choose another folder (data.cache), pack them smaller (short_side), or take "
+        "data.decode=epoch, which needs no space"
+    )
 
 
 def _fingerprint(paths: Sequence[Path], reader: ImageReader) -> str:
@@ -225,7 +262,6 @@ def _make_pack(
     pixels, index = cache / _PIXELS_FILE, cache / _INDEX_FILE
     partial = cache / f"{_PIXELS_FILE}.partial"
     try:
-        cache.mkdir(parents=True, exist_ok=True)
         index.unlink(missing_ok=True)
         with partial.open("wb") as file:
             decoded = tqdm(_decoded(paths, reader), total=len(paths), desc="packing", unit="img")
@@ -259,11 +295,7 @@ def _make_pack(
         # Half a pack is of no use, and fills the disk.
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise DataError(
-            f"the images cannot be packed into {str(cache)!r}: {error.strerror or error}; free "
-            "space, choose another folder (data.cache), pack them smaller (short_side), or take "
-            "data.decode=epoch, which needs no space"
-        ) from error
+        raise _not_packed(cache, error) from error
 
 
 def _decoded(

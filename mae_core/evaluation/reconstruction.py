@@ -24,10 +24,10 @@ from mae_core.config import ModelConfig
 from mae_core.data.datasets import find_images, shown
 from mae_core.errors import DataError, ImageError, MaskError
 from mae_core.images import DecodedImage, size_of, to_tensor
-from mae_core.measurements import RangeSpec
+from mae_core.measurements import RangeSpec, as_value_range
 from mae_core.metrics import compose, removed_psnr, removed_ssim
 from mae_core.model.mae import MaskedAutoencoder
-from mae_core.model.masking import draw_mask
+from mae_core.model.masking import draw_mask, num_visible
 from mae_core.model.patches import pixel_mask
 from mae_core.reconstruct import open_fitted, rebuild
 
@@ -61,6 +61,8 @@ class FittedImages:
         value_range: RangeSpec | None = None,
     ) -> None:  # fmt: skip
         """Find the images by `find_images`; the other arguments are those of `open_fitted`."""
+        if value_range is not None:
+            as_value_range(value_range)  # refused before the folder is searched
         self._paths = find_images(folder)
         self._folder = Path(folder).expanduser()
         self._open = partial(
@@ -128,8 +130,7 @@ def evaluate_reconstruction(
         loss. PSNR is in dB, for pixels in 0..1, and at most `MAX_PSNR`. Telea is missing where
         OpenCV is not installed, which is logged.
     """
-    if mask_ratio == 0:
-        raise MaskError("a mask_ratio of 0 removes nothing to measure; give one above 0")
+    num_visible(1, mask_ratio)  # refused before the images are opened
     config, fillers = model.config, _fillers() if baselines else {}
     figures: dict[str, Figures] = {"model": {"loss": [], "psnr": [], "ssim": []}}
     figures |= {name: {"psnr": [], "ssim": []} for name in fillers}
@@ -139,6 +140,11 @@ def evaluate_reconstruction(
             batch = torch.cat([to_tensor(one, config.mean, config.std) for one in several])
             n, grid_size = len(batch), model.grid_of(batch)
             mask = draw_mask(strategy, n, grid_size, mask_ratio, seed=range(seed, seed + n))
+            if mask.num_visible == mask.num_patches:
+                raise MaskError(
+                    f"a mask_ratio of {mask_ratio} removes none of {mask.num_patches} patches; "
+                    "give a larger one, or a larger image_size"
+                )
             seed += n
             removed = pixel_mask(mask.mask, grid_size, config.patch_size)
             rebuilt = rebuild(model, batch, mask)

@@ -26,8 +26,11 @@ from mae_core.model.patches import grid_of, normalize_patches, patchify
 
 ensure_torchvision_imports()
 
-from timm.layers import PatchEmbed, resample_abs_pos_embed  # noqa: E402  (needs torchvision)
-from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
+# timm needs torchvision. `training` takes its classes from here.
+from timm.layers import Attention as Attention  # noqa: E402
+from timm.layers import PatchEmbed, resample_abs_pos_embed  # noqa: E402
+from timm.models.vision_transformer import Block as Block  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
 Pool = Literal["mean", "cls"]
 

@@ -222,6 +222,8 @@ def _generators(
         raise MaskError(f"seed is {seed!r} and generator is {generator!r}; give one of the two")
     if generator is not None:
         return [generator]
+    if isinstance(seed, np.ndarray | Tensor):
+        seed = seed.tolist()
     seeds: list[Any] = [seed]
     if isinstance(seed, Sequence) and not isinstance(seed, str):
         seeds = list(seed)

@@ -43,7 +43,7 @@ _DECODER_FIELDS = (
 )  # fmt: skip
 
 # Numbers, texts and plain data of a run.
-_PLAIN = ("init_from", "step", "seconds", "rollbacks", "loss_average", "changes")
+_PLAIN = ("init_from", "step", "seconds", "rollbacks", "loss_average", "levels", "changes")
 
 
 @dataclass
@@ -56,6 +56,7 @@ class RunState:
         precision: Of the forward pass: `float32`, `bfloat16` or `float16`.
         average: EMA of the parameters by name; empty without `ema`.
         loss_average: Running average of the loss; NaN at first.
+        levels: Losses since it was last updated.
         init_from: Name of the weights that the run began with; empty if from scratch.
         step: Steps done.
         seconds: Time spent training so far, over all starts.
@@ -72,6 +73,7 @@ class RunState:
     average: dict[str, Tensor]
     device: torch.device
     loss_average: float = math.nan
+    levels: list[float] = field(default_factory=list)
     init_from: str = ""
     step: int = 0
     seconds: float = 0.0
@@ -161,8 +163,8 @@ def restore(state: RunState, saved: Mapping[str, Any], config: TrainConfig) -> N
     then: TrainConfig = saved["config"]
     if then.model != config.model or then.optim.name != config.optim.name:
         raise CheckpointError(
-            f"the checkpoint in {config.out!r} is of another model or optimiser; give another "
-            "out= or the fields it was started with"
+            f"the checkpoint in {str(folder_to_resume(config))!r} is of another model or "
+            "optimiser; give another out= or the fields it was started with"
         )
     try:
         state.model.load_state_dict(saved["model"])
@@ -185,6 +187,7 @@ def restore(state: RunState, saved: Mapping[str, Any], config: TrainConfig) -> N
         state.init_from, state.step = str(saved["init_from"]), int(saved["step"])
         state.seconds, state.rollbacks = float(saved["seconds"]), int(saved["rollbacks"])
         state.loss_average = float(saved["loss_average"])
+        state.levels = [float(level) for level in saved.get("levels", ())]  # not in version 0.1
         state.changes = [dict(change) for change in saved["changes"]]
     except torch.OutOfMemoryError:
         raise

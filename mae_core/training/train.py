@@ -11,16 +11,18 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from torch import Tensor
 
 from mae_core.config import (
+    SOURCES,
     TrainConfig,
     load_yaml,
     read_yaml,
@@ -32,7 +34,7 @@ from mae_core.config import (
 from mae_core.data.datasets import find_images
 from mae_core.data.loader import BatchLoader, Dataset, open_dataset, with_data_facts
 from mae_core.data.streams import ImageStream
-from mae_core.errors import ConfigError, DataError
+from mae_core.errors import ConfigError, DataError, TrainingError
 from mae_core.images import DecodedImage
 from mae_core.measurements import range_in_words
 from mae_core.model.mae import MaskedAutoencoder
@@ -60,7 +62,7 @@ from mae_core.training.distributed import World, init_distributed
 from mae_core.training.optim import with_image_size_of_model, with_peak_lr, with_steps
 from mae_core.training.report import CONFIG_FILE, METRICS_FILE, read_metrics
 from mae_core.training.trainer import Trainer, build_state
-from mae_core.weights.files import WEIGHTS_FILE, write_atomically
+from mae_core.weights.files import PREVIOUS_WEIGHTS_FILE, WEIGHTS_FILE, write_atomically
 from mae_core.weights.formats import save_weights
 from mae_core.weights.registry import load, read_weights
 
@@ -128,7 +130,9 @@ def train(
         of_model = [text for text in texts if text.startswith(("model=", "model."))]
     config = with_overrides(config, [text for text in texts if text not in of_model])
 
-    with init_distributed() as world:
+    out = Path(config.out).expanduser()
+    config = replace(config, out=str(out))
+    with init_distributed() as world, _alone(out, world):
         if not world.is_main:
             logging.getLogger("mae_core").setLevel(logging.WARNING)
         if world.device.type == "cuda":
@@ -143,20 +147,45 @@ def train(
         loader = _loader(config, images, world)
         if not world.is_main:
             return Run(config, Trainer(config, state, loader, (), world).fit())
-        logger = Logger(Path(config.out), config)
+        weights = out / WEIGHTS_FILE
+        if weights.exists() and state.step < config.steps:
+            # Until the end the run is its checkpoint.
+            weights.replace(out / PREVIOUS_WEIGHTS_FILE)
+        logger = Logger(out, config)
         evaluator = Evaluator(config, logger, _examples(config, images))
         _log.info("%d held out, on %s", len(evaluator.images), _device_name(state))
-        progress, report = Progress(config.steps, state.step), Report(Path(config.out))
+        progress, report = Progress(config.steps, state.step), Report(out)
         callbacks = (progress, logger, evaluator, report)
         run = Run(config, Trainer(config, state, loader, callbacks, world).fit())
         if run.stopped_by:
             _log.info("stopped at step %d; the same command goes on from there", state.step)
         else:
-            model, path = state.snapshot(), run.folder / WEIGHTS_FILE
+            model = state.snapshot()
             record = _record(config, name, state, images, world) | evaluator.measure(model)
-            save_weights(path, model, dtype=getattr(torch, config.export_dtype), record=record)
-            _log.info("wrote %s; look at it with: python -m app --weights %s", path, config.out)
+            save_weights(weights, model, dtype=getattr(torch, config.export_dtype), record=record)
+            _log.info("wrote %s; look at it with: python -m app --weights %s", weights, out)
         return run
+
+
+@contextmanager
+def _alone(out: Path, world: World) -> Iterator[None]:
+    """Refuse a second run in the same folder at the same time."""
+    if not world.is_main:
+        yield
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(out / ".lock").acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise TrainingError(
+            f"another process trains in {str(out)!r}; wait for it, or give another out="
+        ) from error
+    except OSError as error:
+        raise TrainingError(
+            f"the folder {str(out)!r} cannot be written to ({error.strerror}); give another out="
+        ) from error
+    with lock:
+        yield
 
 
 def _begin(recipe: str | Path | TrainConfig) -> tuple[TrainConfig, str, list[str]]:
@@ -165,7 +194,9 @@ def _begin(recipe: str | Path | TrainConfig) -> tuple[TrainConfig, str, list[str
         return recipe, "custom", []
     if not isinstance(recipe, str | Path):
         raise ConfigError(f"{recipe!r} is no recipe; give its name, a config.yaml or a TrainConfig")
-    if isinstance(recipe, str) and Path(recipe).suffix not in (".yaml", ".json"):
+    if (Path(recipe) / CONFIG_FILE).is_file():
+        raise ConfigError(f"{str(recipe)!r} is a folder; give {str(Path(recipe) / CONFIG_FILE)!r}")
+    if isinstance(recipe, str) and Path(recipe).suffix not in (".yaml", ".yml", ".json"):
         return recipe_named(recipe), recipe, []
     plain = load_yaml(TrainConfig, recipe)
     # The file says which decoder, size and target the weights of `init_from` were given.
@@ -197,6 +228,10 @@ def start_run(
         raise ConfigError(
             f"batch_size {config.batch_size} does not divide into {world.size} processes "
             f"times {config.system.accumulate} micro-batches; pick a multiple of {shares}"
+        )
+    if not any(getattr(config.data, name) for name in SOURCES):
+        raise ConfigError(
+            "no images are named; give data.folder=FOLDER (or data.pack=, data.hub=, data.shards=)"
         )
     if config.data.holdout:
         find_images(config.data.holdout, quiet=True)

@@ -1,6 +1,6 @@
 """The training loop.
 
-Model, optimisers and step are the whole state of a run: the learning rate, the crops and the
+Model, optimisers, step and the average loss are the whole state of a run: learning rate, crops and
 masks are pure functions of the step. On one CPU a resumed run ends in the same bits as an
 undisturbed one.
 
@@ -20,8 +20,6 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from timm.layers import Attention
-from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -31,7 +29,7 @@ from mae_core.data.loader import BatchLoader
 from mae_core.devices import cpu_has_bfloat16
 from mae_core.errors import CheckpointError, TrainingError
 from mae_core.model.losses import error_of, reconstruction_loss
-from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.mae import Attention, Block, MaskedAutoencoder
 from mae_core.model.masking import PatchMask
 from mae_core.training.callbacks import Callback
 from mae_core.training.checkpoint import RunState, read_checkpoint, restore
@@ -164,8 +162,6 @@ class Trainer:
         self._begun = time.perf_counter() - state.seconds
         self._signals: list[int] = []
         self._restart_meters()
-        # Losses since the loss was last compared with its average.
-        self._levels: list[float] = []
 
     def _restart_meters(self) -> None:
         # Loss and gradient norm of the steps since they were last read; on the device.
@@ -332,11 +328,11 @@ class Trainer:
         if not checked.isfinite().all():
             return True
         # Single steps say little, as the ratio and the strategy of their masks differ.
-        self._levels += error_of(losses, self.config.loss).tolist()
+        state.levels += error_of(losses, self.config.loss).tolist()
         if state.step % _LOG_EVERY:
             return False
-        level, average = sum(self._levels) / len(self._levels), state.loss_average
-        self._levels = []
+        level, average = sum(state.levels) / len(state.levels), state.loss_average
+        state.levels = []
         if math.isnan(average):
             average = level
         state.loss_average = average + 0.1 * (level - average)
@@ -360,8 +356,7 @@ class Trainer:
         saved = read_checkpoint(self.config)
         assert saved is not None  # `fit` begins with one
         restore(state, saved, self.config)
-        state.rollbacks = done + 1
-        self._levels = []
+        state.rollbacks, state.levels = done + 1, []
         scale = recovery.lr_factor**state.rollbacks
         self._report(f"{trouble}: back to step {state.step}, learning rate x {scale:g}")
         self._save()

@@ -9,6 +9,7 @@ same name is replaced. `why_not`, `lost_in` and `opening_line` are sentences for
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -229,21 +230,23 @@ def write_huggingface(folder: str | Path, weights: Weights) -> None:
     Raises:
         CheckpointError: If the folder holds something or cannot be written.
     """
-    folder = Path(folder)
-    unfinished = folder.with_name(folder.name + ".partial")
+    folder, unfinished = Path(folder), None
     try:
         if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
             raise CheckpointError(f"{str(folder)!r} is not an empty folder; give another")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        write_transformers_files(unfinished, weights)
-        unfinished.replace(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent)
+        files = Path(unfinished) / folder.name  # with the rights that the umask gives
+        write_transformers_files(files, weights)
+        files.replace(folder)
     except OSError as error:
         raise CheckpointError(
             f"could not write the folder {str(folder)!r} ({error.strerror}); change its rights, or "
             "give another"
         ) from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_transformers_files(

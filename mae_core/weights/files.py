@@ -28,8 +28,10 @@ _Result = TypeVar("_Result")
 # The version of our own two formats: a weights file and a run's checkpoint.
 FORMAT = "mae_core-1"
 
-# A finished run's weights, a run's state, and the state saved before it.
+# A finished run's weights, those of before it was trained further, a run's state, and the state
+# saved before it.
 WEIGHTS_FILE = "weights.safetensors"
+PREVIOUS_WEIGHTS_FILE = "weights.previous.safetensors"
 CHECKPOINT_FILE = "checkpoint.pt"
 PREVIOUS_CHECKPOINT_FILE = "checkpoint.previous.pt"
 RUN_FILES = (WEIGHTS_FILE, CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE)

@@ -220,8 +220,7 @@ def _read_own(name: str, source: Source, hints: Hints) -> Weights:
         said = config.table_grid if option == "grid" else getattr(config, option, given)
         if hints.source == "option" and given not in (None, said):
             raise CheckpointError(
-                f"{name!r} says itself that its {option} is {said}, and {given} is given; leave "
-                "that option out"
+                f"{name!r} stores {option}={said}, and {given} is given; leave that option out"
             )
     _check_tensors(name, state, source.size)
     _check_shapes(name, config, state)

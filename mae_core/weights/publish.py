@@ -22,7 +22,7 @@ from mae_core.weights.export import (
     write_json,
     write_transformers_files,
 )
-from mae_core.weights.files import WEIGHTS_FILE, write_atomically
+from mae_core.weights.files import WEIGHTS_FILE, weights_in, write_atomically
 from mae_core.weights.formats import Weights
 from mae_core.weights.hub import is_repository, reason_of
 from mae_core.weights.registry import locate, read_weights
@@ -100,7 +100,7 @@ def write_repository(
     """Write what a run's repository holds; files of an earlier call are replaced or removed."""
     path = run / WEIGHTS_FILE
     if not path.is_file():
-        if not run.is_dir():
+        if not run.is_dir() or weights_in(run) is None:
             raise CheckpointError(
                 f"{str(run)!r} is not the folder of a run; give the out= of a training run"
             )

@@ -256,9 +256,11 @@ class _Place:
 
 
 def _place(weights: str | Path | None) -> _Place:
-    """Where weights lead to; its path is None if they are not there."""
+    """Where weights lead to; its path is None if they are not there. A `Path` is never a name."""
     name = DEFAULT_WEIGHTS if weights is None else str(weights)
-    entry = list_weights().get(name)
+    if not name:
+        raise CheckpointError("no weights are named; give a name, a file, a folder or USER/NAME")
+    entry = None if isinstance(weights, Path) else list_weights().get(name)
     if entry is None:
         try:
             path = Path(name).expanduser()
@@ -270,18 +272,18 @@ def _place(weights: str | Path | None) -> _Place:
             ) from error
         if file is not None:
             return _Place(name, path=file)
-        entry = entry_of(name)
+        entry = None if isinstance(weights, Path) else entry_of(name)
     if entry is not None and entry.repo is None:
         path = entry.remote.path
         return _Place(name, entry, path=path if entry.bundled or path.is_file() else None)
     repo_id = name if entry is None else str(entry.repo)
-    if not is_repository(repo_id):
+    if isinstance(weights, Path) or not is_repository(repo_id):
         near = difflib.get_close_matches(name, list_weights(), n=1)
         raise CheckpointError(
             f"{name[:200]!r} is neither a file of weights, a folder with {WEIGHTS_FILE}, "
             f"{SAFETENSORS_FILE}, {TORCH_FILE} or {CHECKPOINT_FILE}, the USER/NAME of a "
-            f"repository, nor one of {', '.join(list_weights())}"
-            + (f"; did you mean {near[0]}?" if near else "")
+            "repository, nor a published name; "
+            + (f"did you mean {near[0]}?" if near else "`mae fetch` lists the names")
         )
     folder = find_repository(repo_id)
     return _Place(name, entry, repo_id, None if folder is None else _readable(folder))

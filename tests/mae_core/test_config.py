@@ -406,7 +406,7 @@ def test_whole_numbers_are_not_rounded() -> None:
         (["model.pca_components=769"], "a patch has 768 values, so give 0 to that many"),
         (["model.pca_components=9", "model.norm_pix=true"], "norm_pix or pca_components, not both"),
         (["optim.lr=0", "optim.base_lr=0"], "optim.lr and optim.base_lr are both 0"),
-        (["data.short_side=15"], "data.short_side is 15; give at least 16 pixels, or 0 to keep"),
+        (["data.short_side=15"], "short_side is 15; give at least 16 pixels, or 0 to keep"),
         (["recovery.spike=1"], "recovery.spike is 1.0; give 0, or a number above 1"),
         (["ema=1"], "ema=1: Input should be less than 1"),
         (["mask.ratio=0.9,0.5"], "mask.ratio is [0.9, 0.5]; give the smaller number first"),

@@ -8,8 +8,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 from PIL import Image
@@ -122,7 +125,7 @@ def test_a_pack_killed_at_the_last_moment_is_made_again(
         capture_output=True,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL
-    assert [path.name for path in cache.iterdir()] == ["pictures.u8.partial"]
+    assert [path.name for path in cache.glob("pictures*")] == ["pictures.u8.partial"]
     assert len(make_pack(picture_folder, cache)) == 12
     assert not list(cache.glob("*.partial"))
 
@@ -147,7 +150,7 @@ def test_a_full_disk_ends_packing_in_a_sentence(picture_folder: Path, tmp_path: 
     (cache / "pictures.u8.partial").symlink_to("/dev/full")
     with pytest.raises(DataError, match=f"{os.strerror(errno.ENOSPC)}; free space.*decode=epoch"):
         make_pack(picture_folder, cache)
-    assert not list(cache.iterdir())
+    assert not list(cache.glob("pictures*"))
     assert len(make_pack(picture_folder, cache)) == 12
 
 
@@ -291,6 +294,21 @@ def test_mistakes_of_the_command_are_said(picture_folder: Path, tmp_path: Path) 
         mae(["pack", folder, out, "crop=centre"])
     with pytest.raises(DataError, match="is not a folder"):
         mae(["pack", str(tmp_path / "missing"), out])
+
+
+def test_two_processes_pack_into_a_folder_one_after_the_other(
+    picture_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        with filelock.FileLock(cache / ".lock"):
+            packing = pool.submit(make_pack, picture_folder, cache)
+            while not any("waiting for another process" in line for line in caplog.messages):
+                time.sleep(0.01)
+            assert not list(cache.glob("pictures*"))
+        assert len(packing.result()) == 12
 
 
 def copied_pack(picture_folder: Path, tmp_path: Path) -> Path:

@@ -75,13 +75,17 @@ def test_reconstruct_takes_a_size_and_a_view(
         (["reconstruct", PICTURE, "--weights", "nothing", "--out", "out"], "neither"),
         (["reconstruct", PICTURE, "--image-size", "100", "--out", "out"], "from 16 to 1024"),
         (["evaluate", "nothing", "tests"], "neither"),
-        (["train", "quick"], "not a folder"),
+        (["train", "quick"], "no images are named; give data.folder=FOLDER"),
+        (["train", "quick", "data.folder=nowhere"], "not a folder"),
         (["train", "fast"], "choose one of quick"),
         (["train", "quick", "recipe=base"], "TrainConfig has no field recipe"),
         (["train", "quick", "steps=0"], "steps=0: Input should be"),
         (["pack", "missing", "out"], "not a folder"),
         (["push", "nothing", "me/x"], "not the folder of a run"),
         (["trian", "quick"], "mae has no command 'trian'; did you mean train?"),
+        (["info", "mae-tiny", "--jsn"], "mae info has no --jsn; see mae info --help"),
+        (["info", ""], "no weights are named; give a name, a file, a folder or USER/NAME"),
+        (["evaluate", "mae-tiny", "app/assets", "--image-size", "16"], "removes none of 1 patches"),
         (["zzz"], "mae has no command 'zzz'; give reconstruct, train, "),
         (["reconstruct", PICTURE], "the following arguments are required: --out; see mae rec"),
         (["reconstruct", PICTURE, "--out", "out", "--bands", "a"], "'a'; give numbers such as"),
@@ -159,6 +163,16 @@ def test_a_mask_is_read_from_a_file(
     with Image.open(out / "masked.png") as masked, Image.open(out / "original.png") as original:
         changed = (np.asarray(masked) != np.asarray(original)).any(axis=2)
     np.testing.assert_array_equal(changed.reshape(6, 8, 6, 8).any(axis=(1, 3)), removed == 1)
+
+
+def test_what_is_transparent_in_a_mask_is_seen(weights: Path, tmp_path: Path) -> None:
+    draw_picture(0, 64, 64).save(tmp_path / "image.png")
+    strokes = np.zeros((6, 6, 4), dtype=np.uint8)
+    strokes[1:3, 2:5] = 255
+    Image.fromarray(strokes).save(tmp_path / "mask.png")
+    command = ["reconstruct", str(tmp_path / "image.png"), "--weights", str(weights)]
+    assert mae([*command, "--mask", str(tmp_path / "mask.png"), "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["visible"] == 30
 
 
 def test_a_mask_that_does_not_fit_is_refused(weights: Path, tmp_path: Path) -> None:

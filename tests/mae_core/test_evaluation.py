@@ -128,8 +128,12 @@ def test_what_cannot_be_measured_is_refused(
     pictures = load_images(picture_folder, small_model.config)
     with pytest.raises(MaskError, match="2"):
         evaluate_reconstruction(small_model, pictures, mask_ratio=2.0)
-    with pytest.raises(MaskError, match="removes nothing"):
-        evaluate_reconstruction(small_model, pictures, mask_ratio=0.0)
+    for ratio in (0, 0.0):
+        with pytest.raises(MaskError, match=f"a mask_ratio of {ratio} removes none of 36 patches"):
+            evaluate_reconstruction(small_model, pictures, mask_ratio=ratio)
+    for spec in ("none", "3,2"):
+        with pytest.raises(ConfigError, match="give auto, dtype, or LOW,HIGH"):
+            FittedImages(tmp_path / "nowhere", small_model.config, value_range=spec)
 
 
 def test_the_command_prints_a_table_or_json(

@@ -137,7 +137,7 @@ def test_what_a_file_says_itself_is_not_contradicted(name: str, written: dict[st
     said = read_weights(path).config
     agreed = read_weights(path, hints=Hints(num_heads=said.num_heads, norm_pix=said.norm_pix))
     assert agreed.config == said
-    with pytest.raises(CheckpointError, match="says itself that its norm_pix is .*leave"):
+    with pytest.raises(CheckpointError, match="stores norm_pix=.*leave"):
         read_weights(path, hints=Hints(norm_pix=not said.norm_pix))
     # Of a file with a published name the registry may be wrong; nobody asked for its opinion.
     by_name = read_weights(path, hints=Hints(norm_pix=not said.norm_pix, source="registry"))

@@ -160,6 +160,21 @@ def test_gdals_value_for_nothing_measured(tag: str) -> None:
     assert np.ptp(seen[20:]) > 200
 
 
+def test_pixels_that_were_not_measured_change_no_range() -> None:
+    values = waves(4, 1000, 65000, np.uint16)
+    holes = values.copy()
+    holes[:20] = 0
+    data = tiff(holes, **BLACK_IS_ZERO, extratags=[(42113, 2, 2, "0", True)])
+    for spec in ("auto", "dtype"):
+        seen = opened(data, 4, value_range=spec)
+        assert (seen[:20] == 0).all()
+        expected = opened(tiff(values, **BLACK_IS_ZERO), 4, value_range=spec)
+        np.testing.assert_array_equal(seen[20:], expected[20:])
+        raster = read_raster(data, 4)
+        assert raster is not None
+        assert set(find_value_range([raster.select(4)], spec)) == {(0.0, 65535.0)}
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float16", "float32", "float64"])
 def test_numpy_files(dtype: str, tmp_path: Path) -> None:
     values = waves(4, 0, 250, dtype)

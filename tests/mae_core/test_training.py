@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -57,6 +58,7 @@ from mae_core.training.trainer import (
     training_precision,
 )
 from mae_core.weights.files import load_checkpoint, load_latest, save_checkpoint
+from mae_core.weights.publish import push
 from mae_core.weights.registry import read_weights
 from tests.mae_core.conftest import MakeRun
 
@@ -379,6 +381,51 @@ def test_a_run_stopped_by_sigterm_saves_and_ends_in_the_same_bits(
     assert train(parts).finished
     first, second = _weights(whole), _weights(parts)
     assert all(torch.equal(first[name], second[name]) for name in first)
+    # What a jump of the loss is measured by.
+    levels = [load_latest(run.out)["levels"] for run in (whole, parts)]
+    assert levels[0] == levels[1]
+    assert len(levels[0]) == 8
+
+
+def test_a_finished_run_that_is_trained_further_is_its_checkpoint(run_config: MakeRun) -> None:
+    finished = train(run_config(steps=2))
+    first = finished.model.state_dict()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _stop_at(4, monkeypatch)
+        stopped = train(run_config())
+    assert stopped.stopped_by == signal.SIGTERM
+    saved, own = load_latest(stopped.folder)["model"], stopped.model.state_dict()
+    assert all(torch.equal(own[name], saved[name]) for name in own)
+    assert not torch.equal(own["cls_token"], first["cls_token"])
+    kept = read_weights(stopped.folder / "weights.previous.safetensors").state
+    assert all(torch.equal(kept[name], first[name]) for name in first)
+    with pytest.raises(CheckpointError, match="is not finished: it is at step 5 of 8"):
+        push(stopped.folder, "me/flowers", dry_run=True)
+    assert train(run_config()).finished
+    assert not torch.equal(_weights(stopped.config)["cls_token"], own["cls_token"])
+
+
+def test_a_run_has_the_folder_that_it_names(
+    run_config: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    # As published weights are called.
+    assert train(run_config(steps=1, out="mae-tiny")).model.config.depth == 2
+    run = train(run_config(steps=1, out="~/run"))
+    assert run.folder == tmp_path / "home" / "run"
+    assert (run.folder / "weights.safetensors").exists()
+    assert not (tmp_path / "~").exists()
+
+
+def test_two_runs_in_one_folder_are_refused(run_config: MakeRun) -> None:
+    config = run_config()
+    with (
+        filelock.FileLock(Path(config.out) / ".lock"),
+        pytest.raises(TrainingError, match="another process trains in .*; wait for it, or give"),
+    ):
+        train(config)
+    assert train(config).finished
 
 
 def test_what_was_changed_on_the_way_stands_in_the_record(
@@ -762,6 +809,7 @@ def _spoiled(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield content | {"optimizers": [{"state": {}}, *others]}
     yield content | {"optimizers": [first | {"state": 3}, *others]}
     yield content | {"changes": [3]}
+    yield content | {"levels": [None]}
     yield content | {"scaler": {"scale": "large"}}
 
 
@@ -771,7 +819,7 @@ def test_a_checkpoint_that_lacks_something_is_refused_with_a_sentence(run_config
     path = Path(config.out) / "checkpoint.pt"
     content = load_checkpoint(path)
     content.pop("format")
-    assert set(content) == set(_KEYS)
+    assert set(content) == {*_KEYS, "levels"}  # which checkpoints of version 0.1 lack
     for spoiled in _spoiled(content):
         save_checkpoint(path, spoiled)
         with pytest.raises(CheckpointError, match="is damaged or of .*; delete it to go on from"):
@@ -824,7 +872,7 @@ def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
         ("resume", "there is no checkpoint at"),
         ("batch", "batch_size 4 does not divide into 1 processes times 3"),
         ("init_from", "none.safetensors"),
-        ("out", "could not write .*that its folder is one"),
+        ("out", "the folder .* cannot be written to .File exists.; give another out="),
     ],
 )
 def test_what_cannot_work_is_said_before_pictures_are_packed(
@@ -901,7 +949,7 @@ def test_recipes_are_valid_and_unknown_names_and_fields_are_explained() -> None:
 
 def test_weights_to_begin_with_leave_no_choice_of_the_model() -> None:
     with pytest.raises(ConfigError, match="init_from=mae-tiny holds an encoder of another shape"):
-        mae(["train", "adapt", "model.depth=3"])
+        mae(["train", "adapt", "data.folder=PICTURES", "model.depth=3"])
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -934,6 +982,15 @@ def test_a_notebook_trains_and_looks_at_the_run(
     own = run.model.state_dict()
     assert all(torch.equal(own[name], average[name]) for name in average)
     assert [line["step"] for line in run.metrics() if "loss" in line] == [2, 4]
+
+
+def test_none_is_no_value_and_a_folder_no_recipe(run_config: MakeRun) -> None:
+    config = run_config(steps=1, model=replace(run_config().model, decoder_mlp_ratio=2.0))
+    changes: dict[str, Any] = {"model.decoder_mlp_ratio": None, "data.bands": None, "resume": None}
+    run = train(config, **changes)
+    assert run.config.model.decoder_mlp_ratio is None
+    with pytest.raises(ConfigError, match="is a folder; give '.*config.yaml'"):
+        train(run.folder)
 
 
 def test_a_config_file_repeats_a_run(
@@ -970,6 +1027,7 @@ def test_a_run_of_an_earlier_version_goes_on(
     path = tmp_path / "run" / "checkpoint.pt"
     content = load_checkpoint(path)
     del content["config"]["writers"]
+    del content["levels"]
     content["config"] |= {"steps": 8, "tensorboard": False}
     content["config"]["system"]["shard"] = True
     save_checkpoint(path, content)

@@ -2,6 +2,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_names_files_and_run_folders_lead_to_weights(folder: Path) -> None:
 
 
 def test_unknown_weights_are_refused_with_the_names_there_are(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="'yours' is neither .* one of mine"):
+    with pytest.raises(CheckpointError, match="'yours' is neither .*`mae fetch` lists the names"):
         locate("yours")
     with pytest.raises(CheckpointError, match="mae-tiny"):
         locate()
@@ -364,6 +365,18 @@ def test_the_best_file_of_a_folder_is_taken() -> None:
     for i, name in enumerate(best_first):
         assert main_file([*best_first[i:], "config.json"]) == name
     assert main_file(["a.safetensors", "b.safetensors", "config.json"]) is None
+
+
+def test_a_path_is_never_a_published_name(
+    folder: Path, small_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    for name in ("mine", "me/flowers"):
+        with pytest.raises(CheckpointError, match=f"'{name}' is neither a file of weights, a fold"):
+            load(Path(name))
+    other = MaskedAutoencoder(replace(small_config, depth=1))
+    save_weights(folder / "mine" / "weights.safetensors", other, record={})
+    assert (load("mine").config.depth, load(Path("mine")).config.depth) == (2, 1)
 
 
 def test_a_path_goes_before_a_repository_of_that_name(

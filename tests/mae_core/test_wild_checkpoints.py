@@ -414,7 +414,8 @@ def test_paths_of_any_machine_and_python_are_passed_over(
     kind: str, module: str, tmp_path: Path
 ) -> None:
     content = {"model": STATE, "folder": pathlib.PurePosixPath("/data")}
-    own, other = b"cpathlib\nPurePosixPath\n", f"c{module}\n{kind}\n".encode()
+    own = f"c{pathlib.PurePosixPath.__module__}\nPurePosixPath\n".encode()
+    other = f"c{module}\n{kind}\n".encode()
     path = rezipped(tmp_path, content, lambda _, part: part.replace(own, other))
     assert other in path.read_bytes()
     assert_state(read_weights(path), STATE)
@@ -580,7 +581,7 @@ def test_a_learned_table_needs_a_hint_or_a_config(
     assert mae(["convert", str(path), str(target), "--to", "mae_core", "--grid", "2", "4"]) == 0
     official = str(tmp_path / "y.pth")
     assert mae(["convert", str(target), official, "--to", "official"]) == 0
-    assert "it cannot say grid=(2, 4)" in capsys.readouterr().out
+    assert "not stored: grid=(2, 4)" in capsys.readouterr().out
     assert read_weights(target).config.grid == (2, 4)
     assert read_weights(target, hints=Hints(grid=(2, 4))).config.grid == (2, 4)
     with pytest.raises(CheckpointError, match="leave that option out"):
