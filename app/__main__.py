@@ -25,8 +25,10 @@ from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 from app.components import GuardedBlocks
+from app.components.examples import thumbnail_route
 from app.components.head import FirstScript
 from app.components.image import MAX_BYTES
 from app.guard import RequestGuard
@@ -36,7 +38,7 @@ from app.rates import RateLimiter
 from app.service import ReconstructionService
 from app.sessions import SESSIONS, forgetting
 from app.settings import AppSettings, parser_of
-from app.ui import EXAMPLES, FIRST_SCRIPT, I18N, STYLE, build_page
+from app.ui import EXAMPLES, FIRST_SCRIPT, I18N, STYLE, build_page, examples
 from mae_core import MAEError
 from mae_core.errors import ConfigError
 
@@ -69,6 +71,13 @@ _MORE_EVENTS = 400
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 
 _KEEP_ALIVE_SECONDS = 75
+
+# Gradio compresses these itself, with Brotli, but nothing whose path has no extension, such as the
+# page. Event streams and pictures are excluded as well.
+_NOT_GZIPPED = (
+    *DEFAULT_EXCLUDED_CONTENT_TYPES,
+    "application/javascript", "text/javascript", "text/css", "image/svg+xml",
+)  # fmt: skip
 
 # Between the last answer and the end, for browsers to fetch its pictures.
 _LAST_SECONDS = 1.0
@@ -301,8 +310,13 @@ def launch_options(settings: AppSettings, service: ReconstructionService) -> dic
         "theme": _theme(),
         "css_paths": STYLE,
         "app_kwargs": {
-            "middleware": [_guard(settings), Middleware(FirstScript, script=FIRST_SCRIPT)],
-            "routes": routes(health),
+            "middleware": [
+                _guard(settings),
+                Middleware(GZipMiddleware, exclude_content_types=_NOT_GZIPPED),
+                # Behind the compression, as it changes the page's text.
+                Middleware(FirstScript, script=FIRST_SCRIPT),
+            ],
+            "routes": [*routes(health), thumbnail_route(examples())],
             "lifespan": forgetting,
         },
         # Where examples are, wherever the program is started.

@@ -63,6 +63,7 @@ _FULL_DISK = (
 _KEY = r"[\w-]{1,64}"
 _STATIC = re.compile(
     r"/(assets|static|svelte)/(?!.*\.\.)[\w./@+~-]+"
+    r"|/thumbnails/[0-9a-f]{16}\.jpg"
     r"|/(gradio_api/)?theme\.css|/(favicon\.ico|robots\.txt|manifest\.json|healthz|readyz|metrics)",
     re.ASCII,
 )
@@ -70,6 +71,10 @@ _STATIC = re.compile(
 _FETCHES = re.compile(r"/(?:proxy=|file[=/])", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:https?|ftps?):", re.IGNORECASE)
 _FILE = re.compile(r"/gradio_api/file=.+", re.DOTALL)
+# The folder of a panel is the hash of its bytes, so what is behind its address never changes.
+_PANEL = re.compile(
+    r"/gradio_api/file=.*/[0-9a-f]{64}/(original|masked|reconstruction|pasted)\.png", re.DOTALL
+)
 _STREAM = re.compile(
     rf"/gradio_api/(queue/data|heartbeat/{_KEY}|call/(v2/)?{_KEY}/{_KEY})", re.ASCII
 )
@@ -110,6 +115,7 @@ _FILE_HEADERS = {
     b"content-security-policy": b"default-src 'none'; style-src 'unsafe-inline'; sandbox",
     b"cross-origin-resource-policy": b"same-origin",
 }
+_PANEL_CACHE = (b"cache-control", b"private, max-age=31536000, immutable")
 _PICTURES = (b"image/png", b"image/jpeg", b"image/webp", b"image/gif")
 
 _logger = logging.getLogger(__name__)
@@ -209,7 +215,9 @@ class RequestGuard:
             )
             with self._stream(visitor):
                 await self._app(scope, receive, answer.send)
-        elif method in ("GET", "HEAD") and (_READ.fullmatch(path) or _FILE.fullmatch(path)):
+        elif method in ("GET", "HEAD") and _READ.fullmatch(path):
+            await self._app(scope, receive, answer.send)
+        elif method in ("GET", "HEAD") and _FILE.fullmatch(path):
             await self._app(_whole(scope), receive, answer.send)
         elif method == "GET" and _PROGRESS.fullmatch(path):
             # Gradio never forgets the name of an upload whose progress nobody, or only somebody
@@ -390,7 +398,10 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.started = True
             headers = list(message.get("headers", ()))
-            message = {**message, "headers": _with_policy(headers, _FILE.fullmatch(self.path))}
+            headers = _with_policy(headers, _FILE.fullmatch(self.path))
+            if message["status"] == 200 and _PANEL.fullmatch(self.path):
+                headers.append(_PANEL_CACHE)
+            message = {**message, "headers": headers}
         await self._send(message)
 
     async def refuse(self, refusal: Refusal) -> None:
@@ -471,8 +482,12 @@ def _check_origin(scope: Scope) -> None:
 
 
 def _whole(scope: Scope) -> Scope:
-    """A request for all of a file: Gradio sends a part of one with the headers of the request."""
-    return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"range"]}
+    """A request for all of a file, not compressed.
+
+    Gradio sends a part of one with the headers of the request, and an upload may be large.
+    """
+    left_out = (b"range", b"accept-encoding")
+    return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] not in left_out]}
 
 
 def _check_framing(scope: Scope) -> None:

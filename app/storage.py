@@ -4,6 +4,9 @@ Gradio keeps every upload and every picture it shows as `FOLDER/<64 hexadecimal 
 and an upload that is still coming as `FOLDER/tmp…`. It deletes by age only, and not what a visitor
 left behind who hung up in the middle. So this folder has one owner, and that is not Gradio.
 
+The age of a file goes by its own time or its folder's, whichever is later. A panel that is shown
+again sets the folder's: the file's own time is part of its ETag.
+
 Wiring, with `delete_cache` of the page not set and `GRADIO_TEMP_DIR` set before the page is built:
 
     folder = CacheFolder(
@@ -164,7 +167,12 @@ class CacheFolder:
 def _files_of(folder: Path) -> Iterator[_File]:
     for entry in _entries(folder):
         if entry.is_dir(follow_symlinks=False) and _KEPT_FOLDER.fullmatch(entry.name):
-            yield from filter(None, map(_file, _entries(entry.path)))
+            try:
+                used = entry.stat(follow_symlinks=False).st_mtime
+            except FileNotFoundError:
+                continue
+            files = filter(None, map(_file, _entries(entry.path)))
+            yield from (file._replace(touched=max(file.touched, used)) for file in files)
         elif _PARTIAL.fullmatch(entry.name) and (file := _file(entry)):
             yield file
 

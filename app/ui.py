@@ -73,15 +73,20 @@ class _Inputs:
         return [getattr(self, field.name) for field in fields(self)]
 
 
+def examples() -> list[Path]:
+    """The example pictures, in the order in which the page shows them."""
+    return sorted(EXAMPLES.glob("*.jpg"))
+
+
 def build_page(service: ReconstructionService) -> GuardedBlocks:
     """Lay out the page and wire it, its first example already reconstructed.
 
     Args:
         service: What answers the page; it reconstructs the first example here, if it can.
     """
-    examples = {path.stem: path for path in sorted(EXAMPLES.glob("*.jpg"))}
-    handlers = Handlers(service, examples)
-    first = _first_outputs(service, examples[_FIRST_EXAMPLE])
+    pictures = {path.stem: path for path in examples()}
+    handlers = Handlers(service, pictures)
+    first = _first_outputs(service, pictures[_FIRST_EXAMPLE])
     page = GuardedBlocks(
         analytics_enabled=False,
         title=" · ".join(STRINGS[language]["title"] for language in LANGUAGES),
@@ -94,7 +99,7 @@ def build_page(service: ReconstructionService) -> GuardedBlocks:
         with gr.Row(elem_id="workbench"):
             with gr.Column(elem_id="inputs", scale=1, min_width=300):
                 with gr.Column(elem_id="choose"):
-                    image, grid = _picture(examples)
+                    image, grid = _picture(pictures[_FIRST_EXAMPLE])
                     mask_ratio, seed, dice = _sliders()
                 with gr.Column(elem_id="options"):
                     choices = _choices(service)
@@ -132,9 +137,9 @@ def _first_outputs(service: ReconstructionService, example: Path) -> tuple[Any, 
         return (None,) * 5
 
 
-def _picture(examples: dict[str, Path]) -> tuple[gr.Image, ExampleGrid]:
+def _picture(first: Path) -> tuple[gr.Image, ExampleGrid]:
     image = SafeImage(
-        str(examples[_FIRST_EXAMPLE]),
+        str(first),
         label=I18N("picture"),
         placeholder=str(I18N("picture_hint")),
         sources=["upload", "clipboard", "webcam"],
@@ -142,7 +147,7 @@ def _picture(examples: dict[str, Path]) -> tuple[gr.Image, ExampleGrid]:
         elem_id="picture",
     )
     grid = ExampleGrid.create(
-        list(examples.values()), label=I18N("examples"), value=_FIRST_EXAMPLE, elem_id="examples"
+        examples(), label=I18N("examples"), value=_FIRST_EXAMPLE, elem_id="examples"
     )
     return image, grid
 

@@ -1,22 +1,31 @@
-"""A grid of example pictures, each a button."""
+"""A grid of example pictures, each a button, and the route that serves their thumbnails."""
 
-import base64
+import functools
+import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image, ImageOps
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from app.components.quiet import QuietMeta
 
-_THUMBNAIL_SIDE = 144
+_SIDE = 144
+
+# The name of a thumbnail is a hash of its bytes, so what is behind an address never changes.
+_HEADERS = {"cache-control": "public, max-age=31536000, immutable"}
 
 # The label is the word for "example" in the browser's language.
 _TEMPLATE = """${items.map((item, i) =>
   '<button type="button" data-name="' + item.name + '" aria-label="' + label + ' ' + (i + 1) +
-  '" aria-pressed="' + (value === item.name) + '"><img alt="" src="' + item.source + '"></button>'
+  '" aria-pressed="' + (value === item.name) + '"><img alt="" loading="lazy" width="' + side +
+  '" height="' + side + '" src="thumbnails/' + item.thumbnail + '"></button>'
 ).join('')}"""
 
 _SCRIPT = """
@@ -49,7 +58,8 @@ class ExampleGrid(gr.HTML, metaclass=QuietMeta):
         return cls(
             value,
             label=label,
-            items=[{"name": path.stem, "source": _thumbnail(path)} for path in paths],
+            items=[{"name": path.stem, "thumbnail": _thumbnail(path)[0]} for path in paths],
+            side=_SIDE,
             html_template=_TEMPLATE,
             js_on_load=_SCRIPT,
             apply_default_css=False,
@@ -57,11 +67,29 @@ class ExampleGrid(gr.HTML, metaclass=QuietMeta):
         )
 
 
-def _thumbnail(path: Path) -> str:
-    """A small square JPEG as a `data:` address, so that the grid costs no further requests."""
-    side = (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE)
+def thumbnail_route(paths: Iterable[Path]) -> Route:
+    """`/thumbnails/NAME`, for GET and HEAD.
+
+    Args:
+        paths: Picture files, those of the grid.
+    """
+    files = dict(map(_thumbnail, paths))
+
+    async def thumbnail(request: Request) -> Response:
+        data = files.get(request.path_params["name"])
+        if data is None:
+            raise HTTPException(404)
+        return Response(data, headers=_HEADERS, media_type="image/jpeg")
+
+    return Route("/thumbnails/{name}", thumbnail)
+
+
+@functools.cache
+def _thumbnail(path: Path) -> tuple[str, bytes]:
+    """The name and the bytes of a small square JPEG."""
     with Image.open(path) as picture:
-        small = ImageOps.fit(picture.convert("RGB"), side, Image.Resampling.LANCZOS)
+        small = ImageOps.fit(picture.convert("RGB"), (_SIDE, _SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    small.save(buffer, "JPEG", quality=80, optimize=True)
+    data = buffer.getvalue()
+    return f"{hashlib.sha256(data).hexdigest()[:16]}.jpg", data

@@ -141,9 +141,10 @@ def _keep(data: bytes, name: str, cache: str) -> Path:
     """
     path = Path(cache).resolve() / hashlib.sha256(data).hexdigest() / name
     with contextlib.suppress(FileNotFoundError):
-        # Old files are deleted; this one is in use.
-        os.utime(path)
-        return path
+        # Old files are deleted; this one is in use. Its own time is part of its ETag.
+        os.utime(path.parent)
+        if path.exists():
+            return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         file.write(data)

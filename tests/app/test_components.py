@@ -1,5 +1,3 @@
-import base64
-import io
 import os
 import time
 from pathlib import Path
@@ -11,10 +9,10 @@ from gradio.data_classes import ImageData
 from PIL import Image
 
 import app
-from app.components import ExampleGrid, PanelImage, SafeImage, UncheckedSlider
+from app.components import PanelImage, SafeImage, UncheckedSlider
 from app.components.image import MAX_BYTES
 from app.pictures import PictureFile
-from app.storage import MAX_AGE_SECONDS
+from app.storage import MAX_AGE_SECONDS, CacheFolder
 from app.ui import EXAMPLES
 from mae_core.errors import ImageError
 
@@ -149,16 +147,36 @@ def test_a_slider_hands_on_whatever_comes(value: object) -> None:
     assert UncheckedSlider(0, 1).preprocess(value) is value
 
 
-def test_thumbnails_are_small_and_inside_the_page() -> None:
-    paths = sorted(EXAMPLES.glob("*.jpg"))
-    grid = ExampleGrid.create(paths, label="Example", value="cat", elem_id="examples")
-    items = grid.props["items"]
-    assert [item["name"] for item in items] == [path.stem for path in paths]
-    for item in items:
-        data = base64.b64decode(item["source"].removeprefix("data:image/jpeg;base64,"))
-        assert len(data) < 16_000
-        with Image.open(io.BytesIO(data)) as thumbnail:
-            assert thumbnail.size == (144, 144)
+def test_a_panel_shown_again_does_not_get_old_and_stays_the_same_file(tmp_path: Path) -> None:
+    component = PanelImage(elem_id="panel-masked", format="png")
+    component.GRADIO_CACHE = str(tmp_path)
+    first = component.postprocess(Image.new("RGB", (8, 8)))
+    assert first is not None
+    path, long_ago = Path(str(first.path)), time.time() - MAX_AGE_SECONDS - 60
+    for old in (path, path.parent):
+        os.utime(old, (long_ago,) * 2)
+    before = path.stat()
+    assert component.postprocess(Image.new("RGB", (8, 8))) == first
+    # What an ETag is made of.
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    CacheFolder(tmp_path, 10**6).sweep()
+    assert path.exists()
+    os.utime(path.parent, (long_ago,) * 2)
+    CacheFolder(tmp_path, 10**6).sweep()
+    assert not path.exists()
+
+
+def test_a_panel_that_was_deleted_is_written_again(tmp_path: Path) -> None:
+    component = PanelImage(elem_id="panel-masked", format="png")
+    component.GRADIO_CACHE = str(tmp_path)
+    for folder_too in (True, False, False):
+        panel = component.postprocess(Image.new("RGB", (8, 8)))
+        assert panel is not None
+        path = Path(str(panel.path))
+        # It is there each time, whatever was deleted of it.
+        path.unlink()
+        if folder_too:
+            path.parent.rmdir()
 
 
 def test_every_example_has_its_licence() -> None:

@@ -16,6 +16,7 @@ from app.rates import RateLimiter
 UPLOAD_LIMIT = 4 * MAX_BODY_BYTES
 JOIN = "/gradio_api/queue/join"
 HASH = "0" * 64
+THUMBNAIL = "0123456789abcdef.jpg"
 FUNCTIONS = {number: SimpleNamespace(api_name=name) for number, name in enumerate(["look", "go"])}
 GRADIO = SimpleNamespace(get_blocks=lambda: SimpleNamespace(fns=FUNCTIONS))
 
@@ -86,11 +87,11 @@ async def never(scope: Scope, receive: Receive, send: Send) -> None:
     raise AssertionError("passed on")
 
 
-def answering(headers: Pairs) -> Any:
+def answering(headers: Pairs, status: int = 200) -> Any:
     """An application that answers with these headers."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+        await send({"type": "http.response.start", "status": status, "headers": list(headers)})
         await send({"type": "http.response.body", "body": b""})
 
     return answer
@@ -127,6 +128,7 @@ def test_a_long_path_has_an_end() -> None:
         "/", "/config", "/assets/proxy.js", "/static/img/logo.svg", "/theme.css", "/healthz",
         "/gradio_api/file=/cache/ab12/http.png", "/gradio_api/info", "/gradio_api/startup-events",
         "/gradio_api/heartbeat/ab-12", "/gradio_api/queue/data", "/gradio_api/call/look/ab12",
+        f"/thumbnails/{THUMBNAIL}",
     ],
 )  # fmt: skip
 def test_what_the_page_reads_passes(path: str) -> None:
@@ -158,8 +160,22 @@ def test_nothing_else_does(method: str, path: str) -> None:
     assert Client(never).ask(path, method=method)[0] == 404
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", ""), ("GET", "/"), ("GET", "/cat.jpg"), ("GET", f"/{THUMBNAIL}/"),
+        ("GET", f"/{THUMBNAIL}.png"), ("GET", f"/{THUMBNAIL[:-4]}"), ("GET", f"/0{THUMBNAIL}"),
+        ("GET", f"/{THUMBNAIL[1:]}"), ("GET", f"/{THUMBNAIL.upper()}"), ("GET", f"/../{THUMBNAIL}"),
+        ("GET", f"/{THUMBNAIL}\n"), ("GET", f"/a/{THUMBNAIL}"), ("POST", f"/{THUMBNAIL}"),
+    ],
+)  # fmt: skip
+def test_nothing_beside_thumbnails_does(method: str, path: str) -> None:
+    assert Client(never).ask(f"/thumbnails{path}", method=method)[0] == 404
+
+
 def test_a_page_below_a_path_is_the_same_page() -> None:
-    assert Client().ask("/demo/gradio_api/info", root_path="/demo")[0] == 200
+    for path in ("gradio_api/info", f"thumbnails/{THUMBNAIL}"):
+        assert Client().ask(f"/demo/{path}", root_path="/demo")[0] == 200
     assert Client().ask("/demo/docs", root_path="/demo")[0] == 404
 
 
@@ -385,7 +401,8 @@ def test_a_flood_is_told_when_to_come_back() -> None:
     statuses = [client.ask("/", headers=one)[0] for _ in range(4)]
     assert statuses == [200, 200, 200, 429]
     assert client.headers[b"retry-after"] == b"1"
-    assert client.ask("/assets/a.js", headers=one)[0] == 200
+    for free in ("/assets/a.js", f"/thumbnails/{THUMBNAIL}"):
+        assert client.ask(free, headers=one)[0] == 200
     assert client.ask("/", headers=other)[0] == 200
     # In the form in which the page and gradio_client look for it.
     status, body = client.ask(JOIN, call(data=[]), one)
@@ -437,7 +454,7 @@ def test_scripts_of_other_sites_are_not_answered() -> None:
         assert ask(JOIN, call(data=[]), blind, never)[0] == 403
 
 
-def test_gradio_is_told_neither_parts_of_files_nor_names_of_uploads() -> None:
+def test_gradio_is_told_neither_parts_of_files_nor_encodings_nor_names_of_uploads() -> None:
     seen: list[Any] = []
 
     async def look(scope: Scope, receive: Receive, send: Send) -> None:
@@ -445,7 +462,8 @@ def test_gradio_is_told_neither_parts_of_files_nor_names_of_uploads() -> None:
         await application(scope, receive, send)
 
     client = Client(look)
-    client.ask(f"/gradio_api/file=/c/{HASH}/a.png", headers=[(b"range", b"bytes=0-1")])
+    left_out = [(b"range", b"bytes=0-1"), (b"accept-encoding", b"gzip")]
+    client.ask(f"/gradio_api/file=/c/{HASH}/a.png", headers=left_out)
     client.ask("/gradio_api/upload", [b"x"], query_string=b"upload_id=ab")
     assert seen == [([], b""), ([], b"")]
     assert Client(never).ask("/gradio_api/upload_progress") == (200, b'data: {"msg": "done"}\n\n')
@@ -473,6 +491,25 @@ def test_a_file_that_is_no_picture_is_only_ever_saved(kind: bytes) -> None:
     assert client.headers[b"content-type"] == b"application/octet-stream"
     assert client.headers[b"content-disposition"] == b"attachment"
     assert b"sandbox" in client.headers[b"content-security-policy"]
+
+
+KEPT = b"private, max-age=31536000, immutable"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "told"),
+    [
+        (f"/c/{HASH}/masked.png", 200, KEPT), (f"/c/{HASH}/original.png", 200, KEPT),
+        (f"/c/{HASH}/masked.png", 403, None), (f"/c/{HASH}/masked.png", 404, None),
+        (f"/c/{HASH}/masked.jpg", 200, None), (f"/c/{HASH}/mine.png", 200, None),
+        (f"/c/{HASH[1:]}/masked.png", 200, None), ("/c/masked.png", 200, None),
+        (f"/c/{HASH}/a/masked.png", 200, None), (f"/c/{HASH}/masked.png\n", 200, None),
+    ],
+)  # fmt: skip
+def test_browsers_keep_panels_and_no_other_file(path: str, status: int, told: bytes | None) -> None:
+    client = Client(answering([(b"content-type", b"image/png")], status))
+    client.ask(f"/gradio_api/file={path}")
+    assert client.headers.get(b"cache-control") == told
 
 
 def test_a_picture_is_shown() -> None:

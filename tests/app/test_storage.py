@@ -18,7 +18,9 @@ def upload(folder: Path, name: str, size: int = 100, age: float = OLD) -> Path:
     """A file as Gradio keeps it."""
     path = folder / hashlib.sha256(name.encode()).hexdigest() / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    return written(path, size, age)
+    written(path, size, age)
+    os.utime(path.parent, (time.time() - age,) * 2)
+    return path
 
 
 def written(path: Path, size: int = 100, age: float = OLD) -> Path:
@@ -42,6 +44,20 @@ def test_what_fits_stays_for_an_hour(tmp_path: Path) -> None:
     old = upload(tmp_path, "b.png", age=MAX_AGE_SECONDS + 100)
     CacheFolder(tmp_path, 10**6).sweep()
     assert (young.exists(), old.exists()) == (True, False)
+
+
+def test_a_file_is_as_young_as_its_folder(tmp_path: Path) -> None:
+    used, old = (upload(tmp_path, name, age=MAX_AGE_SECONDS + 100) for name in ("a.png", "b.png"))
+    os.utime(used.parent)
+    CacheFolder(tmp_path, 10**6).sweep()
+    assert (used.exists(), old.exists()) == (True, False)
+
+
+def test_of_too_many_files_those_used_last_stay(tmp_path: Path) -> None:
+    files = [upload(tmp_path, f"{n}.png", age=OLD + 10 * n) for n in range(5)]
+    os.utime(files[4].parent)
+    CacheFolder(tmp_path, 250).sweep()
+    assert [file.exists() for file in files] == [True, False, False, False, True]
 
 
 def test_the_young_stay_up_to_twice_the_bound(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from app.i18n import STRINGS
 from app.service import ReconstructionService
 from app.ui import EXAMPLES
 from tests.app.serving import HeldReconstructor, encoded, example
-from tests.browser.conftest import DESKTOP, PHONE, gone
+from tests.browser.conftest import DESKTOP, PHONE, gone, opened
 
 pytestmark = pytest.mark.browser
 
@@ -95,6 +95,15 @@ def test_the_first_view_shows_an_example_reconstructed(
     seen(view, "12 of 49 patches seen")
     seen(view, "small-random")
     expect(view.locator("#trust")).to_contain_text("these pictures are guesses")
+
+
+def test_a_second_visit_fetches_no_panel_and_no_thumbnail_again(view: Page) -> None:
+    again = opened(view.context, view.url, updates=False)
+    fetched = again.evaluate(
+        "performance.getEntriesByType('resource').map((e) => [e.name, e.transferSize])"
+        ".filter(([name]) => /[.]png$|[/]thumbnails[/]/.test(name))"
+    )
+    assert [size for _, size in fetched] == [0] * (len(PANELS) + 12)
 
 
 def test_an_uploaded_picture_is_reconstructed(view: Page, service: ReconstructionService) -> None:
