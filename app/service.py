@@ -224,7 +224,7 @@ class ReconstructionService:
         shelf = ModelShelf(
             {name: entry for name, entry in list_weights().items() if name not in models},
             lambda source: ServedModel.open(source, device=settings.device),
-            policy=settings.fetch,
+            fetch=settings.fetch == "published",
             max_bytes=int(settings.memory_gb * 10**9),
             wanted=wanted,
         )
@@ -236,11 +236,6 @@ class ReconstructionService:
     def models(self) -> tuple[str, ...]:
         """Names of the models, the default first."""
         return tuple(offer.name for offer in self.offers())
-
-    @property
-    def takes_repositories(self) -> bool:
-        """Whether any repository of the Hugging Face hub can be asked for."""
-        return self._shelf is not None and self._shelf.policy == "any"
 
     @property
     def progress(self) -> dict[str, Progress | None]:
@@ -523,9 +518,7 @@ class ReconstructionService:
         known = isinstance(value, str) and (
             value in self.names or (self._shelf is not None and self._shelf.knows(value))
         )
-        other = ", or give the USER/NAME of a Hugging Face repository"
-        more = other if self.takes_repositories else ""
-        return str(value) if known else check_choice("model", value, self.models, more)
+        return str(value) if known else check_choice("model", value, self.models)
 
 
 def _leave(begun: "asyncio.Future[Answer | Ticket[_Computed]]") -> None:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
-from app.fetching import FETCH_POLICIES
 from mae_core.errors import ConfigError
 from mae_core.reconstruct import MAX_IMAGE_SIZE
+
+_FETCH = ("none", "published")
 
 Value = TypeVar("Value")
 
@@ -48,8 +49,7 @@ class AppSettings:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         weights: Names, files or folders of runs offered, the first one chosen at the start;
             empty offers every bundled model.
-        fetch: What visitors may have fetched, one of `FETCH_POLICIES`: `none`; the `published`
-            weights that have a name; or also `any` repository of the Hugging Face hub.
+        fetch: What visitors may have fetched: `none`, or the `published` weights that have a name.
         memory_gb: Bound on the models that visitors have read beside `weights`, in 10^9 bytes.
         max_image_size: Largest size of pictures that can be asked for, in pixels.
         workers: Batches that run at the same time, from 1.
@@ -72,9 +72,7 @@ class AppSettings:
         (), "names, files or folders of training runs, by commas; all bundled ones if not given"
     )
     fetch: str = _setting(
-        "published",
-        "what visitors may have fetched: none, published (weights that have a name), or any "
-        "(also public Hugging Face repositories that they type)",
+        "published", "what visitors may have fetched: none, or published (weights that have a name)"
     )
     memory_gb: float = _setting(
         4.0, "memory for models that visitors choose beside --weights", least=0
@@ -101,8 +99,11 @@ class AppSettings:
     )
 
     def __post_init__(self) -> None:
-        if self.fetch not in FETCH_POLICIES:
-            raise ConfigError(f"fetch is {self.fetch!r}; choose {', '.join(FETCH_POLICIES)}")
+        if self.fetch not in _FETCH:
+            advice = ""
+            if self.fetch == "any":
+                advice = "; serve a repository of the hub by --weights USER/NAME (MAE_WEIGHTS)"
+            raise ConfigError(f"fetch is {self.fetch!r}; choose {' or '.join(_FETCH)}{advice}")
         for setting in fields(self):
             value = getattr(self, setting.name)
             least, most = setting.metadata["least"], setting.metadata["most"]

@@ -65,7 +65,6 @@ APP_WITHOUT_GRADIO = {
     "app.models",
     "app.pictures",
     "app.rates",
-    "app.repositories",
     "app.scheduler",
     "app.sessions",
     "app.storage",

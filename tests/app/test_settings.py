@@ -20,13 +20,13 @@ def test_environment() -> None:
             "MAE_PORT": "8000",
             "MAE_DEVICE": "cpu",
             "MAE_WEIGHTS": "mae-tiny, runs/mine ,",
-            "MAE_FETCH": "any",
+            "MAE_FETCH": "none",
             "MAE_MEMORY_GB": "1.5",
             "MAE_MAX_IMAGE_SIZE": "448",
         }
     )
     assert settings == AppSettings(
-        "0.0.0.0", 8000, "cpu", ("mae-tiny", "runs/mine"), "any", 1.5, 448
+        "0.0.0.0", 8000, "cpu", ("mae-tiny", "runs/mine"), "none", 1.5, 448
     )
 
 
@@ -83,7 +83,8 @@ def test_a_bad_port_is_refused_with_what_is_allowed(port: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("FETCH", "all", "none, published, any"),
+        ("FETCH", "all", "choose none or published"),
+        ("FETCH", "any", "choose none or published; serve a repository of the hub by --weights"),
         ("MEMORY_GB", "much", "a number from 0"),
         ("MEMORY_GB", "-1", "a number from 0"),
         ("MEMORY_GB", "nan", "a number from 0"),
@@ -116,7 +117,7 @@ def test_settings_are_frozen() -> None:
 def test_flags_beat_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAE_PORT", "8000")
     monkeypatch.setenv("MAE_DEVICE", "cpu")
-    monkeypatch.setenv("MAE_FETCH", "any")
+    monkeypatch.setenv("MAE_FETCH", "published")
     flags = ["--port", "9000", "--weights", "a,b", "--fetch", "none", "--memory-gb", "2"]
     settings = parse_settings([*flags, "--max-image-size", "448"])
     assert settings == AppSettings("127.0.0.1", 9000, "cpu", ("a", "b"), "none", 2, 448)
