@@ -12,16 +12,17 @@ never waits.
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections.abc import AsyncGenerator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cachetools import LRUCache
 from PIL import Image
 
-from app.cache import LRUCache
 from app.fetching import ModelShelf, NotReadyError, Offer, licence_of
 from app.logs import log_request
 from app.metrics import Metrics, Outcome
@@ -171,6 +172,7 @@ class ReconstructionService:
         self._shelf = shelf
         self.settings = settings = settings or AppSettings()
         self._pictures = Pictures()
+        self._answers_lock = threading.Lock()
         self._answers: LRUCache[Request, Answer] = LRUCache(
             _ANSWERS_BYTES, lambda answer: sum(map(bytes_of, answer.panels.values()))
         )
@@ -395,7 +397,8 @@ class ReconstructionService:
         # Only for a request that is right in all else is a model fetched.
         served = self._model(name)
         request = replace(request, version=served.version)
-        answer = self._answers.get(request)
+        with self._answers_lock:
+            answer = self._answers.get(request)
         if answer is not None:
             return answer
         return self._submit(_Job(request, served, source), visitor)
@@ -464,7 +467,9 @@ class ReconstructionService:
         answer = Answer(result.panels(), facts)
         # What only want of memory has put on the CPU is tried again.
         if "notice" not in facts:
-            self._answers.put(replace(request, version=state.version), answer)
+            # An answer above the bound is a ValueError, and is not kept.
+            with self._answers_lock, suppress(ValueError):
+                self._answers[replace(request, version=state.version)] = answer
         return answer
 
     def _max_batch(self, batch_key: Hashable) -> int:
@@ -500,7 +505,7 @@ class ReconstructionService:
         watch(
             "mae_workers_abandoned", "Workers given up, still at it.", lambda: scheduler.abandoned
         )
-        watch("mae_answers_bytes", "Answers kept in memory.", lambda: self._answers.size)
+        watch("mae_answers_bytes", "Answers kept in memory.", lambda: self._answers.currsize)
         watch("mae_pictures_bytes", "Pictures kept in memory.", lambda: self._pictures.bytes)
 
     def _model(self, name: str) -> ServedModel:

@@ -54,7 +54,6 @@ APP_WITHOUT_GRADIO = {
     "app",
     "app.settings",
     "app.service",
-    "app.cache",
     "app.decoding",
     "app.fetching",
     "app.guard",
