@@ -4,10 +4,8 @@ Every setting of `app.settings` is a flag, and a variable of the environment: `-
 MAE_MAX_BATCH. On SIGTERM the page takes no more requests, answers those it has, and ends.
 """
 
-import argparse
 import contextlib
 import ctypes
-import dataclasses
 import errno
 import gc
 import logging
@@ -37,7 +35,7 @@ from app.logs import configure_logging
 from app.rates import RateLimiter
 from app.service import ReconstructionService
 from app.sessions import SESSIONS, forgetting
-from app.settings import AppSettings, parser_of
+from app.settings import AppSettings, read_settings
 from app.ui import EXAMPLES, FIRST_SCRIPT, I18N, STYLE, build_page, examples
 from mae_core import MAEError
 from mae_core.errors import ConfigError
@@ -99,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS)
     try:
         with _exiting_on_sigterm():
-            settings = parse_settings(argv)
+            settings = read_settings(sys.argv[1:] if argv is None else argv)
             os.environ["GRADIO_TEMP_DIR"] = os.environ.get("GRADIO_TEMP_DIR") or _folder(settings)
             service = ReconstructionService.load(settings)
             serve(build_page(service), service)
@@ -115,25 +113,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as told:
         return int(told.code or 0)
     return 0
-
-
-def parse_settings(argv: Sequence[str] | None) -> AppSettings:
-    """Settings from flags, then from the environment, then the defaults.
-
-    Raises:
-        ConfigError: If one of them is not what it should be.
-    """
-    parser = argparse.ArgumentParser(prog="python -m app", description="Serve the demo's page.")
-    for setting in dataclasses.fields(AppSettings):
-        default = f" (default {setting.default})" if setting.default != () else ""
-        parser.add_argument(
-            f"--{setting.name.replace('_', '-')}",
-            type=parser_of(setting),
-            help=setting.metadata["about"] + default,
-        )
-    given = vars(parser.parse_args(argv))
-    flags = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(AppSettings.from_env(), **flags)
 
 
 def serve(page: GuardedBlocks, service: ReconstructionService) -> None:

@@ -12,19 +12,14 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from app.models import ServedModel
-from app.repositories import VisitorRepositories
 from mae_core import MAEError
 from mae_core.errors import CheckpointError, DownloadError
-from mae_core.weights import WeightsEntry, find, is_offline, is_repository, locate
+from mae_core.weights import WeightsEntry, find, is_offline, locate
 
 _logger = logging.getLogger(__name__)
-
-# What visitors may have fetched: nothing, the published weights that have a name, or also any
-# repository of the Hugging Face hub.
-FETCH_POLICIES = ("none", "published", "any")
 
 # Models that wait while another is fetched or read; further ones are refused.
 MAX_WAITING = 4
@@ -39,16 +34,11 @@ SLOWEST_BYTES, PACE_SECONDS = 60 * 32 * 1024, 60.0
 # What failed of the models given at the start is not tried again for so long.
 RETRY_SECONDS = 30.0
 
-# Repositories that visitors have typed and failures that they have not seen yet.
-_MAX_REMEMBERED = 32
-
 # What a model takes in float32, while it is read at the latest.
 _BYTES_PER_PARAMETER = 4
 
 # The folders in front of a file's name; addresses have none that begin like this.
 _FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s'\"/]+/)+")
-
-Value = TypeVar("Value")
 
 State = Literal["ready", "here", "absent", "waiting", "fetching", "reading", "failed"]
 
@@ -169,9 +159,6 @@ class ModelShelf:
     ends, as does a slow one that others wait for, and what has come is kept for the next who
     wants it. Of those in memory the ones used last are kept, up to a bound; while one is read it
     takes about twice its size. What was given at the start is under no bound, and stays.
-
-    Attributes:
-        policy: What may be fetched, one of `FETCH_POLICIES`.
     """
 
     def __init__(
@@ -179,9 +166,8 @@ class ModelShelf:
         registry: Mapping[str, WeightsEntry],
         open_model: Callable[[str], ServedModel],
         *,
-        policy: str = "published",
+        fetch: bool = True,
         max_bytes: int = 4 * 10**9,
-        max_fetched_bytes: int = 10 * 10**9,
         wanted: Mapping[str, str] | None = None,
         offline: Callable[[], bool] = is_offline,
         find: Callable[[str], Path | None] = find,
@@ -192,9 +178,8 @@ class ModelShelf:
         Args:
             registry: Models by name; those that cannot draw are left out.
             open_model: Reads a model that is on disk, by name or, of those wanted, by source.
-            policy: What may be fetched, one of `FETCH_POLICIES`.
+            fetch: Whether what visitors choose is fetched.
             max_bytes: Of the models kept in memory, all together.
-            max_fetched_bytes: On the disk, of all repositories that visitors have typed.
             wanted: Name -> source of models that were given at the start and could not be opened
                 then; see `start_wanted`.
             offline: Says whether the network is forbidden.
@@ -204,18 +189,16 @@ class ModelShelf:
         self._wanted = dict(wanted or {})
         self._registry = {name: e for name, e in registry.items() if e.kind == "autoencoder"}
         self._drawless = registry.keys() - self._registry.keys() - self._wanted.keys()
-        self._offline = offline
-        self._repositories = VisitorRepositories(max_fetched_bytes)
+        self._fetching_allowed, self._offline = fetch, offline
         self._open, self._find, self._locate = open_model, find, locate
-        self.policy, self._max_bytes = policy, max_bytes
+        self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._downloads, self._readings = _Line(), _Line()
         self._ready: OrderedDict[str, ServedModel] = OrderedDict()
         self._pending: dict[str, Offer] = {}
         # When somebody asked last for each model that is pending.
         self._asked: dict[str, float] = {}
-        self._failed: OrderedDict[str, _Failure] = OrderedDict()
-        self._typed: OrderedDict[str, None] = OrderedDict()
+        self._failed: dict[str, _Failure] = {}
 
     def start_wanted(self) -> None:
         """Fetch and read, behind everybody's back, the models that were given at the start.
@@ -228,8 +211,7 @@ class ModelShelf:
 
     def offers(self) -> list[Offer]:
         """What can be chosen: what was given, then what is here, then what would be fetched."""
-        with self._lock:
-            names = dict.fromkeys([*self._wanted, *self._registry, *self._typed])
+        names = dict.fromkeys([*self._wanted, *self._registry])
         offers = [offer for offer in map(self.offer, names) if self._is_offered(offer)]
         return sorted(offers, key=self._rank)
 
@@ -260,13 +242,8 @@ class ModelShelf:
                 self._note_asking(name)
 
     def knows(self, name: str) -> bool:
-        """Whether a name, which a visitor may have typed, is that of a model at all."""
-        known = (self._wanted, self._registry, self._drawless, self._typed)
-        if any(name in names for names in known):
-            return True
-        # A path on this machine would win over a repository, and is nobody's business.
-        typed = self.policy == "any" and is_repository(name)
-        return typed and not Path(name).exists()
+        """Whether a name is that of a model at all; another one is never looked for anywhere."""
+        return any(name in names for names in (self._wanted, self._registry, self._drawless))
 
     def get(self, name: str) -> ServedModel:
         """A model for a request; what is missing for it is begun.
@@ -300,27 +277,17 @@ class ModelShelf:
         self._downloads.join()
         self._readings.join()
 
-    def _is_typed(self, name: str) -> bool:
-        return name not in self._registry and name not in self._wanted
-
     @property
     def _may_fetch(self) -> bool:
-        return self.policy != "none" and not self._offline()
+        return self._fetching_allowed and not self._offline()
 
     def _is_offered(self, offer: Offer) -> bool:
-        if offer.name in self._wanted:
-            return True
-        if self._is_typed(offer.name) and offer.state in ("absent", "failed"):
-            return False
-        return self._may_fetch or offer.state in ("ready", "here")
+        return self._may_fetch or offer.name in self._wanted or offer.state != "absent"
 
     def _rank(self, offer: Offer) -> int:
         return 0 if offer.name in self._wanted else 1 if offer.state in ("ready", "here") else 2
 
     def _is_here(self, name: str) -> bool:
-        if self._is_typed(name) and not self._repositories.holds(name):
-            # What the host keeps for itself is none of the visitors' business.
-            return False
         try:
             return self._find(self._source(name)) is not None
         except CheckpointError:
@@ -350,9 +317,7 @@ class ModelShelf:
         # What has just failed may not be here either.
         absent = offer.state not in ("ready", "here")
         if absent and name not in self._wanted:
-            self._check_policy(name)
-        if self._is_typed(name):
-            self._repositories.begin(name)
+            self._check_fetching(name)
         with self._lock:
             if name in self._pending:
                 self._note_asking(name)
@@ -368,8 +333,6 @@ class ModelShelf:
             waiting: State = "waiting" if absent else "reading"
             self._pending[name] = begun = replace(offer, state=waiting, error=None)
             self._note_asking(name)
-            if self._is_typed(name):
-                _remember(self._typed, name, None)
         if absent:
             self._downloads.add(lambda: self._attempt(name, self._fetch))
         else:
@@ -400,20 +363,16 @@ class ModelShelf:
             failure = CheckpointError(f"{name} could not be read; the server's log says why")
         else:
             return
-        if self._is_typed(name):
-            self._repositories.drop_empty(name)
         with self._lock:
             self._end(name)
             if failure is not None:
-                _remember(self._failed, name, _Failure(failure, time.monotonic()))
+                self._failed[name] = _Failure(failure, time.monotonic())
 
     def _fetch(self, name: str) -> None:
         pace = _Pace()
 
         def progress(done: int, total: int | None) -> None:
             self._check_size(name, total or done)
-            if self._pending[name].state == "waiting":
-                self._make_room_on_disk(name, total or done)
             with self._lock:
                 self._check_waited_for(name)
                 self._check_pace(name, pace.is_slow(done))
@@ -454,12 +413,6 @@ class ModelShelf:
             del free[name], self._ready[name]
             _logger.info("%s leaves the memory", name)
 
-    def _make_room_on_disk(self, name: str, size: int) -> None:
-        if self._is_typed(name):
-            with self._lock:
-                kept = {*self._pending, *self._ready}
-            self._repositories.make_room(name, size, kept)
-
     def _check_waited_for(self, name: str) -> None:
         left = time.monotonic() - self._asked[name] > PATIENCE_SECONDS
         if left and name not in self._wanted:
@@ -479,7 +432,7 @@ class ModelShelf:
                 "the page lists"
             )
 
-    def _check_policy(self, name: str) -> None:
+    def _check_fetching(self, name: str) -> None:
         if not self._may_fetch:
             raise CheckpointError(
                 f"{name} is not on this machine, and this page fetches nothing; whoever runs it "
@@ -500,11 +453,3 @@ def licence_of(entry: WeightsEntry | None) -> str | None:
     if entry is None or entry.bundled:
         return None
     return entry.licence.partition(",")[0]
-
-
-def _remember(memory: OrderedDict[str, Value], name: str, value: Value) -> None:
-    """Keep a value as the last one, and no more of them than are worth it."""
-    memory[name] = value
-    memory.move_to_end(name)
-    while len(memory) > _MAX_REMEMBERED:
-        memory.popitem(last=False)

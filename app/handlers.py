@@ -142,7 +142,7 @@ class Handlers:
             return facts, gr.Timer(active=False), gr.skip(), gr.skip()
         if offer.pending:
             return _waiting(offer, request), gr.Timer(active=True), gr.skip(), gr.skip()
-        models = gr.update(choices=self._choices_with(offer, request))
+        models = gr.update(choices=self.model_choices(request))
         if offer.error is not None:
             facts = {"error": sentence_for(offer.error, request)}
             return facts, gr.Timer(active=False), gr.skip(), models
@@ -170,22 +170,6 @@ class Handlers:
             return gr.update(visible=bool(self._service.offer(model).norm_pix))
         except MAEError:
             return gr.update(visible=False)
-
-    def choose_repository(self, name: Any, request: gr.Request | None = None) -> dict[str, Any]:
-        """A repository that a visitor has typed, as the model chosen."""
-        name = name.strip() if isinstance(name, str) else name
-        try:
-            offer = self._service.offer(name)
-        except Exception as error:
-            raise as_gradio_error(error, request) from error
-        return gr.update(choices=self._choices_with(offer, request), value=name)
-
-    def _choices_with(self, chosen: Offer, request: object) -> list[tuple[str, str]]:
-        """As `model_choices`, with the one chosen, which the list may not have or have no more."""
-        choices = self.model_choices(request)  # type: ignore[arg-type]
-        if all(name != chosen.name for _, name in choices):
-            choices.append((_label(chosen, None, False, language_of(request)), chosen.name))
-        return choices
 
     def choose_example(self, name: Any, request: gr.Request | None = None) -> str:
         """The file of an example."""

@@ -5,14 +5,15 @@ was read and decoded last is kept for the next move of a slider.
 """
 
 import hashlib
+import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from cachetools import LRUCache, cachedmethod
 from PIL import Image
 
-from app.cache import LRUCache
 from app.decoding import decode_upload
 from mae_core.measurements import RangeSpec
 
@@ -82,13 +83,14 @@ class Pictures:
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._digests: LRUCache[Hashable, str] = LRUCache(_MOST_FILES, lambda digest: 1)
+        self._lock = threading.Lock()
+        self._digests: LRUCache[Hashable, str] = LRUCache(_MOST_FILES)
         self._decoded: LRUCache[Hashable, Image.Image] = LRUCache(_DECODED_BYTES, bytes_of)
 
     @property
-    def bytes(self) -> int:
+    def bytes(self) -> float:
         """What the decoded pictures take."""
-        return self._decoded.size
+        return self._decoded.currsize
 
     def digest(self, source: PictureSource) -> str:
         """What a picture's file is known by.
@@ -97,13 +99,21 @@ class Pictures:
             FileNotFoundError: If the file is gone.
         """
         identity = source.identity()
-        digest = None if identity is None else self._digests.get(identity)
-        if digest is None:
-            digest = source.digest()
-            if identity is not None:
-                self._digests.put(identity, digest)
-        return digest
+        return source.digest() if identity is None else self._digest_by(identity, source)
 
+    @cachedmethod(
+        lambda self: self._digests,
+        key=lambda self, identity, source: identity,
+        lock=lambda self: self._lock,
+    )
+    def _digest_by(self, identity: Hashable, source: PictureSource) -> str:
+        return source.digest()
+
+    @cachedmethod(
+        lambda self: self._decoded,
+        key=lambda self, source, digest, value_range="auto": (digest, value_range),
+        lock=lambda self: self._lock,
+    )
     def decoded(
         self, source: PictureSource, digest: str, value_range: RangeSpec = "auto"
     ) -> Image.Image:
@@ -118,14 +128,10 @@ class Pictures:
             FileNotFoundError: If the file is gone, or is another by now.
             ImageError: If it cannot be used.
         """
-        picture = self._decoded.get((digest, value_range))
-        if picture is None:
-            data = source.read()
-            if hashlib.sha256(data).hexdigest() != digest:
-                raise FileNotFoundError("the picture was replaced")
-            picture = decode_upload(data, value_range=value_range)
-            self._decoded.put((digest, value_range), picture)
-        return picture
+        data = source.read()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise FileNotFoundError("the picture was replaced")
+        return decode_upload(data, value_range=value_range)
 
 
 def bytes_of(picture: Image.Image) -> int:

@@ -12,16 +12,17 @@ never waits.
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections.abc import AsyncGenerator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cachetools import LRUCache
 from PIL import Image
 
-from app.cache import LRUCache
 from app.fetching import ModelShelf, NotReadyError, Offer, licence_of
 from app.logs import log_request
 from app.metrics import Metrics, Outcome
@@ -171,6 +172,7 @@ class ReconstructionService:
         self._shelf = shelf
         self.settings = settings = settings or AppSettings()
         self._pictures = Pictures()
+        self._answers_lock = threading.Lock()
         self._answers: LRUCache[Request, Answer] = LRUCache(
             _ANSWERS_BYTES, lambda answer: sum(map(bytes_of, answer.panels.values()))
         )
@@ -224,7 +226,7 @@ class ReconstructionService:
         shelf = ModelShelf(
             {name: entry for name, entry in list_weights().items() if name not in models},
             lambda source: ServedModel.open(source, device=settings.device),
-            policy=settings.fetch,
+            fetch=settings.fetch == "published",
             max_bytes=int(settings.memory_gb * 10**9),
             wanted=wanted,
         )
@@ -236,11 +238,6 @@ class ReconstructionService:
     def models(self) -> tuple[str, ...]:
         """Names of the models, the default first."""
         return tuple(offer.name for offer in self.offers())
-
-    @property
-    def takes_repositories(self) -> bool:
-        """Whether any repository of the Hugging Face hub can be asked for."""
-        return self._shelf is not None and self._shelf.policy == "any"
 
     @property
     def progress(self) -> dict[str, Progress | None]:
@@ -400,7 +397,8 @@ class ReconstructionService:
         # Only for a request that is right in all else is a model fetched.
         served = self._model(name)
         request = replace(request, version=served.version)
-        answer = self._answers.get(request)
+        with self._answers_lock:
+            answer = self._answers.get(request)
         if answer is not None:
             return answer
         return self._submit(_Job(request, served, source), visitor)
@@ -469,7 +467,9 @@ class ReconstructionService:
         answer = Answer(result.panels(), facts)
         # What only want of memory has put on the CPU is tried again.
         if "notice" not in facts:
-            self._answers.put(replace(request, version=state.version), answer)
+            # An answer above the bound is a ValueError, and is not kept.
+            with self._answers_lock, suppress(ValueError):
+                self._answers[replace(request, version=state.version)] = answer
         return answer
 
     def _max_batch(self, batch_key: Hashable) -> int:
@@ -505,7 +505,7 @@ class ReconstructionService:
         watch(
             "mae_workers_abandoned", "Workers given up, still at it.", lambda: scheduler.abandoned
         )
-        watch("mae_answers_bytes", "Answers kept in memory.", lambda: self._answers.size)
+        watch("mae_answers_bytes", "Answers kept in memory.", lambda: self._answers.currsize)
         watch("mae_pictures_bytes", "Pictures kept in memory.", lambda: self._pictures.bytes)
 
     def _model(self, name: str) -> ServedModel:
@@ -523,9 +523,7 @@ class ReconstructionService:
         known = isinstance(value, str) and (
             value in self.names or (self._shelf is not None and self._shelf.knows(value))
         )
-        other = ", or give the USER/NAME of a Hugging Face repository"
-        more = other if self.takes_repositories else ""
-        return str(value) if known else check_choice("model", value, self.models, more)
+        return str(value) if known else check_choice("model", value, self.models)
 
 
 def _leave(begun: "asyncio.Future[Answer | Ticket[_Computed]]") -> None:

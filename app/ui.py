@@ -18,7 +18,6 @@ from app.components import (
     UncheckedNumber,
     UncheckedRadio,
     UncheckedSlider,
-    UncheckedTextbox,
 )
 from app.handlers import OWN_SIZE, PANELS, SIZES, Handlers, outputs_of
 from app.i18n import LANGUAGES, STRINGS
@@ -200,16 +199,6 @@ def _models(handlers: Handlers, service: ReconstructionService) -> tuple[gr.Drop
         handlers.show_views, model, view, queue=False, show_progress="hidden",
         api_visibility="private",
     )  # fmt: skip
-    if service.takes_repositories:
-        repository = UncheckedTextbox(
-            label=I18N("repository"), placeholder=str(I18N("repository_hint")), max_lines=1,
-            submit_btn=True, elem_id="repository",
-        )  # fmt: skip
-        repository.submit(
-            # In the queue, past which Gradio shows no errors; it never waits for a model there.
-            handlers.choose_repository, repository, model, show_progress="hidden",
-            api_visibility="private",
-        )  # fmt: skip
     return model, view
 
 

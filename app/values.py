@@ -98,14 +98,13 @@ def check_request(
     )
 
 
-def check_choice(name: str, value: object, allowed: Sequence[str], more: str = "") -> str:
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> str:
     """A value, if it is one of those allowed.
 
     Args:
         name: What the error calls it.
         value: Anything.
         allowed: What it may be.
-        more: What else it may be, for the error.
 
     Raises:
         ConfigError: If it is not.
@@ -113,7 +112,7 @@ def check_choice(name: str, value: object, allowed: Sequence[str], more: str = "
     if value not in allowed:
         some = ", ".join(allowed[:_MOST_SHOWN])
         such = "one of those offered, such as " if len(allowed) > _MOST_SHOWN else ""
-        raise ConfigError(f"{name} is {_shown(value)}; choose {such}{some}{more}")
+        raise ConfigError(f"{name} is {_shown(value)}; choose {such}{some}")
     return str(value)
 
 

@@ -28,9 +28,9 @@ from typing import Literal
 from weakref import WeakValueDictionary
 
 import torch
+from cachetools import LRUCache, cached
 from torch import Tensor
 
-from app.cache import LRUCache
 from mae_core import MAEError, MaskedAutoencoder, PatchMask, Reconstructor, load
 from mae_core.reconstruct import Rebuilt
 
@@ -129,9 +129,6 @@ def _model_bytes(reconstructor: Reconstructor) -> int:
     return sum(p.numel() * p.element_size() for p in reconstructor.model.parameters())
 
 
-_read_models: LRUCache[int, Reconstructor] = LRUCache(_WORKER_BYTES, _model_bytes)
-
-
 def _rebuild(key: int, source: str, sent: bytes) -> bytes | None:
     """In a worker: run a model; None if the GPU's memory is full."""
     images, patch_mask, view = pickle.loads(sent)  # noqa: S301  (the process it is a fork of)
@@ -148,14 +145,13 @@ def _in_worker(key: int, source: str) -> Reconstructor:
     if inherited is not None:
         inherited.model.to("cuda")
         return inherited
-    reconstructor = _read_models.get(key)
-    if reconstructor is None:
-        model = load(source, fetch=False)
-        reconstructor = Reconstructor(
-            model, source, device="cuda", precision="float32", in_place=True
-        )
-        _read_models.put(key, reconstructor)
-    return reconstructor
+    return _read_in_worker(key, source)
+
+
+@cached(LRUCache(_WORKER_BYTES, _model_bytes), key=lambda key, source: key, lock=threading.Lock())
+def _read_in_worker(key: int, source: str) -> Reconstructor:
+    model = load(source, fetch=False)
+    return Reconstructor(model, source, device="cuda", precision="float32", in_place=True)
 
 
 def _seconds(key: int, source: str, sent: bytes) -> int:

@@ -8,6 +8,13 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
+# Settings read the environment: those of a page in a test are what the test gives.
+for name in [*os.environ]:
+    if name in ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "SPACE_ID") or (
+        name.startswith("MAE_") and not name.startswith("MAE_REQUIRE_")
+    ):
+        del os.environ[name]
+
 # No deadline: a busy machine is no bug.
 settings.register_profile("steady", derandomize=True, deadline=None, database=None)
 settings.load_profile("steady")

@@ -19,7 +19,6 @@ from app.components.unchecked import (
     UncheckedNumber,
     UncheckedRadio,
     UncheckedSlider,
-    UncheckedTextbox,
 )
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "UncheckedNumber",
     "UncheckedRadio",
     "UncheckedSlider",
-    "UncheckedTextbox",
     "as_gradio_error",
     "language_of",
     "sentence_for",

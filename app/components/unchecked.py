@@ -49,13 +49,3 @@ class UncheckedNumber(gr.Number, metaclass=QuietMeta):
     def preprocess(self, payload: Any) -> Any:
         """The value as it came."""
         return payload
-
-
-class UncheckedTextbox(gr.Textbox, metaclass=QuietMeta):
-    """A line of text whose value may be anything."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> Any:
-        """The value as it came."""
-        return payload

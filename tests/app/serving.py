@@ -5,12 +5,13 @@ import io
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 from PIL import Image
@@ -19,7 +20,7 @@ from app.__main__ import GRADIO_SETTINGS, launch
 from app.components import GuardedBlocks
 from app.handlers import Handlers
 from app.service import ReconstructionService
-from app.settings import AppSettings
+from app.settings import AppSettings, read_settings
 from app.ui import EXAMPLES, build_page
 from mae_core import MAEError, MaskedAutoencoder, ModelConfig, Reconstruction, Reconstructor
 from mae_core.config import to_dict
@@ -94,6 +95,12 @@ def save_step(run: Path, step: int, steps: int = 1000) -> None:
     save_checkpoint(run / CHECKPOINT_FILE, values)
 
 
+def settings_from(environ: Mapping[str, str]) -> AppSettings:
+    """What a page is served with whose environment this is."""
+    with patch.dict(os.environ, environ, clear=True):
+        return read_settings()
+
+
 def small_service(settings: AppSettings | None = None) -> ReconstructionService:
     """A service of one small model, in which tests may ask as fast as they can."""
     settings = settings or AppSettings(rate=0)
@@ -152,7 +159,7 @@ def built(service: ReconstructionService) -> GuardedBlocks:
 def launched(service: ReconstructionService) -> Iterator[tuple[GuardedBlocks, str]]:
     """A page while it is served as `python -m app` serves it, and its address."""
     page = built(service)
-    settings = replace(service.settings, port=free_port())
+    settings = service.settings.model_copy(update={"port": free_port()})
     try:
         yield page, inside_a_loop(lambda: launch(page, service, settings)).rstrip("/")
     finally:

@@ -1,6 +1,5 @@
 """Models that are read and fetched when they are chosen, with downloads made up."""
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,6 @@ from typing import Any
 
 import gradio as gr
 import pytest
-from huggingface_hub import constants
 
 from app.fetching import (
     MAX_WAITING,
@@ -50,6 +48,7 @@ class World:
     def __init__(self) -> None:
         self.here: set[str] = {"bundled"}
         self.of_the_host: set[str] = set()
+        self.looked_for: set[str] = set()
         self.fetched: list[str] = []
         self.read: list[str] = []
         self.under_way = self.most_under_way = 0
@@ -58,11 +57,10 @@ class World:
         self.read_on.set()
         self.failure: Exception | None = None
         self.first_bytes = 492_000_000
-        # Files of repositories, as huggingface_hub's cache has them.
-        self.lands_in: dict[str, Path] = {}
         self._counter = threading.Lock()
 
     def find(self, name: str) -> Path | None:
+        self.looked_for.add(name)
         if name == "broken":
             raise CheckpointError("the bundled weights are not there")
         return Path("x") if name in self.here else None
@@ -86,8 +84,6 @@ class World:
             if self.failure:
                 raise self.failure
             self.here.add(name)
-            if name in self.lands_in:
-                self.lands_in[name].write_bytes(b"x" * 1000)
             return Path("x")
         finally:
             with self._counter:
@@ -306,7 +302,7 @@ def test_what_nobody_expected_is_logged_and_not_told(
 
 
 def test_nothing_is_fetched_where_that_is_forbidden(world: World) -> None:
-    shelf = world.shelf(policy="none")
+    shelf = world.shelf(fetch=False)
     assert [offer.name for offer in shelf.offers()] == ["bundled"]
     with pytest.raises(CheckpointError, match="`mae fetch large`"):
         shelf.get("large")
@@ -314,36 +310,19 @@ def test_nothing_is_fetched_where_that_is_forbidden(world: World) -> None:
     assert not world.fetched
 
 
-@pytest.mark.parametrize("policy", ["none", "published"])
-def test_repositories_are_unknown_where_they_are_forbidden(world: World, policy: str) -> None:
-    service = served(world.shelf(policy=policy))
-    assert not service.takes_repositories
-    with pytest.raises(ConfigError, match="choose first, bundled"):
-        ask(service, "me/mine")
-
-
-def test_any_repository_is_fetched_where_it_is_allowed(world: World) -> None:
-    world.go_on.set()
-    shelf = world.shelf(policy="any")
-    service = served(shelf)
-    assert service.takes_repositories
-    assert arrived(shelf, "me/mine").name == "me/mine"
-    assert ask(service, "me/mine")["model"] == "me/mine"
-    # From now on the list has it.
-    assert "me/mine" in service.models
-
-
 @pytest.mark.parametrize(
     "name",
-    ["me/a..b", "me--you/mine", "me/mine.", "me/mine.git",
+    ["me/mine", "me/a..b", "me--you/mine", "me/mine.", "me/mine.git",
      "", "mine", "/etc/passwd", "../mine", "me/../mine", "me/mine/more", "me /mine", "me/mi\nne",
      "tests/app", ".", "~/mine", "me/" + "x" * 200, "mé/mine"],
 )  # fmt: skip
-def test_what_is_no_repository_is_refused(world: World, name: str) -> None:
-    service = served(world.shelf(policy="any"))
-    with pytest.raises(ConfigError, match="choose first.*, or give the USER/NAME"):
+def test_what_is_not_offered_is_refused_and_looked_for_nowhere(world: World, name: str) -> None:
+    world.here.add(name)
+    service = served(world.shelf())
+    with pytest.raises(ConfigError, match="choose first, bundled, large, norm"):
         ask(service, name)
-    assert not world.fetched
+    assert (world.fetched, world.read) == ([], [])
+    assert name not in world.looked_for
 
 
 def test_models_leave_the_memory_in_the_order_of_their_last_use(world: World) -> None:
@@ -368,13 +347,13 @@ def test_a_model_that_is_too_large_is_neither_fetched_nor_read(world: World) -> 
     assert not world.fetched
 
 
-def test_a_repository_that_is_too_large_is_left_as_soon_as_that_is_known(world: World) -> None:
+def test_a_file_that_is_too_large_is_left_as_soon_as_that_is_known(world: World) -> None:
     world.go_on.set()
-    shelf = world.shelf(policy="any", max_bytes=10**9)
-    not_ready(lambda: shelf.get("me/mine"))
+    shelf = world.shelf(max_bytes=10**9)
+    not_ready(lambda: shelf.get("large"))
     shelf.join()
     with pytest.raises(CheckpointError, match="takes 1.3 GB"):
-        shelf.get("me/mine")
+        shelf.get("large")
     assert not world.read
 
 
@@ -451,11 +430,10 @@ def test_visitors_models_never_push_out_what_was_given_at_the_start(world: World
 
 
 def test_where_the_network_is_forbidden_nothing_is_offered_that_is_not_here(world: World) -> None:
-    shelf = world.shelf(policy="any", offline=lambda: True)
+    shelf = world.shelf(offline=lambda: True)
     assert [offer.name for offer in shelf.offers()] == ["bundled"]
-    for name in ("large", "me/mine"):
-        with pytest.raises(CheckpointError, match="this page fetches nothing"):
-            shelf.get(name)
+    with pytest.raises(CheckpointError, match="this page fetches nothing"):
+        shelf.get("large")
     assert not world.fetched
 
 
@@ -485,88 +463,6 @@ def test_pace_is_what_came_since_the_last_look(clock: SimpleNamespace) -> None:
     assert pace.is_slow(2 * SLOWEST_BYTES - 1)
 
 
-def blob(world: World, name: str) -> Path:
-    """Where a repository's file lies once it is here."""
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"
-    folder.mkdir(parents=True, exist_ok=True)
-    world.lands_in[name] = folder / "0123"
-    return world.lands_in[name]
-
-
-def test_what_the_host_keeps_is_not_opened_for_visitors(world: World) -> None:
-    blob(world, "host/private").write_bytes(b"secret")
-    world.here.add("host/private")
-    world.go_on.set()
-    service = served(shelf := world.shelf(policy="any"))
-    assert shelf.offer("host/private").state == "absent"
-    with pytest.raises(DownloadError, match="not fetched for visitors"):
-        ask(service, "host/private")
-    assert "host/private" not in service.models
-    assert not world.read
-    assert world.lands_in["host/private"].read_bytes() == b"secret"
-
-
-def test_what_visitors_had_fetched_is_theirs_after_a_restart_too(world: World) -> None:
-    world.go_on.set()
-    world.lands_in["me/mine"] = Path(constants.HF_HUB_CACHE) / "models--me--mine" / "x"
-    arrived(world.shelf(policy="any"), "me/mine")
-    again = world.shelf(policy="any")
-    assert again.offer("me/mine").state == "here"
-    assert arrived(again, "me/mine").name == "me/mine"
-    assert world.fetched == ["me/mine"]
-
-
-def test_the_disk_that_visitors_take_is_bounded(world: World) -> None:
-    hub = Path(constants.HF_HUB_CACHE)
-    blob(world, "host/own").write_bytes(b"x" * 5000)
-    world.go_on.set()
-    size = ServedModel.fixed(small_reconstructor()).bytes
-    options = {"policy": "any", "max_bytes": BYTES + size, "max_fetched_bytes": BYTES + 1500}
-    for name in ("me/a", "me/b", "me/c"):
-        # Each in a page of its own, so that none is in use; two of them and a third do not fit.
-        world.lands_in[name] = hub / f"models--{name.replace('/', '--')}" / "x"
-        arrived(world.shelf(**options), name)
-        world.here.discard(name)
-        os.utime(
-            hub / f"models--{name.replace('/', '--')}" / ".fetched-for-visitors", (1, ord(name[-1]))
-        )
-    assert sorted(path.name for path in hub.iterdir()) == [
-        "models--host--own", "models--me--b", "models--me--c",
-    ]  # fmt: skip
-
-
-def test_what_can_never_fit_is_refused_before_it_is_fetched(world: World) -> None:
-    world.go_on.set()
-    shelf = world.shelf(policy="any", max_fetched_bytes=10**9)
-    not_ready(lambda: shelf.get("me/mine"))
-    shelf.join()
-    with pytest.raises(DownloadError, match="takes 1.3 GB, and this page keeps at most 1 GB"):
-        shelf.get("me/mine")
-    # Nothing of it stays.
-    assert not [*Path(constants.HF_HUB_CACHE).iterdir()]
-
-
-def test_what_is_in_use_is_not_removed_for_another(world: World) -> None:
-    world.go_on.set()
-    shelf = world.shelf(policy="any", max_fetched_bytes=BYTES + 500)
-    world.lands_in["me/a"] = Path(constants.HF_HUB_CACHE) / "models--me--a" / "x"
-    arrived(shelf, "me/a")
-    not_ready(lambda: shelf.get("me/b"))
-    shelf.join()
-    with pytest.raises(DownloadError, match="no room for me/b beside the repositories"):
-        shelf.get("me/b")
-    assert shelf.get("me/a").name == "me/a"
-
-
-def test_a_repository_that_is_not_there_leaves_nothing_behind(world: World) -> None:
-    world.failure = DownloadError("it has no such repository")
-    world.go_on.set()
-    shelf = world.shelf(policy="any")
-    not_ready(lambda: shelf.get("me/mine"))
-    shelf.join()
-    assert not [*Path(constants.HF_HUB_CACHE).iterdir()]
-
-
 CONTROLS = (0.75, 2, "random", "crop")
 
 
@@ -577,7 +473,7 @@ def update(handlers: Handlers, model: str, request: Any = None) -> tuple[Any, ..
 
 
 def test_labels_say_what_is_here_and_what_would_be_fetched(world: World) -> None:
-    handlers = Handlers(served(world.shelf(policy="any")), {})
+    handlers = Handlers(served(world.shelf()), {})
     assert handlers.model_choices() == [
         ("first", "first"),
         ("bundled · on disk", "bundled"),
@@ -632,16 +528,22 @@ def test_the_page_shows_why_it_failed_and_tries_again_when_asked(world: World) -
     assert update(handlers, "large")[4]["model"] == "large"
 
 
-def test_a_repository_that_failed_stays_the_model_chosen(world: World) -> None:
-    world.failure = DownloadError("the server is gone")
-    world.go_on.set()
-    handlers = Handlers(served(shelf := world.shelf(policy="any")), {})
-    update(handlers, "me/mine")
+@pytest.mark.parametrize("fetch", [True, False])
+def test_a_model_that_failed_stays_in_the_list(
+    world: World, monkeypatch: pytest.MonkeyPatch, fetch: bool
+) -> None:
+    def fail(name: str) -> ServedModel:
+        raise CheckpointError(f"{name} is damaged")
+
+    monkeypatch.setattr(world, "open", fail)
+    world.here.add("large")
+    handlers = Handlers(served(shelf := world.shelf(fetch=fetch)), {})
+    update(handlers, "large")
+    assert "large" in dict(handlers.model_choices()).values()
     shelf.join()
-    *_, models = handlers.look("me/mine")
-    assert models["choices"][-1] == ("me/mine · fetch unknown size", "me/mine")
-    # Nobody else has to see it.
-    assert "me/mine" not in dict(handlers.model_choices()).values()
+    facts, *_, models = handlers.look("large")
+    assert facts == {"error": "Large is damaged."}
+    assert "large" in dict(models["choices"]).values()
 
 
 def test_the_api_says_how_far_it_is(world: World) -> None:
@@ -661,14 +563,3 @@ def test_a_request_that_is_wrong_fetches_nothing(world: World) -> None:
     with pytest.raises(ConfigError):
         service.reconstruct(example("cat"), 0.75, 2, fit="stretch", model="large")
     assert service.offer("large").state == "absent"
-
-
-def test_a_typed_repository_becomes_the_model_chosen(world: World) -> None:
-    handlers = Handlers(served(world.shelf(policy="any")), {})
-    chosen = handlers.choose_repository(" me/mine ")
-    assert chosen["value"] == "me/mine"
-    assert chosen["choices"][-1] == ("me/mine · fetch unknown size", "me/mine")
-    with pytest.raises(gr.Error, match="choose first"):
-        handlers.choose_repository("tests/app")
-    with pytest.raises(gr.Error, match="choose first"):
-        handlers.choose_repository(None)

@@ -170,7 +170,7 @@ def visible_components(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_nothing_on_the_page_is_left_in_one_language() -> None:
     # With all that a page can show.
-    shelf = ModelShelf({}, ServedModel.open, policy="any")
+    shelf = ModelShelf({}, ServedModel.open)
     norm_pix = small_reconstructor("norm", norm_pix=True)
     service = ReconstructionService({"norm": norm_pix}, shelf)
     config: dict[str, Any] = built(service).get_config_file()  # type: ignore[assignment]

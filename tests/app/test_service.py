@@ -234,9 +234,35 @@ def test_large_answers_push_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
     service = small_service()
     answers = [service.reconstruct(example("cat"), 0.75, seed, image_size=448) for seed in range(5)]
     # Four panels of 448 x 448 pixels are 3.1 MiB.
-    assert service._answers.size == 3 * 4 * 448 * 448 * 4
+    assert service._answers.currsize == 3 * 4 * 448 * 448 * 4
     assert service.reconstruct(example("cat"), 0.75, 4, image_size=448) is answers[4]
     assert service.reconstruct(example("cat"), 0.75, 0, image_size=448) is not answers[0]
+
+
+def test_what_is_above_a_bound_is_computed_each_time_and_pushes_nothing_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = 4 * 112 * 112 * 4
+    monkeypatch.setattr("app.service._ANSWERS_BYTES", small)
+    monkeypatch.setattr("app.pictures._DECODED_BYTES", 1000)
+    service = small_service()
+    kept = service.reconstruct(example("cat"), 0.75, 2)
+    large = [service.reconstruct(example("cat"), 0.75, 2, image_size=448) for _ in range(2)]
+    assert large[0] is not large[1]
+    assert service.reconstruct(example("cat"), 0.75, 2) is kept
+    figures = service.metrics.exposition()[0].decode()
+    assert f"mae_answers_bytes {float(small)}" in figures
+    assert "mae_pictures_bytes 0.0" in figures
+
+
+def test_threads_leave_the_size_of_the_answers_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 10 * 4 * 112 * 112 * 4
+    monkeypatch.setattr("app.service._ANSWERS_BYTES", most)
+    service = small_service()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: service.reconstruct(example("cat"), 0.75, i * 7 % 25), range(200)))
+    kept = sum(map(service._answers.getsizeof, service._answers.values()))
+    assert service._answers.currsize == kept == most
 
 
 def test_views_differ_and_only_one_uses_the_answer() -> None:
@@ -633,7 +659,7 @@ def test_a_file_that_is_replaced_while_it_waits_is_not_shown(tmp_path: Path) -> 
         second = asyncio.create_task(steps_of(service, image=PictureFile(path), seed=1))
         await until(lambda: load_of(service) == (1, 1))
         path.write_bytes(example("dogs"))
-        service._pictures._decoded._values.clear()
+        service._pictures._decoded.clear()
         model.gate.set()
         await first
         with pytest.raises(FileNotFoundError):

@@ -11,7 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 from app.fetching import ModelShelf
 from app.models import ServedModel
 from app.service import ReconstructionService
-from mae_core.weights import registry
+from mae_core.weights import WeightsEntry, registry
 from mae_core.weights.formats import save_weights
 from mae_core.weights.hub import Progress
 from mae_core.weights.registry import list_weights
@@ -22,6 +22,8 @@ from tests.downloading import isolate, use_hub
 from tests.hub import Hub, running_hub
 
 pytestmark = pytest.mark.browser
+
+LONG = "me/a-name-that-is-longer-than-others"
 
 ON_A_PHONE = {"viewport": PHONE, "is_mobile": True, "has_touch": True, "locale": "zh-CN"}
 
@@ -65,7 +67,9 @@ def shelf(hub: Hub, gate: threading.Event) -> Iterator[ModelShelf]:
     def read(name: str) -> ServedModel:
         return ServedModel.open(name, device="cpu")
 
-    shelf = ModelShelf(list_weights(), read, policy="any", locate=locate)
+    names = ("me/flowers", "me/views", "me/later", LONG)
+    shelf = ModelShelf(list_weights() | {name: on_the_hub(name) for name in names}, read,
+                       locate=locate)  # fmt: skip
     yield shelf
     gate.set()
     shelf.join()
@@ -76,14 +80,16 @@ def service(shelf: ModelShelf) -> ReconstructionService:
     return ReconstructionService({"small-random": small_reconstructor()}, shelf)
 
 
+def on_the_hub(name: str) -> WeightsEntry:
+    return WeightsEntry(
+        name=name, summary="A model of flowers", licence="MIT", kind="autoencoder",
+        format="mae_core", target="norm_pix", parameters=1_000_000, repo=name,
+    )  # fmt: skip
+
+
 def published(hub: Hub, name: str, weights: bytes) -> str:
     hub.publish(name, {"config.json": b"{}", "weights.safetensors": weights})
     return name
-
-
-def type_repository(page: Page, name: str) -> None:
-    page.locator("#repository textarea, #repository input").fill(name)
-    page.locator("#repository button").click()
 
 
 def choose(page: Page, name: str) -> None:
@@ -95,19 +101,19 @@ def choose(page: Page, name: str) -> None:
 
 def fetched(page: Page, name: str) -> None:
     """Wait until the list says that a model, the one chosen, is here."""
-    expect(page.locator("#model input")).to_have_value(f"{name} · on disk")
+    expect(page.locator("#model input")).to_have_value(f"{name} · on disk · MIT")
 
 
 def option(page: Page, name: str) -> Locator:
     return page.locator("#model [role=option]", has_text=name)
 
 
-def test_a_repository_is_fetched_while_others_are_answered(
+def test_a_model_is_fetched_while_others_are_answered(
     view: Page, service: ReconstructionService, hub: Hub, gate: threading.Event, flowers: bytes
 ) -> None:
     name = published(hub, "me/flowers", flowers)
     gate.clear()
-    type_repository(view, name)
+    choose(view, name)
     seen(view, f"Fetching {name}")
     expect(view.locator("#facts progress[value]")).to_have_count(1)
     expect(view.locator("#panels img")).to_have_count(0)
@@ -118,7 +124,6 @@ def test_a_repository_is_fetched_while_others_are_answered(
     gate.set()
     fetched(view, name)
     shows(view, expected(service, example("cat"), 0.75, 2, "random", "crop", name))
-    # Of normalised pixels, as it turned out.
     expect(view.locator("#view")).to_be_visible()
     assert [request.path.rsplit("/", 1)[-1] for request in hub.downloads] == [
         "config.json", "weights.safetensors",
@@ -129,7 +134,7 @@ def test_the_views_of_normalised_pixels(
     view: Page, service: ReconstructionService, hub: Hub, flowers: bytes
 ) -> None:
     expect(view.locator("#view")).to_have_count(0)
-    type_repository(view, name := published(hub, "me/views", flowers))
+    choose(view, name := published(hub, "me/views", flowers))
     fetched(view, name)
     request = (example("cat"), 0.75, 2, "random", "crop", name, None)
     shows(view, expected(service, *request, "estimated"))
@@ -148,18 +153,15 @@ def test_the_views_of_normalised_pixels(
 def test_a_failure_is_a_sentence_and_can_be_tried_again(
     view: Page, service: ReconstructionService, hub: Hub, flowers: bytes
 ) -> None:
-    type_repository(view, "no repository")
-    expect(view.get_by_test_id("toast-body")).to_contain_text("give the USER/NAME")
-    view.get_by_test_id("toast-close").click()
-    type_repository(view, "me/later")
+    choose(view, "me/later")
     alert = view.locator("#facts [role=alert]")
     expect(alert).to_contain_text("me/later")
-    expect(view.locator("#model input")).to_have_value("me/later · fetch unknown size")
+    expect(view.locator("#model input")).to_have_value("me/later · fetch ≈ 4 MB · MIT")
     expect(view.locator("#panels img")).to_have_count(0)
     choose(view, "small-random")
     shows(view, expected(service, example("cat"), 0.75, 2))
     published(hub, "me/later", flowers)
-    type_repository(view, "me/later ")
+    choose(view, "me/later")
     fetched(view, "me/later")
     shows(view, expected(service, example("cat"), 0.75, 2, "random", "crop", "me/later"))
     expect(alert).to_have_count(0)
@@ -185,7 +187,7 @@ def test_a_chinese_phone_has_room_for_all_of_it(
     view: Page, hub: Hub, gate: threading.Event, flowers: bytes
 ) -> None:
     gate.clear()
-    type_repository(view, name := published(hub, "me/a-name-that-is-longer-than-others", flowers))
+    choose(view, name := published(hub, LONG, flowers))
     seen(view, f"正在下载 {name}")
     gate.set()
     expect(view.locator("#view")).to_be_visible()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.settings import AppSettings
+from tests.app.serving import settings_from
 from tests.sources import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -76,7 +76,7 @@ def test_what_is_written_goes_where_a_read_only_container_lets_it() -> None:
 def test_it_listens_where_it_says() -> None:
     values = environment()
     assert arguments("EXPOSE") == [values["MAE_PORT"]]
-    settings = AppSettings.from_env(values)
+    settings = settings_from(values)
     assert (settings.host, settings.port) == ("0.0.0.0", 7860)
 
 
@@ -119,7 +119,7 @@ def test_a_service_keeps_what_was_fetched_and_has_room_for_the_rest(
 def test_a_service_is_given_the_time_to_drain(service: dict[str, Any]) -> None:
     grace = re.fullmatch(r"(\d+)s", service["stop_grace_period"])
     assert grace is not None
-    assert int(grace[1]) > AppSettings.from_env(service["environment"]).drain_seconds
+    assert int(grace[1]) > settings_from(service["environment"]).drain_seconds
 
 
 def test_the_gpu_is_asked_for_by_one_service_only() -> None:
@@ -127,7 +127,7 @@ def test_the_gpu_is_asked_for_by_one_service_only() -> None:
     assert gpu["profiles"] == ["gpu"]
     # An empty TORCH_INDEX leaves PyPI's torch, which has CUDA.
     assert gpu["build"]["args"] == {"TORCH_INDEX": ""}
-    assert AppSettings.from_env(gpu["environment"]).device == "cuda"
+    assert settings_from(gpu["environment"]).device == "cuda"
     (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
     assert device["driver"] == "nvidia"
     assert device["capabilities"] == ["gpu"]
