@@ -15,7 +15,6 @@ from app.fetching import PATIENCE_SECONDS, NotReadyError, Offer
 from app.i18n import line_sentence, progress_sentence, size_of, text
 from app.models import Progress
 from app.service import Answer, ReconstructionService, Waiting
-from app.values import Values
 from mae_core import MAEError
 from mae_core.errors import ImageError
 from mae_core.reconstruct import NORM_PIX_VIEWS
@@ -57,9 +56,10 @@ class Handlers:
         model: Any,
         image_size: Any = None,
         view: Any = NORM_PIX_VIEWS[0],
+        mask: Any = None,
         request: gr.Request | None = None,
     ) -> Outputs:
-        """Remove patches of a picture and rebuild it.
+        """Remove patches of a picture and rebuild it; Gradio tells callers of this signature.
 
         Args:
             image: The picture, a file of an ordinary photo format.
@@ -71,12 +71,17 @@ class Handlers:
             image_size: Size of the picture in pixels, a multiple of the model's patch side; the
                 model's own if not given.
             view: Of models that predict normalised pixels: "estimated", "answer" or "normalized".
+            mask: Own mask in place of ratio, seed and strategy: a list of rows of 0 and 1, one for
+                each patch, 1 = removed.
             request: Who asks; Gradio fills it in.
 
         Returns:
             The pictures original, masked, reconstruction and pasted, and the facts.
         """
-        values = Values(image, mask_ratio, seed, strategy, fit, model, image_size, view)
+        values = {
+            "image": image, "mask_ratio": mask_ratio, "seed": seed, "strategy": strategy,
+            "fit": fit, "model": model, "image_size": image_size, "view": view, "mask": mask,
+        }  # fmt: skip
         try:
             async with aclosing(self._service.answer(values, visitor_of(request))) as steps:
                 async for step in steps:
@@ -87,16 +92,7 @@ class Handlers:
         raise AssertionError("there is an answer or an error")
 
     async def update(
-        self,
-        image: Any,
-        mask_ratio: Any,
-        seed: Any,
-        strategy: Any,
-        fit: Any,
-        model: Any,
-        size: Any,
-        view: Any,
-        request: gr.Request | None = None,
+        self, request: gr.Request | None = None, **values: Any
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         """As `reconstruct`, for the page: what cannot be shown leaves the panels empty.
 
@@ -105,13 +101,14 @@ class Handlers:
         stay as they are, the place in the line. The last output is the timer, which asks again
         while the model is on its way.
         """
-        if image is None:
+        if values["image"] is None:
             yield *_EMPTY, None, gr.Timer(active=False)
             return
         try:
             # In a thread, as files are looked at.
-            size = await asyncio.to_thread(self._size_for, model, size)
-            values = Values(image, mask_ratio, seed, strategy, fit, model, size, view)
+            values["image_size"] = await asyncio.to_thread(
+                self._size_for, values["model"], values["image_size"]
+            )
             async with aclosing(self._service.answer(values, visitor_of(request))) as steps:
                 async for step in steps:
                     yield _step_outputs(step, request)

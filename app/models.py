@@ -5,12 +5,13 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
 
 from app import zerogpu
+from app.request import Request
 from mae_core import MAEError, MaskedAutoencoder, ModelConfig, Reconstruction, Reconstructor
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.reconstruct import MAX_PATCHES, ReconstructionRequest
@@ -41,46 +42,6 @@ class Progress:
 
     step: int
     steps: int
-
-
-class Shape(Protocol):
-    """What is known of a job before its picture is decoded."""
-
-    @property
-    def mask_ratio(self) -> float:
-        """Fraction removed, 0..1."""
-
-    @property
-    def fit(self) -> str:
-        """How the picture is brought to size."""
-
-    @property
-    def image_size(self) -> int | None:
-        """Pixels that the fit aims at; None for the model's own."""
-
-    @property
-    def view(self) -> str:
-        """How normalised pixels are shown."""
-
-
-@dataclass(frozen=True)
-class ModelJob:
-    """A picture to rebuild, with values that `Reconstructor` explains."""
-
-    picture: Image.Image
-    mask_ratio: float
-    seed: int
-    strategy: str
-    fit: str
-    image_size: int | None
-    view: str
-
-    def request(self) -> ReconstructionRequest:
-        """The same for a `Reconstructor`."""
-        return ReconstructionRequest(
-            self.picture, self.mask_ratio, self.seed, self.strategy, self.fit,
-            image_size=self.image_size, view=self.view,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -203,34 +164,35 @@ class ServedModel:
 
     @property
     def max_batch(self) -> int:
-        """How many jobs are worth to be run together."""
+        """How many requests are worth running together."""
         reconstructor = self._state.reconstructor
         if isinstance(reconstructor, zerogpu.ZeroGPUReconstructor):
             # Each visitor spends the GPU time that is theirs.
             return 1
         return _MAX_BATCH.get(reconstructor.device.type, 1)
 
-    def batch_key(self, job: Shape) -> Hashable:
-        """Equal for jobs that may share a forward pass; of a large picture equal to no other."""
-        side = (job.image_size or self.config.image_size) // self.config.patch_size
+    def batch_key(self, request: Request) -> Hashable:
+        """Equal for what may share a forward pass; of a large picture equal to no other."""
+        side = (request.image_size or self.config.image_size) // self.config.patch_size
         if 2 * side**2 > MAX_PATCHES:
             return object()
-        return self.name, self.version, side, job.fit == "whole", job.mask_ratio, job.view
+        return self.name, self.version, request.batch_key(side)
 
-    def run(self, jobs: Sequence[ModelJob]) -> tuple[list[Reconstruction | Exception], ModelState]:
+    def run(
+        self, requests: Sequence[ReconstructionRequest]
+    ) -> tuple[list[Reconstruction | Exception], ModelState]:
         """Rebuild pictures, several in one forward pass where that is possible.
 
         Where the device's memory does not do, it is tried with fewer at a time, and with a single
         one on the CPU.
 
         Returns:
-            For each job its result or why there is none, an `MAEError` unless it is unexpected;
+            For each request its result or why there is none, an `MAEError` unless it is unexpected;
             and the state of the model that they are of.
         """
         with self._lock:
             self._refresh()
             state = self._state
-        requests = [job.request() for job in jobs]
         # Holds for this thread alone, and others that run models may set it otherwise.
         torch.set_num_threads(state.reconstructor.threads_for(requests))
         return _reconstruct(state.reconstructor, requests), state

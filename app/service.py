@@ -26,12 +26,12 @@ from PIL import Image
 from app.fetching import ModelShelf, NotReadyError, Offer, licence_of
 from app.logs import log_request
 from app.metrics import Metrics, Outcome
-from app.models import ModelJob, ModelState, Progress, ServedModel
+from app.models import ModelState, Progress, ServedModel
 from app.pictures import Pictures, PictureSource, bytes_of
 from app.rates import RateLimiter
+from app.request import Request, check_choice, check_source, parse
 from app.scheduler import BusyError, Scheduler, Ticket, TookTooLongError
 from app.settings import AppSettings
-from app.values import Request, Values, check_choice, check_request, check_source
 from app.zerogpu import NoGPUError
 from mae_core import MAEError, Reconstruction, Reconstructor, list_weights
 from mae_core.errors import (
@@ -41,7 +41,7 @@ from mae_core.errors import (
     ImageError,
     MaskError,
 )
-from mae_core.reconstruct import MAX_PATCHES, NORM_PIX_VIEWS
+from mae_core.reconstruct import MAX_PATCHES
 from mae_core.weights import DEFAULT_WEIGHTS, weights_name
 
 _logger = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ class _Job:
     """A request in the line: with its model, and the picture as a file, not as bytes."""
 
     request: Request
+    version: Hashable
     served: ServedModel
     source: PictureSource
 
@@ -173,7 +174,8 @@ class ReconstructionService:
         self.settings = settings = settings or AppSettings()
         self._pictures = Pictures()
         self._answers_lock = threading.Lock()
-        self._answers: LRUCache[Request, Answer] = LRUCache(
+        # Of a model's version, so that no answer of an older state is given.
+        self._answers: LRUCache[tuple[Request, Hashable], Answer] = LRUCache(
             _ANSWERS_BYTES, lambda answer: sum(map(bytes_of, answer.panels.values()))
         )
         self._rate = (
@@ -320,29 +322,22 @@ class ReconstructionService:
         return min(max(round(image_size / patch), 1), most) * patch
 
     def reconstruct(
-        self,
-        image: object,
-        mask_ratio: object,
-        seed: object,
-        strategy: object = "random",
-        fit: object = "crop",
-        model: object = None,
-        image_size: object = None,
-        view: object = NORM_PIX_VIEWS[0],
+        self, image: object, mask_ratio: object, seed: object, **values: object
     ) -> Answer:
         """As `answer`, for the host itself: without a rate, and waiting in this thread."""
-        begun = self._begin(
-            Values(image, mask_ratio, seed, strategy, fit, model, image_size, view), None
-        )
+        given = {"image": image, "mask_ratio": mask_ratio, "seed": seed, **values}
+        begun = self._begin(given, None)
         return begun if isinstance(begun, Answer) else begun.result().answer
 
-    async def answer(self, values: Values, visitor: str) -> AsyncGenerator[Waiting | Answer, None]:
+    async def answer(
+        self, values: Mapping[str, object], visitor: str
+    ) -> AsyncGenerator[Waiting | Answer, None]:
         """Remove patches of a picture and rebuild it.
 
         Closing the generator gives up the place in the line.
 
         Args:
-            values: Anything; they are checked here.
+            values: Anything, by the names of `app.request`; they are checked here.
             visitor: Who asks, by whatever tells visitors apart.
 
         Yields:
@@ -359,7 +354,7 @@ class ReconstructionService:
             BusyError: If too many wait, or the visitor asks too often.
             TookTooLongError: If it was given up.
         """
-        with self._recorded(values.model) as fields:
+        with self._recorded(values.get("model")) as fields:
             begun = await self._begun(values, visitor)
             if isinstance(begun, Answer):
                 fields["outcome"], answer = "cached", begun
@@ -378,7 +373,9 @@ class ReconstructionService:
                 fields["batch"], answer = computed.batch, computed.answer
         yield answer
 
-    async def _begun(self, values: Values, visitor: str) -> Answer | Ticket[_Computed]:
+    async def _begun(
+        self, values: Mapping[str, object], visitor: str
+    ) -> Answer | Ticket[_Computed]:
         """As `_begin`, in a thread, as files are looked at; who leaves meanwhile keeps no place."""
         begun = asyncio.ensure_future(asyncio.to_thread(self._begin, values, visitor))
         try:
@@ -387,21 +384,23 @@ class ReconstructionService:
             begun.add_done_callback(_leave)
             raise
 
-    def _begin(self, values: Values, visitor: str | None) -> Answer | Ticket[_Computed]:
+    def _begin(
+        self, values: Mapping[str, object], visitor: str | None
+    ) -> Answer | Ticket[_Computed]:
         """The answer, if it is in the cache; otherwise a ticket for it."""
-        source = check_source(values.image)
-        name = self.names[0] if values.model is None else self._check_model(values.model)
-        request = check_request(
+        source, model = check_source(values.get("image")), values.get("model")
+        name = self.names[0] if model is None else self._check_model(model)
+        request = parse(
             values, name, self.settings.max_image_size, lambda: self._pictures.digest(source)
         )
         # Only for a request that is right in all else is a model fetched.
         served = self._model(name)
-        request = replace(request, version=served.version)
+        version = served.version
         with self._answers_lock:
-            answer = self._answers.get(request)
+            answer = self._answers.get((request, version))
         if answer is not None:
             return answer
-        return self._submit(_Job(request, served, source), visitor)
+        return self._submit(_Job(request, version, served, source), visitor)
 
     def _submit(self, job: _Job, visitor: str | None) -> Ticket[_Computed]:
         wait = self._rate.take(visitor) if self._rate and visitor is not None else 0.0
@@ -410,7 +409,7 @@ class ReconstructionService:
         try:
             return self._scheduler.submit(
                 job,
-                key=job.request,
+                key=(job.request, job.version),
                 batch_key=(job.served, job.served.batch_key(job.request)),
                 visitor=visitor or "",
             )
@@ -432,7 +431,7 @@ class ReconstructionService:
                 pictures[i] = decoded
         if pictures:
             results, state = jobs[0].served.run(
-                [_model_job(jobs[i].request, picture) for i, picture in pictures.items()]
+                [jobs[i].request.of(picture) for i, picture in pictures.items()]
             )
             for i, result in zip(pictures, results, strict=True):
                 outcomes[i] = (
@@ -469,7 +468,7 @@ class ReconstructionService:
         if "notice" not in facts:
             # An answer above the bound is a ValueError, and is not kept.
             with self._answers_lock, suppress(ValueError):
-                self._answers[replace(request, version=state.version)] = answer
+                self._answers[request, state.version] = answer
         return answer
 
     def _max_batch(self, batch_key: Hashable) -> int:
@@ -532,13 +531,6 @@ def _leave(begun: "asyncio.Future[Answer | Ticket[_Computed]]") -> None:
         result = begun.result()
         if isinstance(result, Ticket):
             result.cancel()
-
-
-def _model_job(request: Request, picture: Image.Image) -> ModelJob:
-    return ModelJob(
-        picture, request.mask_ratio, request.seed, request.strategy, request.fit,
-        request.image_size, request.view,
-    )  # fmt: skip
 
 
 def _for_visitors(name: str, error: MAEError) -> MAEError:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from app.components import (
 )
 from app.handlers import OWN_SIZE, PANELS, SIZES, Handlers, outputs_of
 from app.i18n import LANGUAGES, STRINGS
+from app.request import MASK_RATIO_MAX, MASK_RATIO_MIN
 from app.service import ReconstructionService
-from app.values import MASK_RATIO_MAX, MASK_RATIO_MIN
 from mae_core import MAEError
 from mae_core.images import FITS
 from mae_core.model.masking import STRATEGIES
@@ -52,24 +51,6 @@ _QUEUE_SIZE = 10_000
 
 # Between looks at how far a model is that is fetched.
 _LOOK_SECONDS = 1
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """The widgets that say what to reconstruct, in the order of a handler's arguments."""
-
-    image: gr.Image
-    mask_ratio: gr.Slider
-    seed: gr.Slider
-    strategy: gr.Radio
-    fit: gr.Radio
-    model: gr.Dropdown
-    size: gr.Radio
-    view: gr.Radio
-
-    def in_order(self) -> list[Any]:
-        """The widgets, for an event's inputs."""
-        return [getattr(self, field.name) for field in fields(self)]
 
 
 def examples() -> list[Path]:
@@ -105,7 +86,11 @@ def build_page(service: ReconstructionService) -> GuardedBlocks:
                     model, view = _models(handlers, service)
             with gr.Column(elem_id="outputs", scale=3, min_width=300):
                 outputs = _outputs(first)
-        inputs = _Inputs(image, mask_ratio, seed, *choices[:2], model, choices[2], view)
+        # By the names of `app.request`.
+        inputs: dict[str, Any] = {
+            "image": image, "mask_ratio": mask_ratio, "seed": seed, "strategy": choices[0],
+            "fit": choices[1], "model": model, "image_size": choices[2], "view": view,
+        }  # fmt: skip
         # What the page is built with grows old while a model is trained, or on its way.
         opening = [page.load] if any(service.progress.values()) or first[-1] is None else []
         _wire(handlers, inputs, outputs, opening)
@@ -218,18 +203,20 @@ def _outputs(first: tuple[Any, ...]) -> list[Any]:
 
 
 def _wire(
-    handlers: Handlers, inputs: _Inputs, outputs: list[Any], opening: list[Callable[..., Any]]
-) -> None:
+    handlers: Handlers, inputs: dict[str, Any], outputs: list[Any],
+    opening: list[Callable[..., Any]],
+) -> None:  # fmt: skip
     """One event for every control, so that the panels always end in the last state."""
     timer = gr.Timer(_LOOK_SECONDS, active=False)
     # A component, not a state: only those report a change that came past the queue.
     arrivals = gr.Number(0, show_label=False, visible="hidden", elem_id="arrivals")
-    changes = [*(widget.change for widget in inputs.in_order()), arrivals.change, *opening]
+    changes = [*(widget.change for widget in inputs.values()), arrivals.change, *opening]
     gr.on(
         changes,
         handlers.update,
-        inputs.in_order(),
+        None,
         [*outputs, timer],
+        inputs_kwargs=inputs,
         trigger_mode="always_last",
         show_progress="minimal",
         show_progress_on=outputs[-1],
@@ -237,11 +224,11 @@ def _wire(
     )
     # Not in the queue: how far a model is, is known at once.
     timer.tick(
-        handlers.look, inputs.model, [outputs[-1], timer, arrivals, inputs.model], queue=False,
-        show_progress="hidden", api_visibility="private",
+        handlers.look, inputs["model"], [outputs[-1], timer, arrivals, inputs["model"]],
+        queue=False, show_progress="hidden", api_visibility="private",
     )  # fmt: skip
     arrivals.change(
-        handlers.show_views, inputs.model, inputs.view, queue=False, show_progress="hidden",
+        handlers.show_views, inputs["model"], inputs["view"], queue=False, show_progress="hidden",
         api_visibility="private",
     )  # fmt: skip
 
@@ -249,18 +236,21 @@ def _wire(
 def _add_api(handlers: Handlers, models: tuple[str, ...]) -> None:
     """The endpoint `/reconstruct`, whose widgets nobody sees and whose picture has no default."""
     with gr.Column(visible=False):
-        inputs = [
-            SafeImage(label="image"),
-            UncheckedSlider(MASK_RATIO_MIN, MASK_RATIO_MAX, _FIRST_RATIO, label="mask_ratio"),
-            UncheckedSlider(0, _LAST_SEED, 0, step=1, precision=0, label="seed"),
-            UncheckedRadio(list(STRATEGIES), value=STRATEGIES[0], label="strategy"),
-            UncheckedRadio(list(FITS), value=FITS[0], label="fit"),
-            UncheckedDropdown(list(models), value=models[0], label="model"),
-            UncheckedNumber(value=None, label="image_size"),
-            UncheckedRadio(list(NORM_PIX_VIEWS), value=NORM_PIX_VIEWS[0], label="view"),
-        ]
+        inputs: dict[str, Any] = {
+            "image": SafeImage(),
+            "mask_ratio": UncheckedSlider(MASK_RATIO_MIN, MASK_RATIO_MAX, _FIRST_RATIO),
+            "seed": UncheckedSlider(0, _LAST_SEED, 0, step=1, precision=0),
+            "strategy": UncheckedRadio(list(STRATEGIES), value=STRATEGIES[0]),
+            "fit": UncheckedRadio(list(FITS), value=FITS[0]),
+            "model": UncheckedDropdown(list(models), value=models[0]),
+            "image_size": UncheckedNumber(value=None),
+            "view": UncheckedRadio(list(NORM_PIX_VIEWS), value=NORM_PIX_VIEWS[0]),
+            "mask": gr.JSON(value=None),
+        }
         outputs: list[Any] = [
             PanelImage(label=name, elem_id=f"api-{name}", format="png") for name in PANELS
         ]
         outputs.append(gr.JSON(label="facts"))
-        gr.Button().click(handlers.reconstruct, inputs, outputs, api_name="reconstruct")
+        gr.Button().click(
+            handlers.reconstruct, None, outputs, inputs_kwargs=inputs, api_name="reconstruct"
+        )

@@ -67,7 +67,7 @@ APP_WITHOUT_GRADIO = {
     "app.scheduler",
     "app.sessions",
     "app.storage",
-    "app.values",
+    "app.request",
     "app.visitors",
     "app.zerogpu",
 }

@@ -113,10 +113,12 @@ def asked(handlers: Handlers, image: object, *controls: Any, request: Any = None
 
 
 def shown(handlers: Handlers, image: object, *controls: Any) -> Any:
-    """What the page shows in the end."""
+    """What the page shows in the end; the last of the controls may be Gradio's request."""
+    names = ("mask_ratio", "seed", "strategy", "fit", "model", "image_size", "view", "request")
+    given = dict(zip(names, controls, strict=False))
 
     async def last() -> Any:
-        return [outputs async for outputs in handlers.update(image, *controls)][-1]
+        return [outputs async for outputs in handlers.update(image=image, **given)][-1]
 
     return asyncio.run(last())
 

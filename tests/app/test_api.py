@@ -31,6 +31,7 @@ from tests.app.serving import (
     example,
     launched,
     served,
+    small_reconstructor,
     stopped_clock,
 )
 
@@ -53,7 +54,7 @@ def test_a_call_gives_four_lossless_pictures_and_the_facts(
     client: Client, service: ReconstructionService
 ) -> None:
     *files, facts = ask(client, mask_ratio=0.5, seed=7, strategy="grid", fit="whole")
-    answer = service.reconstruct(example("cat"), 0.5, 7, "grid", "whole")
+    answer = service.reconstruct(example("cat"), 0.5, 7, strategy="grid", fit="whole")
     assert facts == answer.facts
     for name, file in zip(PANELS, files, strict=True):
         assert Path(file).name == f"{name}.png"
@@ -66,6 +67,19 @@ def test_strategy_fit_and_model_have_defaults(client: Client) -> None:
     facts = ask(client)[4]
     chosen = (facts["strategy"], facts["fit"], facts["model"])
     assert chosen == ("random", "crop", "small-random")
+
+
+def test_an_own_mask_gives_the_pixels_of_the_library(client: Client) -> None:
+    rows = [[(row + column) % 3 > 0 for column in range(7)] for row in range(7)]
+    *files, facts = ask(client, mask=[[int(cell) for cell in row] for row in rows])
+    direct = small_reconstructor()(CAT, mask=rows)
+    for file, panel in zip(files, direct.panels().values(), strict=True):
+        with Image.open(file) as picture:
+            assert np.array_equal(np.asarray(picture), np.asarray(panel))
+    assert (facts["strategy"], facts["visible"]) == ("custom", 17)
+    # Equal masks are one request, whatever else was given and however 1 is written.
+    again = ask(client, mask=[[float(cell) for cell in row] for row in rows], mask_ratio=0.5)
+    assert again[4] == facts
 
 
 def test_size_is_obeyed(client: Client) -> None:
@@ -83,10 +97,10 @@ def test_reconstruct_is_the_one_endpoint(client: Client) -> None:
     endpoint = info["named_endpoints"]["/reconstruct"]
     names = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
     assert names == [
-        "image", "mask_ratio", "seed", "strategy", "fit", "model", "image_size", "view",
+        "image", "mask_ratio", "seed", "strategy", "fit", "model", "image_size", "view", "mask",
     ]  # fmt: skip
     optional = [parameter["parameter_has_default"] for parameter in endpoint["parameters"]]
-    assert optional == [False] + [True] * 7
+    assert optional == [False] + [True] * 8
     assert [value["label"] for value in endpoint["returns"]] == [*PANELS, "facts"]
 
 
@@ -107,6 +121,13 @@ def test_reconstruct_is_the_one_endpoint(client: Client) -> None:
         ({"image_size": 100}, "multiples of 16"),
         ({"image_size": "large"}, "whole number of pixels"),
         ({"view": "best"}, "estimated, answer, normalized"),
+        ({"mask": "0101"}, "Mask is '0101'; give rows of equally many 0 and 1"),
+        ({"mask": [[0, 1], [1]]}, "Mask has 2 rows of up to 2; give rows of equally many"),
+        ({"mask": [[0, 2]]}, "A row of the mask is [0, 2]"),
+        ({"mask": [[]]}, "A row of the mask is []"),
+        pytest.param({"mask": [[0] * 100] * 50}, "of at most 4096 patches", id="large mask"),
+        ({"mask": [[1] * 7] * 7}, "The mask removes every patch; leave at least one"),
+        ({"mask": [[0, 1]]}, "this image has 7 rows of 7 patches"),
         ({"image": None}, "There is no picture"),
         ({"image": "cat.jpg"}, "must be an uploaded file"),
     ],
@@ -210,7 +231,7 @@ def api(page_url: str) -> Iterator[Api]:
     api.http.close()
 
 
-CONTROLS = [0.75, 2, "random", "crop", "small-random", None, "estimated"]
+CONTROLS = [0.75, 2, "random", "crop", "small-random", None, "estimated", None]
 
 
 def test_not_a_number_is_no_mask_ratio(api: Api) -> None:
@@ -249,7 +270,7 @@ def test_an_upload_that_was_deleted_is_said_to_be_gone(api: Api) -> None:
 def test_a_wrong_number_of_values_is_said_to_be(api: Api) -> None:
     kind, answer = api.call([api.cat, 0.75, 2])
     assert kind == "error"
-    assert answer["error"] == "3 values were given; this call takes 8."
+    assert answer["error"] == "3 values were given; this call takes 9."
 
 
 def test_errors_are_in_the_language_asked_for(page_url: str, api: Api) -> None:

@@ -1,5 +1,5 @@
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,6 @@ from app.components import as_gradio_error
 from app.handlers import OWN_SIZE, PANELS, Handlers
 from app.service import Answer, ReconstructionService, Waiting
 from app.ui import EXAMPLES
-from app.values import Values
 from mae_core.errors import MaskError
 from tests.app.serving import asked, example, shown, small_reconstructor
 
@@ -28,7 +27,9 @@ class BrokenService(ReconstructionService):
     def __init__(self) -> None:
         pass
 
-    async def answer(self, values: Values, visitor: str) -> AsyncGenerator[Waiting | Answer, None]:
+    async def answer(
+        self, values: Mapping[str, object], visitor: str
+    ) -> AsyncGenerator[Waiting | Answer, None]:
         raise RuntimeError("secret at /home/somebody/weights")
         yield  # what makes it a generator
 

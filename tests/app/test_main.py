@@ -189,7 +189,19 @@ def test_told_to_end_it_answers_what_it_has(weights: Path, tmp_path: Path) -> No
             events = [
                 http.post(
                     "/call/reconstruct",
-                    json={"data": [picture, 0.1, seed, "random", "crop", "mine", 112, "estimated"]},
+                    json={
+                        "data": [
+                            picture,
+                            0.1,
+                            seed,
+                            "random",
+                            "crop",
+                            "mine",
+                            112,
+                            "estimated",
+                            None,
+                        ]
+                    },
                 ).json()["event_id"]
                 for seed in range(4)
             ]
@@ -220,7 +232,7 @@ def test_what_is_left_when_it_ends_is_told_so(weights: Path, tmp_path: Path) -> 
         with httpx.Client(base_url=f"{url}/gradio_api", timeout=240) as http:
             path = http.post("/upload", files={"files": ("cat.jpg", example("cat"))}).json()[0]
             picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
-            controls = ["random", "crop", "mine", 112, "estimated"]
+            controls = ["random", "crop", "mine", 112, "estimated", None]
             for seed in range(4):
                 http.post("/call/reconstruct", json={"data": [picture, 0.1, seed, *controls]})
             wait_until(lambda: arrived(httpx.get(f"{url}/metrics").text) == 4)

@@ -17,12 +17,14 @@ from torch import Tensor
 
 import app.models
 from app.handlers import Handlers
-from app.models import ModelJob, NoMemoryError, Progress, ServedModel
+from app.models import NoMemoryError, Progress, ServedModel
 from app.pictures import PictureFile
+from app.request import Mask, Request
 from app.service import ReconstructionService
 from app.settings import AppSettings
 from mae_core import MaskedAutoencoder, PatchMask, Reconstruction, Reconstructor
 from mae_core.errors import ConfigError, ImageError, MaskError
+from mae_core.reconstruct import ReconstructionRequest
 from mae_core.weights import locate, read_weights
 from mae_core.weights.files import CHECKPOINT_FILE
 from mae_core.weights.formats import save_weights
@@ -191,12 +193,8 @@ def test_a_fixed_model_has_one_version() -> None:
     assert (model.name, model.version, model.progress) == ("mine", model.version, None)
 
 
-def job(seed: int = 0, **changes: Any) -> ModelJob:
-    values: dict[str, Any] = {
-        "picture": draw_picture(seed), "mask_ratio": 0.75, "seed": seed, "strategy": "random",
-        "fit": "crop", "image_size": None, "view": "estimated",
-    }  # fmt: skip
-    return ModelJob(**(values | changes))
+def job(seed: int = 0, **changes: Any) -> ReconstructionRequest:
+    return ReconstructionRequest(**({"image": draw_picture(seed), "seed": seed} | changes))
 
 
 def test_jobs_are_answered_in_order_and_a_wrong_one_alone_is_refused() -> None:
@@ -205,7 +203,7 @@ def test_jobs_are_answered_in_order_and_a_wrong_one_alone_is_refused() -> None:
     results, state = model.run(jobs)
     assert isinstance(results[1], MaskError)
     for i in (0, 2, 3):
-        result, expected = results[i], small_reconstructor()(**vars(jobs[i].request()))
+        result, expected = results[i], small_reconstructor()(**vars(jobs[i]))
         assert isinstance(result, Reconstruction)
         torch.testing.assert_close(
             result.reconstruction, expected.reconstruction, rtol=0, atol=1e-5
@@ -251,7 +249,7 @@ def test_what_does_not_fit_the_gpu_alone_is_computed_on_the_cpu(
         assert isinstance(result, Reconstruction)
         facts = state.facts(result)
         assert (facts["device"], facts["notice"], facts["model"]) == ("cpu", "cpu", "m")
-        expected = small_reconstructor()(**vars(job(i).request()))
+        expected = small_reconstructor()(**vars(job(i)))
         error = (result.reconstruction - expected.reconstruction).square().mean().item()
         assert error < 1e-4
     assert "the memory of cuda is full" in caplog.text
@@ -294,7 +292,7 @@ def test_an_unexpected_error_is_that_of_its_job_only(monkeypatch: pytest.MonkeyP
         return image
 
     monkeypatch.setattr("mae_core.reconstruct.open_image", opened)
-    odd = job(1, picture=Image.new("RGB", (9, 9)))
+    odd = job(1, image=Image.new("RGB", (9, 9)))
     results, _ = ServedModel.fixed(small_reconstructor()).run([job(0), odd, job(2)])
     assert [type(one) for one in results] == [Reconstruction, ZeroDivisionError, Reconstruction]
 
@@ -343,15 +341,27 @@ def test_every_run_sets_the_threads_of_its_worker(monkeypatch: pytest.MonkeyPatc
     assert torch.get_num_threads() == before
 
 
+def asked(**changes: Any) -> Request:
+    """A request for a model of 7 x 7 patches."""
+    mask = {name: changes.pop(name) for name in ("strategy", "ratio", "seed", "rows")
+            if name in changes}  # fmt: skip
+    values = {"fit": "crop", "model": "m", "image_size": None, "view": "estimated"} | changes
+    return Request("digest", Mask(**mask), **values)
+
+
 def test_keys_are_equal_where_a_pass_may_be_shared() -> None:
     model = ServedModel.fixed(small_reconstructor())
-    key = model.batch_key(job(0))
-    assert key == model.batch_key(job(5, strategy="grid", fit="squash", image_size=112))
-    assert key != ServedModel.fixed(small_reconstructor("another")).batch_key(job(0))
-    for change in ({"mask_ratio": 0.5}, {"image_size": 96}, {"fit": "whole"}, {"view": "answer"}):
-        assert key != model.batch_key(job(0, **change))
+    key = model.batch_key(asked())
+    assert key == model.batch_key(asked(strategy="grid", seed=5, fit="squash", image_size=112))
+    # 12 of 49 patches are seen: what a pass has to agree in.
+    assert key == model.batch_key(asked(ratio=0.752))
+    assert key == model.batch_key(asked(rows=("0" * 7, "0" * 5 + "11", *["1" * 7] * 5)))
+    assert key != ServedModel.fixed(small_reconstructor("another")).batch_key(asked())
+    changes = ({"ratio": 0.5}, {"image_size": 96}, {"fit": "whole"}, {"view": "answer"})
+    for change in (*changes, {"rows": ("0" * 7, *["1" * 7] * 6)}):
+        assert key != model.batch_key(asked(**change))
     # 64 x 64 patches: as many as a pass may have.
-    assert model.batch_key(job(0, image_size=1024)) != model.batch_key(job(0, image_size=1024))
+    assert model.batch_key(asked(image_size=1024)) != model.batch_key(asked(image_size=1024))
 
 
 def mapped_files() -> str:
@@ -381,7 +391,7 @@ def test_a_model_that_is_served_is_nowhere_but_in_memory(tmp_path: Path, name: s
 
 
 def test_a_picture_that_is_none_is_refused() -> None:
-    (result,), _ = ServedModel.fixed(small_reconstructor()).run([job(0, picture=b"no")])
+    (result,), _ = ServedModel.fixed(small_reconstructor()).run([job(0, image=b"no")])
     assert isinstance(result, ImageError)
 
 

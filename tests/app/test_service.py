@@ -20,7 +20,6 @@ from app.pictures import PictureFile
 from app.scheduler import BusyError, TookTooLongError
 from app.service import Answer, ReconstructionService, Waiting
 from app.settings import AppSettings
-from app.values import Values
 from mae_core import MAEError, Reconstructor
 from mae_core.errors import (
     CheckpointError,
@@ -44,6 +43,11 @@ from tests.app.serving import (
 
 def same(left: Image.Image, right: Image.Image) -> bool:
     return bool(np.array_equal(np.asarray(left), np.asarray(right)))
+
+
+def asked(seed: int) -> dict[str, object]:
+    """What a visitor asks for."""
+    return {"image": example("cat"), "mask_ratio": 0.75, "seed": seed}
 
 
 class CountingReconstructor(Reconstructor):
@@ -71,7 +75,9 @@ class CountingReconstructor(Reconstructor):
 
 def test_an_answer_is_what_the_reconstructor_says(service: ReconstructionService) -> None:
     picture = example("cat")
-    answer = service.reconstruct(picture, 0.5, 3, "block", "squash", "small-random")
+    answer = service.reconstruct(
+        picture, 0.5, 3, strategy="block", fit="squash", model="small-random"
+    )
     reconstructor, threads = small_reconstructor(), torch.get_num_threads()
     # As many as the service takes: the last bits of figures depend on how sums are split.
     torch.set_num_threads(reconstructor.threads_for([ReconstructionRequest(picture, 0.5)]))
@@ -94,7 +100,10 @@ def test_the_same_request_is_answered_from_the_cache() -> None:
     service = ReconstructionService({"m": model})
     first = service.reconstruct(example("cat"), 0.75, 2)
     # 2.0 is how JSON may write 2.
-    assert service.reconstruct(example("cat"), 0.75, 2.0, "random", "crop", "m") is first
+    assert (
+        service.reconstruct(example("cat"), 0.75, 2.0, strategy="random", fit="crop", model="m")
+        is first
+    )
     assert model.runs == 1
 
 
@@ -369,7 +378,7 @@ Steps = list[Waiting | Answer]
 
 async def steps_of(service: ReconstructionService, visitor: str = "v", **changes: Any) -> Steps:
     """All that a request is told."""
-    values = Values(**{"image": example("cat"), "mask_ratio": 0.75, "seed": 2, **changes})
+    values = {"image": example("cat"), "mask_ratio": 0.75, "seed": 2, **changes}
     return [step async for step in service.answer(values, visitor)]
 
 
@@ -413,7 +422,7 @@ def test_who_waits_is_told_the_place() -> None:
     told: list[Steps] = [[], [], []]
 
     async def ask(seed: int) -> None:
-        async for step in service.answer(Values(example("cat"), 0.75, seed), "v"):
+        async for step in service.answer(asked(seed), "v"):
             told[seed].append(step)
 
     def places() -> list[int | None]:
@@ -441,7 +450,7 @@ def test_how_long_it_takes_is_said_once_it_is_known() -> None:
     model, service = held_service()
 
     async def first_step(seed: int) -> Waiting:
-        async with aclosing(service.answer(Values(example("cat"), 0.75, seed), "v")) as steps:
+        async with aclosing(service.answer(asked(seed), "v")) as steps:
             async for step in steps:
                 assert isinstance(step, Waiting)
                 return step
@@ -535,7 +544,7 @@ def test_whoever_leaves_gives_up_the_place() -> None:
 
     async def leave() -> None:
         (first,) = await in_line(service, 0)
-        steps = service.answer(Values(example("cat"), 0.75, 1), "w")
+        steps = service.answer(asked(1), "w")
         assert await anext(steps) == Waiting(1, None)
         await steps.aclose()
         assert load_of(service) == (1, 0)

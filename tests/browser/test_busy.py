@@ -13,7 +13,6 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from app.service import ReconstructionService
 from app.settings import AppSettings
-from app.values import Values
 from mae_core.weights.formats import save_weights
 from tests.app.serving import HeldReconstructor, example, served, small_reconstructor
 from tests.browser.conftest import DESKTOP, PHONE, TIMEOUT, gone, watched
@@ -53,7 +52,7 @@ class Crowd:
 
     def _ask(self, seed: int) -> None:
         async def ask() -> None:
-            values = Values(example("dogs"), 0.5, seed)
+            values = {"image": example("dogs"), "mask_ratio": 0.5, "seed": seed}
             async for _ in self._service.answer(values, f"visitor {seed}"):
                 pass
 

@@ -33,7 +33,10 @@ def panel(page: Page, name: str) -> Pixels | None:
 
 
 def expected(service: ReconstructionService, picture: bytes, *request: Any) -> dict[str, Pixels]:
-    answer = service.reconstruct(picture, *request)
+    mask_ratio, seed, *others = request
+    names = ("strategy", "fit", "model", "image_size", "view")
+    given = dict(zip(names, others, strict=False))
+    answer = service.reconstruct(picture, mask_ratio, seed, **given)
     return {name: np.asarray(image) for name, image in answer.panels.items()}
 
 

@@ -208,7 +208,7 @@ class Visitor:
         """The last event of a reconstruction: its kind and its data."""
         picture = {"path": self.uploaded, "meta": {"_type": "gradio.FileData"}}
         call = "/gradio_api/call/reconstruct"
-        body = {"data": [picture, 0.75, seed, "random", "crop", "mine", None, "estimated"]}
+        body = {"data": [picture, 0.75, seed, "random", "crop", "mine", None, "estimated", None]}
         event = self.client.post(call, json=body).raise_for_status().json()["event_id"]
         stream = self.client.get(f"{call}/{event}").raise_for_status().text
         kind, data = re.findall(r"event: (\w+)\ndata: (.*)", stream)[-1]

@@ -16,7 +16,7 @@ import httpx
 from tests.security.encoded_pictures import encoded_pictures
 
 # Strategy, fit, model, size and view of `/reconstruct`, after picture, mask ratio and seed.
-CONTROLS: list[Any] = ["random", "crop", "small-random", None, "estimated"]
+CONTROLS: list[Any] = ["random", "crop", "small-random", None, "estimated", None]
 GOOD = encoded_pictures()["png"]
 
 _visitors = itertools.count()

@@ -13,16 +13,16 @@ import spaces  # type: ignore[import-not-found]
 import torch
 from PIL import Image
 
-from app.models import ModelJob, ServedModel
+from app.models import ServedModel
 from mae_core import MAEError, MaskedAutoencoder, Reconstruction, Reconstructor, load
+from mae_core.reconstruct import ReconstructionRequest
 
 found: dict[str, Any] = {}
 picture = Image.effect_noise((112, 112), 60).convert("RGB")
 
 
 def ask(model: ServedModel, seed: int = 2, mask_ratio: float = 0.75) -> Any:
-    job = ModelJob(picture, mask_ratio, seed, "random", "crop", None, "estimated")
-    (result,), state = model.run([job])
+    (result,), state = model.run([ReconstructionRequest(picture, mask_ratio, seed)])
     return (result, state.facts(result)) if isinstance(result, Reconstruction) else result
 
 
