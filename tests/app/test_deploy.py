@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, SpaceCard, SpaceRuntime, constants
 
+import app.deploy.files
 import app.deploy.hub
 from app.deploy.__main__ import main
 from app.deploy.card import front_matter, space_readme
@@ -276,6 +277,19 @@ def test_refusals_are_sentences_and_the_next_try_goes_on(
     assert words in said.error
     assert not hub.refuse_once
     assert say().status == 0
+
+
+def test_a_readme_that_the_hub_refuses_is_one_line(
+    hub: Hub, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = "---\nsdk: gradio\ncolorFrom: black\ncolorTo: white\n---\n"
+    monkeypatch.setattr(app.deploy.files, "front_matter", lambda *_, **__: block)
+    said = say()
+    assert said.status == 2
+    wrong = "it refused this (colorFrom is wrong colorTo is wrong); what was done before is kept"
+    assert wrong in said.error
+    assert said.error.count("\n") == 1
+    assert hub.spaces[NAME].commits == 1
 
 
 def test_somebody_elses_name_a_wrong_token_and_none(
