@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path.startswith("/api/spaces/"):
             return self._space(None)
         tree = path.endswith("/tree/main")
-        path = path.removesuffix("/tree/main")
+        path = path.removesuffix("/tree/main").removesuffix("/revision/main")
         found = re.fullmatch(r"(?:/api/models)?/([^/]+/[^/]+)(?:/resolve/([^/]+)/(.+))?", path)
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if not found or found[1] not in hub.commits or (hub.private[found[1]] and not known):
@@ -165,6 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         oid, data = self.path.rsplit("/", 1)[-1], self._body()
         ours = hashlib.sha256(data).hexdigest() == oid
         if ours:
+            self.server.changes.append(f"PUT {self.path}")
             self.server.large[oid] = data
         self._answer(200 if ours else 400, {})
 
@@ -198,7 +199,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(hub.refuse_once.pop(refused), {"error": "not today"})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._answer(401, {"error": "Invalid username or password."})
-        hub.changes.append(f"{self.command} {path}")
+        # These only ask.
+        if not path.endswith(("/validate-yaml", "/preupload/main", "/objects/batch")):
+            hub.changes.append(f"{self.command} {path}")
         if path == "/api/repos/create":
             return self._create_space(content) if "sdk" in content else self._create(content)
         if path == "/api/validate-yaml":
@@ -211,9 +214,10 @@ class _Handler(BaseHTTPRequestHandler):
             return getattr(self, f"_{found[2]}")(found[1], content)  # type: ignore[no-any-return]
         if path.endswith(".git/info/lfs/objects/batch"):
             objects = [
-                {**o, "actions": {"upload": {"href": f"{hub.url}/large/{o['oid']}"}}}
+                o if o["oid"] in hub.large
+                else {**o, "actions": {"upload": {"href": f"{hub.url}/large/{o['oid']}"}}}
                 for o in content["objects"]
-            ]
+            ]  # fmt: skip
             return self._answer(200, {"transfer": "basic", "objects": objects})
         return self._answer(404, {"error": "Repository not found"})
 
@@ -244,6 +248,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server
         parts = unquote(self.path.split("?")[0]).removeprefix("/api/spaces/").split("/", 2)
         repo_id, what = "/".join(parts[:2]), "".join(parts[2:]).removesuffix("/main")
+        # The one branch there is.
+        what = what.removesuffix("revision")
         space = hub.spaces.get(repo_id)
         known = self.headers.get("Authorization")
         if known not in (None, f"Bearer {TOKEN}"):
@@ -280,13 +286,16 @@ class _Handler(BaseHTTPRequestHandler):
         answer = {"success": True, "commitOid": f"{space.commits:040d}", "commitUrl": address}
         self._answer(200, answer)
 
-    def _preupload(self, _: str, content: dict[str, Any]) -> None:
+    def _preupload(self, repo_id: str, content: dict[str, Any]) -> None:
+        hub, of_space = self.server, self.path.startswith("/api/spaces/")
+        there = hub.spaces[repo_id].files if of_space else hub.files(repo_id)
         files = [
             {
-                "path": file["path"],
-                "uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular",
+                "path": (name := file["path"]),
+                "uploadMode": "lfs" if name.endswith(LARGE) else "regular",
                 "shouldIgnore": False,
             }
+            | ({"oid": _blob_name(name, there[name])} if name in there else {})
             for file in content["files"]
         ]
         self._answer(200, {"files": files})

@@ -15,51 +15,39 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from huggingface_hub import HfApi, SpaceHardware, SpaceInfo, get_token
+from huggingface_hub import SpaceHardware, get_token
 
-from app.deploy.card import DEFAULT_HARDWARE, SDKS, ZERO_GPU
-from app.deploy.files import content_size, space_files
+from app.deploy.card import SDKS, ZERO_GPU
+from app.deploy.files import ChosenWeights, choose_weights, stage
 from app.deploy.hub import (
     NEVER,
-    Wanted,
-    changes_of,
-    create_space,
     explained,
     find_space,
     hardware_of,
-    make_change,
-    open_hub,
+    update_space,
+    wait_until_up,
 )
-from app.deploy.waiting import space_address, wait_until_up
-from app.deploy.weights import ChosenWeights, choose_weights
 from mae_core import MAEError
 from mae_core.errors import ConfigError
-from mae_core.weights import is_repository
+from mae_core.weights import is_repository, open_hub
 
 _log = logging.getLogger(__name__)
 
 _HARDWARE = [hardware.value for hardware in SpaceHardware]
-
-# The hub decides when these sleep.
-_FREE_HARDWARE = ("cpu-basic", ZERO_GPU)
+_DEFAULT_HARDWARE = {"gradio": ZERO_GPU, "docker": "cpu-basic"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: Command line without the program's name; the process's own if not given.
-
-    Returns:
-        The exit status: 2 after an error that the caller can mend, 130 if interrupted.
-    """
+    """Run the command line; returns 2 after an error that can be mended, 130 if interrupted."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    # They tell of every request.
-    for name in ("httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # They tell of every request, and that there is nothing to upload.
+    for name in ("httpx", "httpx2", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         deploy(arguments)
     except MAEError as error:
@@ -70,69 +58,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def deploy(arguments: argparse.Namespace) -> None:
+def deploy(wanted: argparse.Namespace) -> None:
     """Make a Space what it should be, and wait until it is up.
 
-    Args:
-        arguments: Of the command line.
-
     Raises:
-        CheckpointError: If weights cannot be used.
-        ConfigError: If an argument is not what it should be.
-        DownloadError: If the hub cannot be reached or refuses, or the Space does not come up.
+        MAEError: If an argument is not what it should be, weights cannot be used, the hub cannot
+            be reached or refuses, or the Space does not come up.
     """
-    repo_id = arguments.space
+    repo_id = wanted.space
     if not is_repository(repo_id):
         raise ConfigError(f"{repo_id[:80]!r} is no name of a Space; give USER/NAME, such as me/mae")
-    secrets = _secrets(arguments.secret)
-    chosen = choose_weights(arguments.weights, _files_on_hub)
-    if arguments.dry_run:
-        _show(_wanted(arguments, chosen, secrets, None), chosen)
-        return
-    api = open_hub()
-    found = find_space(api, repo_id)
-    wanted = _wanted(arguments, chosen, secrets, found)
-    _show(wanted, chosen)
-    if found is None:
-        create_space(api, wanted)
-        _log.info("made the Space %s", repo_id)
-    _update(api, wanted)
-    wait_until_up(api, repo_id, seconds=arguments.timeout)
-    _log.info("up: %s", space_address(api, repo_id))
-
-
-def _update(api: HfApi, wanted: Wanted) -> None:
-    changes = changes_of(api, wanted)
-    if not changes:
-        _log.info("nothing to change")
-    for change in changes:
-        make_change(wanted.repo_id, change)
-        _log.info("set %s", change.what)
-
-
-def _wanted(
-    arguments: argparse.Namespace,
-    chosen: ChosenWeights,
-    secrets: Mapping[str, str],
-    found: SpaceInfo | None,
-) -> Wanted:
-    """What the Space is to be; what was not said is as it is there, or the default."""
-    sdk = arguments.sdk or (found and found.sdk) or SDKS[0]
+    wanted.secrets = _secrets(wanted.secret)
+    weights = choose_weights(wanted.weights)
+    wanted.variables = {"MAE_WEIGHTS": ",".join(weights.sources) or None, **dict(wanted.variable)}
+    api = None if wanted.dry_run else open_hub()
+    found = None if api is None else find_space(api, repo_id)
+    # What was not said is as it is there, or the default.
+    wanted.sdk = wanted.sdk or (found and found.sdk) or SDKS[0]
     there = hardware_of(found.runtime) if found else None
-    hardware = arguments.hardware or there or DEFAULT_HARDWARE[sdk]
-    _check_hardware(sdk, hardware, arguments.sleep_seconds)
-    own = {"MAE_WEIGHTS": ",".join(chosen.sources) or None}
-    return Wanted(
-        repo_id=arguments.space,
-        files=space_files(sdk, hardware, chosen, arguments.torch_index),
-        sdk=sdk,
-        hardware=hardware,
-        private=arguments.private,
-        sleep_seconds=arguments.sleep_seconds,
-        variables=own | dict(arguments.variable),
-        secrets=secrets,
-        replace_secrets=arguments.replace_secrets,
-    )
+    wanted.hardware = wanted.hardware or there or _DEFAULT_HARDWARE.get(wanted.sdk)
+    _check_hardware(wanted.sdk, wanted.hardware, wanted.sleep_seconds)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        stage(folder, wanted.sdk, wanted.hardware, weights, wanted.torch_index)
+        _show(wanted, folder, weights)
+        if api is None:
+            return
+        if found is None:
+            with explained(f"could not make the Space {repo_id!r}"):
+                # A free account may have a Space on this hardware and none on the hub's default.
+                api.create_repo(
+                    repo_id, repo_type="space", private=wanted.private, space_sdk=wanted.sdk,
+                    space_hardware=SpaceHardware(wanted.hardware),
+                )  # fmt: skip
+            _log.info("made the Space %s", repo_id)
+        newest = update_space(api, wanted, folder)
+    address = f"{api.endpoint}/spaces/{repo_id}"
+    try:
+        wait_until_up(api, repo_id, newest, wanted.timeout, address)
+    except KeyboardInterrupt:
+        _log.info("not waiting any longer; the hub goes on: %s", address)
+        raise
+    _log.info("up: %s", address)
 
 
 def _check_hardware(sdk: str, hardware: str, sleep_seconds: int | None) -> None:
@@ -140,7 +107,7 @@ def _check_hardware(sdk: str, hardware: str, sleep_seconds: int | None) -> None:
         raise ConfigError(f"the Space is of the kind {sdk}; say which to make of it with --sdk")
     if sdk == "docker" and hardware == ZERO_GPU:
         raise ConfigError(f"{ZERO_GPU} runs Gradio Spaces only; give another --hardware")
-    if sleep_seconds is not None and hardware in _FREE_HARDWARE:
+    if sleep_seconds is not None and hardware in ("cpu-basic", ZERO_GPU):
         raise ConfigError(
             f"the hub decides when a Space on {hardware} sleeps; leave --sleep-seconds out, or "
             "give another --hardware"
@@ -161,27 +128,20 @@ def _secrets(names: Iterable[str]) -> dict[str, str]:
     return secrets
 
 
-def _files_on_hub(repo_id: str) -> list[str]:
-    with explained(f"could not look for weights in {repo_id!r}"):
-        return [file.rfilename for file in HfApi().model_info(repo_id).siblings or []]
-
-
-def _show(wanted: Wanted, chosen: ChosenWeights) -> None:
+def _show(wanted: argparse.Namespace, folder: Path, weights: ChosenWeights) -> None:
     """Say all that the Space is to be; of secrets the names."""
-    _log.info("%s: %s Space on %s", wanted.repo_id, wanted.sdk, wanted.hardware)
-    readme = wanted.files["README.md"]
-    assert isinstance(readme, bytes)
-    _log.info("%s", readme.decode().split("\n\n", 1)[0])
-    for name, content in wanted.files.items():
-        _log.info("%12s  %s", f"{content_size(content):,}", name)
-    total = sum(map(content_size, wanted.files.values()))
-    _log.info("%12s  in %d files", f"{total:,}", len(wanted.files))
+    _log.info("%s: %s Space on %s", wanted.space, wanted.sdk, wanted.hardware)
+    _log.info("%s", (folder / "README.md").read_text(encoding="utf-8").split("\n\n", 1)[0])
+    sizes = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    for path, size in sizes.items():
+        _log.info("%12s  %s", f"{size:,}", path.relative_to(folder).as_posix())
+    _log.info("%12s  in %d files", f"{sum(sizes.values()):,}", len(sizes))
     for name, value in wanted.variables.items():
         if value is not None:
             _log.info("variable %s: %s", name, value)
     for name in wanted.secrets:
         _log.info("secret %s: from the environment", name)
-    later = chosen.fetched_later + (chosen.repositories if wanted.sdk == "docker" else [])
+    later = weights.fetched_later + (weights.repositories if wanted.sdk == "docker" else [])
     if later:
         _log.info("fetched once the page is up, which says so meanwhile: %s", ", ".join(later))
 

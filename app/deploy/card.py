@@ -13,10 +13,6 @@ SDKS = ("gradio", "docker")
 # The hub's name for GPUs that are lent for the time of a request. The only hardware on which a
 # free account may run a program of its own; made for Gradio's Spaces.
 ZERO_GPU = "zero-a10g"
-DEFAULT_HARDWARE = {"gradio": ZERO_GPU, "docker": "cpu-basic"}
-
-# What the Dockerfile's page listens on.
-_APP_PORT = 7860
 
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
 
@@ -38,17 +34,19 @@ def front_matter(
         preload: Files that the hub fetches while it builds, as `USER/NAME file,file`.
         models: Repositories of models that the page runs.
     """
+    gradio = re.search(r"^gradio==([\w.]+)$", requirements, re.MULTILINE)
+    if gradio is None:
+        raise ConfigError("requirements.txt pins no gradio; restore its line gradio==VERSION")
     started: dict[str, Any] = {
-        "sdk_version": _gradio_version(requirements),
+        "sdk_version": gradio[1],
         "python_version": "3.12",
         "app_file": "app/space.py",
     }
-    if sdk == "docker":
-        started = {"app_port": _APP_PORT}
     data = SpaceCardData(
         title="Masked Autoencoder",
         sdk=sdk,
-        **started,
+        # The port is that of the Dockerfile.
+        **(started if sdk == "gradio" else {"app_port": 7860}),
         license="apache-2.0",
         models=list(models) or None,
         tags=["masked-autoencoder", "self-supervised-learning", "vision-transformer"],
@@ -66,17 +64,5 @@ def front_matter(
 
 
 def space_readme(readme: str, block: str) -> str:
-    """A README.md with another block at its top.
-
-    Args:
-        readme: Its text, with a block or without.
-        block: From `front_matter`.
-    """
+    """The text of a README.md with the block of `front_matter` in place of its own, if any."""
     return f"{block}\n{_FRONT_MATTER.sub('', readme)}"
-
-
-def _gradio_version(requirements: str) -> str:
-    found = re.search(r"^gradio==([\w.]+)$", requirements, re.MULTILINE)
-    if found is None:
-        raise ConfigError("requirements.txt pins no gradio; restore its line gradio==VERSION")
-    return found[1]

@@ -9,7 +9,14 @@ from mae_core.weights.files import (
     WEIGHTS_FILE,
 )
 from mae_core.weights.formats import Hints, Kind, Weights, save_weights
-from mae_core.weights.hub import choose_files, is_offline, is_repository
+from mae_core.weights.hub import (
+    UPLOAD_STATUSES,
+    choose_files,
+    is_offline,
+    is_repository,
+    open_hub,
+    reason_of,
+)
 from mae_core.weights.names import is_decoder_key
 from mae_core.weights.registry import (
     DEFAULT_WEIGHTS,
@@ -29,6 +36,7 @@ __all__ = [
     "PREVIOUS_CHECKPOINT_FILE",
     "RUN_FILES",
     "SIDECAR_FILES",
+    "UPLOAD_STATUSES",
     "WEIGHTS_FILE",
     "Hints",
     "Kind",
@@ -42,7 +50,9 @@ __all__ = [
     "list_weights",
     "load",
     "locate",
+    "open_hub",
     "read_weights",
+    "reason_of",
     "save_weights",
     "weights_name",
 ]

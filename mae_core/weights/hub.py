@@ -29,6 +29,7 @@ from huggingface_hub import (
     HfApi,
     constants,
     get_hf_file_metadata,
+    get_token,
     hf_hub_download,
     snapshot_download,
     try_to_load_from_cache,
@@ -401,6 +402,14 @@ _STATUSES = {
     404: "it is not there, or not for everybody (404); check the name, and for a private "
     "repository run `hf auth login`",
 }
+# By the status that a hub refuses an upload with.
+UPLOAD_STATUSES = {
+    400: "it refused this ({said})",
+    401: "it does not know the token; make one that may write, and run `hf auth login`",
+    403: "the token may not write there ({said}); use one of that owner that may",
+    404: "it has no such owner or repository ({said}); check the name",
+    409: "there already is a repository of that name; give another, or --update to go on top of it",
+}
 # The first that fits the exception or one of its causes.
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (OfflineModeIsEnabled, "HF_HUB_OFFLINE is set; unset it"),
@@ -419,7 +428,9 @@ def reason_of(error: BaseException, statuses: Mapping[int, str] = _STATUSES) -> 
         causes.append(cause)
     for cause in causes:
         if isinstance(cause, HfHubHTTPError):
-            status, said = cause.response.status_code, cause.server_message or "no reason given"
+            status = cause.response.status_code
+            # Several lines, where there are several reasons.
+            said = " ".join((cause.server_message or "no reason given").split())[:200]
             if isinstance(cause, RepositoryNotFoundError) and not isinstance(cause, GatedRepoError):
                 status = 404  # the hub says 401 to those without an account
             return statuses.get(status, f"it answered {status}; try again later").format(said=said)
@@ -427,6 +438,20 @@ def reason_of(error: BaseException, statuses: Mapping[int, str] = _STATUSES) -> 
         if any(isinstance(cause, kind) for cause in causes):
             return sentence
     return "its answer makes no sense; check HF_ENDPOINT and the network, and try again"
+
+
+def open_hub() -> HfApi:
+    """The hub, in the name of this machine's user.
+
+    Raises:
+        DownloadError: If there is no token.
+    """
+    token = get_token()
+    if token is None:
+        raise DownloadError(
+            "there is no token; run `hf auth login`, or set HF_TOKEN to one", code="hub"
+        )
+    return HfApi(token=token)
 
 
 def _check_room(title: str, folder: Path, needed: int) -> None:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCardData, constants, get_token
+from huggingface_hub import ModelCardData, constants
 
 from mae_core.config import to_dict
 from mae_core.errors import CheckpointError, ConfigError, DownloadError
@@ -24,7 +24,7 @@ from mae_core.weights.export import (
 )
 from mae_core.weights.files import WEIGHTS_FILE, weights_in, write_atomically
 from mae_core.weights.formats import Weights
-from mae_core.weights.hub import is_repository, reason_of
+from mae_core.weights.hub import UPLOAD_STATUSES, is_repository, open_hub, reason_of
 from mae_core.weights.registry import locate, read_weights
 
 # The grid of reconstructions next to the card.
@@ -47,14 +47,6 @@ _FACTS = {
     "torch": "torch",
 }
 _FIGURES = {"holdout_psnr": "PSNR (dB)", "holdout_ssim": "SSIM", "holdout_loss": "loss"}
-
-_STATUSES = {
-    400: "it refused this ({said})",
-    401: "it does not know the token; make one that may write, and run `hf auth login`",
-    403: "the token may not write there ({said}); use one of that owner that may",
-    404: "it has no such owner or repository ({said}); check the name",
-    409: "there already is a repository of that name; give another, or --update to go on top of it",
-}
 
 
 def push(
@@ -235,12 +227,7 @@ def _table(record: dict[str, Any], labels: dict[str, str]) -> str:
 
 
 def _upload(folder: Path, repo_id: str, *, private: bool, update: bool) -> str:
-    token = get_token()
-    if token is None:
-        raise DownloadError(
-            "there is no token; run `hf auth login`, or set HF_TOKEN to one", code="hub"
-        )
-    api, advice = HfApi(token=token), ""
+    api, advice = open_hub(), ""
     try:
         api.create_repo(repo_id, private=private, exist_ok=update)
         advice = "; the repository is there by now, so try again with --update"
@@ -252,7 +239,7 @@ def _upload(folder: Path, repo_id: str, *, private: bool, update: bool) -> str:
     except Exception as error:  # a dozen types without a common base
         raise DownloadError(
             f"could not upload {repo_id} to {constants.ENDPOINT}: "
-            f"{reason_of(error, _STATUSES)}{advice}",
+            f"{reason_of(error, UPLOAD_STATUSES)}{advice}",
             code="hub",
         ) from error
     return str(commit.commit_url)

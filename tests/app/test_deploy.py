@@ -5,18 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, SpaceCard, SpaceRuntime, constants
 
-import app.deploy.waiting
+import app.deploy.files
+import app.deploy.hub
 from app.deploy.__main__ import main
 from app.deploy.card import front_matter, space_readme
-from app.deploy.files import CPU_TORCH_INDEX, ROOT, Content, content_bytes, space_files
-from app.deploy.weights import ChosenWeights, choose_weights
+from app.deploy.files import CPU_TORCH_INDEX, ROOT, choose_weights, stage
 from mae_core import MAEError
 from mae_core.errors import ConfigError
 from mae_core.weights.formats import save_weights
@@ -38,7 +39,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(app.deploy.waiting, "_POLL_SECONDS", 0.0)
+        monkeypatch.setattr(app.deploy.hub, "_POLL_SECONDS", 0.0)
         yield hub
 
 
@@ -80,6 +81,22 @@ def deployed(*arguments: str, environment: dict[str, str]) -> subprocess.Complet
     )  # fmt: skip
 
 
+def files_of(
+    sdk: str = "gradio", hardware: str = "zero-a10g", index: str | None = None, root: Path = ROOT
+) -> dict[str, bytes]:
+    """What a Space with the bundled weights holds: name -> content."""
+    with tempfile.TemporaryDirectory() as name:
+        stage(Path(name), sdk, hardware, choose_weights(()), index, root)
+        paths = [path for path in Path(name).rglob("*") if path.is_file()]
+        return {path.relative_to(name).as_posix(): path.read_bytes() for path in paths}
+
+
+def write(root: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+
+
 def test_the_whole_command_and_again_changes_nothing(
     hub: Hub, say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,14 +114,13 @@ def test_the_whole_command_and_again_changes_nothing(
     assert (space.sdk, space.hardware, space.private) == ("gradio", "zero-a10g", True)
     assert space.variables == {"MAE_FETCH": "none"}
     assert space.secrets == {"READER": SECRET}
-    sent = data_of(space_files("gradio", "zero-a10g", choose_weights((), list)))
-    assert space.files == sent | {".gitattributes": space.files[".gitattributes"]}
+    assert space.files == files_of() | {".gitattributes": space.files[".gitattributes"]}
     changes = len(hub.changes)
     monkeypatch.setenv("READER", SECRET)
     again = say(*arguments)
     assert again.status == 0, again.error
     assert "nothing to change" in again.output
-    assert len(hub.changes) == changes
+    assert (len(hub.changes), space.commits) == (changes, 2)
     for never in (TOKEN, SECRET):
         assert never not in done.stdout + done.stderr
 
@@ -113,8 +129,8 @@ def test_a_dry_run_says_all_and_sends_nothing(hub: Hub, say: Say) -> None:
     said = say("--dry-run", "--variable", "MAE_FETCH=none")
     assert said.status == 0
     assert not hub.requests
-    for name, content in space_files("gradio", "zero-a10g", choose_weights((), list)).items():
-        assert f"{len(content_bytes(content)):,}  {name}\n" in said.output
+    for name, data in files_of().items():
+        assert f"{len(data):,}  {name}\n" in said.output
     assert "sdk: gradio" in said.output
     assert "variable MAE_FETCH: none" in said.output
 
@@ -182,7 +198,7 @@ def test_it_waits_until_the_space_is_up_or_will_not_be(
     hub: Hub, say: Say, monkeypatch: pytest.MonkeyPatch,
     stages: list[str], status: int, words: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(app.deploy.waiting, "_SETTLING_SECONDS", -1.0)
+    monkeypatch.setattr(app.deploy.hub, "_SETTLING_SECONDS", -1.0)
     hub.course, hub.log = stages, "first\n" + "more\n" * 30 + "no \x1b[31mmatching torch\n"
     said = say("--timeout", "60" if status == 0 or "0.2" not in words else "0.2")
     assert said.status == status
@@ -203,14 +219,15 @@ def test_a_failure_of_the_commit_before_is_none(
 def test_the_hub_may_fail_to_answer_while_it_builds(
     hub: Hub, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look, troubles = app.deploy.waiting._runtime, [False, True, False]
+    # The first look is for the hardware.
+    look, troubles = HfApi.get_space_runtime, [False, False, True, False]
 
-    def troubled(api: HfApi, repo_id: str) -> SpaceRuntime | None:
+    def troubled(api: HfApi, repo_id: str) -> SpaceRuntime:
         if troubles.pop(0):
             hub.refuse_once["/runtime"] = 503
         return look(api, repo_id)
 
-    monkeypatch.setattr(app.deploy.waiting, "_runtime", troubled)
+    monkeypatch.setattr(HfApi, "get_space_runtime", troubled)
     hub.course = ["BUILDING", "RUNNING"]
     said = say()
     assert said.status == 0
@@ -223,7 +240,7 @@ def test_an_interrupt_says_that_the_hub_goes_on(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("app.deploy.waiting.time.sleep", interrupted)
+    monkeypatch.setattr("app.deploy.hub.time.sleep", interrupted)
     said = say()
     assert said.status == 130
     assert said.output.endswith(
@@ -234,16 +251,20 @@ def test_an_interrupt_says_that_the_hub_goes_on(
 @pytest.mark.parametrize(
     ("part", "status", "words"),
     [
-        ("/api/repos/create", 401, "does not know the token; make one that may write"),
+        ("/api/repos/create", 401, "it does not know the token; make one that may write"),
         ("/api/repos/create", 402, "a free one may have a Gradio Space on ZeroGPU"),
         ("/api/repos/create", 403, "the token may not write there (not today)"),
         ("/api/repos/create", 409, "in its way (not today)"),
-        ("/api/repos/create", 429, "too many requests from this account"),
-        ("/api/repos/create", 500, "the hub is in trouble (500)"),
+        (
+            "/api/repos/create",
+            429,
+            "too many requests from this account; try again in some minutes",
+        ),
+        ("/api/repos/create", 500, "it answered 500; try again later"),
         ("/variables", 403, "the token may not write there (not today)"),
         ("/tree/", 404, "check the name"),
         ("/commit/", 400, "what was done before is kept, and the same command goes on"),
-        ("/commit/", 418, "the hub answered 418 (not today)"),
+        ("/commit/", 418, "it answered 418; try again later"),
     ],
 )
 def test_refusals_are_sentences_and_the_next_try_goes_on(
@@ -258,6 +279,19 @@ def test_refusals_are_sentences_and_the_next_try_goes_on(
     assert say().status == 0
 
 
+def test_a_readme_that_the_hub_refuses_is_one_line(
+    hub: Hub, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = "---\nsdk: gradio\ncolorFrom: black\ncolorTo: white\n---\n"
+    monkeypatch.setattr(app.deploy.files, "front_matter", lambda *_, **__: block)
+    said = say()
+    assert said.status == 2
+    wrong = "it refused this (colorFrom is wrong colorTo is wrong); what was done before is kept"
+    assert wrong in said.error
+    assert said.error.count("\n") == 1
+    assert hub.spaces[NAME].commits == 1
+
+
 def test_somebody_elses_name_a_wrong_token_and_none(
     hub: Hub, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,7 +301,7 @@ def test_somebody_elses_name_a_wrong_token_and_none(
     hub.spaces["you/mae"] = hub.spaces[NAME]
     assert "the token may not write there" in say("--variable", "A=b", space="you/mae").error
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    assert "the hub does not know the token" in say().error
+    assert "it does not know the token" in say().error
     monkeypatch.setenv("HF_TOKEN", "")
     assert say().error == "error: there is no token; run `hf auth login`, or set HF_TOKEN to one\n"
 
@@ -279,7 +313,10 @@ def test_no_way_to_the_hub_is_a_sentence(say: Say, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     said = say()
     assert said.status == 2
-    assert "check the network and HF_ENDPOINT" in said.error
+    assert said.error == (
+        "error: could not look for the Space 'me/mae' on http://127.0.0.1:9: it cannot be reached; "
+        "check the network\n"
+    )
 
 
 def test_a_space_of_something_else_is_left_alone(hub: Hub, say: Say) -> None:
@@ -340,63 +377,64 @@ def test_mistakes_of_the_free_hardware_and_the_index(hub: Hub, say: Say) -> None
 # Files.
 
 
-@pytest.fixture(scope="module")
-def chosen() -> ChosenWeights:
-    return choose_weights((), list)
-
-
-def data_of(files: Mapping[str, Content]) -> dict[str, bytes]:
-    return {name: content_bytes(content) for name, content in files.items()}
-
-
-def test_all_that_git_knows_of_the_page_is_sent_and_nothing_else(chosen: ChosenWeights) -> None:
+def test_all_that_git_tracks_of_the_page_is_sent_and_nothing_else() -> None:
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("not a git checkout, so nothing says which files are ours")
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard",
-         "app", "mae_core", "weights"],
+        ["git", "ls-files", "-z", "app", "mae_core", "weights"],
         cwd=ROOT, capture_output=True, check=True,
     ).stdout.decode().split("\0")  # fmt: skip
     known = {name for name in listed if (ROOT / name).is_file()}
     beside = {"LICENSE", "README.md", "requirements.txt", "docs/panels.png"}
     ours = {name for name in known if not name.startswith("app/deploy/")} | beside
-    assert set(space_files("gradio", "cpu-basic", chosen)) == ours
+    assert set(files_of(hardware="cpu-basic")) == ours
 
 
-def test_what_lies_about_is_not_sent(chosen: ChosenWeights, tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_git", [True, False], ids=["git", "no git"])
+def test_what_lies_about_is_not_sent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, with_git: bool
+) -> None:
+    if with_git and shutil.which("git") is None:
+        pytest.skip("there is no git")
     root = tmp_path / "project"
-    for name, content in space_files("docker", "cpu-basic", chosen).items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content_bytes(content))
+    expected = files_of("docker", "cpu-basic")
+    write(root, expected)
     shutil.copy(ROOT / "requirements-zerogpu.txt", root)
-    expected = space_files("docker", "zero-a10g", chosen, root=root)
-    lying = (
-        ".env", ".git/config", "app/.env", "app/.ui.py", "app/notes.txt", "app/ui.py~",
+    lying = [
+        ".env", "app/.env", "app/.ui.py", "app/notes.txt", "app/ui.py~",
         "app/__pycache__/ui.pyc", "app/.hidden/ui.py", "mae_core/.cache/x.py", "mae_core/mine.pt",
         "runs/quick/weights.safetensors", "weights/mine.safetensors", "app/assets/mine.jpg",
         "app/assets/examples/.mine.jpg", "docs/notes.md", "tests/test_x.py", "token",
-    )  # fmt: skip
-    for name in lying:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text("secret")
-    assert data_of(space_files("docker", "zero-a10g", chosen, root=root)) == data_of(expected)
+    ]  # fmt: skip
+    if with_git:
+        for command in (["init", "--quiet"], ["add", "--all"]):
+            subprocess.run(["git", *command], cwd=root, check=True)
+        lying.append("app/new.py")
+    else:
+        lying.append(".git/config")
+    write(root, dict.fromkeys(lying, b"secret"))
+    with caplog.at_level(logging.INFO):
+        assert files_of("docker", "cpu-basic", root=root) == expected
+    said = "not sent, as git does not track it: "
+    assert [said in line for line in caplog.messages] == [True] * with_git
+    assert ("app/new.py" in caplog.text) == with_git
     (root / "LICENSE").unlink()
     with pytest.raises(ConfigError, match="LICENSE is missing; restore it"):
-        space_files("docker", "zero-a10g", chosen, root=root)
+        files_of("docker", "cpu-basic", root=root)
 
 
-def requirements_of(hardware: str, chosen: ChosenWeights, index: str | None = None) -> str:
-    return data_of(space_files("gradio", hardware, chosen, index))["requirements.txt"].decode()
+def requirements_of(hardware: str, index: str | None = None) -> str:
+    return files_of("gradio", hardware, index)["requirements.txt"].decode()
 
 
-def test_each_hardware_gets_the_torch_that_it_takes(chosen: ChosenWeights) -> None:
+def test_each_hardware_gets_the_torch_that_it_takes() -> None:
     plain = (ROOT / "requirements.txt").read_text()
-    assert requirements_of("t4-small", chosen) == plain
+    assert requirements_of("t4-small") == plain
     on_cpu = f"--extra-index-url {CPU_TORCH_INDEX}\n{plain}"
-    assert requirements_of("cpu-basic", chosen) == on_cpu
-    own = requirements_of("cpu-upgrade", chosen, "https://example.org/simple")
+    assert requirements_of("cpu-basic") == on_cpu
+    own = requirements_of("cpu-upgrade", "https://example.org/simple")
     assert own == f"--extra-index-url https://example.org/simple\n{plain}"
-    zero = requirements_of("zero-a10g", chosen)
+    zero = requirements_of("zero-a10g")
     assert zero == (ROOT / "requirements-zerogpu.txt").read_text()
 
 
@@ -483,14 +521,19 @@ def test_ones_own_file_and_run_are_sent_as_one_file_each(
 def test_weights_that_a_space_cannot_show_are_refused(hub: Hub, tmp_path: Path) -> None:
     def refused(*sources: str) -> str:
         with pytest.raises(MAEError) as caught:
-            choose_weights(sources, lambda _: ["README.md", "tf_model.h5"])
+            choose_weights(sources)
         return str(caught.value)
 
+    hub.publish("me/nothing", {"README.md": b"", "tf_model.h5": b""})
+    # Anybody may have made it, so the page reads no torch file of it.
+    hub.publish("me/torch", {"config.json": b"{}", "pytorch_model.bin": b""})
     (tmp_path / "run").mkdir()
     save_step(tmp_path / "run", 3)
     assert "is not finished; start the same training command" in refused(str(tmp_path / "run"))
     assert "has no decoder (encoder)" in refused("mae-base-pretrain")
     assert "has no weights that are read here" in refused("me/nothing")
+    assert "has no weights that are read here" in refused("me/torch")
+    assert "could not look for weights in 'me/none' on " in refused("me/none")
     assert "given twice" in refused("mae-tiny", "mae-tiny")
     folder = tmp_path / "hf"
     folder.mkdir()

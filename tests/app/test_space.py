@@ -1,6 +1,7 @@
 """What the command sends to a Space is all that the page needs there."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,17 +11,16 @@ import httpx
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from app.deploy.files import content_bytes, space_files
-from app.deploy.weights import choose_weights
+from app.deploy.files import choose_weights, stage
 from tests.app.serving import free_port
 from tests.app.test_main import first_answer
 
 
 def test_the_files_of_a_space_serve_the_page(tmp_path: Path) -> None:
-    folder = tmp_path / "space"
-    for name, content in space_files("gradio", "cpu-basic", choose_weights((), list)).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content_bytes(content))
+    (tmp_path / "staged").mkdir()
+    stage(tmp_path / "staged", "gradio", "cpu-basic", choose_weights(()))
+    # The files themselves: what is staged are links to the project, which holds more.
+    folder = shutil.copytree(tmp_path / "staged", tmp_path / "space")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
