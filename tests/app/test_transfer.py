@@ -39,7 +39,7 @@ def uploaded(http: httpx.Client, name: str, data: bytes) -> str:
 
 def call_of(path: str, seed: int) -> list[Any]:
     picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    return [picture, 0.75, seed, "random", "crop", "small-random", None, "estimated"]
+    return [picture, 0.75, seed, "random", "crop", "small-random", None, "estimated", None]
 
 
 @pytest.mark.parametrize("encodings", ["gzip", ENCODINGS])

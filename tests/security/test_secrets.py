@@ -60,7 +60,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         wait_for(f"http://127.0.0.1:{port}/", process)
         yield Page(f"http://127.0.0.1:{port}", log)
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         process.wait(240)
 
 
