@@ -237,15 +237,17 @@ def _add_api(handlers: Handlers, models: tuple[str, ...]) -> None:
     """The endpoint `/reconstruct`, whose widgets nobody sees and whose picture has no default."""
     with gr.Column(visible=False):
         inputs: dict[str, Any] = {
-            "image": SafeImage(),
-            "mask_ratio": UncheckedSlider(MASK_RATIO_MIN, MASK_RATIO_MAX, _FIRST_RATIO),
-            "seed": UncheckedSlider(0, _LAST_SEED, 0, step=1, precision=0),
-            "strategy": UncheckedRadio(list(STRATEGIES), value=STRATEGIES[0]),
-            "fit": UncheckedRadio(list(FITS), value=FITS[0]),
-            "model": UncheckedDropdown(list(models), value=models[0]),
-            "image_size": UncheckedNumber(value=None),
-            "view": UncheckedRadio(list(NORM_PIX_VIEWS), value=NORM_PIX_VIEWS[0]),
-            "mask": gr.JSON(value=None),
+            "image": SafeImage(label="image"),
+            "mask_ratio": UncheckedSlider(
+                MASK_RATIO_MIN, MASK_RATIO_MAX, _FIRST_RATIO, label="mask_ratio"
+            ),
+            "seed": UncheckedSlider(0, _LAST_SEED, 0, step=1, precision=0, label="seed"),
+            "strategy": UncheckedRadio(list(STRATEGIES), value=STRATEGIES[0], label="strategy"),
+            "fit": UncheckedRadio(list(FITS), value=FITS[0], label="fit"),
+            "model": UncheckedDropdown(list(models), value=models[0], label="model"),
+            "image_size": UncheckedNumber(value=None, label="image_size"),
+            "view": UncheckedRadio(list(NORM_PIX_VIEWS), value=NORM_PIX_VIEWS[0], label="view"),
+            "mask": gr.JSON(value=None, label="mask"),
         }
         outputs: list[Any] = [
             PanelImage(label=name, elem_id=f"api-{name}", format="png") for name in PANELS
