@@ -23,16 +23,14 @@ def test_every_answer_says_how_it_is_to_be_taken(visitor: Attacker, path: str) -
 def test_the_page_loads_from_itself_only(visitor: Attacker) -> None:
     told = policy(visitor.http.get("/"))
     assert told["default-src"] == told["connect-src"] == ["'self'"]
-    for sources in told.values():
-        assert "*" not in sources
+    for name, sources in told.items():
+        assert "*" not in sources or name == "frame-ancestors"
         assert "http:" not in sources
 
 
-def test_the_hub_may_show_the_page_and_nobody_else(visitor: Attacker) -> None:
+def test_any_site_may_embed_the_page(visitor: Attacker) -> None:
     answer = visitor.http.get("/")
-    assert set(policy(answer)["frame-ancestors"]) == {
-        "'self'", "https://huggingface.co", "https://*.hf.space",
-    }  # fmt: skip
+    assert policy(answer)["frame-ancestors"] == ["*"]
     assert "x-frame-options" not in answer.headers
 
 
