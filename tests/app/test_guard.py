@@ -474,10 +474,7 @@ def test_every_answer_tells_browsers_what_not_to_do(path: str) -> None:
     client = Client()
     client.ask(path)
     assert client.headers[b"x-content-type-options"] == b"nosniff"
-    assert (
-        b"frame-ancestors *"
-        in (client.headers[b"content-security-policy"])
-    )
+    assert b"frame-ancestors *" in (client.headers[b"content-security-policy"])
     assert b"x-frame-options" not in client.headers
 
 
