@@ -62,14 +62,6 @@ class _File(NamedTuple):
     path: str
 
 
-def _nothing() -> Collection[str]:
-    return ()
-
-
-def _ignore(paths: Collection[str]) -> object:
-    return None
-
-
 class CacheFolder:
     """Deletes the oldest uploads and panels of a folder. Safe to share between threads.
 
@@ -81,8 +73,8 @@ class CacheFolder:
         path: str | Path,
         max_bytes: int,
         *,
-        kept: Callable[[], Collection[str]] = _nothing,
-        forget: Callable[[Collection[str]], object] = _ignore,
+        kept: Callable[[], Collection[str]] = tuple,
+        forget: Callable[[Collection[str]], object] = lambda paths: None,
     ) -> None:
         """Look after a folder, which need not be there yet.
 

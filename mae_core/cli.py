@@ -289,7 +289,13 @@ def _evaluate(args: argparse.Namespace) -> int:
                 row[method] = {name: v if math.isfinite(v) else None for name, v in each}
         unreadable = [shown(name) for name in images.unreadable]
         report = {**facts, "unreadable": unreadable, "methods": methods, "rows": rows}
-        print(json.dumps(report, indent=2, default=_known))
+        print(
+            json.dumps(
+                report,
+                indent=2,
+                default=lambda one: {k: v for k, v in vars(one).items() if v is not None},
+            )
+        )
         return 0
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     table = [["removed patches", "n", "loss", "PSNR (dB)", "SSIM", "pooled (dB)"]]
@@ -306,10 +312,6 @@ def _evaluate(args: argparse.Namespace) -> int:
         if "psnr" in summaries and (capped := summaries["psnr"].capped):
             print(f"{method}: {capped} images without error, taken as {MAX_PSNR:g} dB")
     return 0
-
-
-def _known(summary: object) -> dict[str, object]:
-    return {name: value for name, value in vars(summary).items() if value is not None}
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

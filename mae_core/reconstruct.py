@@ -12,6 +12,7 @@ import contextlib
 import copy
 import json
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -217,7 +218,7 @@ class Reconstruction:
 
     def save(self, folder: str | Path, show: Sequence[int] = ()) -> None:
         """Write the panels, their strip (`panels.png`) and the facts (`metrics.json`)."""
-        folder = Path(folder).expanduser()
+        folder = Path(os.path.expanduser(folder))
         for name, panel in {**self.panels(show), "panels": self.strip(show=show)}.items():
             write_atomically(folder / f"{name}.png", partial(panel.save, format="PNG"))
         text = json.dumps(self.facts(), indent=2) + "\n"

@@ -130,7 +130,8 @@ def train(
         of_model = [text for text in texts if text.startswith(("model=", "model."))]
     config = with_overrides(config, [text for text in texts if text not in of_model])
 
-    out = Path(config.out).expanduser()
+    # Unlike Path.expanduser it keeps the name of a user that there is not.
+    out = Path(os.path.expanduser(config.out))
     config = replace(config, out=str(out))
     with init_distributed() as world, _alone(out, world):
         if not world.is_main:
