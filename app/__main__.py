@@ -29,14 +29,14 @@ from app.components import GuardedBlocks
 from app.components.examples import thumbnail_route
 from app.components.head import FirstScript
 from app.components.image import MAX_BYTES
-from app.guard import RequestGuard
-from app.health import Health, routes
-from app.logs import configure_logging
+from app.ops.logs import configure_logging
+from app.page.build import EXAMPLES, FIRST_SCRIPT, I18N, STYLE, build_page, examples
 from app.rates import RateLimiter
 from app.service import ReconstructionService
 from app.sessions import SESSIONS, forgetting
 from app.settings import AppSettings, read_settings
-from app.ui import EXAMPLES, FIRST_SCRIPT, I18N, STYLE, build_page, examples
+from app.web.guard import RequestGuard
+from app.web.health import Health, routes
 from mae_core import MAEError
 from mae_core.errors import ConfigError
 

@@ -7,8 +7,8 @@ that the request asks for. Both come from `STRINGS`, whose languages have the sa
 import math
 from collections.abc import Mapping
 
-from app.fetching import NotReadyError, Offer
-from app.scheduler import BusyError, TookTooLongError
+from app.line import BusyError, TookTooLongError
+from app.models.shelf import NotReadyError, Offer
 from mae_core import MAEError
 from mae_core.photographs import ImageLimits
 

@@ -23,16 +23,16 @@ from typing import Any
 from cachetools import LRUCache
 from PIL import Image
 
-from app.fetching import ModelShelf, NotReadyError, Offer, licence_of
-from app.logs import log_request
-from app.metrics import Metrics, Outcome
-from app.models import ModelState, Progress, ServedModel
+from app.line import BusyError, Scheduler, Ticket, TookTooLongError
+from app.models.served import ModelState, Progress, ServedModel
+from app.models.shelf import ModelShelf, NotReadyError, Offer, licence_of
+from app.models.zerogpu import NoGPUError
+from app.ops.logs import log_request
+from app.ops.metrics import Metrics, Outcome
 from app.pictures import Pictures, PictureSource, bytes_of
 from app.rates import RateLimiter
 from app.request import Request, check_choice, check_source, parse
-from app.scheduler import BusyError, Scheduler, Ticket, TookTooLongError
 from app.settings import AppSettings
-from app.zerogpu import NoGPUError
 from mae_core import MAEError, Reconstruction, Reconstructor, list_weights
 from mae_core.errors import (
     CheckpointError,

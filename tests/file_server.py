@@ -142,13 +142,15 @@ def _send_body(
     handler.close_connection = True
     for first in range(0, len(data), 4096):
         piece = data[first : first + 4096]
+        # Before it is sent: whoever has all of it may look at once.
+        request.sent += len(piece)
         try:
             handler.wfile.write(piece)
             handler.wfile.flush()
         except OSError:
             # Whoever asked has gone.
+            request.sent -= len(piece)
             return
-        request.sent += len(piece)
         time.sleep(files.habits.pause)
         files.gate.wait()
 

@@ -13,7 +13,7 @@ from gradio.exceptions import ComponentProcessingError
 
 from app.components.image import PanelImage, SafeImage
 from app.i18n import error_sentence, preferred_language, text
-from app.storage import CacheFolder
+from app.ops.storage import CacheFolder
 from mae_core import MAEError
 from mae_core.errors import ConfigError
 

@@ -15,8 +15,8 @@ from gradio.data_classes import ImageData
 from PIL import Image
 
 from app.components.quiet import QuietMeta
+from app.ops.storage import MAX_AGE_SECONDS, StorageError
 from app.pictures import PictureFile
-from app.storage import MAX_AGE_SECONDS, StorageError
 from mae_core.errors import ImageError
 from mae_core.photographs import ImageLimits
 

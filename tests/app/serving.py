@@ -18,10 +18,10 @@ from PIL import Image
 
 from app.__main__ import GRADIO_SETTINGS, launch
 from app.components import GuardedBlocks
-from app.handlers import Handlers
+from app.page.build import EXAMPLES, build_page
+from app.page.events import Handlers
 from app.service import ReconstructionService
 from app.settings import AppSettings, read_settings
-from app.ui import EXAMPLES, build_page
 from mae_core import MAEError, MaskedAutoencoder, ModelConfig, Reconstruction, Reconstructor
 from mae_core.config import to_dict
 from mae_core.reconstruct import ReconstructionRequest

@@ -21,10 +21,10 @@ from gradio_client.exceptions import AppError
 from PIL import Image, ImageFile
 
 from app.components.image import MAX_BYTES
-from app.handlers import PANELS
+from app.page.build import EXAMPLES
+from app.page.events import PANELS
 from app.service import ReconstructionService
 from app.settings import AppSettings
-from app.ui import EXAMPLES
 from tests.app.serving import (
     HeldReconstructor,
     encoded,

@@ -11,9 +11,9 @@ from PIL import Image
 import app
 from app.components import PanelImage, SafeImage, UncheckedSlider
 from app.components.image import MAX_BYTES
+from app.ops.storage import MAX_AGE_SECONDS, CacheFolder
+from app.page.build import EXAMPLES
 from app.pictures import PictureFile
-from app.storage import MAX_AGE_SECONDS, CacheFolder
-from app.ui import EXAMPLES
 from mae_core.errors import ImageError
 
 FILE = {"_type": "gradio.FileData"}

@@ -140,7 +140,7 @@ def test_only_what_differs_is_changed(hub: Hub, say: Say) -> None:
     assert first.status == 0, first.error
     space = hub.spaces[NAME]
     right = dict(space.files)
-    space.files |= {"app/ui.py": b"changed", "old.py": b"of before"}
+    space.files |= {"app/page/build.py": b"changed", "old.py": b"of before"}
     del space.files["weights/mae-tiny.safetensors"]
     space.variables |= {"MAE_WEIGHTS": "of-before", "OTHERS": "kept"}
     hub.changes.clear()
@@ -151,7 +151,7 @@ def test_only_what_differs_is_changed(hub: Hub, say: Say) -> None:
     assert (space.hardware, space.sleep_seconds) == ("t4-small", 600)
     assert space.variables == {"OTHERS": "kept"}
     assert space.files.keys() == right.keys()
-    assert space.files["app/ui.py"] == right["app/ui.py"]
+    assert space.files["app/page/build.py"] == right["app/page/build.py"]
     commits = [change for change in hub.changes if change.endswith("/commit/main")]
     assert len(commits) == 1
     assert "deleted old.py" in said.output
@@ -401,7 +401,7 @@ def test_what_lies_about_is_not_sent(
     write(root, expected)
     shutil.copy(ROOT / "requirements-zerogpu.txt", root)
     lying = [
-        ".env", "app/.env", "app/.ui.py", "app/notes.txt", "app/ui.py~",
+        ".env", "app/.env", "app/.ui.py", "app/notes.txt", "app/page/build.py~",
         "app/__pycache__/ui.pyc", "app/.hidden/ui.py", "mae_core/.cache/x.py", "mae_core/mine.pt",
         "runs/quick/weights.safetensors", "weights/mine.safetensors", "app/assets/mine.jpg",
         "app/assets/examples/.mine.jpg", "docs/notes.md", "tests/test_x.py", "token",

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from app.metrics import Metrics
+from app.ops.metrics import Metrics
 from tests.app.serving import example
 
 HOSTILE = (

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from app.__main__ import main
-from app.guard import Message, Receive, RequestGuard, Scope, Send
+from app.web.guard import Message, Receive, RequestGuard, Scope, Send
 from tests.sources import ROOT
 
 

@@ -7,7 +7,6 @@ import pytest
 from gradio.i18n import I18nData
 
 import mae_core
-from app.fetching import ModelShelf, NotReadyError, Offer
 from app.i18n import (
     LANGUAGES,
     STRINGS,
@@ -16,10 +15,11 @@ from app.i18n import (
     preferred_language,
     text,
 )
-from app.models import NoMemoryError, ServedModel
-from app.scheduler import BusyError, TookTooLongError
+from app.line import BusyError, TookTooLongError
+from app.models.served import NoMemoryError, ServedModel
+from app.models.shelf import ModelShelf, NotReadyError, Offer
+from app.page.build import I18N
 from app.service import ReconstructionService
-from app.ui import I18N
 from mae_core import MAEError
 from mae_core.errors import CheckpointError, ConfigError, DownloadError, ImageError, MaskError
 from tests.app.serving import built, small_reconstructor

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from app.metrics import OUTCOMES
+from app.line import BusyError, TookTooLongError
+from app.ops.metrics import OUTCOMES
 from app.pictures import PictureFile
-from app.scheduler import BusyError, TookTooLongError
 from app.service import Answer, ReconstructionService, Waiting
 from app.settings import AppSettings
 from mae_core import MAEError, Reconstructor
@@ -342,7 +342,7 @@ def test_weights_that_cannot_be_opened_keep_their_place(tmp_path: Path) -> None:
 def test_weights_that_arrive_later_are_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.fetching.RETRY_SECONDS", 0)
+    monkeypatch.setattr("app.models.shelf.RETRY_SECONDS", 0)
     late = tmp_path / "late.safetensors"
     service = load(str(late))
     joined(service)

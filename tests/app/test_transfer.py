@@ -8,10 +8,10 @@ import httpx
 import pytest
 from PIL import Image
 
-from app.handlers import PANELS
+from app.page.build import FIRST_SCRIPT, examples
+from app.page.events import PANELS
 from app.service import ReconstructionService
 from app.settings import AppSettings
-from app.ui import FIRST_SCRIPT, examples
 from tests.app.serving import HeldReconstructor, example, served
 
 ENCODINGS = "gzip, deflate, br, zstd"

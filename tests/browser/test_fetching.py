@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import constants
 from playwright.sync_api import Locator, Page, expect
 
-from app.fetching import ModelShelf
-from app.models import ServedModel
+from app.models.served import ServedModel
+from app.models.shelf import ModelShelf
 from app.service import ReconstructionService
 from mae_core.weights import WeightsEntry, registry
 from mae_core.weights.formats import save_weights

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import FloatRect, Page, expect
 
-from app.handlers import PANELS
 from app.i18n import STRINGS
+from app.page.build import EXAMPLES
+from app.page.events import PANELS
 from app.service import ReconstructionService
-from app.ui import EXAMPLES
 from tests.app.serving import HeldReconstructor, encoded, example
 from tests.browser.conftest import DESKTOP, PHONE, gone, opened
 

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, Request, expect
 
 from app.i18n import STRINGS
-from app.models import ServedModel
+from app.models.served import ServedModel
 from app.service import ReconstructionService
 from tests.app.serving import example, save_step, small_reconstructor
 from tests.browser.conftest import PHONE, opened

@@ -18,7 +18,7 @@ _NEVER = {
 _MODULES = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle", "telnetlib", "xml"}
 
 # What a process and its own fork send each other, past nobody else.
-_ALLOWED = {"app.zerogpu": {"pickle", "pickle.loads"}}
+_ALLOWED = {"app.models.zerogpu": {"pickle", "pickle.loads"}}
 
 
 def calls(source: Source) -> Iterator[tuple[str, ast.Call]]:

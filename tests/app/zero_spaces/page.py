@@ -13,7 +13,7 @@ import spaces  # type: ignore[import-not-found]
 import torch
 from PIL import Image
 
-from app.models import ServedModel
+from app.models.served import ServedModel
 from mae_core import MAEError, MaskedAutoencoder, Reconstruction, Reconstructor, load
 from mae_core.reconstruct import ReconstructionRequest
 

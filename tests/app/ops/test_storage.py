@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from app import storage
-from app.storage import MAX_AGE_SECONDS, YOUNG_SECONDS, CacheFolder, StorageError
+from app.ops import storage
+from app.ops.storage import MAX_AGE_SECONDS, YOUNG_SECONDS, CacheFolder, StorageError
 
 OLD = YOUNG_SECONDS + 100
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from app import zerogpu
+from app.models import zerogpu
 from app.request import Request
 from mae_core import MAEError, MaskedAutoencoder, ModelConfig, Reconstruction, Reconstructor
 from mae_core.errors import CheckpointError, ConfigError

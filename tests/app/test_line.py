@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import scheduler as scheduler_module
-from app.scheduler import BusyError, Scheduler, Ticket, TookTooLongError
+from app import line as scheduler_module
+from app.line import BusyError, Scheduler, Ticket, TookTooLongError
 
 # Longer than anything takes that is not broken.
 LONG = 240.0

@@ -11,9 +11,9 @@ import gradio as gr
 from PIL import Image
 
 from app.components import as_gradio_error, language_of, sentence_for, visitor_of
-from app.fetching import PATIENCE_SECONDS, NotReadyError, Offer
 from app.i18n import line_sentence, progress_sentence, size_of, text
-from app.models import Progress
+from app.models.served import Progress
+from app.models.shelf import PATIENCE_SECONDS, NotReadyError, Offer
 from app.service import Answer, ReconstructionService, Waiting
 from mae_core import MAEError
 from mae_core.errors import ImageError

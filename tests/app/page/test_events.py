@@ -10,9 +10,9 @@ import pytest
 from gradio.exceptions import ComponentProcessingError
 
 from app.components import as_gradio_error
-from app.handlers import OWN_SIZE, PANELS, Handlers
+from app.page.build import EXAMPLES
+from app.page.events import OWN_SIZE, PANELS, Handlers
 from app.service import Answer, ReconstructionService, Waiting
-from app.ui import EXAMPLES
 from mae_core.errors import MaskError
 from tests.app.serving import asked, example, shown, small_reconstructor
 

@@ -2,7 +2,7 @@ import math
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import OUTCOMES, Metrics
+from app.ops.metrics import OUTCOMES, Metrics
 
 
 def samples(metrics: Metrics) -> dict[str, float]:

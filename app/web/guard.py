@@ -30,9 +30,9 @@ from urllib.parse import parse_qs
 
 from starlette.exceptions import HTTPException
 
-from app.health import PEER
 from app.rates import RateLimiter
 from app.visitors import visitor_of
+from app.web.health import PEER
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from starlette.exceptions import HTTPException
 
-from app import guard
-from app.guard import MAX_BODY_BYTES, Message, Receive, RequestGuard, Scope, Send
-from app.health import PEER
 from app.rates import RateLimiter
+from app.web import guard
+from app.web.guard import MAX_BODY_BYTES, Message, Receive, RequestGuard, Scope, Send
+from app.web.health import PEER
 
 UPLOAD_LIMIT = 4 * MAX_BODY_BYTES
 JOIN = "/gradio_api/queue/join"

@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-import app.models
-from app.handlers import Handlers
-from app.models import NoMemoryError, Progress, ServedModel
+import app.models.served
+from app.models.served import NoMemoryError, Progress, ServedModel
+from app.page.events import Handlers
 from app.pictures import PictureFile
 from app.request import Mask, Request
 from app.service import ReconstructionService
@@ -50,7 +50,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         paths.append(locate(source))
         return read_weights(source, fetch=fetch)
 
-    monkeypatch.setattr(app.models, "read_weights", counting)
+    monkeypatch.setattr(app.models.served, "read_weights", counting)
     return paths
 
 

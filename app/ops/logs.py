@@ -79,7 +79,7 @@ def log_request(outcome: str, seconds: float, **fields: object) -> None:
     """Log that a request was answered.
 
     Args:
-        outcome: How it ended, one of `app.metrics.OUTCOMES`.
+        outcome: How it ended, one of `app.ops.metrics.OUTCOMES`.
         seconds: From its arrival to its answer.
         **fields: What else to say of it: nothing that a visitor typed or sent.
     """

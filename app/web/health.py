@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from app.metrics import Metrics
+from app.ops.metrics import Metrics
 
 # Any of them says that the request comes from further away than its connection.
 FORWARDED_HEADERS = (

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from app.models import ServedModel
+from app.models.served import ServedModel
 from mae_core import MAEError
 from mae_core.errors import CheckpointError, DownloadError
 from mae_core.weights import WeightsEntry, find, is_offline, locate

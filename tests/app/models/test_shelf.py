@@ -10,7 +10,8 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from app.fetching import (
+from app.models.served import ServedModel
+from app.models.shelf import (
     MAX_WAITING,
     PACE_SECONDS,
     PATIENCE_SECONDS,
@@ -21,8 +22,7 @@ from app.fetching import (
     Offer,
     _Pace,
 )
-from app.handlers import OWN_SIZE, Handlers
-from app.models import ServedModel
+from app.page.events import OWN_SIZE, Handlers
 from app.service import ReconstructionService
 from mae_core.errors import CheckpointError, ConfigError, DownloadError
 from mae_core.weights import WeightsEntry
@@ -215,7 +215,7 @@ def test_a_download_that_nobody_asks_after_ends_and_is_gone_on_with(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr("app.fetching.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("app.models.shelf.time", SimpleNamespace(monotonic=lambda: now))
     shelf = world.shelf(*map(entry, ("large", "left", "in-line")))
     not_ready(lambda: shelf.get("left"))
     assert world.begun.wait(240)
@@ -234,7 +234,7 @@ def test_a_download_that_somebody_asks_after_goes_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr("app.fetching.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("app.models.shelf.time", SimpleNamespace(monotonic=lambda: now))
     handlers = Handlers(served(shelf := world.shelf()), {})
     update(handlers, "large")
     assert world.begun.wait(240)
@@ -250,7 +250,7 @@ def test_a_download_that_somebody_asks_after_goes_on(
 def test_what_is_over_at_once_was_begun_all_the_same(
     world: World, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
 ) -> None:
-    monkeypatch.setattr("app.fetching._Line.add", lambda _, job: job())
+    monkeypatch.setattr("app.models.shelf._Line.add", lambda _, job: job())
     world.failure = failure
     world.go_on.set()
     handlers = Handlers(served(world.shelf()), {})
@@ -365,7 +365,7 @@ def test_bundled_weights_that_are_gone_are_no_reason_to_stop(world: World) -> No
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A time that only the test moves."""
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr("app.fetching.time", clock)
+    monkeypatch.setattr("app.models.shelf.time", clock)
     return clock
 
 

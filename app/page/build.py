@@ -18,8 +18,8 @@ from app.components import (
     UncheckedRadio,
     UncheckedSlider,
 )
-from app.handlers import OWN_SIZE, PANELS, SIZES, Handlers, outputs_of
 from app.i18n import LANGUAGES, STRINGS
+from app.page.events import OWN_SIZE, PANELS, SIZES, Handlers, outputs_of
 from app.request import MASK_RATIO_MAX, MASK_RATIO_MIN
 from app.service import ReconstructionService
 from mae_core import MAEError
@@ -29,7 +29,7 @@ from mae_core.reconstruct import NORM_PIX_VIEWS
 
 _logger = logging.getLogger(__name__)
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parent.parent / "assets"
 EXAMPLES = ASSETS / "examples"
 STYLE = ASSETS / "style.css"
 

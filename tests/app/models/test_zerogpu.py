@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app import zerogpu
+from app.models import zerogpu
 from mae_core.weights.formats import save_weights
 from tests.app.serving import small_reconstructor
 from tests.sources import ROOT

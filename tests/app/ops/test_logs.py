@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 import uvicorn.config
 
-from app.logs import MAX_CHARACTERS, LogfmtFormatter, configure_logging, log_request
+from app.ops.logs import MAX_CHARACTERS, LogfmtFormatter, configure_logging, log_request
 
 HASH = "3c96616a6fa655f4e11b2df71c11b6f0" * 2
 

@@ -1,0 +1,1 @@
+"""Models on demand: one that runs batches, a shelf of further ones, lent GPUs."""

@@ -1,0 +1,1 @@
+"""For whoever runs the page: numbers, log lines, a bounded folder."""
