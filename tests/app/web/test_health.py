@@ -3,10 +3,10 @@ from collections.abc import Mapping
 import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
-from tests.app.test_guard import Receive, Scope, Send
 
 from app.ops.metrics import Metrics
 from app.web.health import PEER, Health, routes
+from tests.app.web.test_guard import Receive, Scope, Send
 
 PRIVATE = "10.1.2.3"
 
