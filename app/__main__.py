@@ -24,16 +24,17 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
 
-from app.components import GuardedBlocks
-from app.components.examples import thumbnail_route
-from app.components.head import FirstScript
-from app.components.image import MAX_BYTES
+from app import gradio_seam
 from app.ops.logs import configure_logging
-from app.page.build import EXAMPLES, FIRST_SCRIPT, I18N, STYLE, build_page, examples
+from app.ops.storage import CacheFolder
+from app.page.build import ASSETS, I18N, build_page, examples
+from app.page.elements import thumbnail_route
+from app.page.files import MAX_BYTES
 from app.rates import RateLimiter
 from app.service import ReconstructionService
-from app.sessions import SESSIONS, forgetting
 from app.settings import AppSettings, read_settings
 from app.web.guard import RequestGuard
 from app.web.health import Health, routes
@@ -41,14 +42,6 @@ from mae_core import MAEError
 from mae_core.errors import ConfigError
 
 _logger = logging.getLogger(__name__)
-
-# Gradio as it comes reports to its makers; and after every event it sums up the last 10,000 of
-# them for a page of statistics that is switched off here.
-GRADIO_SETTINGS = {
-    "GRADIO_ANALYTICS_ENABLED": "False",
-    "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9),
-    "GRADIO_ANALYTICS_MAX_EVENTS": "1",
-}
 
 # Compiled kernels that oneDNN keeps. It compiles some for each number of visible patches, and of
 # its own accord keeps 1024, by which the page grows as visitors try one mask ratio after another.
@@ -69,6 +62,9 @@ _MORE_EVENTS = 400
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 
 _KEEP_ALIVE_SECONDS = 75
+
+# The browser's modules.
+STAGE = Path(__file__).parent / "stage"
 
 # Gradio compresses these itself, with Brotli, but nothing whose path has no extension, such as the
 # page. Event streams and pictures are excluded as well.
@@ -93,14 +89,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     configure_logging()
     _return_memory()
-    os.environ.update(GRADIO_SETTINGS)
+    os.environ.update(gradio_seam.ENVIRONMENT)
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS)
     try:
         with _exiting_on_sigterm():
             settings = read_settings(sys.argv[1:] if argv is None else argv)
             os.environ["GRADIO_TEMP_DIR"] = os.environ.get("GRADIO_TEMP_DIR") or _folder(settings)
             service = ReconstructionService.load(settings)
-            serve(build_page(service), service)
+            serve(*build_page(service), service)
     except MAEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -115,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def serve(page: GuardedBlocks, service: ReconstructionService) -> None:
+def serve(page: gr.Blocks, folder: CacheFolder, service: ReconstructionService) -> None:
     """Serve a page until this thread is interrupted (Ctrl-C) or told to exit (SIGTERM).
 
     Told to exit, it answers the requests that it has, as long as the settings allow.
@@ -124,11 +120,11 @@ def serve(page: GuardedBlocks, service: ReconstructionService) -> None:
         ConfigError: If the port is taken or the host is not this machine's.
     """
     service.metrics.watch(
-        "mae_upload_folder_bytes", "Uploads and panels on disk.", lambda: page.folder.bytes
+        "mae_upload_folder_bytes", "Uploads and panels on disk.", lambda: folder.bytes
     )
     with _signals() as received:
         launch(page, service)
-        page.folder.start()
+        folder.start()
         # What is there now stays. Left out of the search for garbage, it makes that search short
         # and frequent; with it, pictures that requests leave behind lie about for minutes.
         gc.collect()
@@ -138,7 +134,7 @@ def serve(page: GuardedBlocks, service: ReconstructionService) -> None:
         told_to_exit = received == [signal.SIGTERM]
         answered = _drain(page, service) if told_to_exit else service.stop(0)
         page.close(verbose=False)
-        page.folder.stop()
+        folder.stop()
     if not answered:
         _logger.warning("some requests were given up")
         logging.shutdown()
@@ -147,7 +143,7 @@ def serve(page: GuardedBlocks, service: ReconstructionService) -> None:
 
 
 def launch(
-    page: GuardedBlocks, service: ReconstructionService, settings: AppSettings | None = None
+    page: gr.Blocks, service: ReconstructionService, settings: AppSettings | None = None
 ) -> str:
     """Start to serve a page, and nothing but what is on this machine.
 
@@ -172,17 +168,18 @@ def launch(
     )
     # uvicorn's 5 s are shorter than what browsers and proxies count on; a request on a connection
     # that is just being closed is lost. Gradio hands no such setting on.
-    page.server.config.timeout_keep_alive = _KEEP_ALIVE_SECONDS
+    gradio_seam.keep_connections(page, _KEEP_ALIVE_SECONDS)
+    gradio_seam.check(page)
     return url
 
 
-def _drain(page: GuardedBlocks, service: ReconstructionService) -> bool:
+def _drain(page: gr.Blocks, service: ReconstructionService) -> bool:
     """Answer what is waiting, and let it be fetched; says whether all was answered."""
     seconds = service.settings.drain_seconds
     latest = time.monotonic() + seconds
     _logger.info("about to end: answering what is waiting")
     answered = service.stop(seconds)
-    while page.is_busy and time.monotonic() < latest:
+    while gradio_seam.is_busy(page) and time.monotonic() < latest:
         time.sleep(0.05)
     time.sleep(_LAST_SECONDS)
     return answered
@@ -287,22 +284,24 @@ def launch_options(settings: AppSettings, service: ReconstructionService) -> dic
     return {
         "i18n": I18N,
         "theme": _theme(),
-        "css_paths": STYLE,
+        "css_paths": ASSETS / "style.css",
         "app_kwargs": {
             "middleware": [
                 _guard(settings),
                 Middleware(GZipMiddleware, exclude_content_types=_NOT_GZIPPED),
                 # Behind the compression, as it changes the page's text.
-                Middleware(FirstScript, script=FIRST_SCRIPT),
+                Middleware(gradio_seam.LocaleScript),
             ],
-            "routes": [*routes(health), thumbnail_route(examples())],
-            "lifespan": forgetting,
+            "routes": [
+                *routes(health),
+                thumbnail_route(examples().values()),
+                Mount("/stage", StaticFiles(directory=STAGE)),
+            ],
+            "lifespan": gradio_seam.forgetting,
         },
-        # Where examples are, wherever the program is started.
-        "allowed_paths": [str(EXAMPLES)],
         "max_file_size": MAX_BYTES,
         "max_threads": 2 * settings.queue + _MORE_EVENTS,
-        "state_session_capacity": SESSIONS,
+        "state_session_capacity": gradio_seam.SESSION_CONFIGS,
         # Errors meant for the visitor are shown all the same; others carry paths.
         "show_error": False,
         "ssr_mode": False,

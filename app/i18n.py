@@ -71,10 +71,7 @@ STRINGS: dict[str, dict[str, str]] = {
         "view_normalized": "As predicted (normalised)",
         "note_answer": "uses the answer: hidden patches' own brightness and contrast",
         "note_normalized": "as predicted: not comparable with the original",
-        "original": "Original",
-        "masked": "Masked",
-        "reconstruction": "Reconstruction",
-        "pasted": "Pasted",
+        "panels": "Download · Enlarge · Original · Masked · Reconstruction · Pasted",
         "facts": (
             "{visible} of {patches} patches seen · PSNR {psnr} dB on removed patches · "
             "{milliseconds} ms · {device} · {model}"
@@ -147,10 +144,7 @@ STRINGS: dict[str, dict[str, str]] = {
         "view_normalized": "原样输出（归一化）",
         "note_answer": "用到了答案：被遮图块自身的亮度和对比度",
         "note_normalized": "原样输出：不能与原图比较",
-        "original": "原图",
-        "masked": "掩码后",
-        "reconstruction": "重建",
-        "pasted": "拼合",
+        "panels": "下载 · 放大 · 原图 · 掩码后 · 重建 · 拼合",
         "facts": (
             "可见 {visible} / {patches} 个图块 · 被移除图块 PSNR {psnr} dB · "
             "{milliseconds} 毫秒 · {device} · {model}"

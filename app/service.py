@@ -70,10 +70,12 @@ class Answer:
     Attributes:
         panels: The pictures `original`, `masked`, `reconstruction` and `pasted`.
         facts: What was done and how well it went, as plain data for JSON.
+        mask: A text of 0 and 1 for each row of patches, 1 = removed.
     """
 
     panels: dict[str, Image.Image]
     facts: dict[str, Any]
+    mask: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -463,7 +465,8 @@ class ReconstructionService:
     def _keep(self, request: Request, result: Reconstruction, state: ModelState) -> Answer:
         licence = self.offer(request.model).licence
         facts = state.facts(result) | ({"licence": licence} if licence else {})
-        answer = Answer(result.panels(), facts)
+        mask = tuple("".join("01"[int(cell)] for cell in row) for row in result.removed)
+        answer = Answer(result.panels(), facts, mask)
         # What only want of memory has put on the CPU is tried again.
         if "notice" not in facts:
             # An answer above the bound is a ValueError, and is not kept.

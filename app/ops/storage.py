@@ -84,7 +84,7 @@ class CacheFolder:
             kept: Paths that are part of the page itself and never deleted.
             forget: Is told which paths were deleted.
         """
-        self._path = Path(path).resolve()
+        self.path = Path(path).resolve()
         self._max_bytes = max_bytes
         self._kept = kept
         self._forget = forget
@@ -102,7 +102,7 @@ class CacheFolder:
 
         Files younger than a minute stay, unless the folder has twice its bound.
         """
-        files = sorted(_files_of(self._path))
+        files = sorted(_files_of(self.path))
         # After the last look: a file written meanwhile is none of the future.
         now = time.time()
         total, kept, deleted = sum(file.size for file in files), self._kept(), []
@@ -126,7 +126,7 @@ class CacheFolder:
         Raises:
             StorageError: If the disk is nearly full.
         """
-        place = next(path for path in (self._path, *self._path.parents) if path.exists())
+        place = next(path for path in (self.path, *self.path.parents) if path.exists())
         if shutil.disk_usage(place).free < RESERVED_BYTES:
             raise StorageError(
                 "this server's disk is nearly full, so it takes no pictures for now; try again in "

@@ -1,30 +1,41 @@
-"""Between widgets and the service: values in, pictures and facts out, errors as sentences."""
+"""The functions that the page's events and the API call: values in, panels and facts out.
+
+Events hand values on as the client sent them; the service checks them. Errors become sentences: on
+the page in place of the facts, through the API as `gr.Error`.
+"""
 
 import asyncio
+import html
+import logging
 import time
+import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
-from app.components import as_gradio_error, language_of, sentence_for, visitor_of
-from app.i18n import line_sentence, progress_sentence, size_of, text
+from app.i18n import (
+    error_sentence,
+    line_sentence,
+    preferred_language,
+    progress_sentence,
+    size_of,
+    text,
+)
 from app.models.served import Progress
 from app.models.shelf import PATIENCE_SECONDS, NotReadyError, Offer
+from app.ops.storage import CacheFolder
+from app.page.files import not_uploaded, panel_file, uploaded
 from app.service import Answer, ReconstructionService, Waiting
 from mae_core import MAEError
 from mae_core.errors import ImageError
 from mae_core.reconstruct import NORM_PIX_VIEWS
 
+_logger = logging.getLogger(__name__)
+
 PANELS = ("original", "masked", "reconstruction", "pasted")
-
-Panel = Image.Image | None
-Outputs = tuple[Panel, Panel, Panel, Panel, dict[str, Any]]
-
-_EMPTY: tuple[None, None, None, None] = (None, None, None, None)
 
 # What the page offers beside the model's own size, in pixels; `OWN_SIZE` stands for that.
 OWN_SIZE = 0
@@ -33,33 +44,81 @@ SIZES = (336, 448, 672, 1024)
 _PATIENCE = f"{PATIENCE_SECONDS / 60:g}"
 
 
-class Handlers:
-    """The functions that the page's events and the API call."""
+def sentence_for(error: Exception, language: str) -> str:
+    """What a visitor is told about an error, in plain text.
 
-    def __init__(self, service: ReconstructionService, examples: dict[str, Path]) -> None:
+    A `MAEError` says what to do; of any other the visitor learns an id only, under which the
+    details are logged.
+    """
+    if isinstance(error, gr.exceptions.InvalidPathError):
+        error = not_uploaded()
+    if isinstance(error, MAEError):
+        return error_sentence(error, language)
+    if isinstance(error, FileNotFoundError):
+        return text("error_expired", language)
+    error_id = uuid.uuid4().hex[:8]
+    _logger.error("request failed, id %s", error_id, exc_info=error)
+    return text("error_unknown", language, {"id": error_id})
+
+
+def as_gradio_error(error: Exception, request: object) -> gr.Error:
+    """An error as Gradio shows it and sends it to clients, in the language of the request."""
+    language = _language_of(request)
+    return gr.Error(
+        # Rendered as HTML, and a client may have put words into it.
+        html.escape(sentence_for(error, language), quote=False),
+        title=text("error", language),
+        print_exception=False,
+    )
+
+
+def _language_of(request: object, page: object = None) -> str:
+    """Language of the page if that says one, else of the request's Accept-Language."""
+    headers = getattr(request, "headers", None)
+    asked = headers.get("accept-language") if headers else None
+    return preferred_language(page if isinstance(page, str) and page else asked)
+
+
+def _visitor_of(request: object) -> str:
+    """Address of the visitor, as the guard has found it."""
+    return str(getattr(getattr(request, "client", None), "host", None) or "unknown")
+
+
+class Events:
+    """The functions that the page's events and the API call.
+
+    Events of the page give its `language`, as the browser shows it.
+    """
+
+    def __init__(
+        self, service: ReconstructionService, examples: dict[str, Path], folder: CacheFolder
+    ) -> None:
         """Handle events.
 
         Args:
             service: What answers them.
             examples: Name -> picture file.
+            folder: Of uploads and panels.
         """
         self._service = service
         self._examples = examples
+        self._folder = folder
+        self._own = {path.resolve() for path in examples.values()}
 
     async def reconstruct(
         self,
-        image: Any,
-        mask_ratio: Any,
-        seed: Any,
-        strategy: Any,
-        fit: Any,
-        model: Any,
-        image_size: Any = None,
-        view: Any = NORM_PIX_VIEWS[0],
-        mask: Any = None,
+        image: gr.FileData,
+        mask_ratio: float = 0.75,
+        seed: int = 0,
+        strategy: str = "random",
+        fit: str = "crop",
+        model: str | None = None,
+        image_size: int | None = None,
+        view: str = NORM_PIX_VIEWS[0],
+        mask: list[list[int]] | None = None,
         request: gr.Request | None = None,
-    ) -> Outputs:
-        """Remove patches of a picture and rebuild it; Gradio tells callers of this signature.
+    ) -> tuple[gr.FileData, gr.FileData, gr.FileData, gr.FileData, dict[str, Any]]:
+        """Remove patches of a picture and rebuild it.
 
         Args:
             image: The picture, a file of an ordinary photo format.
@@ -67,13 +126,13 @@ class Handlers:
             seed: Which patches are removed, a whole number from 0.
             strategy: "random", "block" or "grid".
             fit: "crop", "squash" or "whole".
-            model: Name of the weights.
+            model: Name of the weights; the page's first model if not given.
             image_size: Size of the picture in pixels, a multiple of the model's patch side; the
                 model's own if not given.
             view: Of models that predict normalised pixels: "estimated", "answer" or "normalized".
             mask: Own mask in place of ratio, seed and strategy: a list of rows of 0 and 1, one for
-                each patch, 1 = removed.
-            request: Who asks; Gradio fills it in.
+                each patch, 1 = removed; or a black-and-white picture file, white = removed.
+            request: The HTTP request; Gradio fills it in.
 
         Returns:
             The pictures original, masked, reconstruction and pasted, and the facts.
@@ -82,40 +141,71 @@ class Handlers:
             "image": image, "mask_ratio": mask_ratio, "seed": seed, "strategy": strategy,
             "fit": fit, "model": model, "image_size": image_size, "view": view, "mask": mask,
         }  # fmt: skip
-        try:
-            async with aclosing(self._service.answer(values, visitor_of(request))) as steps:
-                async for step in steps:
-                    if isinstance(step, Answer):
-                        return outputs_of(step)
-        except Exception as error:
-            raise as_gradio_error(error, request) from error
+        async with aclosing(self._answer(values, request)) as steps:
+            async for step in steps:
+                if isinstance(step, Answer):
+                    files = await asyncio.to_thread(self._files, step, PANELS)
+                    original, masked, reconstruction, pasted = (
+                        gr.FileData(path=str(path), orig_name=path.name) for path in files
+                    )
+                    return original, masked, reconstruction, pasted, step.facts
         raise AssertionError("there is an answer or an error")
 
     async def update(
-        self, request: gr.Request | None = None, **values: Any
-    ) -> AsyncGenerator[tuple[Any, ...], None]:
-        """As `reconstruct`, for the page: what cannot be shown leaves the panels empty.
+        self, request: gr.Request | None = None, language: Any = None, **values: Any
+    ) -> AsyncGenerator[tuple[Any, Any, Any], None]:
+        """As `reconstruct`, for the page: panels, facts, timer.
 
-        So the panels never show another picture than the one chosen. An error's sentence, or how
-        far the model is on its way, takes the place of the facts; and so does, while the panels
-        stay as they are, the place in the line. The last output is the timer, which asks again
-        while the model is on its way.
+        What cannot be shown leaves the panels empty, so that they never show another picture than
+        the one chosen. An error's sentence, or the progress of a model on its way, takes the place
+        of the facts. While the request waits in line, its place does, and the panels stay. The
+        timer asks again while the model is on its way.
         """
+        language = _language_of(request, language)
         if values["image"] is None:
-            yield *_EMPTY, None, gr.Timer(active=False)
+            yield None, None, gr.Timer(active=False)
             return
         try:
             # In a thread, as files are looked at.
             values["image_size"] = await asyncio.to_thread(
                 self._size_for, values["model"], values["image_size"]
             )
-            async with aclosing(self._service.answer(values, visitor_of(request))) as steps:
+            async with aclosing(self._answer(values, request)) as steps:
                 async for step in steps:
-                    yield _step_outputs(step, request)
+                    if isinstance(step, Answer):
+                        view = await asyncio.to_thread(self.view, step)
+                        yield view, _noted(step.facts, language), gr.Timer(active=False)
+                    else:
+                        line = line_sentence(step.place, step.seconds, language)
+                        waiting = {"waiting": line, "fraction": None, "hint": None}
+                        yield gr.skip(), waiting, gr.skip()
         except NotReadyError as error:
-            yield *_EMPTY, _waiting(error.offer, request), gr.Timer(active=True)
+            yield None, _waiting(error.offer, language), gr.Timer(active=True)
         except Exception as error:
-            yield *_EMPTY, {"error": sentence_for(error, request)}, gr.Timer(active=False)
+            yield None, {"error": sentence_for(error, language)}, gr.Timer(active=False)
+
+    async def _answer(
+        self, values: dict[str, Any], request: object
+    ) -> AsyncGenerator[Waiting | Answer, None]:
+        folder = self._folder.path
+        picture = await asyncio.to_thread(uploaded, values["image"], folder, self._own)
+        steps = self._service.answer({**values, "image": picture}, _visitor_of(request))
+        async with aclosing(steps):
+            async for step in steps:
+                yield step
+
+    def _files(self, answer: Answer, names: tuple[str, ...]) -> list[Path]:
+        self._folder.check_space()
+        return [panel_file(answer.panels[name], name, self._folder.path) for name in names]
+
+    def view(self, answer: Answer) -> dict[str, Any]:
+        """What `stage/panels.js` shows of an answer: two addresses, and the mask."""
+        names = ("original", "reconstruction")
+        files = self._files(answer, names)
+        return {
+            **{name: f"gradio_api/file={path}" for name, path in zip(names, files, strict=True)},
+            "mask": answer.mask,
+        }
 
     def _size_for(self, model: Any, size: Any) -> Any:
         """The size that a model takes, by the page's choice of sizes."""
@@ -125,41 +215,45 @@ class Handlers:
             return self._service.nearest_size(model, size)
         return size or None
 
-    def look(self, model: Any, request: gr.Request | None = None) -> tuple[Any, ...]:
+    def look(
+        self, model: Any, language: Any = None, request: gr.Request | None = None
+    ) -> tuple[Any, ...]:
         """How far a model is that was on its way.
 
         Returns:
             The facts, the timer, the count of arrivals, whose change is asked for the panels, and
             the list of models.
         """
+        language = _language_of(request, language)
         try:
             offer = self._service.ask_after(model)
         except Exception as error:
-            facts = {"error": sentence_for(error, request)}
+            facts = {"error": sentence_for(error, language)}
             return facts, gr.Timer(active=False), gr.skip(), gr.skip()
         if offer.pending:
-            return _waiting(offer, request), gr.Timer(active=True), gr.skip(), gr.skip()
-        models = gr.update(choices=self.model_choices(request))
+            return _waiting(offer, language), gr.Timer(active=True), gr.skip(), gr.skip()
+        models = gr.update(choices=self.model_choices(language))
         if offer.error is not None:
-            facts = {"error": sentence_for(offer.error, request)}
+            facts = {"error": sentence_for(offer.error, language)}
             return facts, gr.Timer(active=False), gr.skip(), models
         return gr.skip(), gr.Timer(active=False), time.monotonic(), models
 
-    def model_choices(self, request: gr.Request | None = None) -> list[tuple[str, str]]:
+    def model_choices(self, language: str) -> list[tuple[str, str]]:
         """(label, name) of each model.
 
         A label says where the model is, its licence, and of one being trained how far it is.
         """
-        language, progress = language_of(request), self._service.progress
-        given = self._service.names
+        given, progress = self._service.names, self._service.progress
         return [
             (_label(offer, progress.get(offer.name), offer.name in given, language), offer.name)
             for offer in self._service.offers()
         ]
 
-    def update_models(self, request: gr.Request | None = None) -> dict[str, Any]:
+    def update_models(
+        self, language: Any = None, request: gr.Request | None = None
+    ) -> dict[str, Any]:
         """The drop-down list of models as it is by now."""
-        return gr.update(choices=self.model_choices(request))
+        return gr.update(choices=self.model_choices(_language_of(request, language)))
 
     def show_views(self, model: Any) -> dict[str, Any]:
         """The choice of views, where the model has more than one."""
@@ -168,28 +262,12 @@ class Handlers:
         except MAEError:
             return gr.update(visible=False)
 
-    def choose_example(self, name: Any, request: gr.Request | None = None) -> str:
+    def choose_example(self, name: Any) -> gr.FileData:
         """The file of an example."""
         path = self._examples.get(name) if isinstance(name, str) else None
         if path is None:
-            error = ImageError("there is no such example; choose one of those shown")
-            raise as_gradio_error(error, request)
-        return str(path)
-
-
-def outputs_of(answer: Answer) -> Outputs:
-    """An answer in the order of the page's outputs."""
-    original, masked, reconstruction, pasted = (answer.panels[name] for name in PANELS)
-    return original, masked, reconstruction, pasted, answer.facts
-
-
-def _step_outputs(step: Waiting | Answer, request: object) -> tuple[Any, ...]:
-    """The page's outputs on the way to an answer, and then the answer's."""
-    if isinstance(step, Waiting):
-        line = line_sentence(step.place, step.seconds, language_of(request))
-        return *(gr.skip(),) * 4, {"waiting": line, "fraction": None, "hint": None}, gr.skip()
-    *panels, facts = outputs_of(step)
-    return *panels, _noted(facts, request), gr.Timer(active=False)
+            raise ImageError("there is no such example; choose one of those shown")
+        return gr.FileData(path=str(path), orig_name=path.name)
 
 
 def _label(offer: Offer, training: Progress | None, given: bool, language: str) -> str:
@@ -207,17 +285,16 @@ def _label(offer: Offer, training: Progress | None, given: bool, language: str) 
     return f"{label} · {offer.licence}" if offer.licence else label
 
 
-def _waiting(offer: Offer, request: object) -> dict[str, Any]:
-    language = language_of(request)
+def _waiting(offer: Offer, language: str) -> dict[str, Any]:
     fraction = offer.done / offer.total if offer.total and offer.state != "reading" else None
     hint = None if offer.state == "reading" else text("stop_hint", language, {"minutes": _PATIENCE})
     return {"waiting": progress_sentence(offer, language), "fraction": fraction, "hint": hint}
 
 
-def _noted(facts: dict[str, Any], request: object) -> dict[str, Any]:
+def _noted(facts: dict[str, Any], language: str) -> dict[str, Any]:
     """Facts that say in words what a picture is that is not what one would expect."""
     view, notice = facts.get("view"), facts.get("notice")
     keys = [f"note_{view}"] if view not in (None, NORM_PIX_VIEWS[0]) else []
     keys += [f"note_{notice}"] if notice else []
-    notes = [text(key, language_of(request)) for key in keys]
+    notes = [text(key, language) for key in keys]
     return facts | ({"note": " · ".join(notes)} if notes else {})

@@ -63,7 +63,7 @@ _FULL_DISK = (
 _KEY = r"[\w-]{1,64}"
 _STATIC = re.compile(
     r"/(assets|static|svelte)/(?!.*\.\.)[\w./@+~-]+"
-    r"|/thumbnails/[0-9a-f]{16}\.jpg"
+    r"|/thumbnails/[0-9a-f]{16}\.jpg|/stage/[a-z]+\.js"
     r"|/(gradio_api/)?theme\.css|/(favicon\.ico|robots\.txt|manifest\.json|healthz|readyz|metrics)",
     re.ASCII,
 )

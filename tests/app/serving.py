@@ -3,8 +3,11 @@
 import asyncio
 import io
 import os
+import shutil
 import socket
+import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,13 +16,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+import gradio as gr
+import numpy as np
 import torch
 from PIL import Image
 
-from app.__main__ import GRADIO_SETTINGS, launch
-from app.components import GuardedBlocks
+from app import gradio_seam
+from app.__main__ import launch
+from app.ops.storage import CacheFolder
 from app.page.build import EXAMPLES, build_page
-from app.page.events import Handlers
+from app.page.events import Events, as_gradio_error
 from app.service import ReconstructionService
 from app.settings import AppSettings, read_settings
 from mae_core import MAEError, MaskedAutoencoder, ModelConfig, Reconstruction, Reconstructor
@@ -107,20 +113,48 @@ def small_service(settings: AppSettings | None = None) -> ReconstructionService:
     return ReconstructionService({"small-random": small_reconstructor()}, settings=settings)
 
 
-def asked(handlers: Handlers, image: object, *controls: Any, request: Any = None) -> Any:
-    """What the API gives."""
-    return asyncio.run(handlers.reconstruct(image, *controls, request=request))
+def events_of(service: ReconstructionService) -> Events:
+    """The events of a page with one example, whose folder goes when they do."""
+    folder = tempfile.mkdtemp()
+    events = Events(service, {"cat": EXAMPLES / "cat.jpg"}, CacheFolder(folder, 10**9))
+    weakref.finalize(events, shutil.rmtree, folder)
+    return events
 
 
-def shown(handlers: Handlers, image: object, *controls: Any) -> Any:
+def upload(events: Events, image: bytes | None) -> dict[str, str] | None:
+    """A picture as a client names it that has uploaded it."""
+    if image is None:
+        return None
+    path = events._folder.path / "upload"
+    path.write_bytes(image)
+    return {"path": str(path)}
+
+
+def asked(events: Events, image: bytes | None, *controls: Any, request: Any = None) -> Any:
+    """What the API gives: panels and facts."""
+    call: Any = events.reconstruct(upload(events, image), *controls, request=request)  # type: ignore[arg-type]
+    try:
+        *files, facts = asyncio.run(call)
+    except Exception as error:
+        raise as_gradio_error(error, request) from error
+    return *map(pixels_of, (file.path for file in files)), facts
+
+
+def shown(events: Events, image: bytes | None, *controls: Any) -> Any:
     """What the page shows in the end; the last of the controls may be Gradio's request."""
     names = ("mask_ratio", "seed", "strategy", "fit", "model", "image_size", "view", "request")
     given = dict(zip(names, controls, strict=False))
 
     async def last() -> Any:
-        return [outputs async for outputs in handlers.update(image=image, **given)][-1]
+        outputs = events.update(image=upload(events, image), **given)
+        return [output async for output in outputs][-1]
 
     return asyncio.run(last())
+
+
+def pixels_of(path: str) -> Any:
+    with Image.open(path) as panel:
+        return np.asarray(panel)
 
 
 def example(name: str) -> bytes:
@@ -152,13 +186,13 @@ def inside_a_loop(work: Callable[[], Result]) -> Result:
         return pool.submit(lambda: asyncio.run(do())).result()
 
 
-def built(service: ReconstructionService) -> GuardedBlocks:
-    os.environ.update(GRADIO_SETTINGS)
-    return inside_a_loop(lambda: build_page(service))
+def built(service: ReconstructionService) -> gr.Blocks:
+    os.environ.update(gradio_seam.ENVIRONMENT)
+    return inside_a_loop(lambda: build_page(service))[0]
 
 
 @contextmanager
-def launched(service: ReconstructionService) -> Iterator[tuple[GuardedBlocks, str]]:
+def launched(service: ReconstructionService) -> Iterator[tuple[gr.Blocks, str]]:
     """A page while it is served as `python -m app` serves it, and its address."""
     page = built(service)
     settings = service.settings.model_copy(update={"port": free_port()})

@@ -20,9 +20,9 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image, ImageFile
 
-from app.components.image import MAX_BYTES
 from app.page.build import EXAMPLES
 from app.page.events import PANELS
+from app.page.files import MAX_BYTES
 from app.service import ReconstructionService
 from app.settings import AppSettings
 from tests.app.serving import (
@@ -293,7 +293,7 @@ def test_the_server_fetches_nothing_for_others(api: Api, path: str) -> None:
 
 def test_the_programs_own_files_are_out_of_reach(api: Api) -> None:
     assert api.http.get(f"/file={EXAMPLES / 'cat.jpg'}").status_code == 200
-    assert api.http.get(f"/file={EXAMPLES.parent.parent / 'ui.py'}").status_code == 403
+    assert api.http.get(f"/file={EXAMPLES.parent.parent / 'service.py'}").status_code == 403
 
 
 def test_a_file_that_is_too_large_is_not_taken(api: Api) -> None:

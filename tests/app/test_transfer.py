@@ -8,7 +8,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from app.page.build import FIRST_SCRIPT, examples
+from app.gradio_seam import LOCALE_SCRIPT
+from app.page.build import examples
 from app.page.events import PANELS
 from app.service import ReconstructionService
 from app.settings import AppSettings
@@ -58,7 +59,7 @@ def test_the_page_is_plain_to_whoever_cannot_decompress(http: httpx.Client) -> N
 
 
 def test_the_first_script_is_in_the_compressed_page(http: httpx.Client) -> None:
-    assert http.get("/").text.count(f"<head><script>{FIRST_SCRIPT}</script>") == 1
+    assert http.get("/").text.count(f"<head><script>{LOCALE_SCRIPT}</script>") == 1
 
 
 def test_gradio_compresses_its_own_scripts_and_styles(http: httpx.Client) -> None:
@@ -70,7 +71,7 @@ def thumbnails(http: httpx.Client) -> list[str]:
     """Addresses of the thumbnails, in the page's order."""
     components = http.get("/config").json()["components"]
     (items,) = (found for c in components if (found := c["props"].get("props", {}).get("items")))
-    assert [item["name"] for item in items] == [path.stem for path in examples()]
+    assert [item["name"] for item in items] == [*examples()]
     return [f"/thumbnails/{item['thumbnail']}" for item in items]
 
 

@@ -130,7 +130,8 @@ def opened(context: BrowserContext, url: str, *, updates: bool) -> Page:
     for event in ("requestfinished", "requestfailed"):
         page.on(event, lambda r: streams.append(r.url) if "/queue/data" in r.url else None)
     page.goto(url)
-    page.locator("#panel-pasted img").wait_for()
+    page.locator("#panel-pasted:not(.empty) canvas").wait_for()
+    page.locator("#panels [data-view]").wait_for()
     gone(page, lambda: updates and not streams and "it got no panels as it opened")
     page.locator("#facts .pending").wait_for(state="detached")
     # Pictures that have not come have no size, and move what is around them when they do.

@@ -16,7 +16,7 @@ from app.settings import AppSettings
 from mae_core.weights.formats import save_weights
 from tests.app.serving import HeldReconstructor, example, served, small_reconstructor
 from tests.browser.conftest import DESKTOP, PHONE, TIMEOUT, gone, watched
-from tests.browser.test_page import expected, seen, shows, slide, sources
+from tests.browser.test_page import expected, pictures, seen, shows, slide
 
 pytestmark = pytest.mark.browser
 
@@ -80,13 +80,13 @@ def crowded(
 def test_who_waits_sees_the_place(
     view: Page, service: ReconstructionService, model: HeldReconstructor
 ) -> None:
-    before = sources(view)
+    before = pictures(view)
     with crowded(model, service, waiting=3):
         slide(view, "seed", 7)
         seen(view, "3 are before you")
         expect(view.locator("#facts .waiting")).to_be_visible()
         # What is there stays until there is something else.
-        assert sources(view) == before
+        assert pictures(view) == before
     shows(view, expected(service, example("cat"), 0.75, 7))
     expect(view.locator("#facts .waiting")).to_have_count(0)
 
@@ -111,7 +111,7 @@ def test_a_full_line_is_said_to_be(
         slide(view, "seed", 9)
         alert = view.locator("#facts [role=alert]")
         expect(alert).to_contain_text("Too many are waiting (4). Please try again in")
-        expect(view.locator("#panels img")).to_have_count(0)
+        expect(view.locator("#panels figure:not(.empty)")).to_have_count(0)
     slide(view, "seed", 10)
     shows(view, expected(service, example("cat"), 0.75, 10))
 
@@ -138,7 +138,7 @@ def test_who_closes_the_page_leaves_the_line(
     with crowded(model, service, waiting=1):
         other = view.context.new_page()
         other.goto(view.url)
-        other.locator("#panel-pasted img").wait_for()
+        other.locator("#panel-pasted:not(.empty) canvas").wait_for()
         slide(other, "seed", 11)
         seen(other, "1 is before you")
         assert service._scheduler.waiting == 2
@@ -176,7 +176,7 @@ def test_a_page_without_its_weights_says_so_and_offers_the_others(
         alert = page.locator("#facts [role=alert]")
         expect(alert).to_contain_text(words)
         assert str(tmp_path) not in page.content()
-        expect(page.locator("#panels img")).to_have_count(0)
+        expect(page.locator("#panels figure:not(.empty)")).to_have_count(0)
         expect(page.locator("#model input")).to_have_value(failed)
         width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
         assert width[0] <= width[1]

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.components.image import MAX_BYTES
+from app.page.files import MAX_BYTES
 from app.service import ReconstructionService
 from mae_core.weights.formats import save_weights
 from tests.app.serving import small_reconstructor

@@ -17,7 +17,6 @@ from torch import Tensor
 
 import app.models.served
 from app.models.served import NoMemoryError, Progress, ServedModel
-from app.page.events import Handlers
 from app.pictures import PictureFile
 from app.request import Mask, Request
 from app.service import ReconstructionService
@@ -28,7 +27,7 @@ from mae_core.reconstruct import ReconstructionRequest
 from mae_core.weights import locate, read_weights
 from mae_core.weights.files import CHECKPOINT_FILE
 from mae_core.weights.formats import save_weights
-from tests.app.serving import example, save_step, small_reconstructor
+from tests.app.serving import events_of, example, save_step, small_reconstructor
 from tests.downloading import isolate
 from tests.pictures import draw_picture
 
@@ -122,10 +121,10 @@ def test_the_end_of_the_run_is_noticed(run: Path) -> None:
 
 def test_the_label_is_new_before_any_request(run: Path) -> None:
     service = served(run)
-    handlers = Handlers(service, {})
-    assert handlers.model_choices()[0] == ("flowers (step 400 of 1000)", "flowers")
+    events = events_of(service)
+    assert events.model_choices("en")[0] == ("flowers (step 400 of 1000)", "flowers")
     save_step(run, 600)
-    assert handlers.model_choices()[0] == ("flowers (step 600 of 1000)", "flowers")
+    assert events.model_choices("en")[0] == ("flowers (step 600 of 1000)", "flowers")
 
 
 def test_what_cannot_be_read_leaves_the_model_and_its_answers(

@@ -22,11 +22,11 @@ from app.models.shelf import (
     Offer,
     _Pace,
 )
-from app.page.events import OWN_SIZE, Handlers
+from app.page.events import OWN_SIZE, Events
 from app.service import ReconstructionService
 from mae_core.errors import CheckpointError, ConfigError, DownloadError
 from mae_core.weights import WeightsEntry
-from tests.app.serving import asked, example, shown, small_reconstructor
+from tests.app.serving import asked, events_of, example, shown, small_reconstructor
 from tests.downloading import isolate
 
 CHINESE: Any = SimpleNamespace(headers={"accept-language": "zh-CN"})
@@ -235,12 +235,12 @@ def test_a_download_that_somebody_asks_after_goes_on(
 ) -> None:
     now = 0.0
     monkeypatch.setattr("app.models.shelf.time", SimpleNamespace(monotonic=lambda: now))
-    handlers = Handlers(served(shelf := world.shelf()), {})
-    update(handlers, "large")
+    events = events_of(served(shelf := world.shelf()))
+    update(events, "large")
     assert world.begun.wait(240)
     for _ in range(4):
         now += PATIENCE_SECONDS / 2
-        handlers.look("large")
+        events.look("large")
     world.go_on.set()
     shelf.join()
     assert shelf.offer("large").state == "ready"
@@ -253,8 +253,8 @@ def test_what_is_over_at_once_was_begun_all_the_same(
     monkeypatch.setattr("app.models.shelf._Line.add", lambda _, job: job())
     world.failure = failure
     world.go_on.set()
-    handlers = Handlers(served(world.shelf()), {})
-    *_, facts, timer = update(handlers, "large")
+    events = events_of(served(world.shelf()))
+    *_, facts, timer = update(events, "large")
     assert facts["waiting"] == "large is waiting to be fetched (1.3 GB)"
     assert timer.active
 
@@ -466,32 +466,32 @@ def test_pace_is_what_came_since_the_last_look(clock: SimpleNamespace) -> None:
 CONTROLS = (0.75, 2, "random", "crop")
 
 
-def update(handlers: Handlers, model: str, request: Any = None) -> tuple[Any, ...]:
+def update(events: Events, model: str, request: Any = None) -> tuple[Any, ...]:
     return shown(
-        handlers, example("cat"), *CONTROLS, model, OWN_SIZE, "estimated", request
+        events, example("cat"), *CONTROLS, model, OWN_SIZE, "estimated", request
     )  # fmt: skip
 
 
 def test_labels_say_what_is_here_and_what_would_be_fetched(world: World) -> None:
-    handlers = Handlers(served(world.shelf()), {})
-    assert handlers.model_choices() == [
+    events = events_of(served(world.shelf()))
+    assert events.model_choices("en") == [
         ("first", "first"),
         ("bundled · on disk", "bundled"),
         ("large · fetch 1.3 GB · CC-BY-NC-4.0", "large"),
         ("norm · fetch 1.3 GB · CC-BY-NC-4.0", "norm"),
     ]
-    assert handlers.model_choices(CHINESE)[2][0] == "large · 需下载 1.3 GB · CC-BY-NC-4.0"
-    update(handlers, "large")
-    assert handlers.model_choices()[2][0] == "large · on its way · CC-BY-NC-4.0"
+    assert events.model_choices("zh")[2][0] == "large · 需下载 1.3 GB · CC-BY-NC-4.0"
+    update(events, "large")
+    assert events.model_choices("en")[2][0] == "large · on its way · CC-BY-NC-4.0"
 
 
 def test_the_page_shows_progress_and_then_the_panels(world: World) -> None:
-    handlers = Handlers(served(shelf := world.shelf()), {})
-    *panels, _, timer = update(handlers, "norm")
-    assert panels == [None] * 4
+    events = events_of(served(shelf := world.shelf()))
+    panels, _, timer = update(events, "norm")
+    assert panels is None
     assert timer.active
     assert world.begun.wait(240)
-    facts, timer, arrivals, models = handlers.look("norm", CHINESE)
+    facts, timer, arrivals, models = events.look("norm", request=CHINESE)
     assert "2 分钟内无人等待" in facts.pop("hint")
     assert facts == {
         "waiting": "正在下载 norm：492 MB / 1.3 GB", "fraction": 492_000_000 / BYTES,
@@ -500,32 +500,32 @@ def test_the_page_shows_progress_and_then_the_panels(world: World) -> None:
     assert arrivals == models == gr.skip()
     world.go_on.set()
     shelf.join()
-    facts, timer, arrivals, models = handlers.look("norm")
+    facts, timer, arrivals, models = events.look("norm")
     assert facts == gr.skip()
     assert not timer.active
     assert arrivals != gr.skip()
     assert ("norm · on disk · CC-BY-NC-4.0", "norm") in models["choices"]
-    assert handlers.show_views("norm")["visible"] is True
-    *panels, facts, timer = update(handlers, "norm")
-    assert None not in panels
+    assert events.show_views("norm")["visible"] is True
+    panels, facts, timer = update(events, "norm")
+    assert panels.keys() == {"original", "reconstruction", "mask"}
     assert (facts["model"], timer.active) == ("norm", False)
 
 
 def test_the_page_shows_why_it_failed_and_tries_again_when_asked(world: World) -> None:
     world.failure = DownloadError("the server is gone")
     world.go_on.set()
-    handlers = Handlers(served(shelf := world.shelf()), {})
-    update(handlers, "large")
+    events = events_of(served(shelf := world.shelf()))
+    update(events, "large")
     shelf.join()
     for _ in range(2):  # for one visitor and for another
-        facts, timer, arrivals, _ = handlers.look("large")
+        facts, timer, arrivals, _ = events.look("large")
         assert facts == {"error": "The server is gone."}
         assert not timer.active
         assert arrivals == gr.skip()
     world.failure = None
-    assert update(handlers, "large")[-1].active
+    assert update(events, "large")[-1].active
     shelf.join()
-    assert update(handlers, "large")[4]["model"] == "large"
+    assert update(events, "large")[1]["model"] == "large"
 
 
 @pytest.mark.parametrize("fetch", [True, False])
@@ -537,22 +537,22 @@ def test_a_model_that_failed_stays_in_the_list(
 
     monkeypatch.setattr(world, "open", fail)
     world.here.add("large")
-    handlers = Handlers(served(shelf := world.shelf(fetch=fetch)), {})
-    update(handlers, "large")
-    assert "large" in dict(handlers.model_choices()).values()
+    events = events_of(served(shelf := world.shelf(fetch=fetch)))
+    update(events, "large")
+    assert "large" in dict(events.model_choices("en")).values()
     shelf.join()
-    facts, *_, models = handlers.look("large")
+    facts, *_, models = events.look("large")
     assert facts == {"error": "Large is damaged."}
     assert "large" in dict(models["choices"]).values()
 
 
 def test_the_api_says_how_far_it_is(world: World) -> None:
-    handlers = Handlers(served(world.shelf()), {})
+    events = events_of(served(world.shelf()))
     with pytest.raises(gr.Error):
-        asked(handlers, example("cat"), *CONTROLS, "large")
+        asked(events, example("cat"), *CONTROLS, "large")
     assert world.begun.wait(240)
     with pytest.raises(gr.Error) as caught:
-        asked(handlers, example("cat"), *CONTROLS, "large")
+        asked(events, example("cat"), *CONTROLS, "large")
     assert caught.value.message == (
         "Fetching large: 492 MB of 1.3 GB. Please ask again in a few seconds."
     )

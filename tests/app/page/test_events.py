@@ -1,3 +1,4 @@
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
@@ -7,14 +8,12 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import pytest
-from gradio.exceptions import ComponentProcessingError
 
-from app.components import as_gradio_error
 from app.page.build import EXAMPLES
-from app.page.events import OWN_SIZE, PANELS, Handlers
+from app.page.events import OWN_SIZE, PANELS, Events, as_gradio_error
 from app.service import Answer, ReconstructionService, Waiting
-from mae_core.errors import MaskError
-from tests.app.serving import asked, example, shown, small_reconstructor
+from mae_core.errors import ImageError
+from tests.app.serving import asked, events_of, example, pixels_of, shown, small_reconstructor
 
 CHINESE: Any = SimpleNamespace(headers={"accept-language": "zh-CN,zh;q=0.9"})
 CONTROLS = (0.75, 2, "random", "crop", "small-random")
@@ -38,45 +37,59 @@ class BrokenService(ReconstructionService):
 
 
 @pytest.fixture
-def handlers(service: ReconstructionService) -> Handlers:
-    return Handlers(service, {"cat": EXAMPLES / "cat.jpg"})
+def events(service: ReconstructionService) -> Events:
+    return events_of(service)
 
 
 def test_outputs_are_the_panels_in_order_and_the_facts(
-    handlers: Handlers, service: ReconstructionService
+    events: Events, service: ReconstructionService
 ) -> None:
-    *panels, facts = asked(handlers, example("cat"), *CONTROLS)
+    *panels, facts = asked(events, example("cat"), *CONTROLS)
     answer = service.reconstruct(example("cat"), 0.75, 2)
     for name, panel in zip(PANELS, panels, strict=True):
-        assert np.array_equal(np.asarray(panel), np.asarray(answer.panels[name]))
+        assert np.array_equal(panel, np.asarray(answer.panels[name]))
     assert facts == answer.facts
 
 
-def test_the_page_shows_what_the_api_gives(handlers: Handlers) -> None:
+def test_the_page_shows_what_the_api_gives(events: Events) -> None:
     picture = example("cat")
-    assert shown(handlers, picture, *PAGE_CONTROLS)[4] == asked(handlers, picture, *CONTROLS)[4]
+    view, facts, timer = shown(events, picture, *PAGE_CONTROLS)
+    original, masked, reconstruction, pasted, api_facts = asked(events, picture, *CONTROLS)
+    assert facts == api_facts
+    assert not timer.active
+    shown_pixels = [
+        pixels_of(view[name].removeprefix("gradio_api/file="))
+        for name in ("original", "reconstruction")
+    ]
+    assert np.array_equal(shown_pixels, [original, reconstruction])
+    # What the browser composes.
+    removed = np.array([[cell == "1" for cell in row] for row in view["mask"]])
+    assert removed.shape == (7, 7)
+    pixels = np.kron(removed, np.ones((16, 16), dtype=bool))[:, :, None]
+    assert np.array_equal(np.where(pixels, 128, original), masked)
+    assert np.array_equal(np.where(pixels, reconstruction, original), pasted)
 
 
 @pytest.mark.parametrize(("size", "pixels"), [(336, 336), (450, 448), (1024, 1024), (9, 16)])
-def test_the_pages_sizes_are_brought_to_patches(handlers: Handlers, size: int, pixels: int) -> None:
-    facts = shown(handlers, example("cat"), *CONTROLS, size, "estimated")[4]
+def test_the_pages_sizes_are_brought_to_patches(events: Events, size: int, pixels: int) -> None:
+    facts = shown(events, example("cat"), *CONTROLS, size, "estimated")[1]
     assert (facts["height"], facts["width"]) == (pixels, pixels)
 
 
-def test_a_size_that_is_none_gets_a_sentence(handlers: Handlers) -> None:
-    facts = shown(handlers, example("cat"), *CONTROLS, "huge", "estimated")[4]
+def test_a_size_that_is_none_gets_a_sentence(events: Events) -> None:
+    facts = shown(events, example("cat"), *CONTROLS, "huge", "estimated")[1]
     assert "whole number of pixels up to 1024" in facts["error"]
 
 
 @pytest.fixture
-def norm_pix() -> Handlers:
-    return Handlers(ReconstructionService({"norm": small_reconstructor("norm", norm_pix=True)}), {})
+def norm_pix() -> Events:
+    return events_of(ReconstructionService({"norm": small_reconstructor("norm", norm_pix=True)}))
 
 
-def test_the_view_that_uses_the_answer_is_said_to(norm_pix: Handlers) -> None:
+def test_the_view_that_uses_the_answer_is_said_to(norm_pix: Events) -> None:
     def facts(view: str, request: Any = None) -> Any:
         controls = (0.75, 2, "random", "crop", "norm", OWN_SIZE, view)
-        return shown(norm_pix, example("cat"), *controls, request)[4]
+        return shown(norm_pix, example("cat"), *controls, request)[1]
 
     assert "note" not in facts("estimated")
     assert facts("answer")["note"].startswith("uses the answer")
@@ -85,40 +98,57 @@ def test_the_view_that_uses_the_answer_is_said_to(norm_pix: Handlers) -> None:
     assert facts("normalized")["psnr"] is None
 
 
-def test_views_are_shown_for_normalised_pixels_only(handlers: Handlers, norm_pix: Handlers) -> None:
+def test_views_are_shown_for_normalised_pixels_only(events: Events, norm_pix: Events) -> None:
     assert norm_pix.show_views("norm")["visible"] is True
-    assert handlers.show_views("small-random")["visible"] is False
-    assert handlers.show_views("nothing of the kind")["visible"] is False
+    assert events.show_views("small-random")["visible"] is False
+    assert events.show_views("nothing of the kind")["visible"] is False
 
 
-def test_no_picture_empties_the_page(handlers: Handlers) -> None:
-    *outputs, timer = shown(handlers, None, *PAGE_CONTROLS)
-    assert outputs == [None] * 5
+def test_no_picture_empties_the_page(events: Events) -> None:
+    *outputs, timer = shown(events, None, *PAGE_CONTROLS)
+    assert outputs == [None] * 2
     assert not timer.active
 
 
-def test_a_bad_picture_empties_the_panels_and_says_why(handlers: Handlers) -> None:
-    *panels, facts, timer = shown(handlers, b"no picture", *PAGE_CONTROLS)
+def test_a_bad_picture_empties_the_panels_and_says_why(events: Events) -> None:
+    panels, facts, timer = shown(events, b"no picture", *PAGE_CONTROLS)
     assert not timer.active
-    assert panels == [None] * 4
+    assert panels is None
     assert facts is not None
     assert facts.keys() == {"error"}
     assert "JPEG" in facts["error"]
     assert facts["error"].endswith(".")
 
 
-def test_errors_speak_the_language_of_the_request(handlers: Handlers) -> None:
-    facts = shown(handlers, b"no picture", *PAGE_CONTROLS, CHINESE)[4]
+def test_errors_speak_the_language_that_the_page_shows(events: Events) -> None:
+    async def facts(language: object, request: Any) -> Any:
+        controls = dict(zip(
+            ("mask_ratio", "seed", "strategy", "fit", "model", "image_size", "view"),
+            PAGE_CONTROLS, strict=True,
+        ))  # fmt: skip
+        outputs = events.update(request, language, image=5, **controls)
+        return [output async for output in outputs][-1][1]["error"]
+
+    english, chinese = "The picture must be an uploaded file", "没有可用的图片"
+    for language, request, words in (
+        ("en", CHINESE, english), ("zh-TW", None, chinese), ("fr", CHINESE, english),
+        ("", CHINESE, chinese), (7, CHINESE, chinese), (["zh"], None, english),
+    ):  # fmt: skip
+        assert asyncio.run(facts(language, request)).startswith(words)
+
+
+def test_errors_speak_the_language_of_the_request(events: Events) -> None:
+    facts = shown(events, b"no picture", *PAGE_CONTROLS, CHINESE)[1]
     assert facts is not None
     assert "图片" in facts["error"]
     with pytest.raises(gr.Error, match="图片") as caught:
-        asked(handlers, b"no picture", *CONTROLS, request=CHINESE)
+        asked(events, b"no picture", *CONTROLS, request=CHINESE)
     assert caught.value.title == "操作未成功"
 
 
-def test_a_mae_error_becomes_one_sentence(handlers: Handlers) -> None:
+def test_a_mae_error_becomes_one_sentence(events: Events) -> None:
     with pytest.raises(gr.Error) as caught:
-        asked(handlers, example("cat"), 2, 2, "random", "crop", "small-random")
+        asked(events, example("cat"), 2, 2, "random", "crop", "small-random")
     error = caught.value
     assert error.message == (
         "mask_ratio is 2; it must be a number from 0.05 to 0.95, such as 0.75."
@@ -126,9 +156,9 @@ def test_a_mae_error_becomes_one_sentence(handlers: Handlers) -> None:
     assert (error.title, error.print_exception) == ("That did not work", False)
 
 
-def test_a_clients_words_are_no_markup(handlers: Handlers) -> None:
+def test_a_clients_words_are_no_markup(events: Events) -> None:
     with pytest.raises(gr.Error) as caught:
-        asked(handlers, example("cat"), 0.5, 2, "<img src=x>", "crop", "small-random")
+        asked(events, example("cat"), 0.5, 2, "<img src=x>", "crop", "small-random")
     assert "<" not in caught.value.message
     assert "&lt;img" in caught.value.message
 
@@ -136,7 +166,7 @@ def test_a_clients_words_are_no_markup(handlers: Handlers) -> None:
 def test_an_unknown_error_shows_an_id_and_logs_the_rest(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    broken = Handlers(BrokenService(), {})
+    broken = events_of(BrokenService())
     with caplog.at_level(logging.ERROR), pytest.raises(gr.Error) as caught:
         asked(broken, example("cat"), *CONTROLS)
     message = caught.value.message
@@ -150,7 +180,7 @@ def test_an_unknown_error_shows_an_id_and_logs_the_rest(
 
 
 def test_an_unknown_error_on_the_page_shows_an_id(caplog: pytest.LogCaptureFixture) -> None:
-    facts = shown(Handlers(BrokenService(), {}), example("cat"), *PAGE_CONTROLS)[4]
+    facts = shown(events_of(BrokenService()), example("cat"), *PAGE_CONTROLS)[1]
     assert facts is not None
     assert "Something went wrong (id " in facts["error"]
     assert "secret" not in facts["error"]
@@ -158,26 +188,23 @@ def test_an_unknown_error_on_the_page_shows_an_id(caplog: pytest.LogCaptureFixtu
 
 
 def test_a_file_that_is_gone_is_said_to_be(caplog: pytest.LogCaptureFixture) -> None:
-    wrapped = ComponentProcessingError("could not preprocess")
-    wrapped.__cause__ = FileNotFoundError("/somewhere/cat.jpg")
-    for error in (FileNotFoundError("/somewhere/cat.jpg"), wrapped):
-        assert as_gradio_error(error, None).message == (
-            "The picture is no longer on the server. Please choose it again."
-        )
+    assert as_gradio_error(FileNotFoundError("/somewhere/cat.jpg"), None).message == (
+        "The picture is no longer on the server. Please choose it again."
+    )
     assert not caplog.records
 
 
-def test_what_gradio_wraps_is_unwrapped() -> None:
-    wrapped = ComponentProcessingError("could not preprocess /somewhere")
-    wrapped.__cause__ = MaskError("seed is 7; it must be 8")
-    assert as_gradio_error(wrapped, None).message == "Seed is 7; it must be 8."
+def test_a_path_that_gradio_refuses_is_no_upload(caplog: pytest.LogCaptureFixture) -> None:
+    error = gr.exceptions.InvalidPathError("Cannot move /etc/passwd to the cache")
+    assert "must be an uploaded file" in as_gradio_error(error, None).message
+    assert not caplog.records
 
 
-def test_an_example_is_chosen_by_name(handlers: Handlers) -> None:
-    assert Path(handlers.choose_example("cat")) == EXAMPLES / "cat.jpg"
+def test_an_example_is_chosen_by_name(events: Events) -> None:
+    assert Path(events.choose_example("cat").path) == EXAMPLES / "cat.jpg"
 
 
 @pytest.mark.parametrize("name", ["dog", "../cat", "", None, 3, ["cat"], {"cat": 1}])
-def test_no_other_example_is_to_be_had(handlers: Handlers, name: object) -> None:
-    with pytest.raises(gr.Error, match="choose one of those shown"):
-        handlers.choose_example(name)
+def test_no_other_example_is_to_be_had(events: Events, name: object) -> None:
+    with pytest.raises(ImageError, match="choose one of those shown"):
+        events.choose_example(name)

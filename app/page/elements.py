@@ -1,0 +1,168 @@
+"""HTML elements of the page's own: examples, panels, facts."""
+
+import functools
+import hashlib
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image, ImageOps
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+_THUMBNAIL_SIDE = 144
+
+_EXAMPLES = """${items.map((item, i) =>
+  '<button type="button" data-name="' + item.name + '" aria-label="' + label + ' ' + (i + 1) +
+  '" aria-pressed="' + (value === item.name) + '"><img alt="" loading="lazy" width="' + side +
+  '" height="' + side + '" src="thumbnails/' + item.thumbnail + '"></button>'
+).join('')}"""
+
+_CHOOSE = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-name]');
+  if (!button) return;
+  props.value = button.dataset.name;
+  trigger('select');
+});
+"""
+
+# The label is the titles and the names of the buttons, in the browser's language.
+_PANELS = """${(() => {
+  const [download, enlarge, ...titles] = label.split(' · ');
+  const icons = {
+    download: '<path d="M12 4v11m-5-4 5 5 5-5M5 20h14"/>',
+    enlarge: '<path d="M4 9V4h5M20 15v5h-5M4 4l6 6m10 10-6-6"/>',
+  };
+  const button = (name, title) => `<button type="button" class="${name}" aria-label="${title}"
+    title="${title}"><svg viewBox="0 0 24 24" aria-hidden="true">${icons[name]}</svg></button>`;
+  return titles.map((title, i) => `<figure id="panel-${names[i]}" data-name="${names[i]}">
+    <figcaption>${title}<span>${button('download', `${download}: ${title}`)}
+    ${button('enlarge', `${enlarge}: ${title}`)}</span></figcaption>
+    <canvas role="img" aria-label="${title}"></canvas></figure>`).join('');
+})()}"""
+
+_DRAW = """
+import(new URL('stage/panels.js', document.baseURI)).then(({Panels}) => {
+  const panels = new Panels(element);
+  panels.show(props.value);
+  watch('value', () => panels.show(props.value));
+});
+"""
+
+# The label is the sentence with {placeholders}, in the browser's language; its parts become
+# one element each, so that a narrow page breaks the line between facts.
+_FACTS = """${(() => {
+  const safe = (text) => String(text).replace(/[&<>"']/g, (c) => '&#' + c.charCodeAt(0) + ';');
+  if (!value || !label) return '';
+  if (value.waiting) return '<div class="waiting" role="status">' + safe(value.waiting) +
+    '<progress max="1"' + (value.fraction == null ? '' : ' value="' + value.fraction + '"') +
+    '></progress>' + (value.hint ? '<small>' + safe(value.hint) + '</small>' : '') + '</div>';
+  if (value.error) return '<strong role="alert">' + safe(value.error) + '</strong>';
+  const shown = {
+    visible: value.visible,
+    patches: value.patches,
+    psnr: value.psnr == null ? '–' : value.psnr.toFixed(1),
+    milliseconds: Math.round(value.seconds * 1000),
+    device: String(value.device).toUpperCase(),
+    model: value.model + (value.step == null ? '' : ` (${value.step} / ${value.steps})`)
+      + (value.licence ? ` (${value.licence})` : ''),
+  };
+  const fill = (part) => part.replace(/[{](.*?)[}]/g, (_, name) => safe(shown[name]));
+  const note = value.note ? '<em>' + safe(value.note) + '</em>' : '';
+  return note + label.split(' · ').map((part) => '<span>' + fill(part) + '</span>').join('');
+})()}"""
+
+
+def example_grid(paths: Iterable[Path], label: Any, value: str, elem_id: str) -> gr.HTML:
+    """Example pictures, each a button; its value is the chosen name, its event `select`.
+
+    Args:
+        paths: Picture files; their stems are the names.
+        label: Name for a screen reader, followed by a number.
+        value: Name of the one chosen at first.
+        elem_id: Id of the element in the page.
+    """
+    return gr.HTML(
+        value,
+        label=label,
+        items=[{"name": path.stem, "thumbnail": _thumbnail(path)[0]} for path in paths],
+        side=_THUMBNAIL_SIDE,
+        html_template=_EXAMPLES,
+        js_on_load=_CHOOSE,
+        apply_default_css=False,
+        elem_id=elem_id,
+    )
+
+
+def thumbnail_route(paths: Iterable[Path]) -> Route:
+    """`/thumbnails/NAME`, for GET and HEAD, of the pictures of `example_grid`."""
+    files = dict(map(_thumbnail, paths))
+
+    async def thumbnail(request: Request) -> Response:
+        data = files.get(request.path_params["name"])
+        if data is None:
+            raise HTTPException(404)
+        # The name is a hash of the bytes: what is behind an address never changes.
+        headers = {"cache-control": "public, max-age=31536000, immutable"}
+        return Response(data, headers=headers, media_type="image/jpeg")
+
+    return Route("/thumbnails/{name}", thumbnail)
+
+
+@functools.cache
+def _thumbnail(path: Path) -> tuple[str, bytes]:
+    """Name and bytes of a small square JPEG."""
+    side = (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE)
+    with Image.open(path) as picture:
+        small = ImageOps.fit(picture.convert("RGB"), side, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80, optimize=True)
+    data = buffer.getvalue()
+    return f"{hashlib.sha256(data).hexdigest()[:16]}.jpg", data
+
+
+def panels(names: Iterable[str], label: Any, value: dict[str, Any] | None, elem_id: str) -> gr.HTML:
+    """The four panels, drawn by `stage/panels.js`.
+
+    Args:
+        names: Of the panels, in order.
+        label: "Download · Enlarge · " and the titles of the panels, joined alike.
+        value: Addresses of `original` and `reconstruction`, and `mask` as rows of 0 and 1; None
+            for empty panels.
+        elem_id: Id of the element in the page.
+    """
+    return gr.HTML(
+        value,
+        label=label,
+        names=list(names),
+        html_template=_PANELS,
+        js_on_load=_DRAW,
+        apply_default_css=False,
+        elem_id=elem_id,
+    )
+
+
+def facts_line(label: Any, value: dict[str, Any] | None, elem_id: str) -> gr.HTML:
+    """A line of facts about a reconstruction, or why there is none.
+
+    Args:
+        label: A sentence with `{visible}`, `{patches}`, `{psnr}`, `{milliseconds}`, `{device}` and
+            `{model}`.
+        value: The facts, with `step` and `steps` where the model is still being trained, `licence`
+            where the model is not ours, and `note`; or `{"error": sentence}`; or `{"waiting":
+            sentence, "fraction": 0..1 or None, "hint": sentence or None}`; or None.
+        elem_id: Id of the element in the page.
+    """
+    return gr.HTML(
+        value,
+        label=label,
+        html_template=_FACTS,
+        js_on_load=None,
+        apply_default_css=False,
+        elem_id=elem_id,
+    )

@@ -1,0 +1,103 @@
+// The four panels. Original and reconstruction are fetched; masked and pasted are composed here.
+
+/** Colour of removed patches, as `mae_core` draws them. */
+const REMOVED = 'rgb(128 128 128)';
+
+/**
+ * What the panels show.
+ * @typedef {{original: string, reconstruction: string, mask: string[]}} View
+ *   addresses of two images of one size; the mask as rows of 0 and 1, 1 = removed
+ */
+
+export class Panels {
+  /** @param {HTMLElement} element holds a `figure` with a `canvas` for each panel */
+  constructor(element) {
+    this.element = element;
+    this.shown = 0;
+    element.addEventListener('click', (event) => {
+      const button = /** @type {Element} */ (event.target).closest('figure button');
+      if (button) this.press(button);
+    });
+    document.addEventListener('keydown', (event) => {
+      if (event.key === 'Escape') this.shrink();
+    });
+  }
+
+  /**
+   * Show a view, unless a newer one comes while its images are fetched.
+   * @param {View | null} view null empties the panels
+   */
+  async show(view) {
+    const turn = ++this.shown;
+    const [original, reconstruction] = view
+      ? await Promise.all([view.original, view.reconstruction].map(load)) : [null, null];
+    if (turn !== this.shown) return;
+    for (const figure of this.element.querySelectorAll('figure')) {
+      figure.classList.toggle('empty', !view);
+      const canvas = figure.querySelector('canvas');
+      if (!view) canvas.width = canvas.height = 0;
+      else paint(canvas, figure.dataset.name, original, reconstruction, view.mask);
+    }
+    this.element.dataset.view = view ? JSON.stringify(view) : '';
+  }
+
+  /** @param {Element} button */
+  press(button) {
+    const figure = button.closest('figure');
+    if (button.className === 'download') save(figure);
+    else if (!figure.classList.contains('large')) {
+      this.shrink();
+      figure.classList.add('large');
+    } else this.shrink();
+  }
+
+  shrink() {
+    this.element.querySelector('figure.large')?.classList.remove('large');
+  }
+}
+
+/** @param {string} address */
+async function load(address) {
+  const image = new Image();
+  image.src = address;
+  await image.decode();
+  return image;
+}
+
+/**
+ * @param {HTMLCanvasElement} canvas
+ * @param {string} name of the panel
+ * @param {HTMLImageElement} original
+ * @param {HTMLImageElement} reconstruction
+ * @param {string[]} mask
+ */
+function paint(canvas, name, original, reconstruction, mask) {
+  canvas.width = original.naturalWidth;
+  canvas.height = original.naturalHeight;
+  const context = canvas.getContext('2d');
+  context.drawImage(name === 'reconstruction' ? reconstruction : original, 0, 0);
+  if (name !== 'masked' && name !== 'pasted') return;
+  const width = canvas.width / mask[0].length;
+  const height = canvas.height / mask.length;
+  context.fillStyle = REMOVED;
+  mask.forEach((row, i) => [...row].forEach((cell, j) => {
+    if (cell === '0') return;
+    const place = /** @type {const} */ ([j * width, i * height, width, height]);
+    if (name === 'masked') context.fillRect(...place);
+    else context.drawImage(reconstruction, ...place, ...place);
+  }));
+}
+
+/**
+ * Save a panel as a PNG file.
+ * @param {HTMLElement} figure
+ */
+function save(figure) {
+  figure.querySelector('canvas').toBlob((blob) => {
+    const link = document.createElement('a');
+    link.href = URL.createObjectURL(blob);
+    link.download = `${figure.dataset.name}.png`;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }, 'image/png');
+}
