@@ -5,6 +5,7 @@ each on a real page. Elsewhere only Gradio's documented interface is used.
 """
 
 import asyncio
+import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping, Sequence
@@ -101,17 +102,20 @@ def answer_errors(page: gr.Blocks, in_words: Callable[[Exception, Any], gr.Error
 
 
 def add_api(page: gr.Blocks, function: Callable[..., Any], returns: Sequence[str]) -> None:
-    """Add an API function; `gr.api` calls its inputs and outputs "1st", "2nd" and so on.
+    """Add an API function under its own name, as `gr.api`, which labels values "1st", "2nd" ...
 
     Args:
         page: Under construction.
-        function: Typed; its name is the endpoint's.
-        returns: Names of what it returns.
+        function: Typed; its parameters are the endpoint's.
+        returns: Labels of what it returns.
     """
     gr.api(function)  # type: ignore[attr-defined]
     endpoint: Any = list(page.fns.values())[-1]
-    for block, name in zip(endpoint.outputs, returns, strict=True):
-        block.label = name
+    # The last parameter is Gradio's request.
+    parameters = list(inspect.signature(function).parameters)[: len(endpoint.inputs)]
+    blocks = [*endpoint.inputs, *endpoint.outputs]
+    for block, label in zip(blocks, [*parameters, *returns], strict=True):
+        block.label = label
 
 
 def keep_waiting_sessions(page: gr.Blocks) -> None:

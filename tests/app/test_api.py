@@ -20,6 +20,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image, ImageFile
 
+from app.gradio_seam import is_busy
 from app.page.build import EXAMPLES
 from app.page.events import PANELS
 from app.page.files import MAX_BYTES
@@ -248,8 +249,9 @@ def test_not_a_number_is_no_mask_ratio(api: Api) -> None:
         ({"url": "data:image/png;base64,aaaa"}, "not fetched"),
         ({"path": "data:image/png;base64,aaaa"}, "not fetched"),
         ({"path": "http://127.0.0.1:9/a.png"}, "not fetched"),
-        ({"path": str(EXAMPLES / "dogs.jpg")}, "must be an uploaded file"),
-        ({"path": str(EXAMPLES / "dogs.jpg"), "meta": None}, "must be an uploaded file"),
+        ({"path": str(EXAMPLES / "LICENSES.md")}, "must be an uploaded file"),
+        ({"path": str(EXAMPLES.parent / "style.css")}, "must be an uploaded file"),
+        ({"path": str(EXAMPLES.parent / "style.css"), "meta": None}, "must be an uploaded file"),
     ],
     ids=str,
 )
@@ -415,7 +417,7 @@ def test_nothing_piles_up_in_gradio(held: HeldReconstructor) -> None:
         queue = page._queue
         deadline = time.monotonic() + 240
         # Gradio forgets an event when its answer is on its way already.
-        while page.is_busy or queue.event_ids_to_events or page.app.iterators:
+        while is_busy(page) or queue.event_ids_to_events or page.app.iterators:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert len(queue.event_analytics) <= 1

@@ -84,10 +84,11 @@ _ENDLESS = """
 import signal, time
 from app import __main__ as app
 
+class Folder:
+    bytes = 0
+    start = stop = lambda self: None
+
 class Page:
-    class folder:
-        bytes = 0
-        start = stop = lambda: None
     close = lambda self, verbose: None
 
 class Service:
@@ -107,7 +108,7 @@ class Dying:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Where Python drops an exception.
 app.launch = lambda page, service: Dying() and None
-app.serve(Page(), Service())
+app.serve(Page(), Folder(), Service())
 """
 
 

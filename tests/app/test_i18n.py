@@ -157,7 +157,7 @@ def visible_components(config: dict[str, Any]) -> list[dict[str, Any]]:
 
     def walk(node: dict[str, Any]) -> None:
         props = components.get(node["id"], {})
-        if props.get("visible") is False:
+        if props.get("visible") is False or props.get("name") == "api":
             return
         if props:
             found.append(props)
