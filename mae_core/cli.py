@@ -190,9 +190,9 @@ def _read_mask(args: argparse.Namespace, config: "ModelConfig") -> Any:
     import numpy as np
     from PIL import Image
 
-    from mae_core.images import fit_image, open_image, size_of
+    from mae_core.images import open_image, size_of
     from mae_core.photographs import ImageLimits, decode_image, open_file
-    from mae_core.reconstruct import open_fitted
+    from mae_core.reconstruct import mask_from_drawing
 
     try:
         if args.mask.endswith(".npy"):
@@ -210,22 +210,7 @@ def _read_mask(args: argparse.Namespace, config: "ModelConfig") -> Any:
         raise MaskError(f"the mask {args.mask} holds no numbers; give an image, or 0 and 1")
     bands, value_range = args.bands or config.bands, args.range or config.value_range or "auto"
     opened = open_image(args.image, config.in_chans, bands=bands, value_range=value_range)
-    fitted = open_fitted(args.image, config, args.fit, args.image_size, args.bands, args.range)
-    (width, height), side = size_of(opened), config.patch_size
-    columns, rows = (pixels // side for pixels in size_of(fitted))
-    if values.shape == (rows, columns):
-        return values != 0
-    # Large images are opened smaller than their file, so the aspect is compared.
-    if values.ndim != 2 or abs(values.shape[1] * height / width / values.shape[0] - 1) > 0.01:
-        raise MaskError(
-            f"the mask {args.mask} has shape {values.shape}; give the image's, ({height}, {width}) "
-            f"as it is opened, or ({rows}, {columns}) as its patches"
-        )
-    drawn = Image.fromarray(np.where(values != 0, 255, 0).astype(np.uint8))
-    drawn = drawn.resize((width, height), Image.Resampling.BOX)
-    image_size = args.image_size or config.image_size
-    pixels = np.asarray(fit_image(drawn, args.fit, image_size=image_size, patch_size=side))
-    return pixels.reshape(rows, side, columns, side).mean(axis=(1, 3)) > 127.5
+    return mask_from_drawing(values, size_of(opened), config, args.fit, args.image_size)
 
 
 # --- evaluate

@@ -67,6 +67,7 @@ __all__ = [
     "Reconstruction",
     "ReconstructionRequest",
     "Reconstructor",
+    "mask_from_drawing",
     "rebuild",
 ]
 
@@ -441,6 +442,46 @@ def open_fitted(
     width, height = fitted_size(size_of(image), fit, image_size=side, patch_size=patch)
     _check_patches(height // patch, width // patch)
     return fit_image(image, fit, image_size=side, patch_size=patch)
+
+
+def mask_from_drawing(
+    drawing: NDArray[Any], size: tuple[int, int], config: ModelConfig, fit: str = "crop",
+    image_size: int | None = None,
+) -> NDArray[np.bool_]:  # fmt: skip
+    """A mask from a black-and-white drawing over an image.
+
+    Args:
+        drawing: Numbers of the shape of the patches, or of the aspect of the image, which it is
+            fitted with; 0 = visible. A patch is removed if more than half of it is not 0.
+        size: (width, height) of the image, as it was opened.
+        config: Of the model.
+        fit: "crop", "squash" or "whole".
+        image_size: In pixels; the model's own if not given.
+
+    Returns:
+        (h, w) booleans, True = removed.
+
+    Raises:
+        MaskError: If the drawing has another shape.
+    """
+    width, height = size
+    side, image_size = config.patch_size, image_size or config.image_size
+    fitted = fitted_size(size, fit, image_size=image_size, patch_size=side)
+    columns, rows = (pixels // side for pixels in fitted)
+    drawn: NDArray[np.bool_] = np.asarray(drawing) != 0
+    if drawn.shape == (rows, columns):
+        return drawn
+    # Large images are opened smaller than their file, so the aspect is compared.
+    if drawn.ndim != 2 or abs(drawn.shape[1] * height / width / drawn.shape[0] - 1) > 0.01:
+        raise MaskError(
+            f"the drawn mask has shape {drawn.shape}; give the image's, ({height}, {width}) as it "
+            f"is opened, or ({rows}, {columns}) as its patches"
+        )
+    white = Image.fromarray(np.where(drawn, 255, 0).astype(np.uint8))
+    white = white.resize((width, height), Image.Resampling.BOX)
+    pixels = np.asarray(fit_image(white, fit, image_size=image_size, patch_size=side))
+    removed: NDArray[np.bool_] = pixels.reshape(rows, side, columns, side).mean(axis=(1, 3)) > 127.5
+    return removed
 
 
 def _check_patches(h: int, w: int) -> None:
