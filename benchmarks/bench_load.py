@@ -5,7 +5,7 @@
     python -m benchmarks.bench_load --minutes 30 --pause 2 --pid PID --out steady.md
 
 Each visitor does over plain HTTP what a browser does: uploads a picture, joins the queue with the
-page's own event or the API's, reads the event stream to its end and fetches the masked panel.
+page's own event or the API's, reads the event stream to its end and fetches the panels.
 What the events are called and in which order they take their values, the page's /config says.
 Visitors come from addresses of their own, which a server believes that is told of one proxy.
 
@@ -73,14 +73,14 @@ class Event:
 
     Attributes:
         fn_index: What the queue calls it.
-        trigger: Id of a component that sets it off.
+        trigger: Id of a component that sets it off, if any does.
         names: Of its inputs, in order.
         values: Of its inputs, as the page has them at first.
         outputs: Of its outputs, in order: panels and `facts`.
     """
 
     fn_index: int
-    trigger: int
+    trigger: int | None
     names: tuple[str, ...]
     values: tuple[Any, ...]
     outputs: tuple[str, ...]
@@ -92,7 +92,7 @@ class Event:
         outputs = [components[number]["props"] for number in dependency["outputs"]]
         return cls(
             dependency["id"],
-            dependency["targets"][0][0],
+            dependency["targets"][0][0] if dependency["targets"] else None,
             tuple(_name(props).replace("picture", "image") for props in inputs),
             tuple(props.get("value") for props in inputs),
             tuple(_name(props).rpartition("_")[2] for props in outputs),
@@ -112,10 +112,10 @@ def events_of(config: dict[str, Any]) -> dict[str, Event]:
     components = {component["id"]: component for component in config["components"]}
     events = {}
     for dependency in config["dependencies"]:
-        event = Event.of(dependency, components) if dependency["targets"] else None
-        if event is not None and {"masked", "facts"} <= set(event.outputs):
-            is_api = dependency["api_name"] == "reconstruct"
-            events["reconstruct" if is_api else "update"] = event
+        event = Event.of(dependency, components)
+        for name, first in (("reconstruct", "original"), ("update", "panels")):
+            if {first, "facts"} <= set(event.outputs):
+                events[name] = event
     return events
 
 
@@ -176,7 +176,7 @@ class Outcome:
 
     Attributes:
         kind: One of `KINDS`.
-        seconds: From joining the queue until the masked panel was there, or the sentence.
+        seconds: From joining the queue until the panels were there, or the sentence.
         said: The sentence, or what is wrong.
     """
 
@@ -231,6 +231,15 @@ def check_panel(panel: Image.Image, picture: Image.Image, wish: Wish, facts: Cha
     if bad[removed].any():
         return "another mask"
     return "another picture, or mask" if bad.any() else ""
+
+
+def masked_panel(original: Image.Image, rows: Sequence[str]) -> Image.Image:
+    """The masked panel as the browser composes it, of rows of 0 and 1."""
+    patch = original.width // len(rows[0])
+    removed = np.array([[cell == "1" for cell in row] for row in rows])
+    removed = removed.repeat(patch, axis=0).repeat(patch, axis=1)
+    grey = round(255 * REMOVED_COLOUR)
+    return Image.fromarray(np.where(removed[..., None], np.uint8(grey), np.asarray(original)))
 
 
 def picture_of(number: int, chance: random.Random) -> bytes:
@@ -293,13 +302,25 @@ class Visitor:
         facts = output["facts"] or {}
         if "error" in facts:
             raise RefusedError.saying(facts["error"])
-        if output["masked"] is None:
+        panels = output.get("panels", output)
+        if panels is None or panels["original"] is None:
             raise RefusedError(f"neither a picture nor an error, but {sorted(facts)}", busy=False)
+        if "mask" not in panels:
+            masked = await self._panel(panels["masked"]["url"])
+        else:
+            original, rebuilt = [
+                await self._panel(f"/{panels[name]}") for name in ("original", "reconstruction")
+            ]
+            if original.size != rebuilt.size:
+                return "panels of two sizes"
+            masked = masked_panel(original, panels["mask"])
+        return check_panel(masked, self._picture, wish, facts)
+
+    async def _panel(self, url: str) -> Image.Image:
         # Where the page says its files are may be a name that only the proxy knows.
-        path = httpx.URL(output["masked"]["url"]).raw_path.decode()
-        panel = _checked(await self.client.get(path))
-        with Image.open(io.BytesIO(panel.content)) as image:
-            return check_panel(image, self._picture, wish, facts)
+        answer = _checked(await self.client.get(httpx.URL(url).raw_path.decode()))
+        with Image.open(io.BytesIO(answer.content)) as image:
+            return image.convert("RGB")
 
     async def _upload(self) -> None:
         data = picture_of(self._number, self.chance)

@@ -121,14 +121,14 @@ def test_answers_of_others_and_errors_are_found(
                 output["facts"]["seed"] -= 1
                 return output
             case "busy":
-                return {"masked": None, "facts": {"error": "3 requests are waiting."}}
+                return {"panels": None, "facts": {"error": "3 requests are waiting."}}
             case "broken":
-                return {"masked": None}
+                return {"panels": None}
             case "other":
-                return {"masked": None, "facts": {"error": "Something went wrong (id 7)."}}
+                return {"panels": None, "facts": {"error": "Something went wrong (id 7)."}}
             case "lost":
                 raise bench_load.LostError("the stream ended before the request")
-        return {"masked": None, "facts": {"waiting": "Fetching."}}
+        return {"panels": None, "facts": {"waiting": "Fetching."}}
 
     monkeypatch.setattr(bench_load.Visitor, "_event", event)
     monkeypatch.setattr(bench_load, "wishes", lambda chance: iter([Wish()] * 6))
