@@ -22,6 +22,8 @@ from types import FrameType
 from typing import Any
 
 import gradio as gr
+from fastapi.exceptions import RequestValidationError
+from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
@@ -31,12 +33,13 @@ from app.components.head import FirstScript
 from app.components.image import MAX_BYTES
 from app.ops.logs import configure_logging
 from app.page.build import EXAMPLES, FIRST_SCRIPT, I18N, STYLE, build_page, examples
-from app.rates import RateLimiter
 from app.service import ReconstructionService
 from app.sessions import SESSIONS, forgetting
 from app.settings import AppSettings, read_settings
-from app.web.guard import RequestGuard
+from app.web.guard import RequestGuard, refuse_values
+from app.web.headers import ResponseHeaders
 from app.web.health import Health, routes
+from app.web.limits import RateLimiter
 from mae_core import MAEError
 from mae_core.errors import ConfigError
 
@@ -290,11 +293,13 @@ def launch_options(settings: AppSettings, service: ReconstructionService) -> dic
         "css_paths": STYLE,
         "app_kwargs": {
             "middleware": [
+                Middleware(ResponseHeaders),
                 _guard(settings),
                 Middleware(GZipMiddleware, exclude_content_types=_NOT_GZIPPED),
                 # Behind the compression, as it changes the page's text.
                 Middleware(FirstScript, script=FIRST_SCRIPT),
             ],
+            "exception_handlers": {RequestValidationError: refuse_values},
             "routes": [*routes(health), thumbnail_route(examples())],
             "lifespan": forgetting,
         },
@@ -318,6 +323,7 @@ def _guard(settings: AppSettings) -> Middleware:
     return Middleware(
         RequestGuard,
         max_upload_bytes=MAX_BYTES + _UPLOAD_ENVELOPE_BYTES,
+        upload_folder=get_upload_folder(),
         proxies=settings.proxies,
         requests=RateLimiter(calls, max(1, calls / 6)) if settings.rate else None,
         uploads=RateLimiter(_UPLOADED_BYTES, _UPLOADED_BURST),

@@ -5,7 +5,7 @@ What Gradio is given for the page's head it puts there too late, when it has cho
 
 from typing import Any
 
-from app.web.guard import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _PLACE = b"<head>"
 
