@@ -253,10 +253,10 @@ class RequestGuard:
     def _check_json(self, value: object, depth: int = 1) -> None:
         if depth > MAX_JSON_DEPTH:
             raise HTTPException(400, _WRONG_BODY)
-        if isinstance(value, dict) and "meta" in value and isinstance(value.get("path"), str):
+        if isinstance(value, dict) and isinstance(path := value.get("path"), str):
             # With `preprocess=False` too, Gradio downloads a file at an address before a handler
-            # runs, and fails with a traceback on other files and on fields of a wrong type.
-            path = value["path"]
+            # runs, fails with a traceback on other files and on fields of a wrong type, and hands
+            # on any path that is not marked as a file.
             if "\0" in path or not os.path.normpath(path).startswith(self._upload_folders):
                 raise HTTPException(400, _NOT_UPLOADED)
             value.clear()

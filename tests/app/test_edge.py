@@ -178,10 +178,11 @@ def test_the_events_of_nobody_end_at_once(
 
 
 @pytest.mark.parametrize("path", ["http://example.com/a.png", "/etc/passwd"])
+@pytest.mark.parametrize("marked", [{"meta": {"_type": "gradio.FileData"}}, {}])
 def test_no_file_but_an_upload_is_taken(
-    http: httpx.Client, complaints: Callable[[], list[str]], path: str
+    http: httpx.Client, complaints: Callable[[], list[str]], path: str, marked: dict[str, Any]
 ) -> None:
-    values = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}
+    values = {"data": [{"path": path, **marked}]}
     answer = http.post("/gradio_api/call/reconstruct", json=values)
     assert answer.status_code == 400
     assert answer.json()["detail"].startswith("A picture must be an uploaded file")

@@ -274,8 +274,8 @@ def test_an_upload_may_be_longer() -> None:
 )  # fmt: skip
 def test_no_file_but_an_upload_reaches_gradio(path: str) -> None:
     """Gradio downloads a file at an address, and moves others, before a handler runs."""
-    for meta in ({"_type": "gradio.FileData"}, {}, None, 5):
-        for wrapped in ([{"path": path, "meta": meta}], [[{"a": {"path": path, "meta": meta}}]]):
+    for more in ({"meta": {"_type": "gradio.FileData"}}, {"meta": {}}, {"meta": 5}, {}):
+        for wrapped in ([{"path": path, **more}], [[{"a": {"path": path, **more}}]]):
             status, body = ask(JOIN, call(data=wrapped), app=never)
             assert status == 400
             assert json.loads(body)["detail"].startswith("A picture must be an uploaded file")
@@ -284,8 +284,10 @@ def test_no_file_but_an_upload_reaches_gradio(path: str) -> None:
 def test_of_an_upload_gradio_is_told_the_path_only() -> None:
     file = {"path": UPLOADED, "meta": {"_type": "gradio.FileData"}}
     told = {"url": "http://127.0.0.1/a", "size": "x", "orig_name": {"a": 1}, "is_stream": True}
-    sent = {"data": [{**file, **told}, {"path": UPLOADED, "meta": 5}, {"path": "a"}, {"meta": 5}]}
-    assert asked(JOIN, sent) == {"data": [file, file, {"path": "a"}, {"meta": 5}]}
+    sent = {
+        "data": [{**file, **told}, {"path": UPLOADED, "meta": 5}, {"path": UPLOADED}, {"path": 7}]
+    }
+    assert asked(JOIN, sent) == {"data": [file, file, file, {"path": 7}]}
 
 
 def test_uploads_may_lie_behind_a_link(tmp_path: Path) -> None:
