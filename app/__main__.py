@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 import gradio as gr
+from fastapi.exceptions import RequestValidationError
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.routing import Mount
@@ -30,14 +31,15 @@ from starlette.staticfiles import StaticFiles
 from app import gradio_seam
 from app.ops.logs import configure_logging
 from app.ops.storage import CacheFolder
-from app.page.build import ASSETS, I18N, build_page, examples
+from app.page.build import ASSETS, EXAMPLES, I18N, build_page, examples
 from app.page.elements import thumbnail_route
 from app.page.files import MAX_BYTES
-from app.rates import RateLimiter
 from app.service import ReconstructionService
 from app.settings import AppSettings, read_settings
-from app.web.guard import RequestGuard
+from app.web.guard import RequestGuard, refuse_values
+from app.web.headers import ResponseHeaders
 from app.web.health import Health, routes
+from app.web.limits import RateLimiter
 from mae_core import MAEError
 from mae_core.errors import ConfigError
 
@@ -164,7 +166,7 @@ def launch(
         server_name=settings.host,
         server_port=settings.port,
         prevent_thread_lock=True,
-        **launch_options(settings, service),
+        **launch_options(page, settings, service),
     )
     # uvicorn's 5 s are shorter than what browsers and proxies count on; a request on a connection
     # that is just being closed is lost. Gradio hands no such setting on.
@@ -276,7 +278,9 @@ def _check_port(settings: AppSettings) -> None:
             ) from error
 
 
-def launch_options(settings: AppSettings, service: ReconstructionService) -> dict[str, Any]:
+def launch_options(
+    page: gr.Blocks, settings: AppSettings, service: ReconstructionService
+) -> dict[str, Any]:
     """What the page is launched with, wherever it is launched."""
     health = Health(
         service.alive, service.ready, service.metrics, os.environ.get("MAE_METRICS_TOKEN", "")
@@ -287,11 +291,13 @@ def launch_options(settings: AppSettings, service: ReconstructionService) -> dic
         "css_paths": ASSETS / "style.css",
         "app_kwargs": {
             "middleware": [
-                _guard(settings),
+                Middleware(ResponseHeaders),
+                _guard(page, settings),
                 Middleware(GZipMiddleware, exclude_content_types=_NOT_GZIPPED),
                 # Behind the compression, as it changes the page's text.
                 Middleware(gradio_seam.LocaleScript),
             ],
+            "exception_handlers": {RequestValidationError: refuse_values},
             "routes": [
                 *routes(health),
                 thumbnail_route(examples().values()),
@@ -312,11 +318,12 @@ def launch_options(settings: AppSettings, service: ReconstructionService) -> dic
     }
 
 
-def _guard(settings: AppSettings) -> Middleware:
+def _guard(page: gr.Blocks, settings: AppSettings) -> Middleware:
     calls = _CALLS_PER_REQUEST * settings.rate
     return Middleware(
         RequestGuard,
         max_upload_bytes=MAX_BYTES + _UPLOAD_ENVELOPE_BYTES,
+        folders=(gradio_seam.upload_folder(page), EXAMPLES),
         proxies=settings.proxies,
         requests=RateLimiter(calls, max(1, calls / 6)) if settings.rate else None,
         uploads=RateLimiter(_UPLOADED_BYTES, _UPLOADED_BURST),

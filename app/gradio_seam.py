@@ -8,13 +8,14 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mae_core.errors import ConfigError
 
@@ -202,18 +203,14 @@ if (/^zh(?!-(CN|TW)$)/i.test(navigator.language))
     {value: /hk|mo|hant/i.test(navigator.language) ? 'zh-TW' : 'zh-CN'});
 """
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
 
 class LocaleScript:
     """ASGI middleware that puts `LOCALE_SCRIPT` first into the head of the page."""
 
-    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http" or scope["method"] != "GET":
             await self._app(scope, receive, send)

@@ -30,9 +30,9 @@ from app.models.zerogpu import NoGPUError
 from app.ops.logs import log_request
 from app.ops.metrics import Metrics, Outcome
 from app.pictures import Pictures, PictureSource, bytes_of
-from app.rates import RateLimiter
 from app.request import Request, check_choice, check_source, parse
 from app.settings import AppSettings
+from app.web.limits import RateLimiter
 from mae_core import MAEError, Reconstruction, Reconstructor, list_weights
 from mae_core.errors import (
     CheckpointError,

@@ -10,12 +10,17 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from gradio.route_utils import FileUploadProgress
 
 from app.ops.metrics import Metrics
 from tests.app.serving import example
 
 HOSTILE = (
     b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>alert(1)</script></svg>"
+)
+
+NO_FUNCTION = (
+    "This page has no such function, or it takes other values; GET /gradio_api/info lists both."
 )
 
 
@@ -90,7 +95,8 @@ def test_json_that_is_nested_deeply_harms_nobody(http: httpx.Client, depth: int)
     headers = {"content-type": "application/json"}
     answer = http.post("/gradio_api/queue/join", content=body, headers=headers)
     assert answer.status_code == 400
-    assert "form" in answer.json()["detail"] or "JSON" in answer.json()["detail"]
+    assert "nested at most 16 deep" in answer.json()["detail"] or depth > 900
+    assert "must be" in answer.json()["detail"]
     assert http.get("/healthz").status_code == 200
 
 
@@ -132,8 +138,12 @@ def test_a_call_of_the_wrong_form_is_refused_in_a_sentence(
     body = f'{{"session_hash": "edge", "data": [], {values}}}'
     headers = {"content-type": "application/json"}
     answer = http.post(f"/gradio_api/{route}", content=body, headers=headers)
-    assert answer.status_code in (400, 404, 422)
-    assert answer.json()["detail"].endswith(".")
+    assert answer.status_code in (400, 422)
+    # A sentence that repeats nothing of what was sent.
+    assert re.fullmatch(
+        r"This page has no such function.*\.|The request body must be JSON.*\.|Session hash.*\.",
+        answer.json()["detail"],
+    )
     assert not complaints()
 
 
@@ -142,7 +152,7 @@ def test_an_unknown_function_is_not_there(
     http: httpx.Client, complaints: Callable[[], list[str]], route: str
 ) -> None:
     answer = http.post(f"/gradio_api/{route}/nothing", json={"data": []})
-    assert (answer.status_code, answer.json()["detail"]) == (404, "This page has no such function.")
+    assert (answer.status_code, answer.json()["detail"]) == (400, NO_FUNCTION)
     assert not complaints()
 
 
@@ -151,9 +161,7 @@ def test_values_given_by_name_are_those_of_the_function(
     http: httpx.Client, complaints: Callable[[], list[str]], values: dict[str, Any]
 ) -> None:
     answer = http.post("/gradio_api/call/v2/reconstruct", json=values)
-    assert (answer.status_code, answer.json()["detail"]) == (
-        400, "This function takes other values.",
-    )  # fmt: skip
+    assert (answer.status_code, answer.json()["detail"]) == (400, NO_FUNCTION)
     assert not complaints()
 
 
@@ -169,6 +177,41 @@ def test_the_events_of_nobody_end_at_once(
     assert not complaints()
 
 
+@pytest.mark.parametrize("path", ["http://example.com/a.png", "/etc/passwd"])
+@pytest.mark.parametrize("marked", [{"meta": {"_type": "gradio.FileData"}}, {}])
+def test_no_file_but_an_upload_is_taken(
+    http: httpx.Client, complaints: Callable[[], list[str]], path: str, marked: dict[str, Any]
+) -> None:
+    values = {"data": [{"path": path, **marked}]}
+    answer = http.post("/gradio_api/call/reconstruct", json=values)
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("A picture must be an uploaded file")
+    assert not complaints()
+
+
+def test_the_progress_of_an_upload_is_told_and_not_kept(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[str] = []
+    for name in ("track", "is_tracked"):
+        monkeypatch.setattr(FileUploadProgress, name, lambda self, upload: kept.append(upload))
+    http.post("/gradio_api/upload?upload_id=mine", files={"files": ("a.png", b"x")})
+    answer = http.get("/gradio_api/upload_progress?upload_id=mine")
+    assert answer.text == 'data: {"msg": "done"}\n\n'
+    assert not kept
+
+
+def test_the_headers_of_a_request_are_not_repeated(
+    http: httpx.Client, complaints: Callable[[], list[str]]
+) -> None:
+    path = http.post("/gradio_api/upload", files={"files": ("a.png", b"x" * 9)}).json()[0]
+    for told in ("bytes=0-3", "bytes=0-1,3-4"):
+        answer = http.get(f"/gradio_api/file={path}", headers={"range": told, "x-mine": "mine"})
+        assert (answer.status_code, answer.content) == (200, b"x" * 9)
+        assert "x-mine" not in answer.headers
+    assert not complaints()
+
+
 def test_an_unexpected_error_is_an_id_and_one_line(
     http: httpx.Client, complaints: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +220,7 @@ def test_an_unexpected_error_is_an_id_and_one_line(
 
     monkeypatch.setattr(Metrics, "exposition", broken)
     answer = http.get("/metrics")
-    found = re.fullmatch(r"Something went wrong here; its id is ([0-9a-f]{8})\.", answer.text)
+    found = re.fullmatch(r"Something went wrong.* Error id: ([0-9a-f]{8})\.", answer.text)
     assert answer.status_code == 500
     assert found is not None
     # On the same connection: closed late, it would break a request that is already on its way.

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from app.__main__ import main
-from app.web.guard import Message, Receive, RequestGuard, Scope, Send
+from app.web.guard import RequestGuard
 from tests.sources import ROOT
 
 
@@ -47,7 +48,7 @@ def upload_into(fault: OSError) -> list[Message]:
         "type": "http", "path": "/gradio_api/upload", "method": "POST", "headers": [],
         "client": ("127.0.0.1", 5), "query_string": b"",
     }  # fmt: skip
-    asyncio.run(RequestGuard(gradio, 100)(scope, receive, send))
+    asyncio.run(RequestGuard(gradio, 100, ["/srv"])(scope, receive, send))
     return sent
 
 

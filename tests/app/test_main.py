@@ -104,7 +104,7 @@ def test_a_host_that_is_not_here_is_said_to_be(service: ReconstructionService) -
 
 
 def test_nothing_is_shared_reported_or_kept(service: ReconstructionService) -> None:
-    options = launch_options(service.settings, service)
+    options = launch_options(built(service), service.settings, service)
     for name in ("share", "ssr_mode", "show_error", "run_history", "enable_monitoring"):
         assert options[name] is False, name
 
