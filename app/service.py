@@ -17,9 +17,9 @@ from collections.abc import AsyncGenerator, Hashable, Iterator, Mapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
-from cachetools import LRUCache
+from cachetools import LRUCache, cachedmethod
 from PIL import Image
 
 from app.line import BusyError, Line, TookTooLongError
@@ -41,13 +41,16 @@ from mae_core.errors import (
     ImageError,
     MaskError,
 )
-from mae_core.reconstruct import MAX_PATCHES
+from mae_core.reconstruct import MAX_PATCHES, open_fitted
 from mae_core.weights import DEFAULT_WEIGHTS, weights_name
 
 _logger = logging.getLogger(__name__)
 
 # Four panels of 224 x 224 pixels take 0.6 MiB, and of 1024 x 1024 pixels 12 MiB.
 _ANSWERS_BYTES = 64 * 2**20
+
+# A picture of 224 x 224 pixels takes 0.2 MiB, and one of 1024 x 1024 pixels 4 MiB.
+_FITTED_BYTES = 32 * 2**20
 
 # Between looks at the place in the line; and between signs of life while it stays the same, by
 # which the page learns that nobody waits any more.
@@ -98,6 +101,12 @@ class _Job:
     served: ServedModel
     source: PictureSource
 
+    @property
+    def picture_key(self) -> Hashable:
+        """Equal where the model takes the same picture."""
+        request = self.request
+        return request.picture, request.fit, request.image_size, self.served.config
+
 
 # An answer, and how many were computed together with it.
 _Computed = tuple[Answer, int]
@@ -145,7 +154,8 @@ class ReconstructionService:
         self._shelf = shelf
         self.settings = settings = settings or AppSettings()
         self._pictures = Pictures()
-        self._answers_lock = threading.Lock()
+        self._fitted_lock, self._answers_lock = threading.Lock(), threading.Lock()
+        self._fitted: LRUCache[Hashable, Image.Image] = LRUCache(_FITTED_BYTES, bytes_of)
         # Of a model's version, so that no answer of an older state is given.
         self._answers: LRUCache[tuple[Request, Hashable], Answer] = LRUCache(
             _ANSWERS_BYTES, lambda answer: sum(map(bytes_of, answer.panels.values()))
@@ -386,11 +396,11 @@ class ReconstructionService:
         """What a worker does with a batch; each job fails for itself."""
         pictures: dict[int, Image.Image] = {}
         outcomes: dict[int, _Computed | Exception] = {}
-        for i, decoded in enumerate(self._decoded(jobs)):
-            if isinstance(decoded, Exception):
-                outcomes[i] = decoded
+        for i, fitted in enumerate(self._fitted_of(jobs)):
+            if isinstance(fitted, Exception):
+                outcomes[i] = fitted
             else:
-                pictures[i] = decoded
+                pictures[i] = fitted
         if pictures:
             results, state = jobs[0].served.run(
                 [jobs[i].request.of(picture) for i, picture in pictures.items()]
@@ -404,22 +414,34 @@ class ReconstructionService:
             self.metrics.observe_batch(len(pictures))
         return [outcomes[i] for i in range(len(jobs))]
 
-    def _decoded(self, jobs: Sequence[_Job]) -> list[Image.Image | Exception]:
+    def _fitted_of(self, jobs: Sequence[_Job]) -> list[Image.Image | Exception]:
         """The picture of each job, those of several jobs decoded once."""
 
-        def decode(job: _Job) -> Image.Image | Exception:
+        def fit(job: _Job) -> Image.Image | Exception:
             try:
-                value_range = job.served.config.value_range or "auto"
-                return self._pictures.decoded(job.source, job.request.picture, value_range)
+                return self._fit(job)
             except Exception as error:  # whatever it is, it is this job's alone
                 return error
 
-        distinct = {job.request.picture: job for job in jobs}
-        if len(distinct) == 1:
-            return [decode(jobs[0])] * len(jobs)
+        distinct = {job.picture_key: job for job in jobs}
         with ThreadPoolExecutor(_DECODERS) as pool:
-            decoded = dict(zip(distinct, pool.map(decode, distinct.values()), strict=True))
-        return [decoded[job.request.picture] for job in jobs]
+            fitted = dict(zip(distinct, pool.map(fit, distinct.values()), strict=True))
+        return [fitted[job.picture_key] for job in jobs]
+
+    @cachedmethod(
+        lambda self: self._fitted,
+        key=lambda self, job: job.picture_key,
+        lock=lambda self: self._fitted_lock,
+    )
+    def _fit(self, job: _Job) -> Image.Image:
+        """The picture as the model takes it; fitting it again, as a `Reconstructor` does, is free.
+
+        A large one takes longer to fit than a small model takes to run.
+        """
+        request, config = job.request, job.served.config
+        value_range = config.value_range or "auto"
+        picture = self._pictures.decoded(job.source, request.picture, value_range)
+        return cast(Image.Image, open_fitted(picture, config, request.fit, request.image_size))
 
     def _keep(self, request: Request, result: Reconstruction, state: ModelState) -> Answer:
         licence = self.offer(request.model).licence

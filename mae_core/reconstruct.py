@@ -67,6 +67,7 @@ __all__ = [
     "Reconstruction",
     "ReconstructionRequest",
     "Reconstructor",
+    "open_fitted",
     "rebuild",
 ]
 

@@ -26,9 +26,9 @@ class NoMemoryError(MAEError):
     code = "no_memory"
 
 
-# How many pictures are worth to be run together, by device: on a CPU, eight take less time together
-# than each alone (`python -m benchmarks.bench_batch`); on others nobody has measured yet.
-_MAX_BATCH = {"cuda": 16, "cpu": 8}
+# Pictures in a run, by device. On a CPU larger runs are no faster for each picture, and leave other
+# workers without work; on other devices nobody has measured yet.
+_MAX_BATCH = {"cuda": 16, "cpu": 4}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from mae_core.errors import (
     ImageError,
     MaskError,
 )
+from mae_core.images import FITS
 from mae_core.model.masking import MAX_SEED
 from mae_core.photographs import decode_image
 from mae_core.reconstruct import NORM_PIX_VIEWS, ReconstructionRequest
@@ -144,6 +145,22 @@ def test_a_picture_is_decoded_once_while_sliders_move(monkeypatch: pytest.Monkey
     for seed in range(5):
         service.reconstruct(example("cat"), 0.75, seed)
     assert len(decoded) == 1
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("size", [(300, 200), (200, 1000), (113, 112)])
+def test_a_picture_is_fitted_once_and_to_the_same_pixels(fit: str, size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    picture = encoded(Image.fromarray(pixels))
+    service = small_service()
+    first = service.reconstruct(picture, 0.75, 1, fit=fit)
+    (fitted,) = service._fitted.values()
+    direct = small_reconstructor()(picture, 0.75, 1, fit=fit)
+    assert all(same(first.panels[name], panel) for name, panel in direct.panels().items())
+    service._pictures._decoded.clear()
+    service.reconstruct(picture, 0.5, 2, fit=fit)
+    assert [*service._fitted.values()] == [fitted]
+    assert not service._pictures._decoded
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -682,6 +699,7 @@ def test_a_file_that_is_replaced_while_it_waits_is_not_shown(tmp_path: Path) -> 
         await until(lambda: load_of(service) == (1, 1))
         path.write_bytes(example("dogs"))
         service._pictures._decoded.clear()
+        service._fitted.clear()
         model.gate.set()
         await first
         with pytest.raises(FileNotFoundError):
