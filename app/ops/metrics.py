@@ -3,9 +3,9 @@
 Wiring:
 
     metrics = Metrics()
-    metrics.watch("mae_queue_waiting", "Jobs in line.", lambda: scheduler.waiting)
-    metrics.watch("mae_queue_running", "Jobs being run.", lambda: scheduler.running)
-    metrics.watch("mae_workers_abandoned", "Workers given up.", lambda: line.abandoned)
+    metrics.watch("mae_queue_waiting", "Jobs in line.", lambda: line.waiting)
+    metrics.watch("mae_queue_running", "Jobs being run.", lambda: line.running)
+    metrics.watch("mae_workers_abandoned", "Hung runs.", lambda: line.abandoned)
     metrics.watch("mae_upload_folder_bytes", "Uploads and panels.", lambda: folder.bytes)
     metrics.count("computed", 0.35)    # once for each request, however it ended
     metrics.observe_batch(4)           # once for each forward pass
