@@ -1,7 +1,8 @@
 """Serve the page: `python -m app [--host H] [--port P] [--device D] [--weights W,...]`.
 
 Every setting of `app.settings` is a flag, and a variable of the environment: `--max-batch` is
-MAE_MAX_BATCH. On SIGTERM the page takes no more requests, answers those it has, and ends.
+MAE_MAX_BATCH. On SIGTERM the page takes no more requests, answers those it has, and ends. It also
+ends, with status 1, when too many runs of models hang, so that whoever runs it starts it again.
 """
 
 import contextlib
@@ -86,37 +87,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Command line without the program's name; the process's own if not given.
 
     Returns:
-        The exit status: 2 after an error that the caller can mend, 130 if interrupted before
-        the page is served.
+        The exit status: 1 if runs of models hang, 2 after an error that the caller can mend, 130
+        if interrupted before the page is served.
     """
     configure_logging()
     _return_memory()
     os.environ.update(gradio_seam.ENVIRONMENT)
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS)
+    service = None
     try:
         with _exiting_on_sigterm():
             settings = read_settings(sys.argv[1:] if argv is None else argv)
             os.environ["GRADIO_TEMP_DIR"] = os.environ.get("GRADIO_TEMP_DIR") or _folder(settings)
             service = ReconstructionService.load(settings)
-            serve(*build_page(service), service)
+            status = serve(*build_page(service), service)
     except MAEError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        status = 2
     except OSError as error:
         # Such as a disk that is full, or a machine so busy that Gradio does not wait for it.
         print(f"error: the page cannot be started: {error}", file=sys.stderr)
-        return 2
+        status = 2
     except KeyboardInterrupt:
-        return 130
+        status = 130
     except SystemExit as told:
-        return int(told.code or 0)
-    return 0
+        status = int(told.code or 0)
+    if service is not None and service.busy:
+        # Python would wait for threads that are still in a model or a download.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
-def serve(page: gr.Blocks, folder: CacheFolder, service: ReconstructionService) -> None:
+def serve(page: gr.Blocks, folder: CacheFolder, service: ReconstructionService) -> int:
     """Serve a page until this thread is interrupted (Ctrl-C) or told to exit (SIGTERM).
 
-    Told to exit, it answers the requests that it has, as long as the settings allow.
+    Told to exit, it answers the requests that it has, as long as the settings allow. It does the
+    same where too many runs of models hang.
+
+    Returns:
+        The exit status: 0, or 1 if runs hang.
 
     Raises:
         ConfigError: If the port is taken or the host is not this machine's.
@@ -131,17 +142,19 @@ def serve(page: gr.Blocks, folder: CacheFolder, service: ReconstructionService) 
         # and frequent; with it, pictures that requests leave behind lie about for minutes.
         gc.collect()
         gc.freeze()
-        while not received:
+        trouble = None
+        while not received and trouble is None:
             time.sleep(0.25)
-        told_to_exit = received == [signal.SIGTERM]
-        answered = _drain(page, service) if told_to_exit else service.stop(0)
+            trouble = service.alive()
+        if trouble is not None:
+            _logger.critical("%s and cannot be stopped: this process has to be restarted", trouble)
+        interrupted = received == [signal.SIGINT]
+        answered = service.stop(0) if interrupted else _drain(page, service)
         page.close(verbose=False)
         folder.stop()
     if not answered:
         _logger.warning("some requests were given up")
-        logging.shutdown()
-        # A thread that is still in a model would take Python down with it, and the exit status.
-        os._exit(0)
+    return 0 if trouble is None else 1
 
 
 def launch(

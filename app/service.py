@@ -4,9 +4,8 @@
 pictures and facts or a `MAEError`. It never imports Gradio.
 
 A request's way: its values are checked; equal ones are answered from the cache; the visitor's rate
-is counted; it waits for its turn in the scheduler's line; a worker reads and decodes its picture
-and runs the model, together with others that can share the run. So what is cached or refused
-never waits.
+is counted; it waits for its turn in the line; a worker reads and decodes its picture and runs the
+model, together with others that can share the run. So what is cached or refused never waits.
 """
 
 import asyncio
@@ -18,12 +17,12 @@ from collections.abc import AsyncGenerator, Hashable, Iterator, Mapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
-from cachetools import LRUCache
+from cachetools import LRUCache, cachedmethod
 from PIL import Image
 
-from app.line import BusyError, Scheduler, Ticket, TookTooLongError
+from app.line import BusyError, Line, TookTooLongError
 from app.models.served import ModelState, Progress, ServedModel
 from app.models.shelf import ModelShelf, NotReadyError, Offer, licence_of
 from app.models.zerogpu import NoGPUError
@@ -34,6 +33,7 @@ from app.request import Request, check_choice, check_source, parse
 from app.settings import AppSettings
 from app.web.limits import RateLimiter
 from mae_core import MAEError, Reconstruction, Reconstructor, list_weights
+from mae_core.devices import choose_threads
 from mae_core.errors import (
     CheckpointError,
     ConfigError,
@@ -41,13 +41,16 @@ from mae_core.errors import (
     ImageError,
     MaskError,
 )
-from mae_core.reconstruct import MAX_PATCHES
+from mae_core.reconstruct import MAX_PATCHES, open_fitted
 from mae_core.weights import DEFAULT_WEIGHTS, weights_name
 
 _logger = logging.getLogger(__name__)
 
 # Four panels of 224 x 224 pixels take 0.6 MiB, and of 1024 x 1024 pixels 12 MiB.
 _ANSWERS_BYTES = 64 * 2**20
+
+# A picture of 224 x 224 pixels takes 0.2 MiB, and one of 1024 x 1024 pixels 4 MiB.
+_FITTED_BYTES = 32 * 2**20
 
 # Between looks at the place in the line; and between signs of life while it stays the same, by
 # which the page learns that nobody waits any more.
@@ -56,11 +59,11 @@ _LOOK_SECONDS, _SIGN_SECONDS = 0.5, 3.0
 # Pictures of one batch that are decoded at once; each may take some ten MiB meanwhile.
 _DECODERS = 4
 
-# Workers that hang until the process had better be started anew.
-_MOST_ABANDONED = 3
+# Hung runs before the process should be restarted.
+_MOST_HUNG = 3
 
-# The weight of the latest run in what the next ones are expected to take.
-_LATEST_WEIGHT = 0.2
+# Each worker may hold a decoded upload and a run's activations.
+_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -100,37 +103,15 @@ class _Job:
     served: ServedModel
     source: PictureSource
 
-
-@dataclass(frozen=True)
-class _Computed:
-    """What a job gives: the answer, and how many were computed together with it."""
-
-    answer: Answer
-    batch: int
+    @property
+    def picture_key(self) -> Hashable:
+        """Equal where the model takes the same picture."""
+        request = self.request
+        return request.picture, request.fit, request.image_size, self.served.config
 
 
-class _Pace:
-    """How fast requests are computed, by the latest runs."""
-
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._seconds: float | None = None
-        self._size = 1.0
-
-    def learn(self, seconds: float, size: int) -> None:
-        """A run of so many requests took so long."""
-        if self._seconds is None:
-            self._seconds, self._size = seconds, size
-        self._seconds += _LATEST_WEIGHT * (seconds - self._seconds)
-        self._size += _LATEST_WEIGHT * (size - self._size)
-
-    def of_runs(self, runs: int) -> float | None:
-        """What so many runs take in seconds; None while there was none."""
-        return None if self._seconds is None else runs * self._seconds / self._workers
-
-    def of_requests(self, requests: int) -> float | None:
-        """Likewise, of requests."""
-        return self.of_runs(math.ceil(requests / self._size))
+# An answer, and how many were computed together with it.
+_Computed = tuple[Answer, int]
 
 
 class ReconstructionService:
@@ -175,7 +156,8 @@ class ReconstructionService:
         self._shelf = shelf
         self.settings = settings = settings or AppSettings()
         self._pictures = Pictures()
-        self._answers_lock = threading.Lock()
+        self._fitted_lock, self._answers_lock = threading.Lock(), threading.Lock()
+        self._fitted: LRUCache[Hashable, Image.Image] = LRUCache(_FITTED_BYTES, bytes_of)
         # Of a model's version, so that no answer of an older state is given.
         self._answers: LRUCache[tuple[Request, Hashable], Answer] = LRUCache(
             _ANSWERS_BYTES, lambda answer: sum(map(bytes_of, answer.panels.values()))
@@ -183,15 +165,13 @@ class ReconstructionService:
         self._rate = (
             RateLimiter(settings.rate, max(1, settings.rate / 6)) if settings.rate else None
         )
-        self._scheduler: Scheduler[_Job, _Computed] = Scheduler(
+        self._line: Line[_Job, _Computed] = Line(
             self._run,
-            workers=settings.workers,
-            max_batch=self._max_batch,
+            workers=settings.workers or _workers_for([*self._models.values()]),
             max_waiting=settings.queue,
             max_per_visitor=settings.per_visitor,
-            request_seconds=settings.request_seconds,
+            seconds=settings.request_seconds,
         )
-        self._pace = _Pace(settings.workers)
         self.metrics = Metrics()
         self._watch()
 
@@ -249,13 +229,20 @@ class ReconstructionService:
         return {name: model.progress for name, model in self._models.items()}
 
     def alive(self) -> str | None:
-        """None, or why the process should be started anew."""
-        abandoned = self._scheduler.abandoned
-        return f"{abandoned} workers hang" if abandoned >= _MOST_ABANDONED else None
+        """None, or why the process should be restarted."""
+        hung = self._line.abandoned
+        return f"{hung} runs hang" if hung >= _MOST_HUNG else None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is in a model or a download, where nothing can stop it."""
+        return bool(
+            self._line.running or self._line.abandoned or (self._shelf and self._shelf.busy)
+        )
 
     def ready(self) -> str | None:
         """None, or why no visitors should be sent here; a default model that failed is tried."""
-        if self._scheduler.stopping:
+        if self._line.stopping:
             return "the server is about to end"
         default = self.names[0]
         try:
@@ -265,15 +252,15 @@ class ReconstructionService:
         return None
 
     def stop(self, seconds: float) -> bool:
-        """Take no more requests, and wait for those that are there.
+        """Take no more requests, and wait for those that are there; not in their event loop.
 
         Args:
             seconds: How long at most.
 
         Returns:
-            Whether all were answered, and no worker hangs.
+            Whether all were answered.
         """
-        return self._scheduler.stop(seconds) and not self._scheduler.abandoned
+        return self._line.stop(seconds)
 
     def offers(self) -> list[Offer]:
         """The models that can be chosen, the default first."""
@@ -326,10 +313,14 @@ class ReconstructionService:
     def reconstruct(
         self, image: object, mask_ratio: object, seed: object, **values: object
     ) -> Answer:
-        """As `answer`, for the host itself: without a rate, and waiting in this thread."""
-        given = {"image": image, "mask_ratio": mask_ratio, "seed": seed, **values}
-        begun = self._begin(given, None)
-        return begun if isinstance(begun, Answer) else begun.result().answer
+        """As `answer`, for the host itself: in this thread, without a line and a rate."""
+        prepared = self._prepare({"image": image, "mask_ratio": mask_ratio, "seed": seed, **values})
+        if isinstance(prepared, Answer):
+            return prepared
+        (outcome,) = self._run([prepared])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome[0]
 
     async def answer(
         self, values: Mapping[str, object], visitor: str
@@ -357,39 +348,28 @@ class ReconstructionService:
             TookTooLongError: If it was given up.
         """
         with self._recorded(values.get("model")) as fields:
-            begun = await self._begun(values, visitor)
-            if isinstance(begun, Answer):
-                fields["outcome"], answer = "cached", begun
+            # In a thread, as files are looked at.
+            prepared = await asyncio.to_thread(self._prepare, values)
+            if isinstance(prepared, Answer):
+                fields["outcome"], answer = "cached", prepared
             else:
-                fields["place"] = begun.place
+                key = prepared.request, prepared.version
+                outcome = self._submit(prepared, key, visitor)
+                fields["place"] = self._line.place(key)
                 try:
                     told, when = None, 0.0
-                    while not await begun.wait(_LOOK_SECONDS):
-                        place, now = begun.place, time.monotonic()
+                    while not (await asyncio.wait([outcome], timeout=_LOOK_SECONDS))[0]:
+                        place, now = self._line.place(key), time.monotonic()
                         if place != told or now - when >= _SIGN_SECONDS:
                             told, when = place, now
-                            yield Waiting(place, self._pace.of_runs(place + 1))
-                    computed = begun.result()
+                            yield Waiting(place, self._line.expected_seconds(place + 1))
+                    answer, fields["batch"] = outcome.result()
                 finally:
-                    begun.cancel()
-                fields["batch"], answer = computed.batch, computed.answer
+                    outcome.cancel()
         yield answer
 
-    async def _begun(
-        self, values: Mapping[str, object], visitor: str
-    ) -> Answer | Ticket[_Computed]:
-        """As `_begin`, in a thread, as files are looked at; who leaves meanwhile keeps no place."""
-        begun = asyncio.ensure_future(asyncio.to_thread(self._begin, values, visitor))
-        try:
-            return await asyncio.shield(begun)
-        except asyncio.CancelledError:
-            begun.add_done_callback(_leave)
-            raise
-
-    def _begin(
-        self, values: Mapping[str, object], visitor: str | None
-    ) -> Answer | Ticket[_Computed]:
-        """The answer, if it is in the cache; otherwise a ticket for it."""
+    def _prepare(self, values: Mapping[str, object]) -> Answer | _Job:
+        """The answer, if it is in the cache; otherwise what is to be done for it."""
         source, model = check_source(values.get("image")), values.get("model")
         name = self.names[0] if model is None else self._check_model(model)
         request = parse(
@@ -400,37 +380,29 @@ class ReconstructionService:
         version = served.version
         with self._answers_lock:
             answer = self._answers.get((request, version))
-        if answer is not None:
-            return answer
-        return self._submit(_Job(request, version, served, source), visitor)
+        return _Job(request, version, served, source) if answer is None else answer
 
-    def _submit(self, job: _Job, visitor: str | None) -> Ticket[_Computed]:
-        wait = self._rate.take(visitor) if self._rate and visitor is not None else 0.0
+    def _submit(self, job: _Job, key: Hashable, visitor: str) -> "asyncio.Future[_Computed]":
+        wait = self._rate.take(visitor) if self._rate else 0.0
         if wait:
-            raise BusyError(self._scheduler.waiting, "rate", wait)
-        try:
-            return self._scheduler.submit(
-                job,
-                key=(job.request, job.version),
-                batch_key=(job.served, job.served.batch_key(job.request)),
-                visitor=visitor or "",
-            )
-        except BusyError as error:
-            if error.reason in ("full", "visitor"):
-                seconds = self._pace.of_requests(error.waiting)
-                raise BusyError(error.waiting, error.reason, seconds) from None
-            raise
+            raise BusyError(self._line.waiting, "rate", wait)
+        return self._line.submit(
+            job,
+            key=key,
+            batch_key=(job.served, job.served.batch_key(job.request)),
+            visitor=visitor,
+            most=self.settings.max_batch or job.served.max_batch,
+        )
 
-    def _run(self, batch_key: Hashable, jobs: Sequence[_Job]) -> list[_Computed | Exception]:
+    def _run(self, jobs: Sequence[_Job]) -> list[_Computed | Exception]:
         """What a worker does with a batch; each job fails for itself."""
-        began = time.monotonic()
         pictures: dict[int, Image.Image] = {}
         outcomes: dict[int, _Computed | Exception] = {}
-        for i, decoded in enumerate(self._decoded(jobs)):
-            if isinstance(decoded, Exception):
-                outcomes[i] = decoded
+        for i, fitted in enumerate(self._fitted_of(jobs)):
+            if isinstance(fitted, Exception):
+                outcomes[i] = fitted
             else:
-                pictures[i] = decoded
+                pictures[i] = fitted
         if pictures:
             results, state = jobs[0].served.run(
                 [jobs[i].request.of(picture) for i, picture in pictures.items()]
@@ -439,28 +411,39 @@ class ReconstructionService:
                 outcomes[i] = (
                     result
                     if isinstance(result, Exception)
-                    else _Computed(self._keep(jobs[i].request, result, state), len(pictures))
+                    else (self._keep(jobs[i].request, result, state), len(pictures))
                 )
             self.metrics.observe_batch(len(pictures))
-            self._pace.learn(time.monotonic() - began, len(pictures))
         return [outcomes[i] for i in range(len(jobs))]
 
-    def _decoded(self, jobs: Sequence[_Job]) -> list[Image.Image | Exception]:
+    def _fitted_of(self, jobs: Sequence[_Job]) -> list[Image.Image | Exception]:
         """The picture of each job, those of several jobs decoded once."""
 
-        def decode(job: _Job) -> Image.Image | Exception:
+        def fit(job: _Job) -> Image.Image | Exception:
             try:
-                value_range = job.served.config.value_range or "auto"
-                return self._pictures.decoded(job.source, job.request.picture, value_range)
+                return self._fit(job)
             except Exception as error:  # whatever it is, it is this job's alone
                 return error
 
-        distinct = {job.request.picture: job for job in jobs}
-        if len(distinct) == 1:
-            return [decode(jobs[0])] * len(jobs)
+        distinct = {job.picture_key: job for job in jobs}
         with ThreadPoolExecutor(_DECODERS) as pool:
-            decoded = dict(zip(distinct, pool.map(decode, distinct.values()), strict=True))
-        return [decoded[job.request.picture] for job in jobs]
+            fitted = dict(zip(distinct, pool.map(fit, distinct.values()), strict=True))
+        return [fitted[job.picture_key] for job in jobs]
+
+    @cachedmethod(
+        lambda self: self._fitted,
+        key=lambda self, job: job.picture_key,
+        lock=lambda self: self._fitted_lock,
+    )
+    def _fit(self, job: _Job) -> Image.Image:
+        """The picture as the model takes it; fitting it again, as a `Reconstructor` does, is free.
+
+        A large one takes longer to fit than a small model takes to run.
+        """
+        request, config = job.request, job.served.config
+        value_range = config.value_range or "auto"
+        picture = self._pictures.decoded(job.source, request.picture, value_range)
+        return cast(Image.Image, open_fitted(picture, config, request.fit, request.image_size))
 
     def _keep(self, request: Request, result: Reconstruction, state: ModelState) -> Answer:
         licence = self.offer(request.model).licence
@@ -473,10 +456,6 @@ class ReconstructionService:
             with self._answers_lock, suppress(ValueError):
                 self._answers[request, state.version] = answer
         return answer
-
-    def _max_batch(self, batch_key: Hashable) -> int:
-        served: ServedModel = batch_key[0]  # type: ignore[index]
-        return self.settings.max_batch or served.max_batch
 
     @contextmanager
     def _recorded(self, model: object) -> Iterator[dict[str, Any]]:
@@ -501,12 +480,10 @@ class ReconstructionService:
                 log_request(outcome, seconds, **fields)
 
     def _watch(self) -> None:
-        watch, scheduler = self.metrics.watch, self._scheduler
-        watch("mae_queue_waiting", "Requests in line.", lambda: scheduler.waiting)
-        watch("mae_queue_running", "Requests being computed.", lambda: scheduler.running)
-        watch(
-            "mae_workers_abandoned", "Workers given up, still at it.", lambda: scheduler.abandoned
-        )
+        watch, line = self.metrics.watch, self._line
+        watch("mae_queue_waiting", "Requests in line.", lambda: line.waiting)
+        watch("mae_queue_running", "Requests being computed.", lambda: line.running)
+        watch("mae_workers_abandoned", "Hung runs.", lambda: line.abandoned)
         watch("mae_answers_bytes", "Answers kept in memory.", lambda: self._answers.currsize)
         watch("mae_pictures_bytes", "Pictures kept in memory.", lambda: self._pictures.bytes)
 
@@ -528,12 +505,10 @@ class ReconstructionService:
         return str(value) if known else check_choice("model", value, self.models)
 
 
-def _leave(begun: "asyncio.Future[Answer | Ticket[_Computed]]") -> None:
-    """Give up the place in the line, if there is one."""
-    if not begun.cancelled() and begun.exception() is None:
-        result = begun.result()
-        if isinstance(result, Ticket):
-            result.cancel()
+def _workers_for(models: Sequence[ServedModel]) -> int:
+    """One for each core if all models are so small that a run takes one thread; otherwise one."""
+    small = models and all(model.is_small for model in models)
+    return min(choose_threads(), _MOST_WORKERS) if small else 1
 
 
 def _for_visitors(name: str, error: MAEError) -> MAEError:

@@ -63,7 +63,13 @@ class AppSettings(BaseSettings):
         le=MAX_IMAGE_SIZE,
         description="largest size of pictures in pixels",
     )
-    workers: int = Field(default=1, ge=1, le=64, description="batches that run at the same time")
+    workers: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="batches that run at the same time; 0 is one for each core if the models are "
+        "small and on a CPU, otherwise one",
+    )
     max_batch: int = Field(
         default=0, ge=0, le=256, description="requests in a batch; 0 is by device"
     )

@@ -9,6 +9,14 @@ import torch
 
 from mae_core.errors import ConfigError
 
+__all__ = [
+    "PRECISIONS",
+    "choose_device",
+    "choose_precision",
+    "choose_threads",
+    "cpu_has_bfloat16",
+]
+
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 # Floating-point operations of a forward pass below which a second thread gains nothing: between an

@@ -68,6 +68,7 @@ __all__ = [
     "ReconstructionRequest",
     "Reconstructor",
     "mask_from_drawing",
+    "open_fitted",
     "rebuild",
 ]
 

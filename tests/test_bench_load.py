@@ -194,6 +194,6 @@ def test_a_process_that_is_gone_is_not_sampled(tmp_path: Path) -> None:
 
 
 def test_what_is_said_is_counted_without_its_numbers() -> None:
-    outcomes = [Outcome("busy", 0.1, f"{n} are before you") for n in range(3)]
+    outcomes = [Outcome("busy", 0.1, f"{n} requests are ahead of yours") for n in range(3)]
     report = bench_load.summary(outcomes, Watch(None, Path()), 1.0)
-    assert report["said"] == [["busy", "N are before you", 3]]
+    assert report["said"] == [["busy", "N requests are ahead of yours", 3]]

@@ -26,9 +26,9 @@ class NoMemoryError(MAEError):
     code = "no_memory"
 
 
-# How many pictures are worth to be run together, by device: on a CPU, eight take less time together
-# than each alone (`python -m benchmarks.bench_batch`); on others nobody has measured yet.
-_MAX_BATCH = {"cuda": 16, "cpu": 8}
+# Pictures in a run, by device. On a CPU larger runs are no faster for each picture, and leave other
+# workers without work; on other devices nobody has measured yet.
+_MAX_BATCH = {"cuda": 16, "cpu": 4}
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,13 @@ class ServedModel:
             return self._state.progress
 
     @property
+    def is_small(self) -> bool:
+        """Whether it runs on a CPU, where a picture of its own size is worth one thread only."""
+        reconstructor = self._state.reconstructor
+        picture = ReconstructionRequest(Image.new("RGB", (1, 1)), 0.75)
+        return reconstructor.device.type == "cpu" and reconstructor.threads_for([picture]) == 1
+
+    @property
     def max_batch(self) -> int:
         """How many requests are worth running together."""
         reconstructor = self._state.reconstructor
@@ -193,8 +200,9 @@ class ServedModel:
         with self._lock:
             self._refresh()
             state = self._state
-        # Holds for this thread alone, and others that run models may set it otherwise.
-        torch.set_num_threads(state.reconstructor.threads_for(requests))
+        # Holds for this thread alone, and others that run models may set it otherwise. By one
+        # picture, as several small ones gain less by threads than by other workers.
+        torch.set_num_threads(state.reconstructor.threads_for(requests[:1]))
         return _reconstruct(state.reconstructor, requests), state
 
     def _refresh(self) -> None:

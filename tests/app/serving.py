@@ -84,11 +84,10 @@ class HeldReconstructor(Reconstructor):
 
 
 def stopped_clock(service: ReconstructionService) -> list[float]:
-    """The seconds of a service's line and rate, which pass only as one sets them."""
+    """The seconds of a service's rate, which pass only as one sets them."""
     now = [0.0]
-    service._scheduler._clock = lambda: now[0]
-    if service._rate:
-        service._rate._clock = lambda: now[0]
+    assert service._rate is not None
+    service._rate._clock = lambda: now[0]
     return now
 
 

@@ -251,8 +251,8 @@ def test_a_busy_server_says_so_in_both_languages(
         (0, None, "Your picture is being computed", "正在计算您的图片"),
         (0, 0.2, "Your picture is being computed · about 1 s", "正在计算您的图片 · 约 1 秒"),
         (1, None, "You are next", "下一个就是您"),
-        (2, None, "1 is before you", "您前面还有 1 个请求"),
-        (4, 7.1, "3 are before you · about 8 s", "您前面还有 3 个请求 · 约 8 秒"),
+        (2, None, "1 request is ahead of yours", "您前面还有 1 个请求"),
+        (4, 7.1, "3 requests are ahead of yours · about 8 s", "您前面还有 3 个请求 · 约 8 秒"),
     ],
 )
 def test_the_place_in_the_line_is_told_in_both_languages(

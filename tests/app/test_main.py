@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,15 +134,30 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+# The page, whose downloads never end.
+_STUCK = """
+import sys, time
+from app.__main__ import main
+from app.models.shelf import ModelShelf
+
+ModelShelf._fetch = lambda shelf, entry: time.sleep(10**6)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @contextmanager
-def running(*flags: str, hold: Path | None = None) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def running(
+    *flags: str, command: Sequence[str] = ("-m", "app"), hold: Path | None = None
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The page's address and its process, which has ended afterwards; its output is kept.
 
     Args:
         *flags: Of its command line.
+        command: What Python runs.
         hold: Its models stand still while there is such a file.
     """
-    command = ["-m", "app"] if hold is None else ["-c", _HELD, str(hold)]
+    if hold is not None:
+        command = ["-c", _HELD, str(hold)]
     port = free_port()
     environ = {**os.environ, "MAE_PORT": str(port), "MAE_DEVICE": "cpu", "MAE_FETCH": "none"}
     # A shell that runs the tests in the background has Ctrl-C ignored in all they start.
@@ -240,6 +255,40 @@ def test_what_is_left_when_it_ends_is_told_so(weights: Path, tmp_path: Path) -> 
         output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     assert "some requests were given up" in output
+
+
+def test_after_three_hung_runs_it_ends_to_be_restarted(weights: Path, tmp_path: Path) -> None:
+    hold = tmp_path / "hold"
+    flags = ["--weights", str(weights), "--workers", "3", "--max-batch", "1"]
+    flags += ["--request-seconds", "1", "--drain-seconds", "0"]
+    with running(*flags, hold=hold) as (url, process):
+        first_answer(f"{url}/", process)
+        hold.touch()
+        with httpx.Client(base_url=f"{url}/gradio_api", timeout=240) as http:
+            path = http.post("/upload", files={"files": ("cat.jpg", example("cat"))}).json()[0]
+            picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            controls = ["random", "crop", "mine", 112, "estimated", None]
+            for seed in range(3):
+                http.post("/call/reconstruct", json={"data": [picture, 0.1, seed, *controls]})
+        output, _ = process.communicate(timeout=240)
+    assert process.returncode == 1, output
+    assert "3 runs hang and cannot be stopped: this process has to be restarted" in output
+
+
+def test_a_download_does_not_keep_it_from_ending(weights: Path) -> None:
+    flags = "--weights", f"{weights},no-such-weights"
+    with running(*flags, command=["-c", _STUCK]) as (url, process):
+        first_answer(f"{url}/", process)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+        with running(*flags, "--port", port, command=["-c", _STUCK]) as (_, process):
+            output, _ = process.communicate(timeout=240)
+    assert process.returncode == 2, output
+    assert "error: cannot listen on" in output
 
 
 def test_weights_that_cannot_be_used_do_not_keep_the_page_away(

@@ -27,6 +27,7 @@ from mae_core.errors import (
     ImageError,
     MaskError,
 )
+from mae_core.images import FITS
 from mae_core.model.masking import MAX_SEED
 from mae_core.photographs import decode_image
 from mae_core.reconstruct import NORM_PIX_VIEWS, ReconstructionRequest
@@ -146,14 +147,51 @@ def test_a_picture_is_decoded_once_while_sliders_move(monkeypatch: pytest.Monkey
     assert len(decoded) == 1
 
 
-def test_a_model_runs_one_request_at_a_time() -> None:
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("size", [(300, 200), (200, 1000), (113, 112)])
+def test_a_picture_is_fitted_once_and_to_the_same_pixels(fit: str, size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    picture = encoded(Image.fromarray(pixels))
+    service = small_service()
+    first = service.reconstruct(picture, 0.75, 1, fit=fit)
+    (fitted,) = service._fitted.values()
+    direct = small_reconstructor()(picture, 0.75, 1, fit=fit)
+    assert all(same(first.panels[name], panel) for name, panel in direct.panels().items())
+    service._pictures._decoded.clear()
+    service.reconstruct(picture, 0.5, 2, fit=fit)
+    assert [*service._fitted.values()] == [fitted]
+    assert not service._pictures._decoded
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_as_many_runs_are_under_way_as_there_are_workers(workers: int) -> None:
     model = CountingReconstructor(seconds=0.02)
-    service = ReconstructionService({"m": model}, settings=AppSettings(max_batch=1))
-    picture = example("cat")
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda seed: service.reconstruct(picture, 0.75, seed), range(8)))
-    assert [answer.facts["seed"] for answer in answers] == list(range(8))
-    assert (model.runs, model.most_under_way) == (8, 1)
+    settings = AppSettings(max_batch=1, workers=workers)
+    service = ReconstructionService({"m": model}, settings=settings)
+
+    async def ask_all() -> list[Any]:
+        return await asyncio.gather(*(steps_of(service, f"v{i}", seed=i) for i in range(8)))
+
+    told = asyncio.run(ask_all())
+    assert [steps[-1].facts["seed"] for steps in told] == list(range(8))
+    assert (model.runs, model.most_under_way) == (8, workers)
+
+
+def test_small_models_on_a_cpu_get_a_worker_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.service.choose_threads", lambda: 4)
+
+    def workers(*threads: int, device: str = "cpu", **settings: Any) -> int:
+        models = {f"{i}": small_reconstructor(f"{i}") for i in range(len(threads))}
+        for model, worth in zip(models.values(), threads, strict=True):
+            model.device = torch.device(device)
+            model.threads_for = lambda requests, worth=worth: worth  # type: ignore[method-assign]
+        service = ReconstructionService(models, settings=AppSettings(**settings))
+        return service._line._workers
+
+    assert workers(1, 1) == 4
+    assert workers(1, 2) == 1
+    assert workers(1, device="cuda") == 1
+    assert workers(1, workers=3) == 3
 
 
 BAD_VALUES: list[tuple[dict[str, Any], type[MAEError], str]] = [
@@ -370,7 +408,7 @@ def test_no_model_at_all_is_refused() -> None:
 
 def load_of(service: ReconstructionService) -> tuple[int, int]:
     """How many are computed, and how many wait."""
-    return service._scheduler.running, service._scheduler.waiting
+    return service._line.running, service._line.waiting
 
 
 Steps = list[Waiting | Answer]
@@ -412,7 +450,7 @@ def counted(service: ReconstructionService, outcome: str) -> float:
 
 def held_service(**settings: Any) -> tuple[HeldReconstructor, ReconstructionService]:
     model = HeldReconstructor()
-    given = AppSettings(**{"rate": 0, "max_batch": 1, **settings})
+    given = AppSettings(**{"rate": 0, "max_batch": 1, "workers": 1, **settings})
     return model, ReconstructionService({"small-random": model}, settings=given)
 
 
@@ -458,7 +496,7 @@ def test_how_long_it_takes_is_said_once_it_is_known() -> None:
 
     with model.held():
         assert asyncio.run(first_step(0)).seconds is None
-    service.reconstruct(example("cat"), 0.75, 1)
+    asyncio.run(steps_of(service, seed=1))
     with model.held():
         seconds = asyncio.run(first_step(2)).seconds
     assert seconds is not None
@@ -499,7 +537,7 @@ def test_what_is_cached_never_waits() -> None:
 
 def test_a_full_line_refuses_at_once_and_in_words() -> None:
     model, service = held_service(queue=1)
-    service.reconstruct(example("cat"), 0.75, 2)
+    asyncio.run(steps_of(service))
 
     async def one_too_many() -> None:
         others = await in_line(service, 3, 4)
@@ -547,7 +585,7 @@ def test_whoever_leaves_gives_up_the_place() -> None:
         steps = service.answer(asked(1), "w")
         assert await anext(steps) == Waiting(1, None)
         await steps.aclose()
-        assert load_of(service) == (1, 0)
+        await until(lambda: load_of(service) == (1, 0))
         second = asyncio.create_task(steps_of(service, seed=2))
         await until(lambda: load_of(service) == (1, 1))
         second.cancel()
@@ -619,11 +657,9 @@ def test_a_waiting_request_holds_no_bytes(tmp_path: Path) -> None:
         assert asyncio.run(let_them_wait()) < 2_000_000
 
 
-def test_who_leaves_while_the_picture_is_looked_at_keeps_no_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_leaves_while_the_picture_is_looked_at_keeps_no_place(tmp_path: Path) -> None:
     model, service = held_service()
-    looking, look_on, submitted = (threading.Event() for _ in range(3))
+    looking, look_on, looked = (threading.Event() for _ in range(3))
     path = tmp_path / "mine.jpg"
     path.write_bytes(example("astronaut"))
 
@@ -631,31 +667,25 @@ def test_who_leaves_while_the_picture_is_looked_at_keeps_no_place(
         def digest(self) -> str:
             looking.set()
             assert look_on.wait(240)
+            looked.set()
             return super().digest()
-
-    submit = service._scheduler.submit
-
-    def noted(*args: Any, **kwargs: Any) -> Any:
-        ticket = submit(*args, **kwargs)
-        submitted.set()
-        return ticket
 
     async def leave() -> None:
         (first,) = await in_line(service, 2)
-        monkeypatch.setattr(service._scheduler, "submit", noted)
         leaving = asyncio.create_task(steps_of(service, image=SlowFile(path)))
         await until(looking.is_set)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving
         look_on.set()
-        await until(submitted.is_set)
-        await until(lambda: load_of(service) == (1, 0))
+        await until(looked.is_set)
         model.gate.set()
         await first
 
     with model.held():
+        # Waits for the thread as well.
         asyncio.run(leave())
+    assert (model.sizes, load_of(service)) == ([1], (0, 0))
 
 
 def test_a_file_that_is_replaced_while_it_waits_is_not_shown(tmp_path: Path) -> None:
@@ -669,6 +699,7 @@ def test_a_file_that_is_replaced_while_it_waits_is_not_shown(tmp_path: Path) -> 
         await until(lambda: load_of(service) == (1, 1))
         path.write_bytes(example("dogs"))
         service._pictures._decoded.clear()
+        service._fitted.clear()
         model.gate.set()
         await first
         with pytest.raises(FileNotFoundError):
@@ -679,22 +710,19 @@ def test_a_file_that_is_replaced_while_it_waits_is_not_shown(tmp_path: Path) -> 
 
 
 def test_a_request_that_hangs_is_given_up_and_others_go_on() -> None:
-    model, service = held_service()
-    now = stopped_clock(service)
-
-    async def hang(seed: int) -> None:
-        (asked,) = await in_line(service, seed)
-        now[0] += 60
-        service._scheduler.end_late()
-        with pytest.raises(TookTooLongError):
-            await asked
-
+    model, service = held_service(request_seconds=0.1)
     with model.held():
         for seed in range(3):
-            assert service.alive() is None
-            asyncio.run(hang(seed))
-    assert service.alive() == "3 workers hang"
-    assert service.reconstruct(example("cat"), 0.75, 9).facts["seed"] == 9
+            assert (service.alive(), service.busy) == (None, seed > 0)
+            with pytest.raises(TookTooLongError):
+                asyncio.run(steps_of(service, seed=seed))
+        assert (service.alive(), service.busy) == ("3 runs hang", True)
+        assert "mae_workers_abandoned 3.0" in numbers(service)
+        model.gate.set()
+        asyncio.run(until(lambda: service.alive() is None))
+    service._line._seconds = 240
+    (*_, answer) = asyncio.run(steps_of(service, seed=9))
+    assert isinstance(answer, Answer)
     assert counted(service, "timeout") == 3
 
 

@@ -94,7 +94,7 @@ def test_a_bad_port_is_refused_with_what_is_allowed(port: str) -> None:
         ("MAX_IMAGE_SIZE", "1e3", "a whole number from 1 to 1024"),
         ("MAX_IMAGE_SIZE", "0", "from 1 to 1024"),
         ("MAX_IMAGE_SIZE", "2048", "from 1 to 1024"),
-        ("WORKERS", "0", "a whole number from 1 to 64"),
+        ("WORKERS", "65", "a whole number from 0 to 64"),
         ("MAX_BATCH", "-1", "a whole number from 0 to 256"),
         ("QUEUE", "0", "a whole number from 1 to 10000"),
         ("PER_VISITOR", "many", "a whole number from 1 to 10000"),

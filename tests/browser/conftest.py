@@ -52,7 +52,7 @@ def model() -> HeldReconstructor:
 
 @pytest.fixture(scope="module")
 def service(model: HeldReconstructor) -> ReconstructionService:
-    settings = AppSettings(rate=0, max_batch=1)
+    settings = AppSettings(rate=0, max_batch=1, workers=1)
     return ReconstructionService({"small-random": model}, settings=settings)
 
 

@@ -1,6 +1,5 @@
 """A server with much to do, or without its weights, as the page shows it in a real Chromium."""
 
-import asyncio
 import itertools
 import threading
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from app.service import ReconstructionService
 from app.settings import AppSettings
 from mae_core.weights.formats import save_weights
 from tests.app.serving import HeldReconstructor, example, served, small_reconstructor
+from tests.app.test_api import CONTROLS, Api
 from tests.browser.conftest import DESKTOP, PHONE, TIMEOUT, gone, watched
 from tests.browser.test_page import expected, pictures, seen, shows, slide
 
@@ -25,7 +25,7 @@ ON_A_PHONE = {"viewport": PHONE, "is_mobile": True, "has_touch": True, "locale":
 
 @pytest.fixture(scope="module")
 def service(model: HeldReconstructor) -> ReconstructionService:
-    settings = AppSettings(rate=0, max_batch=1, queue=4)
+    settings = AppSettings(rate=0, max_batch=1, workers=1, queue=4)
     return ReconstructionService({"small-random": model}, settings=settings)
 
 
@@ -34,43 +34,37 @@ SEEDS = itertools.count(5000)
 
 
 class Crowd:
-    """Other visitors, whose requests are computed one after the other."""
+    """Others, whose requests are computed one after the other."""
 
-    def __init__(self, service: ReconstructionService) -> None:
-        self._service = service
+    def __init__(self, url: str) -> None:
+        self._api = Api(url.rstrip("/"))
         self._threads: list[threading.Thread] = []
 
-    def joins(self, visitors: int) -> None:
-        """Put requests in the line, or at the model if nobody is there."""
-        for _ in range(visitors):
-            self._threads.append(threading.Thread(target=self._ask, args=(next(SEEDS),)))
+    def joins(self, requests: int) -> None:
+        """Put requests in the line, or at the model if it is idle."""
+        for _ in range(requests):
+            data = [self._api.cat, 0.5, next(SEEDS), *CONTROLS[2:]]
+            self._threads.append(threading.Thread(target=self._api.call, args=(data,)))
             self._threads[-1].start()
 
     def leaves(self) -> None:
         for thread in self._threads:
             thread.join()
-
-    def _ask(self, seed: int) -> None:
-        async def ask() -> None:
-            values = {"image": example("dogs"), "mask_ratio": 0.5, "seed": seed}
-            async for _ in self._service.answer(values, f"visitor {seed}"):
-                pass
-
-        asyncio.run(ask())
+        self._api.http.close()
 
 
 @contextmanager
 def crowded(
-    model: HeldReconstructor, service: ReconstructionService, waiting: int
+    view: Page, model: HeldReconstructor, service: ReconstructionService, waiting: int
 ) -> Iterator[None]:
     """Have others wait for as long as this lasts."""
-    crowd = Crowd(service)
+    crowd = Crowd(view.url)
     try:
         with model.held():
             crowd.joins(1)
             assert model.begun.wait(TIMEOUT / 1000)
             crowd.joins(waiting)
-            while service._scheduler.waiting < waiting:
+            while service._line.waiting < waiting:
                 threading.Event().wait(0.01)
             yield
     finally:
@@ -81,9 +75,9 @@ def test_who_waits_sees_the_place(
     view: Page, service: ReconstructionService, model: HeldReconstructor
 ) -> None:
     before = pictures(view)
-    with crowded(model, service, waiting=3):
+    with crowded(view, model, service, waiting=3):
         slide(view, "seed", 7)
-        seen(view, "3 are before you")
+        seen(view, "3 requests are ahead of yours")
         expect(view.locator("#facts .waiting")).to_be_visible()
         # What is there stays until there is something else.
         assert pictures(view) == before
@@ -95,7 +89,7 @@ def test_who_waits_sees_the_place(
 def test_the_place_fits_a_chinese_phone(
     view: Page, service: ReconstructionService, model: HeldReconstructor
 ) -> None:
-    with crowded(model, service, waiting=3):
+    with crowded(view, model, service, waiting=3):
         slide(view, "seed", 8)
         seen(view, "您前面还有 3 个请求")
         expect(view.locator("#facts .waiting")).to_be_in_viewport(ratio=1)
@@ -107,7 +101,7 @@ def test_the_place_fits_a_chinese_phone(
 def test_a_full_line_is_said_to_be(
     view: Page, service: ReconstructionService, model: HeldReconstructor
 ) -> None:
-    with crowded(model, service, waiting=4):
+    with crowded(view, model, service, waiting=4):
         slide(view, "seed", 9)
         alert = view.locator("#facts [role=alert]")
         expect(alert).to_contain_text("Too many are waiting (4). Please try again in")
@@ -119,11 +113,11 @@ def test_a_full_line_is_said_to_be(
 def test_a_slider_dragged_while_others_wait_ends_in_the_last_state(
     view: Page, service: ReconstructionService, model: HeldReconstructor
 ) -> None:
-    with crowded(model, service, waiting=2):
+    with crowded(view, model, service, waiting=2):
         for step in range(20):
             slide(view, "mask-ratio", round(0.3 + 0.02 * step, 2))
             slide(view, "seed", 200 + step)
-        seen(view, "2 are before you")
+        seen(view, "2 requests are ahead of yours")
         slide(view, "mask-ratio", 0.9)
     seen(view, "4 of 49 patches seen")
     last = expected(service, example("cat"), 0.9, 219)
@@ -135,15 +129,15 @@ def test_a_slider_dragged_while_others_wait_ends_in_the_last_state(
 def test_who_closes_the_page_leaves_the_line(
     view: Page, service: ReconstructionService, model: HeldReconstructor
 ) -> None:
-    with crowded(model, service, waiting=1):
+    with crowded(view, model, service, waiting=1):
         other = view.context.new_page()
         other.goto(view.url)
         other.locator("#panel-pasted:not(.empty) canvas").wait_for()
         slide(other, "seed", 11)
-        seen(other, "1 is before you")
-        assert service._scheduler.waiting == 2
+        seen(other, "1 request is ahead of yours")
+        assert service._line.waiting == 2
         other.close()
-        gone(view, lambda: service._scheduler.waiting == 2 and "the place is kept")
+        gone(view, lambda: service._line.waiting == 2 and "the place is kept")
 
 
 @contextmanager

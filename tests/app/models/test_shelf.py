@@ -20,7 +20,7 @@ from app.models.shelf import (
     ModelShelf,
     NotReadyError,
     Offer,
-    _Pace,
+    _Entry,
 )
 from app.page.events import OWN_SIZE, Events
 from app.service import ReconstructionService
@@ -250,10 +250,12 @@ def test_a_download_that_somebody_asks_after_goes_on(
 def test_what_is_over_at_once_was_begun_all_the_same(
     world: World, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
 ) -> None:
-    monkeypatch.setattr("app.models.shelf._Line.add", lambda _, job: job())
+    shelf = world.shelf()
+    for pool in (shelf._downloads, shelf._readings):
+        monkeypatch.setattr(pool, "submit", lambda job, *given: job(*given))
     world.failure = failure
     world.go_on.set()
-    events = events_of(served(world.shelf()))
+    events = events_of(served(shelf))
     *_, facts, timer = update(events, "large")
     assert facts["waiting"] == "large is waiting to be fetched (1.3 GB)"
     assert timer.active
@@ -453,7 +455,7 @@ def test_a_slow_download_ends_where_others_wait(world: World, clock: SimpleNames
 
 
 def test_pace_is_what_came_since_the_last_look(clock: SimpleNamespace) -> None:
-    pace = _Pace()
+    pace = _Entry("slow", None, False, Offer("slow", "absent"))
     assert not pace.is_slow(0)
     clock.now += PACE_SECONDS
     assert not pace.is_slow(SLOWEST_BYTES)
