@@ -173,9 +173,11 @@ _CHINESE_ERRORS = {
         "或 RGB、灰度的 TIFF 图片。"
     ),
     "image_limit": (
-        f"图片的尺寸不合适：文件不超过 {_LIMITS.max_bytes // 2**20} MiB，"
+        "图片过大、形状不合适，或无法在规定的时间和内存内解码："
+        f"文件不超过 {_LIMITS.max_bytes // 2**20} MiB，"
         f"不超过 {_LIMITS.max_pixels // 10_000} 万像素，每边至少 {_LIMITS.min_side} 像素，"
-        f"长边不超过短边的 {_LIMITS.max_aspect:g} 倍。若选择了较大的尺寸，请改小，或改用裁剪。"
+        f"长边不超过短边的 {_LIMITS.max_aspect:g} 倍。若选择了较大的尺寸，请改小，或改用裁剪；"
+        "也可另存为 PNG 或 JPEG。"
     ),
     "mask": "掩码比例、种子或掩码方式不在允许的范围内，请用页面上的控件选择。",
     "download": "模型下载失败：请检查网络或磁盘空间，或选择其他模型；再次选择该模型即可重试。",

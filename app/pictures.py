@@ -9,7 +9,7 @@ import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TypeAlias
 
 from cachetools import LRUCache, cachedmethod
 from PIL import Image
@@ -23,59 +23,21 @@ _DECODED_BYTES = 96 * 2**20
 # Files whose digest is remembered.
 _MOST_FILES = 4096
 
-_READ_BYTES = 2**20
-
-
-class PictureSource(Protocol):
-    """Where a picture's bytes come from; nobody has looked into them."""
-
-    def identity(self) -> Hashable:
-        """What differs whenever the bytes may differ; None where only the bytes tell."""
-
-    def digest(self) -> str:
-        """The SHA-256 of the bytes, in hexadecimal digits."""
-
-    def read(self) -> bytes:
-        """The bytes."""
-
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A picture file on this machine's disk."""
+    """A picture file on this machine's disk, which nobody has looked into."""
 
     path: Path
 
-    def identity(self) -> Hashable:
-        """The file's place, time, size and number."""
-        status = self.path.stat()
-        return self.path, status.st_mtime_ns, status.st_size, status.st_ino
-
     def digest(self) -> str:
-        """The SHA-256 of the file, which is never in memory as a whole."""
+        """The SHA-256 of the file in hexadecimal digits; the file is never in memory as a whole."""
         with self.path.open("rb") as file:
-            return _digest_of(file)
-
-    def read(self) -> bytes:
-        """The file's bytes."""
-        return self.path.read_bytes()
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@dataclass(frozen=True)
-class PictureBytes:
-    """A picture file that is in memory."""
-
-    data: bytes
-
-    def identity(self) -> None:
-        """Nothing but the bytes."""
-
-    def digest(self) -> str:
-        """The SHA-256 of the bytes."""
-        return hashlib.sha256(self.data).hexdigest()
-
-    def read(self) -> bytes:
-        """The bytes."""
-        return self.data
+# A file, or the bytes of one.
+PictureSource: TypeAlias = PictureFile | bytes
 
 
 class Pictures:
@@ -98,15 +60,18 @@ class Pictures:
         Raises:
             FileNotFoundError: If the file is gone.
         """
-        identity = source.identity()
-        return source.digest() if identity is None else self._digest_by(identity, source)
+        if not isinstance(source, PictureFile):
+            return hashlib.sha256(source).hexdigest()
+        status = source.path.stat()
+        changes = source.path, status.st_mtime_ns, status.st_size, status.st_ino
+        return self._digest_by(changes, source)
 
     @cachedmethod(
         lambda self: self._digests,
-        key=lambda self, identity, source: identity,
+        key=lambda self, changes, source: changes,
         lock=lambda self: self._lock,
     )
-    def _digest_by(self, identity: Hashable, source: PictureSource) -> str:
+    def _digest_by(self, changes: Hashable, source: PictureFile) -> str:
         return source.digest()
 
     @cachedmethod(
@@ -128,7 +93,7 @@ class Pictures:
             FileNotFoundError: If the file is gone, or is another by now.
             ImageError: If it cannot be used.
         """
-        data = source.read()
+        data = source.path.read_bytes() if isinstance(source, PictureFile) else source
         if hashlib.sha256(data).hexdigest() != digest:
             raise FileNotFoundError("the picture was replaced")
         return decode_upload(data, value_range=value_range)
@@ -138,10 +103,3 @@ def bytes_of(picture: Image.Image) -> int:
     """What a picture takes in memory, where three colours are kept in four bytes."""
     bands = len(picture.getbands())
     return picture.width * picture.height * (1 if bands == 1 else 4)
-
-
-def _digest_of(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while part := file.read(_READ_BYTES):
-        digest.update(part)
-    return digest.hexdigest()

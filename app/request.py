@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from app.pictures import PictureBytes, PictureFile, PictureSource
+from app.pictures import PictureFile, PictureSource
 from mae_core.errors import ConfigError, ImageError, MaskError
 from mae_core.images import FITS
 from mae_core.model.masking import MAX_SEED, STRATEGIES, num_visible
@@ -88,9 +88,7 @@ def check_source(image: object) -> PictureSource:
     Raises:
         ImageError: If there is none.
     """
-    if isinstance(image, bytes):
-        return PictureBytes(image)
-    if isinstance(image, PictureFile):
+    if isinstance(image, PictureFile | bytes):
         return image
     raise ImageError("there is no picture; choose one first")
 

@@ -697,6 +697,7 @@ def test_a_file_that_is_replaced_while_it_waits_is_not_shown(tmp_path: Path) -> 
         (first,) = await in_line(service, 2)
         second = asyncio.create_task(steps_of(service, image=PictureFile(path), seed=1))
         await until(lambda: load_of(service) == (1, 1))
+        await until(model.begun.is_set)  # the first one's picture is decoded
         path.write_bytes(example("dogs"))
         service._pictures._decoded.clear()
         service._fitted.clear()

@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of `decode_upload`, by hand; docs/security.md says how.
+"""Coverage-guided fuzzing of `decode_image`, by hand; docs/security.md says how.
 
     python -m tests.security.fuzz_decode CORPUS -max_total_time=600 -print_final_stats=1
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["PIL", "app.decoding", "mae_core.photographs"]):
-    from app.decoding import decode_upload
+with atheris.instrument_imports(include=["PIL", "mae_core.photographs"]):
     from mae_core import MAEError
+    from mae_core.photographs import decode_image
 
 from tests.security.encoded_pictures import encoded_pictures
 
@@ -32,7 +32,7 @@ def one_input(data: bytes) -> None:
         Exception: Whatever is not an `MAEError`; the fuzzer keeps the file that brought it about.
     """
     try:
-        picture = decode_upload(data)
+        picture = decode_image(data)
     except MAEError:
         return
     if picture.mode != "RGB" or picture.info:
