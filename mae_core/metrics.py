@@ -44,14 +44,23 @@ def removed_ssim(pixels: Tensor, original: Tensor, removed: Tensor) -> Tensor:
 
 def _ssim_map(x: Tensor, y: Tensor) -> Tensor:
     """(N, 1, H, W) similarity at each pixel, edges mirrored."""
-    half = _SSIM_WINDOW // 2
+    half, (height, width) = _SSIM_WINDOW // 2, x.shape[-2:]
     offsets = torch.arange(-half, half + 1, dtype=x.dtype)
     kernel = torch.exp(-(offsets**2) / (2 * _SSIM_SIGMA**2))
-    kernel = (kernel / kernel.sum()).to(x.device)
+    weights = (kernel / kernel.sum()).tolist()
 
     def blur(values: Tensor) -> Tensor:
         padded = F.pad(values, (half, half, half, half), mode="reflect")
-        return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+        # Sums of shifted views: on a CPU a third of the time of two convolutions.
+        rows = padded[..., half : half + width] * weights[half]
+        for i, weight in enumerate(weights[:half]):
+            j = _SSIM_WINDOW - 1 - i
+            rows.add_(padded[..., i : i + width] + padded[..., j : j + width], alpha=weight)
+        blurred = rows[..., half : half + height, :] * weights[half]
+        for i, weight in enumerate(weights[:half]):
+            j = _SSIM_WINDOW - 1 - i
+            blurred.add_(rows[..., i : i + height, :] + rows[..., j : j + height, :], alpha=weight)
+        return blurred
 
     mean_x, mean_y = blur(x), blur(y)
     var_x = blur(x * x) - mean_x**2
