@@ -4,9 +4,9 @@ A value is named as in the API: `image`, `mask_ratio`, `seed`, `strategy`, `fit`
 `image_size`, `view`, `mask`. One more is a field of `Request` and a line of `parse`.
 """
 
-import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,11 +17,14 @@ from mae_core.images import FITS
 from mae_core.model.masking import MAX_SEED, STRATEGIES, num_visible
 from mae_core.reconstruct import MAX_PATCHES, NORM_PIX_VIEWS, ReconstructionRequest
 
-# The page's slider: outside of it there is next to nothing to guess, or to guess from.
+# Of `Request.to_json`.
+VERSION = 1
+
+# The page's slider: beyond it there is next to nothing to guess, or to guess from.
 MASK_RATIO_MIN, MASK_RATIO_MAX = 0.05, 0.95
 
-# Names that an error lists; the page has them all.
-_MOST_SHOWN = 5
+# Allowed values that an error lists.
+_MOST_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -32,22 +35,24 @@ class Mask:
         strategy: `random`, `block` or `grid`.
         ratio: Fraction removed, 0.05..0.95.
         seed: 0..`MAX_SEED`.
-        rows: Of an own mask, where the others mean nothing: for each row of patches a text of 0
-            and 1, 1 = removed. Empty if it is drawn.
+        rows: Own mask in place of the above: for each row of patches a text of 0 and 1, 1 =
+            removed. Empty if there is none.
+        drawing: Likewise: digest of a black-and-white picture, white = removed.
     """
 
     strategy: str = STRATEGIES[0]
     ratio: float = 0.75
     seed: int = 0
     rows: tuple[str, ...] = ()
+    drawing: str = ""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One reconstruction, all of whose values are allowed; equal ones have equal answers.
+    """One reconstruction, all of whose values are allowed. Equal requests have equal answers.
 
     Attributes:
-        picture: The digest of its file.
+        picture: Digest of its file.
         mask: Which patches are removed.
         fit: `crop`, `squash` or `whole`.
         model: Name of the weights.
@@ -64,7 +69,7 @@ class Request:
     view: str
 
     def of(self, picture: Image.Image) -> ReconstructionRequest:
-        """The same for a `Reconstructor`, with the picture decoded."""
+        """The same for a `Reconstructor`, with the picture decoded; not with a drawn mask."""
         mask = self.mask
         own = np.array([[cell == "1" for cell in row] for row in mask.rows]) if mask.rows else None
         return ReconstructionRequest(
@@ -74,6 +79,8 @@ class Request:
 
     def batch_key(self, side: int) -> Hashable:
         """Equal for requests that may share a forward pass, of `side` x `side` patches or more."""
+        if self.mask.drawing:
+            return object()
         whole = self.fit == "whole"
         # How many patches a whole frame has, its picture says.
         share = self.mask.ratio if whole else num_visible(side**2, self.mask.ratio)
@@ -81,95 +88,159 @@ class Request:
             share = sum(row.count("0") for row in self.mask.rows)
         return side, whole, share, self.view
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for JSON, with its version."""
+        return {"v": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(
+        cls, data: Mapping[str, Any], models: Sequence[str], max_image_size: int
+    ) -> "Request":
+        """A request from what `to_json` gave.
+
+        Args:
+            data: Anything that JSON holds.
+            models: Names of the weights that there are.
+            max_image_size: As for `parse`.
+
+        Raises:
+            ConfigError: If it is of another version or form, or as `parse`.
+            MaskError: As `parse`.
+        """
+        mask, picture = data.get("mask"), data.get("picture")
+        if data.get("v") != VERSION or not isinstance(mask, dict) or not isinstance(picture, str):
+            raise ConfigError(
+                f"these settings are of version {_shown(data.get('v'))}, or not complete; give "
+                f"settings of version {VERSION} as this page wrote them"
+            )
+        values = {**data, **mask, "mask_ratio": mask.get("ratio"), "mask": None, "image": b""}
+        if mask.get("drawing"):
+            raise ConfigError("settings with a drawn mask need its picture; give rows of 0 and 1")
+        if mask.get("rows"):
+            rows = mask["rows"] if isinstance(mask["rows"], list) else [None]
+            values["mask"] = [
+                [*map(int, row)] if isinstance(row, str) and row.isdecimal() else row
+                for row in rows
+            ]
+        model = check_choice("model", data.get("model"), models)
+        return parse(values, model, max_image_size, lambda _: picture)
+
 
 def check_source(image: object) -> PictureSource:
-    """Where the picture is, if there is one.
+    """The picture, if there is one.
 
     Raises:
         ImageError: If there is none.
     """
-    if isinstance(image, PictureFile | bytes):
+    if isinstance(image, bytes | PictureFile):
         return image
-    raise ImageError("there is no picture; choose one first")
+    raise ImageError("there is no picture; choose one first", code="no_picture")
 
 
 def parse(
-    values: Mapping[str, object], model: str, max_image_size: int, digest: Callable[[], str]
-) -> Request:
-    """Check what is asked of a model that there is; its picture is looked at last.
+    values: Mapping[str, object], model: str, max_image_size: int,
+    digest: Callable[[PictureSource], str],
+) -> Request:  # fmt: skip
+    """Check what is asked of a model that there is; the picture last.
 
     Args:
         values: By the names of the API; without a `mask`, `mask_ratio` and `seed` are needed.
         model: Name of the weights.
         max_image_size: Largest `image_size`, in pixels.
-        digest: Of the picture.
+        digest: Of a picture.
 
     Raises:
         ConfigError: If the fit, the size or the view is not one of those offered.
+        ImageError: If there is no picture.
         MaskError: If the ratio, the seed, the strategy or the mask is not allowed.
     """
+    own = values.get("mask")
+    if own is None:
+        mask = Mask(
+            check_choice("strategy", values.get("strategy", STRATEGIES[0]), STRATEGIES, MaskError),
+            _check_mask_ratio(values.get("mask_ratio")),
+            _check_seed(values.get("seed")),
+        )
+    elif isinstance(own, bytes | PictureFile):
+        mask = Mask(drawing=digest(own))
+    else:
+        mask = Mask(rows=_check_rows(own))
     return Request(
-        mask=_parse_mask(values),
+        mask=mask,
         fit=check_choice("fit", values.get("fit", FITS[0]), FITS),
         model=model,
         image_size=_check_image_size(values.get("image_size"), max_image_size),
         view=check_choice("view", values.get("view", NORM_PIX_VIEWS[0]), NORM_PIX_VIEWS),
-        picture=digest(),
+        picture=digest(check_source(values.get("image"))),
     )
 
 
-def _parse_mask(values: Mapping[str, object]) -> Mask:
-    own = values.get("mask")
-    if own is not None:
-        return Mask(rows=_check_rows(own))
-    return Mask(
-        _check_strategy(values.get("strategy", STRATEGIES[0])),
-        _check_mask_ratio(values.get("mask_ratio")),
-        _check_seed(values.get("seed")),
-    )
-
-
-def check_choice(name: str, value: object, allowed: Sequence[str]) -> str:
+def check_choice(
+    name: str, value: object, allowed: Sequence[str],
+    kind: type[ConfigError] | type[MaskError] = ConfigError,
+) -> str:  # fmt: skip
     """A value, if it is one of those allowed.
 
     Args:
         name: What the error calls it.
         value: Anything.
         allowed: What it may be.
+        kind: Of the error.
 
     Raises:
-        ConfigError: If it is not.
+        ConfigError: If it is not; or the `kind` given.
     """
-    if value not in allowed:
-        some = ", ".join(allowed[:_MOST_SHOWN])
-        such = "one of those offered, such as " if len(allowed) > _MOST_SHOWN else ""
-        raise ConfigError(f"{name} is {_shown(value)}; choose {such}{some}")
-    return str(value)
+    if value in allowed:
+        return str(value)
+    some, given = ", ".join(allowed[:_MOST_LISTED]), _shown(value)
+    such = "one of those offered, such as " if len(allowed) > _MOST_LISTED else ""
+    raise kind(
+        f"{name} is {given}; choose {such}{some}", code="choice", name=name, given=given,
+        allowed=some,
+    )  # fmt: skip
 
 
 def _check_mask_ratio(value: object) -> float:
     """A float in range; rounded finer than any slider, so that 0.75 is one key of the cache."""
-    allowed = f"it must be a number from {MASK_RATIO_MIN} to {MASK_RATIO_MAX}, such as 0.75"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise MaskError(f"mask_ratio is {_shown(value)}; {allowed}")
-    if not MASK_RATIO_MIN <= value <= MASK_RATIO_MAX or math.isnan(value):
-        raise MaskError(f"mask_ratio is {_shown(value)}; {allowed}")
-    return round(float(value), 6)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and MASK_RATIO_MIN <= value <= MASK_RATIO_MAX:  # type: ignore[operator]
+        return round(float(value), 6)  # type: ignore[arg-type]
+    raise MaskError(
+        f"mask_ratio is {_shown(value)}; it must be a number from {MASK_RATIO_MIN} to "
+        f"{MASK_RATIO_MAX}, such as 0.75",
+        code="mask_ratio", given=_shown(value), least=MASK_RATIO_MIN, most=MASK_RATIO_MAX,
+    )  # fmt: skip
 
 
 def _check_seed(value: object) -> int:
-    # JSON has one kind of number: a browser may send 2 as 2.0.
+    seed = _whole(value)
+    if seed is None or not 0 <= seed <= MAX_SEED:
+        raise MaskError(
+            f"seed is {_shown(value)}; it must be a whole number from 0 to {MAX_SEED}",
+            code="seed", given=_shown(value), most=MAX_SEED,
+        )  # fmt: skip
+    return seed
+
+
+def _check_image_size(value: object, most: int) -> int | None:
+    if value is None:
+        return None
+    size = _whole(value)
+    # What is a multiple of the patch side, the model says.
+    if size is None or size > most:
+        raise ConfigError(
+            f"image_size is {_shown(value)}; it must be a whole number of pixels up to {most}, or "
+            "none for the model's own",
+            code="image_size", given=_shown(value), most=most,
+        )  # fmt: skip
+    return size
+
+
+def _whole(value: object) -> int | None:
+    """A whole number. JSON has one kind of number: a browser may send 2 as 2.0."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
-        raise MaskError(f"seed is {_shown(value)}; it must be a whole number from 0 to {MAX_SEED}")
-    return value
-
-
-def _check_strategy(value: object) -> str:
-    if value not in STRATEGIES:
-        raise MaskError(f"strategy is {_shown(value)}; choose {', '.join(STRATEGIES)}")
-    return str(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _check_rows(value: object) -> tuple[str, ...]:
@@ -177,37 +248,21 @@ def _check_rows(value: object) -> tuple[str, ...]:
     allowed = "give rows of equally many 0 and 1, one for each patch, 1 = removed"
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_PATCHES:
         raise MaskError(f"mask is {_shown(value)}; {allowed}")
-    rows = tuple(_check_row(row, allowed) for row in value)
-    if len(set(map(len, rows))) > 1 or len(rows) * len(rows[0]) > MAX_PATCHES:
+    rows = []
+    for row in value:
+        cells = row if isinstance(row, list) and len(row) <= MAX_PATCHES else []
+        # JSON's true and 1.0 are 1 too.
+        if not cells or not all(isinstance(c, int | float) and c in (0, 1) for c in cells):
+            raise MaskError(f"a row of the mask is {_shown(row)}; {allowed}")
+        rows.append("".join(str(int(cell)) for cell in cells))
+    if len({*map(len, rows)}) > 1 or len(rows) * len(rows[0]) > MAX_PATCHES:
         raise MaskError(
             f"mask has {len(rows)} rows of up to {max(map(len, rows))}; {allowed}, of at most "
             f"{MAX_PATCHES} patches"
         )
     if not any("0" in row for row in rows):
         raise MaskError("the mask removes every patch; leave at least one visible")
-    return rows
-
-
-def _check_row(value: object, allowed: str) -> str:
-    # JSON's true and 1.0 are 1 too; other values are none of the two.
-    row = value if isinstance(value, list) and len(value) <= MAX_PATCHES else []
-    if row and all(isinstance(cell, int | float) and cell in (0, 1) for cell in row):
-        return "".join(str(int(cell)) for cell in row)
-    raise MaskError(f"a row of the mask is {_shown(value)}; {allowed}")
-
-
-def _check_image_size(value: object, most: int) -> int | None:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if value is None:
-        return None
-    # What is a multiple of the patch side, the model says.
-    if isinstance(value, bool) or not isinstance(value, int) or value > most:
-        raise ConfigError(
-            f"image_size is {_shown(value)}; it must be a whole number of pixels up to {most}, or "
-            "none for the model's own"
-        )
-    return value
+    return tuple(rows)
 
 
 def _shown(value: object) -> str:

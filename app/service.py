@@ -19,7 +19,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 from cachetools import LRUCache, cachedmethod
+from numpy.typing import NDArray
 from PIL import Image
 
 from app.line import BusyError, Line, TookTooLongError
@@ -29,7 +31,7 @@ from app.models.zerogpu import NoGPUError
 from app.ops.logs import log_request
 from app.ops.metrics import Metrics, Outcome
 from app.pictures import Pictures, PictureSource, bytes_of
-from app.request import Request, check_choice, check_source, parse
+from app.request import Mask, Request, check_choice, check_source, parse
 from app.settings import AppSettings
 from app.web.limits import RateLimiter
 from mae_core import MAEError, Reconstruction, Reconstructor, list_weights
@@ -41,7 +43,7 @@ from mae_core.errors import (
     ImageError,
     MaskError,
 )
-from mae_core.reconstruct import MAX_PATCHES, open_fitted
+from mae_core.reconstruct import MAX_PATCHES, ReconstructionRequest, mask_from_drawing, open_fitted
 from mae_core.weights import DEFAULT_WEIGHTS, weights_name
 
 _logger = logging.getLogger(__name__)
@@ -96,12 +98,13 @@ class Waiting:
 
 @dataclass(frozen=True)
 class _Job:
-    """A request in the line: with its model, and the picture as a file, not as bytes."""
+    """A request in the line: with its model, and its pictures as files, not as bytes."""
 
     request: Request
     version: Hashable
     served: ServedModel
     source: PictureSource
+    drawing: PictureSource | None
 
     @property
     def picture_key(self) -> Hashable:
@@ -372,15 +375,16 @@ class ReconstructionService:
         """The answer, if it is in the cache; otherwise what is to be done for it."""
         source, model = check_source(values.get("image")), values.get("model")
         name = self.names[0] if model is None else self._check_model(model)
-        request = parse(
-            values, name, self.settings.max_image_size, lambda: self._pictures.digest(source)
-        )
+        request = parse(values, name, self.settings.max_image_size, self._pictures.digest)
         # Only for a request that is right in all else is a model fetched.
         served = self._model(name)
         version = served.version
         with self._answers_lock:
             answer = self._answers.get((request, version))
-        return _Job(request, version, served, source) if answer is None else answer
+        if answer is not None:
+            return answer
+        drawing = check_source(values["mask"]) if request.mask.drawing else None
+        return _Job(request, version, served, source, drawing)
 
     def _submit(self, job: _Job, key: Hashable, visitor: str) -> "asyncio.Future[_Computed]":
         wait = self._rate.take(visitor) if self._rate else 0.0
@@ -396,25 +400,40 @@ class ReconstructionService:
 
     def _run(self, jobs: Sequence[_Job]) -> list[_Computed | Exception]:
         """What a worker does with a batch; each job fails for itself."""
-        pictures: dict[int, Image.Image] = {}
-        outcomes: dict[int, _Computed | Exception] = {}
-        for i, fitted in enumerate(self._fitted_of(jobs)):
-            if isinstance(fitted, Exception):
-                outcomes[i] = fitted
+        outcomes: list[_Computed | Exception] = []
+        ready: dict[int, ReconstructionRequest] = {}
+        for i, (job, fitted) in enumerate(zip(jobs, self._fitted_of(jobs), strict=True)):
+            try:
+                if isinstance(fitted, Exception):
+                    raise fitted
+                ready[i] = self._drawn(job).of(fitted)
+            except Exception as error:  # whatever it is, it is this job's alone
+                outcomes.append(error)
             else:
-                pictures[i] = fitted
-        if pictures:
-            results, state = jobs[0].served.run(
-                [jobs[i].request.of(picture) for i, picture in pictures.items()]
-            )
-            for i, result in zip(pictures, results, strict=True):
+                outcomes.append(RuntimeError("not run"))
+        if ready:
+            results, state = jobs[0].served.run([*ready.values()])
+            for i, result in zip(ready, results, strict=True):
                 outcomes[i] = (
                     result
                     if isinstance(result, Exception)
-                    else (self._keep(jobs[i].request, result, state), len(pictures))
+                    else (self._keep(jobs[i].request, result, state), len(ready))
                 )
-            self.metrics.observe_batch(len(pictures))
-        return [outcomes[i] for i in range(len(jobs))]
+            self.metrics.observe_batch(len(ready))
+        return outcomes
+
+    def _drawn(self, job: _Job) -> Request:
+        """The request, a drawn mask as rows."""
+        request, config = job.request, job.served.config
+        if job.drawing is None:
+            return request
+        drawing = self._pictures.decoded(job.drawing, request.mask.drawing).convert("L")
+        size = self._decoded(job).size
+        # White is far from black also where a JPEG has noise.
+        removed = mask_from_drawing(
+            np.asarray(drawing) > 127, size, config, request.fit, request.image_size
+        )
+        return replace(request, mask=Mask(rows=_rows_of(removed)))
 
     def _fitted_of(self, jobs: Sequence[_Job]) -> list[Image.Image | Exception]:
         """The picture of each job, those of several jobs decoded once."""
@@ -441,15 +460,17 @@ class ReconstructionService:
         A large one takes longer to fit than a small model takes to run.
         """
         request, config = job.request, job.served.config
-        value_range = config.value_range or "auto"
-        picture = self._pictures.decoded(job.source, request.picture, value_range)
-        return cast(Image.Image, open_fitted(picture, config, request.fit, request.image_size))
+        fitted = open_fitted(self._decoded(job), config, request.fit, request.image_size)
+        return cast(Image.Image, fitted)
+
+    def _decoded(self, job: _Job) -> Image.Image:
+        value_range = job.served.config.value_range or "auto"
+        return self._pictures.decoded(job.source, job.request.picture, value_range)
 
     def _keep(self, request: Request, result: Reconstruction, state: ModelState) -> Answer:
         licence = self.offer(request.model).licence
         facts = state.facts(result) | ({"licence": licence} if licence else {})
-        mask = tuple("".join("01"[int(cell)] for cell in row) for row in result.removed)
-        answer = Answer(result.panels(), facts, mask)
+        answer = Answer(result.panels(), facts, _rows_of(result.removed))
         # What only want of memory has put on the CPU is tried again.
         if "notice" not in facts:
             # An answer above the bound is a ValueError, and is not kept.
@@ -509,6 +530,10 @@ def _workers_for(models: Sequence[ServedModel]) -> int:
     """One for each core if all models are so small that a run takes one thread; otherwise one."""
     small = models and all(model.is_small for model in models)
     return min(choose_threads(), _MOST_WORKERS) if small else 1
+
+
+def _rows_of(removed: NDArray[np.bool_]) -> tuple[str, ...]:
+    return tuple("".join("01"[int(cell)] for cell in row) for row in removed)
 
 
 def _for_visitors(name: str, error: MAEError) -> MAEError:

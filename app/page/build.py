@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from app import gradio_seam
-from app.i18n import LANGUAGES, STRINGS
+from app.i18n import LABELS
 from app.ops.storage import CacheFolder
 from app.page.elements import example_grid, facts_line, panels
 from app.page.events import OWN_SIZE, PANELS, SIZES, Events, as_gradio_error
@@ -24,7 +24,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 EXAMPLES = ASSETS / "examples"
 
 # Browsers name the Chinese of each place apart; Gradio knows two of them, which both read ours.
-I18N = gr.I18n(en=STRINGS["en"], **{"zh-CN": STRINGS["zh"], "zh-TW": STRINGS["zh"]})
+I18N = gr.I18n(en=LABELS["en"], **{"zh-CN": LABELS["zh"], "zh-TW": LABELS["zh"]})
 
 _FIRST_EXAMPLE, _FIRST_RATIO, _FIRST_SEED, _LAST_SEED = "cat", 0.75, 2, 9999
 
@@ -64,7 +64,7 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
     pictures = examples()
     page = gr.Blocks(
         analytics_enabled=False,
-        title=" · ".join(STRINGS[language]["title"] for language in LANGUAGES),
+        title=" · ".join(labels["title"] for labels in LABELS.values()),
     )
     kept: set[str] = set()
     folder = CacheFolder(

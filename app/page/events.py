@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def sentence_for(error: Exception, language: str) -> str:
         return text("error_expired", language)
     error_id = uuid.uuid4().hex[:8]
     _logger.error("request failed, id %s", error_id, exc_info=error)
-    return text("error_unknown", language, {"id": error_id})
+    return text("error_unknown", language, id=error_id)
 
 
 def as_gradio_error(error: Exception, request: object) -> gr.Error:
@@ -115,7 +116,7 @@ class Events:
         model: str | None = None,
         image_size: int | None = None,
         view: str = NORM_PIX_VIEWS[0],
-        mask: list[list[int]] | None = None,
+        mask: list[list[int]] | gr.FileData | None = None,
         request: gr.Request | None = None,
     ) -> tuple[gr.FileData, gr.FileData, gr.FileData, gr.FileData, dict[str, Any]]:
         """Remove patches of a picture and rebuild it.
@@ -188,8 +189,12 @@ class Events:
         self, values: dict[str, Any], request: object
     ) -> AsyncGenerator[Waiting | Answer, None]:
         folder = self._folder.path
-        picture = await asyncio.to_thread(uploaded, values["image"], folder, self._own)
-        steps = self._service.answer({**values, "image": picture}, _visitor_of(request))
+        files = {"image": values["image"]}
+        if isinstance(values.get("mask"), dict):
+            files["mask"] = values["mask"]
+        for name, payload in files.items():
+            files[name] = await asyncio.to_thread(uploaded, payload, folder, self._own)
+        steps = self._service.answer({**values, **files}, _visitor_of(request))
         async with aclosing(steps):
             async for step in steps:
                 yield step
@@ -274,20 +279,19 @@ def _label(offer: Offer, training: Progress | None, given: bool, language: str) 
     """What the list calls a model; one given at the start is expected to be ready."""
     label = offer.name
     if training is not None:
-        values = {"step": str(training.step), "steps": str(training.steps)}
-        label = text("model_running", language, {"model": label, **values})
+        label = text("model_running", language, model=label, **asdict(training))
     elif not (given and offer.state == "ready"):
         key = {"ready": "model_here", "here": "model_here", "absent": "model_absent",
                "failed": "model_failed" if given else "model_absent"}.get(
             offer.state, "model_pending"
         )  # fmt: skip
-        label = text(key, language, {"model": label, "size": size_of(offer, language)})
+        label = text(key, language, model=label, size=size_of(offer, language))
     return f"{label} · {offer.licence}" if offer.licence else label
 
 
 def _waiting(offer: Offer, language: str) -> dict[str, Any]:
     fraction = offer.done / offer.total if offer.total and offer.state != "reading" else None
-    hint = None if offer.state == "reading" else text("stop_hint", language, {"minutes": _PATIENCE})
+    hint = None if offer.state == "reading" else text("stop_hint", language, minutes=_PATIENCE)
     return {"waiting": progress_sentence(offer, language), "fraction": fraction, "hint": hint}
 
 

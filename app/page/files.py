@@ -66,7 +66,8 @@ def uploaded(payload: object, folder: Path, own: Collection[Path] = ()) -> Pictu
 def not_uploaded() -> ImageError:
     """The error of a value that is no uploaded file."""
     return ImageError(
-        "the picture must be an uploaded file; through the API, pass it by handle_file()"
+        "the picture must be an uploaded file; through the API, pass it by handle_file()",
+        code="not_uploaded",
     )
 
 

@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 
 from app import gradio_seam
-from app.__main__ import launch
 from app.ops.storage import CacheFolder
 from app.page.build import EXAMPLES, build_page
 from app.page.events import Events, as_gradio_error
 from app.service import ReconstructionService
+from app.serving import launch
 from app.settings import AppSettings, read_settings
 from mae_core import MAEError, MaskedAutoencoder, ModelConfig, Reconstruction, Reconstructor
 from mae_core.config import to_dict

@@ -83,7 +83,7 @@ def test_a_disk_that_is_full_at_the_start_is_told_in_one_line(
 # Stands in for a page that is interrupted once and takes its time to end.
 _ENDLESS = """
 import signal, time
-from app import __main__ as app
+from app import serving as app
 
 class Folder:
     bytes = 0

@@ -1,15 +1,18 @@
 import re
 import string
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from gradio.i18n import I18nData
 
+import app
 import mae_core
 from app.i18n import (
+    LABELS,
     LANGUAGES,
-    STRINGS,
+    LOCALES,
     error_sentence,
     line_sentence,
     preferred_language,
@@ -19,6 +22,7 @@ from app.line import BusyError, TookTooLongError
 from app.models.served import NoMemoryError, ServedModel
 from app.models.shelf import ModelShelf, NotReadyError, Offer
 from app.page.build import I18N
+from app.request import parse
 from app.service import ReconstructionService
 from mae_core import MAEError
 from mae_core.errors import CheckpointError, ConfigError, DownloadError, ImageError, MaskError
@@ -31,17 +35,59 @@ def fields(message: str) -> set[str]:
     return {name for _, name, _, _ in string.Formatter().parse(message) if name}
 
 
+def texts(language: str) -> dict[str, str]:
+    return LOCALES[language]["labels"] | LOCALES[language]["sentences"]
+
+
 def test_both_languages_say_the_same_things() -> None:
-    assert set(STRINGS) == set(LANGUAGES) == {"en", "zh"}
-    assert STRINGS["en"].keys() == STRINGS["zh"].keys()
-    for key, message in STRINGS["en"].items():
-        assert fields(message) == fields(STRINGS["zh"][key]), key
+    assert set(LOCALES) == set(LANGUAGES) == {"en", "zh"}
+    for section in ("labels", "sentences"):
+        assert [*LOCALES["en"][section]] == [*LOCALES["zh"][section]]
+    for key, message in texts("en").items():
+        assert fields(message) == fields(texts("zh")[key]), key
 
 
-@pytest.mark.parametrize("key", STRINGS["en"])
+@pytest.mark.parametrize("key", texts("en"))
 def test_each_text_is_in_its_language(key: str) -> None:
-    assert not CHINESE.search(STRINGS["en"][key])
-    assert CHINESE.search(STRINGS["zh"][key])
+    assert not CHINESE.search(texts("en")[key])
+    assert CHINESE.search(texts("zh")[key])
+
+
+def test_every_sentence_and_code_is_of_use() -> None:
+    sources = [
+        path.read_text(encoding="utf-8")
+        for package in (app, mae_core)
+        for path in Path(package.__path__[0]).rglob("*.py")
+    ]
+    code = "\n".join(sources)
+    for name in [*LOCALES["en"]["sentences"], *LOCALES["zh"]["errors"]]:
+        # Some are put together: f"busy_{reason}".
+        stem = name.partition("_")[0]
+        assert f'"{name}"' in code or f'f"{stem}_{{' in code, name
+
+
+@pytest.mark.parametrize(
+    ("values", "english", "chinese"),
+    [
+        ({"mask_ratio": 2}, "mask_ratio is 2; it must be a number", "mask_ratio 为 2；必须是"),
+        ({"seed": -1}, "Seed is -1; it must be", "seed 为 -1；必须是 0 到"),
+        ({"strategy": "spiral"}, "Strategy is 'spiral'; choose random, block, grid.",
+         "strategy 为 'spiral'；请从以下选项中选择：random, block, grid。"),
+        ({"fit": 3}, "Fit is 3; choose", "fit 为 3；请从以下选项中选择：crop, squash, whole。"),
+        ({"image_size": 5000}, "image_size is 5000; it must be", "image_size 为 5000；必须是"),
+        ({"image": None}, "There is no picture", "没有图片，请先选择一张。"),
+        ({"mask": "{seed}"}, "Mask is '{seed}'; give rows", "掩码与图片不符"),
+        ({"strategy": "{given}"}, "Strategy is '{given}'; choose", "strategy 为 '{given}'；"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_was_given_and_what_is_allowed_is_said_in_both_languages(
+    values: dict[str, Any], english: str, chinese: str
+) -> None:
+    with pytest.raises(MAEError) as caught:
+        parse({"image": b"", "mask_ratio": 0.5, "seed": 2, **values}, "m", 1024, lambda _: "digest")
+    assert error_sentence(caught.value, "en").startswith(english)
+    assert error_sentence(caught.value, "zh").startswith(chinese)
 
 
 def error_classes() -> list[type[MAEError]]:
@@ -124,7 +170,7 @@ def test_the_language_a_browser_prefers(header: str | None, language: str) -> No
 
 
 def test_placeholders_are_filled() -> None:
-    assert text("error_unknown", "en", {"id": "ab12"}) == (
+    assert text("error_unknown", "en", id="ab12") == (
         "Something went wrong (id ab12). Please try again."
     )
 
@@ -181,24 +227,14 @@ def test_nothing_on_the_page_is_left_in_one_language() -> None:
         found = MARKER.fullmatch(shown)
         assert found, f"{shown!r} is not translated"
         keys.append(found[1])
-    assert set(keys) <= STRINGS["en"].keys()
-    made_on_the_server = {
-        "error", "error_expired", "error_unknown", "ask_again", "size_unknown",
-        "model_running", "model_here", "model_absent", "model_failed", "model_pending",
-        "model_waiting", "model_fetching", "model_reading", "stop_hint", "note_answer",
-        "note_normalized", "note_cpu", "line_computing", "line_next", "line_one", "line_many",
-        "line_seconds", "busy_full", "busy_visitor", "busy_rate", "busy_stopping", "when_seconds",
-        "when_later", "too_long",
-    }  # fmt: skip
-    unused = STRINGS["en"].keys() - set(keys) - made_on_the_server
-    assert not unused, "texts that the page never shows"
+    assert set(keys) == LABELS["en"].keys(), "texts that the page never shows"
 
 
 def test_browsers_of_either_china_get_chinese() -> None:
     translations = I18N.translations_dict
     for locale in ("zh-CN", "zh-TW"):
-        assert translations[locale] == STRINGS["zh"]
-    assert translations["en"] == STRINGS["en"]
+        assert translations[locale] == LABELS["zh"]
+    assert translations["en"] == LABELS["en"]
 
 
 @pytest.mark.parametrize(
@@ -206,12 +242,12 @@ def test_browsers_of_either_china_get_chinese() -> None:
     [
         (
             BusyError(41, "full", 20.4),
-            "Too many are waiting (41). Please try again in about 21 s.",
+            "Too many requests are waiting (41). Please try again in about 21 s.",
             "排队的请求太多（41 个），请约 21 秒后再试。",
         ),
         (
             BusyError(41, "full"),
-            "Too many are waiting (41). Please try again in a minute.",
+            "Too many requests are waiting (41). Please try again in a minute.",
             "排队的请求太多（41 个），请一分钟后再试。",
         ),
         (
@@ -221,7 +257,7 @@ def test_browsers_of_either_china_get_chinese() -> None:
         ),
         (
             BusyError(0, "rate", 0.1),
-            "You ask faster than this page allows. Please try again in about 1 s.",
+            "Too many requests come from your address. Please try again in about 1 s.",
             "您的请求太频繁，请约 1 秒后再试。",
         ),
         (
@@ -231,7 +267,7 @@ def test_browsers_of_either_china_get_chinese() -> None:
         ),
         (
             TookTooLongError(60),
-            "This took longer than 60 s and was given up. Please choose a smaller size, or try "
+            "This took longer than 60 s and was stopped. Please choose a smaller size, or try "
             "again later.",
             "计算超过 60 秒，已被放弃。请选择较小的尺寸，或稍后再试。",
         ),

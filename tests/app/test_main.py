@@ -17,8 +17,9 @@ from unittest.mock import patch
 import httpx
 import pytest
 
-from app.__main__ import _folder, launch, launch_options, main
+from app.__main__ import _folder, main
 from app.service import ReconstructionService
+from app.serving import launch, launch_options
 from app.settings import AppSettings
 from mae_core.errors import ConfigError
 from mae_core.weights.formats import save_weights

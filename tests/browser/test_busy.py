@@ -104,7 +104,7 @@ def test_a_full_line_is_said_to_be(
     with crowded(view, model, service, waiting=4):
         slide(view, "seed", 9)
         alert = view.locator("#facts [role=alert]")
-        expect(alert).to_contain_text("Too many are waiting (4). Please try again in")
+        expect(alert).to_contain_text("Too many requests are waiting (4). Please try again in")
         expect(view.locator("#panels figure:not(.empty)")).to_have_count(0)
     slide(view, "seed", 10)
     shows(view, expected(service, example("cat"), 0.75, 10))

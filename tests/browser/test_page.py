@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import FloatRect, Page, expect
 
-from app.i18n import STRINGS
+from app.i18n import LABELS
 from app.page.build import EXAMPLES
 from app.page.events import PANELS
 from app.service import ReconstructionService
@@ -309,7 +309,7 @@ def test_a_phone_shows_two_by_two_without_sideways_scroll(view: Page) -> None:
 
 @pytest.mark.parametrize("view", [{"locale": "zh-CN"}], indirect=True, ids=["zh-CN"])
 def test_a_chinese_browser_gets_chinese(view: Page) -> None:
-    texts = STRINGS["zh"]
+    texts = LABELS["zh"]
     expect(view.locator("#title")).to_have_text(texts["title"])
     for place, key in (
         ("#picture", "picture"), ("#mask-ratio", "mask_ratio"), ("#seed", "seed"),
@@ -320,7 +320,7 @@ def test_a_chinese_browser_gets_chinese(view: Page) -> None:
     ):  # fmt: skip
         expect(view.locator(place)).to_contain_text(texts.get(key, key))
     body = view.locator("body").inner_text()
-    for key, english in STRINGS["en"].items():
+    for key, english in LABELS["en"].items():
         if english not in texts[key] and "{" not in english:
             assert english not in body.split("\n"), english
     choose_file(view, "notes.png", b"not a picture")
@@ -334,13 +334,13 @@ ELSEWHERE = ["zh-HK", "zh-MO", "zh-SG", "zh", "zh-Hant-HK"]
     "view", [{"locale": locale} for locale in ELSEWHERE], indirect=True, ids=ELSEWHERE
 )
 def test_chinese_of_other_places_is_chinese_too(view: Page) -> None:
-    expect(view.locator("#title")).to_have_text(STRINGS["zh"]["title"])
-    expect(view.locator("#seed")).to_contain_text(STRINGS["zh"]["seed"])
+    expect(view.locator("#title")).to_have_text(LABELS["zh"]["title"])
+    expect(view.locator("#seed")).to_contain_text(LABELS["zh"]["seed"])
 
 
 @pytest.mark.parametrize("view", [{"locale": "fr-FR"}], indirect=True, ids=["fr-FR"])
 def test_other_browsers_get_english(view: Page) -> None:
-    expect(view.locator("#title")).to_have_text(STRINGS["en"]["title"])
+    expect(view.locator("#title")).to_have_text(LABELS["en"]["title"])
 
 
 def test_the_page_works_by_keyboard(view: Page, service: ReconstructionService) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Request, expect
 
-from app.i18n import STRINGS
+from app.i18n import text
 from app.models.served import ServedModel
 from app.service import ReconstructionService
 from tests.app.serving import example, save_step, small_reconstructor
@@ -36,7 +36,7 @@ def begun(service: ReconstructionService, run: Path) -> None:
 
 
 def label(step: int, language: str = "en") -> str:
-    return STRINGS[language]["model_running"].format(model="flowers", step=step, steps=STEPS)
+    return text("model_running", language, model="flowers", step=step, steps=STEPS)
 
 
 def model_shown(page: Page, text: str) -> None:

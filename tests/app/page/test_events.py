@@ -129,7 +129,7 @@ def test_errors_speak_the_language_that_the_page_shows(events: Events) -> None:
         outputs = events.update(request, language, image=5, **controls)
         return [output async for output in outputs][-1][1]["error"]
 
-    english, chinese = "The picture must be an uploaded file", "没有可用的图片"
+    english, chinese = "The picture must be an uploaded file", "图片必须是已上传的文件"
     for language, request, words in (
         ("en", CHINESE, english), ("zh-TW", None, chinese), ("fr", CHINESE, english),
         ("", CHINESE, chinese), (7, CHINESE, chinese), (["zh"], None, english),

@@ -35,7 +35,7 @@ def test_an_upload_is_handed_on_as_a_file(uploads: Path) -> None:
     data = bytes(range(256))
     picture = uploaded(upload(uploads, data), uploads)
     assert isinstance(picture, PictureFile)
-    assert picture.read() == data
+    assert picture.path.read_bytes() == data
 
 
 def test_an_upload_in_use_does_not_get_old(uploads: Path) -> None:
