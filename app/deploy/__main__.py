@@ -108,12 +108,13 @@ def _secrets(names: Iterable[str]) -> dict[str, str]:
 
 
 def _show(wanted: argparse.Namespace, folder: Path, weights: ChosenWeights) -> None:
-    """Print all that the Space is to be; of secrets the names."""
+    """Print what the Space is to be, in a dry run with each file; of secrets the names."""
     _log.info("%s: %s Space on %s", wanted.space, wanted.sdk, wanted.hardware)
-    _log.info("%s", (folder / "README.md").read_text(encoding="utf-8").split("\n\n", 1)[0])
     sizes = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    for path, size in sizes.items():
-        _log.info("%12s  %s", f"{size:,}", path.relative_to(folder).as_posix())
+    if wanted.dry_run:
+        _log.info("%s", (folder / "README.md").read_text(encoding="utf-8").split("\n\n", 1)[0])
+        for path, size in sizes.items():
+            _log.info("%12s  %s", f"{size:,}", path.relative_to(folder).as_posix())
     _log.info("%12s  in %d files", f"{sum(sizes.values()):,}", len(sizes))
     for name, value in wanted.variables.items():
         if value is not None:
