@@ -49,8 +49,7 @@ TRAINING_MEETS_EVALUATION = {"mae_core.training.callbacks"}
 ENTRY_POINTS = {"mae_core.cli", "mae_core.train", "mae_core.__main__"}
 
 APP_WITH_GRADIO = {
-    "app.__main__", "app.gradio_seam", "app.serving", "app.page", "app.stage", "app.components",
-    "app.deploy", "app.space",
+    "app.__main__", "app.gradio_seam", "app.serving", "app.page", "app.deploy", "app.space",
 }  # fmt: skip
 
 # What would let a network read or write files.

@@ -23,14 +23,7 @@ from huggingface_hub import SpaceHardware, get_token
 
 from app.deploy.card import SDKS, ZERO_GPU
 from app.deploy.files import ChosenWeights, choose_weights, stage
-from app.deploy.hub import (
-    NEVER,
-    explained,
-    find_space,
-    hardware_of,
-    update_space,
-    wait_until_up,
-)
+from app.deploy.hub import NEVER, find_space, hardware_of, update_space, wait_until_up
 from mae_core import MAEError
 from mae_core.errors import ConfigError
 from mae_core.weights import is_repository, open_hub
@@ -45,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns 2 after an error that can be mended, 130 if interrupted."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    # They tell of every request, and that there is nothing to upload.
+    # They log every request, and that there is nothing to upload.
     for name in ("httpx", "httpx2", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        deploy(arguments)
+        _deploy(arguments)
     except MAEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -58,13 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def deploy(wanted: argparse.Namespace) -> None:
-    """Make a Space what it should be, and wait until it is up.
-
-    Raises:
-        MAEError: If an argument is not what it should be, weights cannot be used, the hub cannot
-            be reached or refuses, or the Space does not come up.
-    """
+def _deploy(wanted: argparse.Namespace) -> None:
+    """Make a Space what the command line says, and wait until it is up."""
     repo_id = wanted.space
     if not is_repository(repo_id):
         raise ConfigError(f"{repo_id[:80]!r} is no name of a Space; give USER/NAME, such as me/mae")
@@ -72,27 +60,18 @@ def deploy(wanted: argparse.Namespace) -> None:
     weights = choose_weights(wanted.weights)
     wanted.variables = {"MAE_WEIGHTS": ",".join(weights.sources) or None, **dict(wanted.variable)}
     api = None if wanted.dry_run else open_hub()
-    found = None if api is None else find_space(api, repo_id)
+    found = find_space(api, repo_id) if api else None
     # What was not said is as it is there, or the default.
     wanted.sdk = wanted.sdk or (found and found.sdk) or SDKS[0]
     there = hardware_of(found.runtime) if found else None
     wanted.hardware = wanted.hardware or there or _DEFAULT_HARDWARE.get(wanted.sdk)
     _check_hardware(wanted.sdk, wanted.hardware, wanted.sleep_seconds)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        stage(folder, wanted.sdk, wanted.hardware, weights, wanted.torch_index)
-        _show(wanted, folder, weights)
+        stage(Path(name), wanted.sdk, wanted.hardware, weights, wanted.torch_index)
+        _show(wanted, Path(name), weights)
         if api is None:
             return
-        if found is None:
-            with explained(f"could not make the Space {repo_id!r}"):
-                # A free account may have a Space on this hardware and none on the hub's default.
-                api.create_repo(
-                    repo_id, repo_type="space", private=wanted.private, space_sdk=wanted.sdk,
-                    space_hardware=SpaceHardware(wanted.hardware),
-                )  # fmt: skip
-            _log.info("made the Space %s", repo_id)
-        newest = update_space(api, wanted, folder)
+        newest = update_space(api, wanted, found, Path(name))
     address = f"{api.endpoint}/spaces/{repo_id}"
     try:
         wait_until_up(api, repo_id, newest, wanted.timeout, address)
@@ -129,62 +108,49 @@ def _secrets(names: Iterable[str]) -> dict[str, str]:
 
 
 def _show(wanted: argparse.Namespace, folder: Path, weights: ChosenWeights) -> None:
-    """Say all that the Space is to be; of secrets the names."""
+    """Print what the Space is to be, in a dry run with each file; of secrets the names."""
     _log.info("%s: %s Space on %s", wanted.space, wanted.sdk, wanted.hardware)
-    _log.info("%s", (folder / "README.md").read_text(encoding="utf-8").split("\n\n", 1)[0])
     sizes = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    for path, size in sizes.items():
-        _log.info("%12s  %s", f"{size:,}", path.relative_to(folder).as_posix())
+    if wanted.dry_run:
+        _log.info("%s", (folder / "README.md").read_text(encoding="utf-8").split("\n\n", 1)[0])
+        for path, size in sizes.items():
+            _log.info("%12s  %s", f"{size:,}", path.relative_to(folder).as_posix())
     _log.info("%12s  in %d files", f"{sum(sizes.values()):,}", len(sizes))
     for name, value in wanted.variables.items():
         if value is not None:
             _log.info("variable %s: %s", name, value)
     for name in wanted.secrets:
         _log.info("secret %s: from the environment", name)
-    later = weights.fetched_later + (weights.repositories if wanted.sdk == "docker" else [])
+    later = weights.fetched_later + (list(weights.preload) if wanted.sdk == "docker" else [])
     if later:
         _log.info("fetched once the page is up, which says so meanwhile: %s", ", ".join(later))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m app.deploy",
-        description=__doc__,
+        "python -m app.deploy", None, __doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("space", metavar="USER/SPACE", help="its name on the hub")
-    parser.add_argument("--sdk", choices=SDKS, help="what runs it (default gradio)")
-    parser.add_argument(
-        "--hardware", choices=_HARDWARE, metavar="NAME",
-        help=f"{', '.join(_HARDWARE)} (default {ZERO_GPU}, which is ZeroGPU; docker: cpu-basic)",
     )  # fmt: skip
-    parser.add_argument(
-        "--weights", type=_names, default=(), metavar="W,...",
-        help="names, files, folders of finished runs, or USER/NAMEs (default: all bundled)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--private", action=argparse.BooleanOptionalAction, help="whether only you see it"
-    )
-    parser.add_argument(
-        "--sleep-seconds", type=int, metavar="N",
-        help=f"without visitors until paid hardware sleeps; {NEVER} for never",
-    )  # fmt: skip
-    parser.add_argument(
-        "--variable", type=_variable, action="append", default=[], metavar="NAME=VALUE",
-        help="a public setting, such as MAE_FETCH=none",
-    )  # fmt: skip
-    parser.add_argument(
-        "--secret", type=_name, action="append", default=[], metavar="NAME",
-        help="a setting that nobody can read back; its value is taken from the environment",
-    )  # fmt: skip
-    parser.add_argument(
-        "--replace-secrets", action="store_true", help="send secrets that are there already again"
-    )
-    parser.add_argument("--torch-index", metavar="ADDRESS", help="package index with torch")
-    parser.add_argument(
-        "--timeout", type=float, default=1800.0, metavar="S", help="wait so long (default 1800)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="send nothing, say what would be")
+    add = parser.add_argument
+    # fmt: off
+    add("space", metavar="USER/SPACE", help="its name on the hub")
+    add("--sdk", choices=SDKS, help="what runs it (default gradio)")
+    add("--hardware", choices=_HARDWARE, metavar="NAME",
+        help=f"{', '.join(_HARDWARE)} (default {ZERO_GPU}, which is ZeroGPU; docker: cpu-basic)")
+    add("--weights", type=_names, default=(), metavar="W,...",
+        help="names, files, folders of finished runs, or USER/NAMEs (default: all bundled)")
+    add("--private", action=argparse.BooleanOptionalAction, help="whether only you see it")
+    add("--sleep-seconds", type=int, metavar="N",
+        help=f"without visitors until paid hardware sleeps; {NEVER} for never")
+    add("--variable", type=_variable, action="append", default=[], metavar="NAME=VALUE",
+        help="a public setting, such as MAE_FETCH=none")
+    add("--secret", type=_name, action="append", default=[], metavar="NAME",
+        help="a setting that nobody can read back; its value is taken from the environment")
+    add("--replace-secrets", action="store_true", help="send secrets that are there already again")
+    add("--torch-index", type=_address, metavar="ADDRESS", help="package index with torch")
+    add("--timeout", type=float, default=1800.0, metavar="S", help="wait so long (default 1800)")
+    add("--dry-run", action="store_true", help="send nothing, say what would be")
+    # fmt: on
     return parser
 
 
@@ -205,6 +171,13 @@ def _variable(text: str) -> tuple[str, str]:
     if name == "MAE_WEIGHTS":
         raise argparse.ArgumentTypeError("give weights with --weights")
     return _name(name), value
+
+
+def _address(text: str) -> str:
+    # It becomes a line of requirements.txt and of the Dockerfile.
+    if not re.fullmatch(r"https?://[^\s#\"'$\\]+", text):
+        raise argparse.ArgumentTypeError("it is no address of packages; give https://...")
+    return text
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The top of a Space's README.md, which is where the hub reads what to run and how to show it."""
+"""The top of a Space's README.md, where the hub reads what to run and how to show it."""
 
 import re
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from mae_core.errors import ConfigError
 
 SDKS = ("gradio", "docker")
 
-# The hub's name for GPUs that are lent for the time of a request. The only hardware on which a
-# free account may run a program of its own; made for Gradio's Spaces.
+# The hub's name for ZeroGPU: GPUs lent for the time of a request, to Gradio Spaces. The only
+# hardware on which a free account may run a program of its own.
 ZERO_GPU = "zero-a10g"
 
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
@@ -27,26 +27,22 @@ def front_matter(
 ) -> str:
     """The YAML block of a Space, with the lines around it.
 
-    Args:
-        requirements: The text of requirements.txt, whose gradio is the Space's.
-        sdk: `gradio` or `docker`.
-        hardware: As the hub names it.
-        preload: Files that the hub fetches while it builds, as `USER/NAME file,file`.
-        models: Repositories of models that the page runs.
+    The Space gets the gradio that the text `requirements` pins. `preload` has the files that the
+    hub fetches while it builds, as `USER/NAME file,file`; `models` the repositories of models.
     """
     gradio = re.search(r"^gradio==([\w.]+)$", requirements, re.MULTILINE)
     if gradio is None:
         raise ConfigError("requirements.txt pins no gradio; restore its line gradio==VERSION")
-    started: dict[str, Any] = {
-        "sdk_version": gradio[1],
-        "python_version": "3.12",
-        "app_file": "app/space.py",
-    }
+    # The port is that of the Dockerfile.
+    started: dict[str, Any] = {"app_port": 7860}
+    if sdk == "gradio":
+        started = {
+            "sdk_version": gradio[1], "python_version": "3.12", "app_file": "app/space.py",
+        }  # fmt: skip
     data = SpaceCardData(
         title="Masked Autoencoder",
         sdk=sdk,
-        # The port is that of the Dockerfile.
-        **(started if sdk == "gradio" else {"app_port": 7860}),
+        **started,
         license="apache-2.0",
         models=list(models) or None,
         tags=["masked-autoencoder", "self-supervised-learning", "vision-transformer"],

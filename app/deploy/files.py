@@ -1,4 +1,4 @@
-"""The files of a Space, laid out in a folder as they will be there, and its weights among them."""
+"""The files of a Space, laid out in a folder as they will be there, with its weights."""
 
 import logging
 import re
@@ -23,34 +23,25 @@ ROOT = Path(__file__).resolve().parents[2]
 # Where PyTorch publishes its builds without CUDA, which are several GB smaller.
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
-# What runs, and what is sent of it where git does not say which files are the project's.
-_FOLDERS = ("app", "mae_core", "weights")
-_KNOWN = (
-    *(f"app/**/*.{suffix}" for suffix in ("py", "js", "css", "json")),
-    "app/assets/examples/*.jpg", "app/assets/examples/LICENSES.md",
-    "mae_core/**/*.py", "mae_core/**/*.j2", "mae_core/py.typed",
+# What git tracks here is sent, whatever its name; README.md shows the picture.
+_SENT = (
+    "app", "mae_core", "weights", "LICENSE", "README.md", "requirements.txt", "docs/panels.png",
+    ":(exclude)app/deploy",
 )  # fmt: skip
-# README.md shows the second one.
-_BESIDE = ("LICENSE", "docs/panels.png", "weights/README.md", "weights/manifest.json")
+_SENT_TO_DOCKER = ("Dockerfile", ".dockerignore")
 
 
 @dataclass
 class ChosenWeights:
-    """The weights of a Space.
+    """The weights of a Space."""
 
-    Attributes:
-        sources: What the page is told to run, the first one shown first; empty for all that
-            come with the project.
-        files: Name in the Space -> file here.
-        preload: Files that the hub fetches while it builds, as `USER/NAME file,file`.
-        repositories: Where those are from.
-        fetched_later: Names of weights that the page fetches once it runs.
-    """
-
+    # What the page is told to run, the first one shown first; empty for all bundled ones.
     sources: list[str] = field(default_factory=list)
+    # Name in the Space -> file here.
     files: dict[str, Path] = field(default_factory=dict)
-    preload: list[str] = field(default_factory=list)
-    repositories: list[str] = field(default_factory=list)
+    # Repository -> the files of it that the hub fetches while it builds.
+    preload: dict[str, Sequence[str]] = field(default_factory=dict)
+    # Names of weights that the page fetches once it runs.
     fetched_later: list[str] = field(default_factory=list)
 
 
@@ -62,81 +53,58 @@ def stage(
     torch_index: str | None = None,
     root: Path = ROOT,
 ) -> None:
-    """Lay out what a Space holds; what is sent as it is here is linked, as weights may be large.
+    """Lay out what a Space holds in an empty folder: links to files here, and what differs there.
 
-    Args:
-        folder: An empty one.
-        sdk: `gradio` or `docker`.
-        hardware: As the hub names it.
-        weights: What the page runs.
-        torch_index: Address of a package index with the builds of torch to take; by the
-            hardware if not given.
-        root: The project's folder.
+    Without `torch_index`, an address of Python packages, torch is chosen by the hardware.
 
     Raises:
-        ConfigError: If a file is missing or the address is none.
+        ConfigError: If a file is missing, or git does not say which files are the project's.
     """
+    sent = _SENT + (_SENT_TO_DOCKER if sdk == "docker" else ())
+    tracked = _listed(root, "--cached", *sent)
+    if not tracked:
+        raise ConfigError(
+            "git does not say which files are the project's, so nothing is sent; deploy from a "
+            "checkout (`git clone`), or run `git init` and `git add .` in the project's folder"
+        )
+    if untracked := _listed(root, "--others", "--exclude-standard", *sent):
+        _log.info("not sent, as git does not track it: %s", ", ".join(untracked)[:300])
+    for name, path in ({name: root / name for name in tracked} | weights.files).items():
+        if not path.is_file():
+            raise ConfigError(f"{name} is missing; restore it from the repository, or `git rm` it")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(path.resolve())
+    requirements = (root / "requirements.txt").read_text("utf-8")
     index = torch_index
     if index is None:
         index = CPU_TORCH_INDEX if hardware.startswith("cpu-") else ""
-    elif not re.fullmatch(r"https?://[^\s#\"'$\\]+", index):
-        raise ConfigError(f"{index[:80]!r} is no address of packages; give https://...")
-
-    def text(name: str) -> str:
-        return _existing(root / name, name).read_text(encoding="utf-8")
-
-    requirements = text("requirements.txt")
-    # A Docker Space's files are fetched by nobody before it starts.
-    preload = weights.preload if sdk == "gradio" else ()
-    block = front_matter(
-        requirements, sdk=sdk, hardware=hardware, preload=preload, models=weights.repositories
-    )
-    written = {"README.md": space_readme(text("README.md"), block)}
     if sdk == "docker":
-        # A Space's settings may not be there to build it, so the default is another.
-        dockerfile, found = re.subn(
-            r"(?m)^ARG TORCH_INDEX=.*$", lambda _: f"ARG TORCH_INDEX={index}", text("Dockerfile")
-        )
+        # The settings of a Space may not reach its build, so the default is changed.
+        line, text = f"ARG TORCH_INDEX={index}", (root / "Dockerfile").read_text("utf-8")
+        dockerfile, found = re.subn(r"(?m)^ARG TORCH_INDEX=.*$", lambda _: line, text)
         if found != 1:
             raise ConfigError("the Dockerfile has no line ARG TORCH_INDEX=...; restore it")
-        written |= {"requirements.txt": requirements, "Dockerfile": dockerfile}
-        written[".dockerignore"] = text(".dockerignore")
+        written = {"Dockerfile": dockerfile}
     else:
+        zero = root / "requirements-zerogpu.txt"
+        theirs = zero.read_text("utf-8") if hardware == ZERO_GPU else requirements
         first = f"--extra-index-url {index}\n" if index else ""
-        theirs = text("requirements-zerogpu.txt") if hardware == ZERO_GPU else requirements
-        written["requirements.txt"] = first + theirs
-    linked = {name: root / name for name in (*_BESIDE, *_project_files(root))} | weights.files
-    for name in (*linked, *written):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    for name, path in linked.items():
-        (folder / name).symlink_to(_existing(path, name).resolve())
+        written = {"requirements.txt": first + theirs}
+    # The hub fetches nothing for a Docker Space before it starts.
+    preload = weights.preload.items() if sdk == "gradio" else ()
+    block = front_matter(
+        requirements, sdk=sdk, hardware=hardware, models=list(weights.preload),
+        preload=[f"{repository} {','.join(names)}" for repository, names in preload],
+    )  # fmt: skip
+    written["README.md"] = space_readme((root / "README.md").read_text("utf-8"), block)
     for name, content in written.items():
+        (folder / name).unlink(missing_ok=True)
         (folder / name).write_text(content, encoding="utf-8", newline="\n")
 
 
-def _existing(path: Path, name: str) -> Path:
-    if not path.is_file():
-        raise ConfigError(f"{name} is missing; restore it from the repository")
-    return path
-
-
-def _project_files(root: Path) -> list[str]:
-    """What git tracks of all that runs, but for this command; without git, what is known."""
-    names = _git(root, "--cached")
-    if not names:
-        known = {path.relative_to(root).as_posix() for one in _KNOWN for path in root.glob(one)}
-        # An editor's hidden copies end like what they are copies of.
-        names = [name for name in known if "/." not in f"/{name}"]
-    elif lying := _git(root, "--others", "--exclude-standard"):
-        _log.info("not sent, as git does not track it: %s", ", ".join(lying)[:300])
-    return [
-        name for name in names if not name.startswith("app/deploy/") and (root / name).is_file()
-    ]
-
-
-def _git(root: Path, *which: str) -> list[str]:
-    """Names that git lists in our folders; none where there is no git or no checkout."""
-    command = ["git", "ls-files", "-z", *which, "--", *_FOLDERS]
+def _listed(root: Path, *arguments: str) -> list[str]:
+    """What `git ls-files` names; nothing without git or a checkout."""
+    command = ["git", "ls-files", "-z", *arguments]
     try:
         listed = subprocess.run(command, cwd=root, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -145,30 +113,22 @@ def _git(root: Path, *which: str) -> list[str]:
 
 
 def choose_weights(sources: Sequence[str]) -> ChosenWeights:
-    """Decide how weights get to a Space.
+    """Decide how weights get to a Space: names, files, folders of finished runs, USER/NAMEs.
 
-    Those that come with the project are always sent: they are small, and what the page falls
-    back on while others are on their way.
-
-    Args:
-        sources: Names that `list_weights` gives, files of weights, folders of finished runs, and
-            USER/NAMEs of the hub, the first one shown first; none for those of the project.
+    The bundled ones are always sent: they are small, and the page runs them until it has others.
 
     Raises:
         CheckpointError: If weights are missing, damaged or have no decoder.
         ConfigError: If they cannot be sent.
         DownloadError: If the hub has no such repository.
     """
-    chosen = ChosenWeights()
-    for entry in list_weights().values():
-        if entry.bundled:
-            chosen.files[f"weights/{entry.file}"] = locate(entry.name)
+    published = list_weights()
+    bundled = [entry for entry in published.values() if entry.bundled]
+    chosen = ChosenWeights(files={f"weights/{one.file}": locate(one.name) for one in bundled})
     for source in sources:
         is_path = Path(source).expanduser().exists() or not is_repository(source)
-        if source not in list_weights() and is_path:
-            _send(chosen, source)
-        else:
-            _name(chosen, source)
+        add = _send if is_path and source not in published else _name
+        add(chosen, source)
     if len(set(chosen.sources)) < len(chosen.sources):
         raise ConfigError("the same weights are given twice; give each once")
     return chosen
@@ -190,16 +150,15 @@ def _name(chosen: ChosenWeights, source: str) -> None:
     repository = source if entry is None else str(entry.repo)
     with explained(f"could not look for weights in {repository!r}"):
         siblings = HfApi().model_info(repository).siblings or []
-    # As the page: of repositories that are not listed it reads no torch files.
+    # The page reads no torch files of repositories that are not listed.
     names = choose_files((file.rfilename for file in siblings), torch_files=entry is not None)
     if not names:
         raise CheckpointError(f"{repository!r} has no weights that are read here; give another")
-    chosen.repositories.append(repository)
-    chosen.preload.append(f"{repository} {','.join(names)}")
+    chosen.preload[repository] = names
 
 
 def _send(chosen: ChosenWeights, source: str) -> None:
-    """Send a file of somebody's own."""
+    """Send a file of the user's own."""
     path = find(source)
     if path is None or path.is_dir() or path.name.endswith(".index.json"):
         raise ConfigError(

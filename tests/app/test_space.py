@@ -1,6 +1,7 @@
 """What the command sends to a Space is all that the page needs there."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,8 +37,12 @@ def test_the_files_of_a_space_serve_the_page(tmp_path: Path) -> None:
         text=True,
     ) as process:  # fmt: skip
         try:
-            assert "Masked Autoencoder" in first_answer(f"{url}/", process)
-            assert httpx.get(f"{url}/healthz").status_code == 200
+            page = first_answer(f"{url}/", process)
+            assert "Masked Autoencoder" in page
+            thumbnail = re.search(r'"thumbnail":\s*"([^"]+)"', page)
+            assert thumbnail
+            for path in ("/healthz", "/stage/panels.js", f"/thumbnails/{thumbnail[1]}"):
+                assert httpx.get(url + path).status_code == 200, path
             assert reconstructed(url, folder / "app/assets/examples/cat.jpg") == (224, 224)
             # As the platform does it; SIGINT is ignored by what a shell runs in the background.
             process.send_signal(signal.SIGTERM)
