@@ -22,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def moves(url: str, count: int, first_seed: int) -> list[list[float]]:
         found = []
         for seed in range(first_seed, first_seed + count + 5):
             marks = page.evaluate(MOVE, seed)
-            found.append([end - begin for begin, end in zip(marks, marks[1:], strict=False)])
+            found.append([end - begin for begin, end in pairwise(marks)])
             page.wait_for_timeout(100)
         browser.close()
     # The first ones warm up connections and caches.
@@ -111,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     page = (
         f"# Slider to pixels, {report['date']}\n\n`{report['command']}`\n\n{report['device']}, "
-        f"{report['cores']} cores, load before {report['load_before']:.1f}; {report['versions']}.\n\n"
+        f"{report['cores']} cores, load before {report['load_before']:.1f}; "
+        f"{report['versions']}.\n\n"
         f"{args.moves} moves; {report['ratio']:.2f} times the bare model.\n\n"
         f"| milliseconds | median | p95 |\n|---|---|---|\n{rows}\n"
     )

@@ -47,7 +47,7 @@ def _ssim_map(x: Tensor, y: Tensor) -> Tensor:
     half, (height, width) = _SSIM_WINDOW // 2, x.shape[-2:]
     offsets = torch.arange(-half, half + 1, dtype=x.dtype)
     kernel = torch.exp(-(offsets**2) / (2 * _SSIM_SIGMA**2))
-    weights = (kernel / kernel.sum()).tolist()
+    weights: list[float] = (kernel / kernel.sum()).tolist()
 
     def blur(values: Tensor) -> Tensor:
         padded = F.pad(values, (half, half, half, half), mode="reflect")
@@ -56,7 +56,7 @@ def _ssim_map(x: Tensor, y: Tensor) -> Tensor:
         for i, weight in enumerate(weights[:half]):
             j = _SSIM_WINDOW - 1 - i
             rows.add_(padded[..., i : i + width] + padded[..., j : j + width], alpha=weight)
-        blurred = rows[..., half : half + height, :] * weights[half]
+        blurred: Tensor = rows[..., half : half + height, :] * weights[half]
         for i, weight in enumerate(weights[:half]):
             j = _SSIM_WINDOW - 1 - i
             blurred.add_(rows[..., i : i + height, :] + rows[..., j : j + height, :], alpha=weight)
