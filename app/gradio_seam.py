@@ -112,8 +112,9 @@ def add_api(page: gr.Blocks, function: Callable[..., Any], returns: Sequence[str
     """
     gr.api(function)  # type: ignore[attr-defined]
     endpoint: Any = list(page.fns.values())[-1]
-    # The last parameter is Gradio's request.
-    parameters = list(inspect.signature(function).parameters)[: len(endpoint.inputs)]
+    # The last parameter is Gradio's request. "image" is a key of Gradio's own translations.
+    names = list(inspect.signature(function).parameters)[: len(endpoint.inputs)]
+    parameters = [name.capitalize() for name in names]
     blocks = [*endpoint.inputs, *endpoint.outputs]
     for block, label in zip(blocks, [*parameters, *returns], strict=True):
         block.label = label

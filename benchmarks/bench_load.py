@@ -104,7 +104,7 @@ class Event:
 
 
 def _name(props: dict[str, Any]) -> str:
-    return str(props.get("elem_id") or props.get("label")).replace("-", "_")
+    return str(props.get("elem_id") or props.get("label")).replace("-", "_").lower()
 
 
 def events_of(config: dict[str, Any]) -> dict[str, Event]:

@@ -81,7 +81,10 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
     )
     with page:
         with gr.Row(elem_id="header"):
-            gr.Markdown(I18N("title"), elem_id="title")
+            gr.HTML(
+                label=I18N("title"), html_template="<h1>${label}</h1>", js_on_load=None,
+                apply_default_css=False, elem_id="title",
+            )  # fmt: skip
             gr.Markdown(I18N("tagline"), elem_id="tagline")
         language = gr.Textbox(visible="hidden", show_label=False, elem_id="language")
         with gr.Row(elem_id="workbench"):

@@ -28,4 +28,13 @@ THEME = _base.set(
     block_title_text_color_dark="*neutral_200",
     block_title_text_weight="600",
     block_info_text_size="*text_xs",
+    # Gradio's own grey and teal are too pale to read on white (WCAG AA asks for 4.5 to 1).
+    body_text_color_subdued="*neutral_500",
+    body_text_color_subdued_dark="*neutral_400",
+    block_info_text_color="*neutral_500",
+    block_info_text_color_dark="*neutral_400",
+    link_text_color="*primary_700",
+    link_text_color_hover="*primary_800",
+    link_text_color_active="*primary_700",
+    link_text_color_visited="*primary_700",
 )
