@@ -1,15 +1,13 @@
 """The line in front of the models, on asyncio: visitors take turns, equal requests run once.
 
-`Line.submit` gives each caller a future of their own. To leave, cancel it or the task that awaits
-it; a job without callers leaves the line. Jobs of equal keys are one job, which comes in the first
-turn of any visitor who asked for it. A run takes the job in turn and the oldest others that may
-share it. All of this happens in one event loop, that of the first `submit`, so there are no locks:
-Gradio runs its handlers in one. Other threads may call `stop`, which hands a coroutine to that
-loop, and read the numbers.
+To leave the line, cancel the future that `Line.submit` returned, or the task that awaits it. Jobs
+with equal keys are one job, which comes in the first turn of any visitor who asked for it. A run
+takes the job in turn and the oldest others that may share it. All of this happens in the event loop
+of the first `submit`, so there are no locks; other threads may call `stop` and read the numbers.
 
-Jobs run in threads, and a thread cannot be stopped. A run that takes too long is given up: its
-callers get an error, its result is dropped, and a new pool of threads takes the place of the old
-one. `app.__main__` looks at `abandoned` and ends the process when there are too many.
+Jobs run in threads, which cannot be stopped. A run that takes too long is given up: its callers get
+an error, its result is dropped, and a new pool replaces its thread. `app.__main__` ends the process
+when too many are `abandoned`.
 """
 
 import asyncio
@@ -20,16 +18,19 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
+from statistics import fmean
 from typing import Generic, Literal, TypeVar
 
 from mae_core import MAEError
 
-# Weight of the latest run in the moving average of their seconds.
-_LATEST_WEIGHT = 0.2
+# Runs whose mean time is the estimate for the next ones.
+_LATEST_RUNS = 10
 
 Job = TypeVar("Job")
 Value = TypeVar("Value")
+_Outcomes = Sequence[Value | Exception]
 Reason = Literal["full", "visitor", "rate", "stopping"]
 
 
@@ -38,13 +39,12 @@ class BusyError(MAEError):
 
     Attributes:
         waiting: Jobs in the line.
-        reason: `full`, the line is longer than what is answered in time; `visitor`, one visitor has
-            too many jobs in it; `rate`, one visitor asks too often; `stopping`, the server ends.
-        retry_seconds: When to try again, where that is known.
+        reason: `full`, the line is too long to be answered in time; `visitor`, one visitor has too
+            many jobs in it; `rate`, one visitor asks too often; `stopping`, the server ends.
+        retry_seconds: When to try again, if known.
     """
 
     def __init__(self, waiting: int, reason: Reason, retry_seconds: float | None = None) -> None:
-        """Put the reason into a sentence."""
         sentences = {
             "full": f"{waiting} requests are waiting, more than this server answers in time; try "
             "again in a minute",
@@ -60,7 +60,6 @@ class TookTooLongError(MAEError):
     """A run was given up after `seconds`."""
 
     def __init__(self, seconds: float) -> None:
-        """Put the time into a sentence."""
         super().__init__(
             f"this took longer than {seconds:g} s and was given up; try a smaller image_size, or "
             "try again later"
@@ -76,7 +75,7 @@ class _Work(Generic[Job, Value]):
     most: int
     too_late: asyncio.TimerHandle
     context: Context = field(default_factory=copy_context)
-    # The futures that await it, and whose they are.
+    # The visitor of each future.
     callers: dict["asyncio.Future[Value]", str] = field(default_factory=dict)
 
     def end(self, outcome: Value | Exception) -> None:
@@ -85,7 +84,7 @@ class _Work(Generic[Job, Value]):
                 continue
             if isinstance(outcome, Exception):
                 caller.set_exception(outcome)
-                # Or asyncio logs it where the caller is about to leave.
+                # Or asyncio logs it if the caller is about to leave.
                 caller.exception()
             else:
                 caller.set_result(outcome)
@@ -106,11 +105,11 @@ class Line(Generic[Job, Value]):
         """Begin with an empty line.
 
         Args:
-            run: Does jobs of one batch key, in the context of whoever submitted the first: one
-                value or exception for each, in order. What it raises, all of them get.
+            run: Returns a value or an exception for each job, in order; what it raises is the
+                error of all. Called with jobs of one batch key, in the first one's context.
             workers: Runs at the same time.
             max_waiting: Jobs in the line.
-            max_per_visitor: Of them, those of one visitor.
+            max_per_visitor: Jobs of one visitor in the line.
             seconds: How long a job may wait, and then how long its run may take.
         """
         self._run, self._workers, self._seconds = run, workers, seconds
@@ -122,9 +121,9 @@ class Line(Generic[Job, Value]):
         self._turns: dict[str, dict[_Work[Job, Value], None]] = {}
         self._places: dict[Hashable, int] = {}
         self._running: dict[Hashable, _Work[Job, Value]] = {}
-        self._runs: set[asyncio.Task[None]] = set()
-        self._abandoned: list[Future[Sequence[Value | Exception]]] = []
-        self._run_seconds: float | None = None
+        self._runs: set[asyncio.Task[_Outcomes[Value]]] = set()
+        self._abandoned: list[Future[_Outcomes[Value]]] = []
+        self._run_seconds: deque[float] = deque(maxlen=_LATEST_RUNS)
         self.stopping = False
 
     @property
@@ -145,17 +144,17 @@ class Line(Generic[Job, Value]):
     def submit(
         self, job: Job, *, key: Hashable, batch_key: Hashable, visitor: str, most: int = 1
     ) -> "asyncio.Future[Value]":
-        """Have a job done.
+        """Put a job into the line.
 
         Args:
-            job: What `run` gets.
-            key: Jobs of equal keys are the same.
-            batch_key: Jobs of equal batch keys may share a run.
-            visitor: Who asks.
-            most: Jobs in the run that this one leads.
+            job: Given to `run`.
+            key: Jobs with equal keys are the same.
+            batch_key: Jobs with equal batch keys may share a run.
+            visitor: Whose turn it takes.
+            most: Jobs in a run that this one leads.
 
         Returns:
-            Its value or error; `TookTooLongError`, or `BusyError` if its turn did not come in time.
+            Its value or error, which may be `TookTooLongError`, or `BusyError` after a long wait.
 
         Raises:
             BusyError: If it is a new job and there are too many, or the server stops.
@@ -191,19 +190,19 @@ class Line(Generic[Job, Value]):
         return self._places.get(key, 0)
 
     def expected_seconds(self, runs: int) -> float | None:
-        """What so many runs take by the latest ones; None before the first."""
-        return None if self._run_seconds is None else runs * self._run_seconds / self._workers
+        """Estimate for so many runs from the latest ones; None before the first."""
+        return runs * fmean(self._run_seconds) / self._workers if self._run_seconds else None
 
     def stop(self, seconds: float) -> bool:
         """Take no more jobs; end those that are left after so long with `BusyError`.
 
-        Not to be called in the line's own loop, which has to go on meanwhile.
+        Must not be called in the line's own loop, which has to go on meanwhile.
 
         Returns:
             Whether none was left.
         """
         self.stopping, drained = True, True
-        if self._loop is not None and not self._loop.is_closed():
+        if self._loop is not None and self._loop.is_running():
             drained = asyncio.run_coroutine_threadsafe(self._drain(seconds), self._loop).result()
         self._pool.shutdown(wait=False)
         return drained
@@ -214,30 +213,27 @@ class Line(Generic[Job, Value]):
 
     def _refuse(self, key: Hashable, reason: Reason) -> None:
         error, work = self._busy(reason), self._waiting[key]
-        self._remove(work)
+        self._remove(work, *work.callers.values())
         work.end(error)
 
     def _leave(self, work: _Work[Job, Value], caller: "asyncio.Future[Value]") -> None:
         visitor = work.callers.pop(caller)
         if self._waiting.get(work.key) is work and visitor not in work.callers.values():
-            self._lose_turn(work, visitor)
-            if not work.callers:
-                self._remove(work)
+            self._remove(work, visitor)
 
-    def _lose_turn(self, work: _Work[Job, Value], visitor: str) -> None:
-        del self._turns[visitor][work]
-        if not self._turns[visitor]:
-            del self._turns[visitor]
+    def _remove(self, work: _Work[Job, Value], *visitors: str) -> None:
+        """Take the turns of visitors from a job, and the job from the line if that is all."""
+        for visitor in set(visitors):
+            del self._turns[visitor][work]
+            if not self._turns[visitor]:
+                del self._turns[visitor]
+        if not set(work.callers.values()).difference(visitors):
+            work.too_late.cancel()
+            del self._waiting[work.key]
         self._places.clear()
 
-    def _remove(self, work: _Work[Job, Value]) -> None:
-        work.too_late.cancel()
-        del self._waiting[work.key]
-        for visitor in set(work.callers.values()):
-            self._lose_turn(work, visitor)
-
     def _plan(self) -> Iterator[list[_Work[Job, Value]]]:
-        """The runs to come. Jobs that come early, in others' runs, cost their visitors no turn."""
+        """The runs to come. A job in a run that another visitor leads costs no turn."""
         grouped: defaultdict[Hashable, list[_Work[Job, Value]]] = defaultdict(list)
         for work in self._waiting.values():
             grouped[work.batch_key].append(work)
@@ -261,54 +257,55 @@ class Line(Generic[Job, Value]):
             visitor = next(iter(self._turns))
             self._turns[visitor] = self._turns.pop(visitor)  # to the end
             for work in batch:
-                self._remove(work)
+                self._remove(work, *work.callers.values())
                 self._running[work.key] = work
-            # In an empty context: the next run is started from it, for another visitor.
+            # In empty contexts: the end of a run starts the next one, of another visitor.
             assert self._loop is not None
-            self._runs.add(self._loop.create_task(self._serve(batch), context=Context()))
+            task = self._loop.create_task(self._serve(batch), context=Context())
+            self._runs.add(task)
+            # A callback also ends a task that is cancelled before its first step.
+            task.add_done_callback(partial(self._end, batch), context=Context())
 
-    async def _serve(self, batch: list[_Work[Job, Value]]) -> None:
-        outcomes: Sequence[Value | Exception]
-        outcomes = [BusyError(0, "stopping")] * len(batch)  # where this task is cancelled
-        try:
-            outcomes = await self._outcomes(batch)
-        finally:
-            self._runs.remove(asyncio.current_task())  # type: ignore[arg-type]
-            for work, outcome in zip(batch, outcomes, strict=True):
-                del self._running[work.key]
-                work.end(outcome)
-        self._start_runs()
-
-    async def _outcomes(self, batch: list[_Work[Job, Value]]) -> Sequence[Value | Exception]:
+    async def _serve(self, batch: list[_Work[Job, Value]]) -> _Outcomes[Value]:
         jobs, began = [work.job for work in batch], time.monotonic()
+
+        def run() -> _Outcomes[Value]:
+            try:
+                outcomes = self._run(jobs)
+                if len(outcomes) != len(jobs):
+                    raise RuntimeError(f"{len(jobs)} jobs were run, with {len(outcomes)} results")
+            except Exception as error:  # of any kind: the line goes on
+                return [error] * len(jobs)
+            return outcomes
+
         try:
-            run = self._pool.submit(batch[0].context.run, self._in_thread, jobs)
-        except RuntimeError as error:  # the machine gives no more threads
+            running = self._pool.submit(batch[0].context.run, run)
+        except RuntimeError as error:  # no more threads
             return [error] * len(batch)
         try:
-            await asyncio.wait([asyncio.wrap_future(run)], timeout=self._seconds)
+            await asyncio.wait([asyncio.wrap_future(running)], timeout=self._seconds)
         finally:
-            if not run.done():
-                self._abandoned = [*(other for other in self._abandoned if not other.done()), run]
-        if not run.done():
+            if not running.done():
+                self._abandoned = [*(r for r in self._abandoned if not r.done()), running]
+        if not running.done():
             self._pool.shutdown(wait=False)
             self._pool = ThreadPoolExecutor(self._workers, "worker")
             return [TookTooLongError(self._seconds)] * len(batch)
-        outcomes = run.result()
+        outcomes = running.result()
         if not all(isinstance(outcome, Exception) for outcome in outcomes):
-            latest = time.monotonic() - began
-            before = latest if self._run_seconds is None else self._run_seconds
-            self._run_seconds = before + _LATEST_WEIGHT * (latest - before)
+            self._run_seconds.append(time.monotonic() - began)
         return outcomes
 
-    def _in_thread(self, jobs: Sequence[Job]) -> Sequence[Value | Exception]:
-        try:
-            outcomes = self._run(jobs)
-            if len(outcomes) != len(jobs):
-                raise RuntimeError(f"{len(jobs)} jobs were run, and {len(outcomes)} results came")
-        except Exception as error:  # whatever it is, it is those jobs' alone
-            return [error] * len(jobs)
-        return outcomes
+    def _end(self, batch: list[_Work[Job, Value]], task: "asyncio.Task[_Outcomes[Value]]") -> None:
+        self._runs.remove(task)
+        outcomes: _Outcomes[Value] = [BusyError(0, "stopping")] * len(batch)
+        if not task.cancelled():
+            outcomes = task.result()
+        for work, outcome in zip(batch, outcomes, strict=True):
+            del self._running[work.key]
+            work.end(outcome)
+        if not task.cancelled():
+            self._start_runs()
 
     async def _drain(self, seconds: float) -> bool:
         latest = time.monotonic() + seconds

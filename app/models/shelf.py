@@ -1,8 +1,7 @@
-"""Models that are read when somebody asks for them, and fetched first if need be.
+"""Models that are read when they are asked for, and fetched first if need be.
 
-Nothing is fetched or read on a request's path: a request for a model that is not in memory starts
-that in another thread and is told how far it is. Each model has one entry, whose state changes only
-as `_MOVES` says.
+A request never fetches or reads a model: it starts that in another thread and is told how far it
+is. Each model has one entry, whose state changes only by the events in `_NEXT`.
 """
 
 import itertools
@@ -12,8 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from app.models.served import ServedModel
@@ -23,138 +22,92 @@ from mae_core.weights import WeightsEntry, find, is_offline, locate
 
 _logger = logging.getLogger(__name__)
 
-# Models that wait while another is fetched or read; further ones are refused.
+# Models that may wait while another one is fetched or read.
 MAX_WAITING = 4
 
-# A download that nobody has asked after for so long ends. Browsers let hidden pages ask once a
-# minute.
+# Seconds without a request before a download ends. Hidden browser tabs ask once a minute.
 PATIENCE_SECONDS = 120.0
 
-# A download that brings fewer bytes than this in so many seconds ends if another one waits.
+# A download with fewer bytes than this in so many seconds ends if another model waits.
 SLOWEST_BYTES, PACE_SECONDS = 60 * 32 * 1024, 60.0
 
-# What failed of the models given at the start is not tried again for so long.
+# Seconds between attempts at a model that was given at the start.
 RETRY_SECONDS = 30.0
 
-# What a model takes in float32, while it is read at the latest.
-_BYTES_PER_PARAMETER = 4
-
-# The folders in front of a file's name; addresses have none that begin like this.
+# Folders in front of a file's name, but not those of a URL.
 _FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s'\"/]+/)+")
 
 State = Literal["absent", "here", "waiting", "fetching", "reading", "ready", "failed"]
 
-# Which state may follow which, and why.
-_MOVES: dict[tuple[State, State], str] = {
-    ("absent", "here"): "its files came to this machine by other ways",
-    ("here", "absent"): "its files were deleted",
-    ("absent", "waiting"): "it was asked for",
-    ("here", "reading"): "it was asked for",
-    ("waiting", "fetching"): "its first bytes came",
-    ("fetching", "fetching"): "more bytes came",
-    ("waiting", "reading"): "its files were here by its turn",
-    ("fetching", "reading"): "its files are complete",
-    ("reading", "ready"): "it was read",
-    ("waiting", "absent"): "nobody waits for it",
-    ("fetching", "absent"): "nobody waits for it",
-    ("waiting", "failed"): "there is an error, or it is too large",
-    ("fetching", "failed"): "there is an error, or it is too large, or too slow while others wait",
-    ("reading", "failed"): "there is an error, or it is too large",
-    ("failed", "absent"): "the error was told, or its time is over",
-    ("ready", "here"): "others need the memory",
+# The next state, by event and state; other events change nothing. `ModelShelf._jobs` says what is
+# started on the way into a state.
+_NEXT: dict[str, dict[State, State]] = {
+    "found": {"absent": "here"},
+    "lost": {"here": "absent"},
+    "asked": {"absent": "waiting", "here": "reading"},
+    "turn": {"waiting": "fetching"},
+    "bytes": {"fetching": "fetching"},
+    "complete": {"fetching": "reading"},
+    "read": {"reading": "ready"},
+    "left": {"waiting": "absent", "fetching": "absent"},
+    "error": {"fetching": "failed", "reading": "failed"},
+    "told": {"failed": "absent"},
+    "evicted": {"ready": "here"},
 }
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A model that can be chosen, and where it is by now.
-
-    Attributes:
-        name: What it is called.
-        state: Not on this machine, on its disk, waiting to be fetched, being fetched, being read
-            or waiting to be, in memory, or it could not be had.
-        total: Bytes of its files, or None if nobody knows.
-        done: Bytes of them that are here, while it is fetched.
-        exact: Whether `total` was measured.
-        licence: Under which it may be used, where that is known.
-        norm_pix: Whether it predicts normalised pixels; None if nobody knows yet.
-        error: Why it failed.
-    """
+    """A model that can be chosen, and its state."""
 
     name: str
     state: State
-    total: int | None = None
-    done: int = 0
-    exact: bool = False
+    total: int | None = None  # bytes of its files, if known
+    done: int = 0  # bytes fetched, while `fetching`
+    exact: bool = False  # whether `total` was measured
     licence: str | None = None
-    norm_pix: bool | None = None
-    error: MAEError | None = None
+    norm_pix: bool | None = None  # whether it predicts normalised pixels, if known
+    error: MAEError | None = None  # why it failed
 
     @property
     def pending(self) -> bool:
-        """Whether it is on its way."""
+        """Whether it is waiting, fetched or read."""
         return self.state in ("waiting", "fetching", "reading")
 
 
 class NotReadyError(MAEError):
-    """A model was asked for that is still on its way.
-
-    Attributes:
-        offer: How far it is.
-    """
+    """A model is pending; `offer` says how far it is."""
 
     def __init__(self, offer: Offer) -> None:
-        """Say how far a model is."""
         super().__init__(f"{offer.name} is not here yet; ask again in a few seconds")
         self.offer = offer
 
 
 class _LeftError(Exception):
-    """Nobody waits for a model any more."""
+    """No request asks for a download any more."""
 
 
 @dataclass(eq=False)
 class _Entry:
-    """All that is known of a model.
-
-    Attributes:
-        source: Its name; of one given at the start, what was given.
-        weights: Of the registry, if it is there.
-        wanted: Whether it was given at the start.
-        offer: Its state, and what visitors are told.
-        asked: When somebody asked for it last, while it is on its way.
-        failed: When it failed.
-        pace: When the time began in which its download's bytes are counted, and how many were here.
-        used: Number of its latest use.
-        model: Once it is read.
-    """
-
-    source: str
-    weights: WeightsEntry | None
-    wanted: bool
+    source: str  # its name; of a model given at the start, what was given
+    wanted: bool  # given at the start
+    can_draw: bool
+    size: int  # bytes in float32, by the registry
     offer: Offer
-    asked: float = 0.0
-    failed: float = 0.0
-    pace: tuple[float, int] | None = None
-    used: int = 0
+    since: float = 0.0  # time of the last event
+    asked: float = 0.0  # time of the last request
+    pace: tuple[float, int] | None = None  # since when bytes are counted, and how many there were
+    used: int = 0  # number of the latest use
     model: ServedModel | None = None
 
     @property
-    def can_draw(self) -> bool:
-        return self.wanted or self.weights is None or self.weights.kind == "autoencoder"
-
-    def move(self, state: State, **changes: Any) -> Offer:
-        """Change the state; what is not given of `done` and `error` is over."""
-        why = _MOVES[self.offer.state, state]
-        if state != self.offer.state:
-            _logger.debug("%s: %s, %s", self.offer.name, state, why)
-        self.offer = replace(self.offer, state=state, **{"done": 0, "error": None, **changes})
-        return self.offer
+    def is_left(self) -> bool:
+        return not self.wanted and time.monotonic() - self.asked > PATIENCE_SECONDS
 
     def is_slow(self, done: int) -> bool:
-        """Whether too few bytes came in the `PACE_SECONDS` that are over with this call."""
+        """Whether `PACE_SECONDS` are over with this call and brought too few bytes."""
         now = time.monotonic()
-        # Bytes that were here before the first call count for nothing.
+        # Bytes before the first call came in an earlier download.
         since, before = self.pace or (now, done)
         over = now - since >= PACE_SECONDS
         self.pace = (now, done) if over else (since, before)
@@ -162,12 +115,11 @@ class _Entry:
 
 
 class ModelShelf:
-    """The models that are not read at the start. Safe to share between threads.
+    """Models that are fetched and read on request. Thread-safe.
 
-    One model is fetched and one is read at a time. A download that nobody asks after any more
-    ends, as does a slow one while others wait; its bytes are kept for the next attempt. In memory
-    the models used last are kept, up to a bound; while one is read it takes about twice its size.
-    Models given at the start are under no bound, and stay.
+    One is fetched and one is read at a time; reading takes about twice a model's size. A download
+    ends if no request asks for it, or if it is slow while others wait; its bytes are kept for the
+    next attempt. The models used last stay in memory, up to a bound, and those given at the start.
     """
 
     def __init__(
@@ -178,92 +130,85 @@ class ModelShelf:
         fetch: bool = True,
         max_bytes: int = 4 * 10**9,
         wanted: Mapping[str, str] | None = None,
-        offline: Callable[[], bool] = is_offline,
-        find: Callable[[str], Path | None] = find,
-        locate: Callable[..., Path] = locate,
     ) -> None:
-        """Offer some models.
+        """Offer models.
 
         Args:
-            registry: Models by name; those that cannot draw are known, but not offered.
-            open_model: Reads a model that is on disk, by name or, of those wanted, by source.
+            registry: Models by name; those without a decoder are known, but not offered.
+            open_model: Reads a model on disk, by name or by its source in `wanted`.
             fetch: Whether models that visitors choose are fetched.
-            max_bytes: Of the models kept in memory, all together.
-            wanted: Name -> source of models that were given at the start and could not be opened
-                then; see `start_wanted`.
-            offline: Says whether the network is forbidden.
-            find: Says where a model is on disk, as `find` does.
-            locate: Fetches a model, as `locate` does.
+            max_bytes: Of such models in memory.
+            wanted: Name -> source of models given at the start; see `start_wanted`.
         """
         wanted = wanted or {}
         self._entries: dict[str, _Entry] = {}
         for name in dict.fromkeys([*wanted, *registry]):
-            weights = registry.get(name)
-            offer = Offer(name, "absent")
-            if weights is not None:
-                offer = replace(
-                    offer, total=weights.expected_bytes, exact=weights.bytes is not None,
+            offer, can_draw, size = Offer(name, "absent"), True, 0
+            if weights := registry.get(name):
+                offer = Offer(
+                    name, "absent", weights.expected_bytes, exact=weights.bytes is not None,
                     licence=licence_of(weights), norm_pix=weights.target == "norm_pix",
                 )  # fmt: skip
-            self._entries[name] = _Entry(wanted.get(name, name), weights, name in wanted, offer)
-        self._fetching_allowed, self._offline = fetch, offline
-        self._open, self._find, self._locate = open_model, find, locate
-        self._max_bytes = max_bytes
+                can_draw, size = weights.kind == "autoencoder", 4 * weights.parameters
+            given = name in wanted
+            source = wanted.get(name, name)
+            self._entries[name] = _Entry(source, given, given or can_draw, size, offer)
+        self._open, self._fetching_allowed, self._max_bytes = open_model, fetch, max_bytes
         self._uses = itertools.count(1)
-        # Of all entries.
-        self._lock = threading.Lock()
-        # Python waits for their threads when it ends; `app.__main__` does not.
-        self._downloads, self._readings = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        # Of all entries; re-entrant, as an event may be part of a larger change.
+        self._lock = threading.RLock()
+        # Python joins these threads at its end; `app.__main__` does not wait for them.
+        self._jobs: dict[State, tuple[ThreadPoolExecutor, Callable[[_Entry], None]]] = {
+            "waiting": (ThreadPoolExecutor(1), self._fetch),
+            "reading": (ThreadPoolExecutor(1), self._read),
+        }
 
     def start_wanted(self) -> None:
-        """Fetch and read the models that were given at the start.
+        """Fetch and read the models given at the start.
 
-        A failure is kept; a request that comes `RETRY_SECONDS` later has it tried again.
+        After a failure, the first request later than `RETRY_SECONDS` starts another attempt.
         """
         for entry in self._entries.values():
             if entry.wanted:
                 self._begin(entry)
 
     def offers(self) -> list[Offer]:
-        """What can be chosen: what was given, then what is here, then what would be fetched."""
+        """What can be chosen: models given at the start, then those here, then those to fetch."""
         ranked = []
         for name, entry in self._entries.items():
             offer = self.offer(name)
-            if entry.wanted or (entry.can_draw and (self._may_fetch or offer.state != "absent")):
-                here = offer.state in ("ready", "here")
-                ranked.append((0 if entry.wanted else 1 if here else 2, offer))
+            to_fetch = offer.state == "absent" and not entry.wanted
+            if entry.can_draw and (self._may_fetch or not to_fetch):
+                rank = 0 if entry.wanted else 1 if offer.state in ("ready", "here") else 2
+                ranked.append((rank, offer))
         return [offer for _, offer in sorted(ranked, key=lambda pair: pair[0])]
 
     def offer(self, name: str) -> Offer:
-        """Where a model is by now, whether it is offered or not; `name` is one that it `knows`."""
+        """State of a model that it `knows`, offered or not."""
         entry = self._entries[name]
-        at_rest = entry.offer.state in ("absent", "here")
-        here: State = "here" if at_rest and self._is_here(entry) else "absent"
-        with self._lock:
-            if entry.offer.state in ("absent", "here") and entry.offer.state != here:
-                entry.move(here)
-            return entry.offer
+        if entry.offer.state in ("absent", "here"):
+            path = None
+            with suppress(CheckpointError):
+                path = find(entry.source)
+            self._apply(entry, "lost" if path is None else "found")
+        return entry.offer
 
     def ask_after(self, name: str) -> None:
-        """Have a download go on, as somebody waits for the model."""
+        """Keep the download of a model going."""
         if name in self._entries:
             self._entries[name].asked = time.monotonic()
 
     def knows(self, name: str) -> bool:
-        """Whether a name is that of a model at all; another one is never looked for anywhere."""
+        """Whether there is a model of this name; other names are never looked up anywhere."""
         return name in self._entries
 
     def get(self, name: str) -> ServedModel:
-        """A model for a request; what is missing for it is begun.
-
-        Args:
-            name: One that it `knows`.
+        """Return a model that it `knows`, or start to fetch or read it.
 
         Raises:
-            NotReadyError: If it is on its way.
-            DownloadError: If it could not be fetched, after which the next call tries again, or
-                of a model given at the start one after `RETRY_SECONDS`; or if too many others are
-                waiting.
+            NotReadyError: If it is pending.
+            DownloadError: If it could not be fetched, or too many others are waiting. The next
+                call tries again; for a model given at the start, after `RETRY_SECONDS`.
             CheckpointError: If it cannot be read, likewise; or if it has no decoder, is too
                 large, or may not be fetched.
         """
@@ -272,106 +217,103 @@ class ModelShelf:
             if entry.model is not None:
                 entry.used = next(self._uses)
                 return entry.model
-            if entry.offer.error is not None:
-                error = entry.offer.error
-                holds = entry.wanted and time.monotonic() - entry.failed < RETRY_SECONDS
-                if not holds:
-                    entry.move("absent")
-                if holds or not entry.wanted:
-                    raise error
+            error = entry.offer.error
+            early = entry.wanted and time.monotonic() - entry.since < RETRY_SECONDS
+            if not early:
+                self._apply(entry, "told")
+        if error is not None and (early or not entry.wanted):
+            # Or each request would add its frames, and all that they hold.
+            raise error.with_traceback(None)
         raise NotReadyError(self._begin(entry))
 
     def forget_failure(self, name: str) -> None:
-        """Have the next call of `get` try again what was not given at the start."""
+        """Let the next `get` try again, unless the model was given at the start."""
         entry = self._entries.get(name)
-        with self._lock:
-            if entry is not None and entry.offer.state == "failed" and not entry.wanted:
-                entry.move("absent")
+        if entry is not None and not entry.wanted:
+            self._apply(entry, "told")
 
     @property
     def busy(self) -> bool:
-        """Whether something is fetched or read."""
+        """Whether a model is pending."""
         return any(entry.offer.pending for entry in self._entries.values())
 
     def join(self) -> None:
-        """Wait until nothing is fetched or read any more."""
-        for pool in (self._downloads, self._readings):
+        """Wait until no model is pending."""
+        for pool, _ in self._jobs.values():
             pool.submit(int).result()
 
     @property
     def _may_fetch(self) -> bool:
-        return self._fetching_allowed and not self._offline()
+        return self._fetching_allowed and not is_offline()
 
-    def _is_here(self, entry: _Entry) -> bool:
-        try:
-            return self._find(entry.source) is not None
-        except CheckpointError:
-            return False
+    def _apply(self, entry: _Entry, event: str, **changes: Any) -> Offer | None:
+        """Make the change of state that `_NEXT` has for an event; None if it has none."""
+        with self._lock:
+            before, state = entry.offer.state, _NEXT[event].get(entry.offer.state)
+            if state is None:
+                return None
+            if state in self._jobs:
+                pool, job = self._jobs[state]
+                # Before the change, as it fails if there are no more threads.
+                pool.submit(self._attempt, entry, job)
+            changes = {"state": state, "done": 0, "error": None, **changes}
+            entry.offer, entry.since = replace(entry.offer, **changes), time.monotonic()
+            if state != before:
+                _logger.info("%s: %s, now %s", entry.offer.name, event, state)
+            return entry.offer
 
     def _begin(self, entry: _Entry) -> Offer:
-        """Start what a model needs, if that is allowed and has not begun; says how far it is."""
-        name, state = entry.offer.name, self.offer(entry.offer.name).state
+        """Start what a model needs, unless it is pending; return its state at that moment."""
+        name = entry.offer.name
         if not entry.can_draw:
             raise CheckpointError(
                 f"{name} has no decoder, so there is nothing to draw with; choose a model that "
                 "the page lists"
             )
-        self._check_size(entry, _registered_bytes(entry))
-        if state == "absent" and not (entry.wanted or self._may_fetch):
+        self._check_size(entry, entry.size)
+        if self.offer(name).state == "absent" and not (entry.wanted or self._may_fetch):
             raise CheckpointError(
                 f"{name} is not on this machine, and this page fetches nothing; whoever runs it "
                 f"can fetch it by `mae fetch {name}`"
             )
         with self._lock:
             entry.asked = time.monotonic()
-            if entry.offer.pending:
-                return entry.offer
-            if entry.offer.state not in ("absent", "here"):
-                # Another request was faster; the next one gets the model or the error.
-                return replace(entry.offer, state="reading")
+            self._drop_left()
             pending = sum(other.offer.pending for other in self._entries.values())
-            if pending > MAX_WAITING and not entry.wanted:
+            if pending > MAX_WAITING and not (entry.wanted or entry.offer.pending):
                 raise DownloadError(
                     f"{pending} models are being fetched or read already; choose one that is "
                     "here, or try again later"
                 )
-            absent = entry.offer.state == "absent"
-            begun = entry.move("waiting" if absent else "reading")
-        if absent:
-            self._downloads.submit(self._attempt, entry, self._fetch)
-        else:
-            self._readings.submit(self._attempt, entry, self._read)
-        # As it was begun: by now it may be over.
-        return begun
+            offer = self._apply(entry, "asked") or entry.offer
+        # It may have ended just now: the next request gets the model or the error.
+        return offer if offer.pending else replace(offer, state="reading")
 
     def _attempt(self, entry: _Entry, job: Callable[[_Entry], None]) -> None:
-        """Do a job; where it fails, keep why."""
         name = entry.offer.name
         try:
             job(entry)
         except _LeftError:
-            _logger.info("%s is not fetched any further: nobody waits for it", name)
-            with self._lock:
-                entry.move("absent")
-        except MAEError as error:
-            _logger.warning("could not get %s: %s", name, error)
-            # Visitors need not know where the host keeps its files.
-            self._fail(entry, type(error)(_FOLDERS.sub("", str(error))))
-        except Exception:  # whatever it is, the page goes on, and this model can be tried again
-            _logger.exception("could not get %s", name)
-            told = CheckpointError(f"{name} could not be read; the server's log says why")
-            self._fail(entry, told)
-
-    def _fail(self, entry: _Entry, error: MAEError) -> None:
-        with self._lock:
-            entry.failed = time.monotonic()
-            entry.move("failed", error=error)
+            self._apply(entry, "left")
+        except Exception as error:  # of any kind: the page goes on
+            # A new error is told: this one holds frames, and they hold tensors.
+            told: MAEError
+            if isinstance(error, MAEError):
+                _logger.warning("could not get %s: %s", name, error)
+                # Visitors need not know where the host keeps its files.
+                told = type(error)(_FOLDERS.sub("", str(error)), code=error.code)
+            else:
+                _logger.exception("could not get %s", name)
+                told = CheckpointError(f"{name} could not be read; the server's log says why")
+            self._apply(entry, "error", error=told)
 
     def _fetch(self, entry: _Entry) -> None:
         def progress(done: int, total: int | None) -> None:
             self._check_size(entry, total or done)
             with self._lock:
-                self._check_waited_for(entry)
+                if entry.is_left:
+                    raise _LeftError
+                self._drop_left()
                 others_wait = any(o.offer.state == "waiting" for o in self._entries.values())
                 if entry.is_slow(done) and others_wait:
                     raise DownloadError(
@@ -379,45 +321,43 @@ class ModelShelf:
                         "come is kept, so try again later"
                     )
                 known = entry.offer
-                entry.move(
-                    "fetching", done=done, total=total or known.total,
+                self._apply(
+                    entry, "bytes", done=done, total=total or known.total,
                     exact=known.exact or total is not None,
                 )  # fmt: skip
 
-        entry.pace = None
-        with self._lock:
-            self._check_waited_for(entry)
-        # An account's own files are for models that its owner gave, not for visitors' choices.
-        self._locate(
-            entry.source, fetch=self._may_fetch, progress=progress, account=entry.wanted
-        )  # fmt: skip
-        with self._lock:
-            entry.move("reading")
-        self._readings.submit(self._attempt, entry, self._read)
+        self._drop_left()
+        if self._apply(entry, "turn"):
+            entry.pace = None
+            # Only models given at the start may be read with the host's account.
+            locate(entry.source, fetch=self._may_fetch, progress=progress, account=entry.wanted)
+            self._apply(entry, "complete")
 
     def _read(self, entry: _Entry) -> None:
-        with self._lock:
-            self._make_room(_registered_bytes(entry))
+        self._make_room(entry, entry.size)
         model = self._open(entry.source)
-        self._check_size(entry, model.bytes)
         with self._lock:
-            self._make_room(model.bytes)
-            entry.model, entry.used = model, next(self._uses)
-            entry.move("ready", norm_pix=model.config.norm_pix)
+            self._make_room(entry, model.bytes)
+            if self._apply(entry, "read", norm_pix=model.config.norm_pix):
+                entry.model, entry.used = model, next(self._uses)
 
-    def _make_room(self, wanted: int) -> None:
-        """Let models go that were not used for longest; one that answers a request ends that."""
-        kept = [entry for entry in self._entries.values() if entry.model and not entry.wanted]
-        kept.sort(key=lambda entry: entry.used)
-        while kept and wanted + sum(e.model.bytes for e in kept if e.model) > self._max_bytes:
-            oldest = kept.pop(0)
-            oldest.model = None
-            oldest.move("here")
-            _logger.info("%s leaves the memory", oldest.offer.name)
+    def _make_room(self, entry: _Entry, size: int) -> None:
+        """Drop the models used least recently; requests that run one keep it until they end."""
+        self._check_size(entry, size)
+        with self._lock:
+            kept = [other for other in self._entries.values() if other.model and not other.wanted]
+            kept.sort(key=lambda other: other.used)
+            size = 0 if entry.wanted else size
+            while kept and size + sum(e.model.bytes for e in kept if e.model) > self._max_bytes:
+                oldest = kept.pop(0)
+                oldest.model = None
+                self._apply(oldest, "evicted")
 
-    def _check_waited_for(self, entry: _Entry) -> None:
-        if time.monotonic() - entry.asked > PATIENCE_SECONDS and not entry.wanted:
-            raise _LeftError
+    def _drop_left(self) -> None:
+        """Drop models from the line that no request asks for."""
+        for entry in self._entries.values():
+            if entry.offer.state == "waiting" and entry.is_left:
+                self._apply(entry, "left")
 
     def _check_size(self, entry: _Entry, size: int) -> None:
         if size > self._max_bytes and not entry.wanted:
@@ -428,12 +368,8 @@ class ModelShelf:
             )
 
 
-def _registered_bytes(entry: _Entry) -> int:
-    return _BYTES_PER_PARAMETER * entry.weights.parameters if entry.weights else 0
-
-
 def licence_of(entry: WeightsEntry | None) -> str | None:
-    """A licence in a word or two; None for weights that are ours, and where it is not known."""
+    """Short name of a licence; None for bundled weights, and if it is not known."""
     if entry is None or entry.bundled:
         return None
     return entry.licence.partition(",")[0]

@@ -1,18 +1,16 @@
 """Models on ZeroGPU, where a GPU is lent for a moment, to another process.
 
-On a ZeroGPU Space the package `spaces`, which the platform installs, pretends that there is a
-GPU. A function decorated by it is run in a process forked from this one that has a real one; the
-process is kept, and forked again later, as the platform likes. So
+On a ZeroGPU Space the platform's package `spaces` emulates a GPU in this process. A function that
+it decorates runs in a fork that has a real one; the fork is kept, and replaced at any time. So
 
-* what runs the model is the one decorated function, and nothing else is;
-* arguments and results are sent as bytes: pixels, masks and pixels. A model never is: the worker
-  has those that were there when it was forked, and reads the others from their files;
-* a model of the main thread is put on "cuda" at the start, which moves it to the GPU as soon as a
-  worker begins. In other threads nothing pretends, so that models read there stay on the CPU
-  until a worker wants them. The numbers of a model on "cuda" are never touched in this process:
-  they are no numbers here;
-* the visitor whose time is spent is the one whose request is in this context (`contextvars`).
-  Requests of two visitors therefore never share a pass.
+* one decorated function runs the model, and nothing else does;
+* arguments and results are bytes of pixels and masks. Models are never sent: a worker has those
+  that were there when it was forked, and reads the others from their files;
+* a model of the main thread is put on "cuda" at the start, and moves to the GPU when a worker
+  begins. Only that thread emulates a GPU; models read in others stay on the CPU until a worker
+  uses them. In this process, parameters on "cuda" hold no values and are never used;
+* the visitor who pays is the one whose request is in the context (`contextvars`), so requests of
+  two visitors never share a pass.
 
 Elsewhere nothing of this is used, and `spaces` is not imported.
 """
@@ -36,17 +34,17 @@ from mae_core.reconstruct import Rebuilt
 
 _logger = logging.getLogger(__name__)
 
-# As `spaces` decides it.
+# As in `spaces`.
 ACTIVE = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
-# Seconds of a GPU that are asked for, at least and for each gigabyte of the model, which may have
-# to be moved or read. Who asks for less waits less; how little would do, nobody has measured yet.
+# GPU seconds to ask for: a base, and per gigabyte of a model that is moved or read. A shorter time
+# means a shorter wait; the least that suffices was not measured.
 _BASE_SECONDS, _SECONDS_PER_GB = 10, 5
 
-# Of models that a worker had to read itself.
+# Of models that a worker has read itself.
 _WORKER_BYTES = 8 * 10**9
 
-# How the platform says when a visitor's share is renewed.
+# When a visitor's share is renewed, in the platform's words.
 _WAIT = re.compile(r"Try again in ((?:\d+ days?, )?\d+:\d\d:\d\d)")
 
 Reason = Literal["quota", "busy", "failed"]
@@ -60,49 +58,43 @@ _SENTENCES: dict[Reason, str] = {
 
 
 class NoGPUError(MAEError):
-    """The platform lent no GPU, or it brought nothing.
+    """The platform lent no GPU, or it failed.
 
     Attributes:
-        reason: The visitor's share is used up, nobody's turn came in time, or it went wrong.
-        wait: How long until the share is renewed, as in `1:23:45`; None if nobody says.
+        reason: `quota`, the visitor's share is used up; `busy`, none was free in time; `failed`.
+        wait: Time until the share is renewed, such as `1:23:45`, if known.
     """
 
     code = "no_gpu"
 
     def __init__(self, reason: Reason, wait: str | None = None) -> None:
-        """Say why, and what to do."""
         super().__init__(_SENTENCES[reason].format(when=f"in {wait}" if wait else "later"))
         self.reason, self.wait = reason, wait
 
 
 class ZeroGPUReconstructor(Reconstructor):
-    """Has its model run where the GPU is; all else is done here.
-
-    Attributes:
-        source: From where a worker reads the model that was forked before it was here.
-    """
+    """Runs its model in a worker, and all else here."""
 
     def __init__(self, model: MaskedAutoencoder, name: str, source: str) -> None:
         """Make a model ready for the workers.
 
         Args:
-            model: The model, on the CPU; it is moved to the GPU.
-            name: Of the weights, for people.
-            source: What `read_weights` takes.
+            model: On the CPU; it is moved.
+            name: Of the weights.
+            source: What `read_weights` takes; workers may have to read it.
         """
-        pretending = threading.current_thread() is threading.main_thread()
-        device = "cuda" if pretending else "cpu"
+        device = "cuda" if threading.current_thread() is threading.main_thread() else "cpu"
         super().__init__(model, name, device=device, precision="float32", in_place=True)
         self.device, self.source = torch.device("cuda"), source
         self._key = next(_keys)
         _models[self._key] = self
 
     def rebuild(self, images: Tensor, patch_mask: PatchMask, view: str) -> Rebuilt:
-        """Have a worker run the model.
+        """Run the model in a worker.
 
         Raises:
-            NoGPUError: If there is none.
-            torch.OutOfMemoryError: If its GPU's memory is full.
+            NoGPUError: If no GPU is lent, or it fails.
+            torch.OutOfMemoryError: If the GPU's memory is full.
         """
         sent = pickle.dumps((images, patch_mask, view))
         try:
@@ -115,13 +107,13 @@ class ZeroGPUReconstructor(Reconstructor):
         return rebuilt
 
     def on_cpu(self) -> Reconstructor:
-        """The model read once more, as what is here may have no numbers."""
+        """Read the model again, as its parameters here may hold no values."""
         model = load(self.source, fetch=False)
         return Reconstructor(model, self.name, device="cpu", in_place=True)
 
 
 _keys = itertools.count()
-# Those in use. A worker has what was here when it was forked, and reads more.
+# Models in use; in a worker, those of the time when it was forked.
 _models: WeakValueDictionary[int, ZeroGPUReconstructor] = WeakValueDictionary()
 
 
@@ -133,19 +125,13 @@ def _rebuild(key: int, source: str, sent: bytes) -> bytes | None:
     """In a worker: run a model; None if the GPU's memory is full."""
     images, patch_mask, view = pickle.loads(sent)  # noqa: S301  (the process it is a fork of)
     try:
-        reconstructor = _in_worker(key, source)
+        reconstructor: Reconstructor | None = _models.get(key)
+        if reconstructor is None:
+            reconstructor = _read_in_worker(key, source)
+        reconstructor.model.to("cuda")
         return pickle.dumps(Reconstructor.rebuild(reconstructor, images, patch_mask, view))
     except torch.OutOfMemoryError:
         return None
-
-
-def _in_worker(key: int, source: str) -> Reconstructor:
-    """A model that was inherited or has been read, on the GPU."""
-    inherited = _models.get(key)
-    if inherited is not None:
-        inherited.model.to("cuda")
-        return inherited
-    return _read_in_worker(key, source)
 
 
 @cached(LRUCache(_WORKER_BYTES, _model_bytes), key=lambda key, source: key, lock=threading.Lock())
@@ -155,7 +141,7 @@ def _read_in_worker(key: int, source: str) -> Reconstructor:
 
 
 def _seconds(key: int, source: str, sent: bytes) -> int:
-    """How long a GPU is asked for; the arguments are those of `_rebuild`."""
+    """GPU seconds to ask for; takes the arguments of `_rebuild`."""
     return _BASE_SECONDS + round(_SECONDS_PER_GB * _model_bytes(_models[key]) / 10**9)
 
 
@@ -170,8 +156,7 @@ def _in_words(error: Exception) -> NoGPUError:
     return NoGPUError("failed")
 
 
-# Decorated here, as the platform looks for such a function when the page is launched; and in the
-# main thread, the one in which `spaces` pretends.
+# Decorated on import: in the main thread, and before the launch, when the platform looks for it.
 _lent_rebuild = (
     importlib.import_module("spaces").GPU(_rebuild, duration=_seconds) if ACTIVE else _rebuild
 )

@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -536,6 +537,28 @@ async def test_jobs_that_are_left_when_time_is_up_fail(stage: Stage) -> None:
     stage.gate.set()
     joined(workers_since(before))
     assert len(stage.batches) == 1
+
+
+async def test_a_run_that_has_not_begun_when_time_is_up_fails(stage: Stage) -> None:
+    line = Line(stage)
+    caller = ask(line, "job")
+    # Without a step of the loop in between.
+    assert not await line._drain(0)
+    with pytest.raises(BusyError, match="restarted"):
+        await asyncio.wait_for(caller, LONG)
+    assert (line.running, line._runs, stage.batches) == (0, set(), [])
+
+
+def test_a_loop_that_stands_still_does_not_hold_up_the_end() -> None:
+    line, loop = Line(upper), asyncio.new_event_loop()
+
+    async def once() -> str:
+        return await ask(line, "job")
+
+    assert loop.run_until_complete(once()) == "JOB"
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(line.stop, LONG).result(LONG)
+    loop.close()
 
 
 async def test_there_are_no_threads_before_there_is_work() -> None:

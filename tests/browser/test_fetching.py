@@ -68,11 +68,12 @@ def shelf(hub: Hub, gate: threading.Event) -> Iterator[ModelShelf]:
         return ServedModel.open(name, device="cpu")
 
     names = ("me/flowers", "me/views", "me/later", LONG)
-    shelf = ModelShelf(list_weights() | {name: on_the_hub(name) for name in names}, read,
-                       locate=locate)  # fmt: skip
-    yield shelf
-    gate.set()
-    shelf.join()
+    shelf = ModelShelf(list_weights() | {name: on_the_hub(name) for name in names}, read)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("app.models.shelf.locate", locate)
+        yield shelf
+        gate.set()
+        shelf.join()
 
 
 @pytest.fixture(scope="module")

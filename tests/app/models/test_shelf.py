@@ -97,14 +97,16 @@ class World:
 
     def shelf(self, *entries: WeightsEntry, **options: Any) -> ModelShelf:
         registry = {e.name: e for e in entries or (entry("bundled"), entry("large"), entry("norm"))}
-        known: dict[str, Any] = {"find": self.find, "locate": self.locate}
-        return ModelShelf(registry, self.open, **known, **{"offline": lambda: False, **options})
+        return ModelShelf(registry, self.open, **options)
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[World]:
     isolate(monkeypatch, tmp_path)
     world = World()
+    monkeypatch.setattr("app.models.shelf.find", world.find)
+    monkeypatch.setattr("app.models.shelf.locate", world.locate)
+    monkeypatch.setattr("app.models.shelf.is_offline", lambda: False)
     yield world
     world.go_on.set()
     world.read_on.set()
@@ -230,6 +232,114 @@ def test_a_download_that_nobody_asks_after_ends_and_is_gone_on_with(
     assert arrived(shelf, "left").name == "left"
 
 
+def test_models_that_nobody_waits_for_any_more_take_no_place_in_the_line(
+    world: World, clock: SimpleNamespace
+) -> None:
+    names = [f"model-{i}" for i in range(MAX_WAITING + 2)]
+    world.first_bytes = 492_000_000 - SLOWEST_BYTES + 1
+    shelf = world.shelf(*map(entry, names))
+    for name in names[:-1]:
+        not_ready(lambda name=name: shelf.get(name))  # type: ignore[misc]
+    assert world.begun.wait(240)
+    clock.now += PATIENCE_SECONDS + 1
+    shelf.ask_after(names[0])
+    assert not_ready(lambda: shelf.get(names[-1])).state == "waiting"
+    assert [shelf.offer(name).state for name in names] == [
+        "fetching", *["absent"] * MAX_WAITING, "waiting",
+    ]  # fmt: skip
+    # Nor does a slow download end for them.
+    clock.now += PATIENCE_SECONDS + 1
+    shelf.ask_after(names[0])
+    world.go_on.set()
+    shelf.join()
+    assert [shelf.offer(name).state for name in names] == [
+        "ready", *["absent"] * (MAX_WAITING + 1),
+    ]  # fmt: skip
+    assert world.fetched == names[:1]
+
+
+def test_a_model_asked_for_again_is_fetched_once(world: World, clock: SimpleNamespace) -> None:
+    world.first_bytes = 492_000_000 - SLOWEST_BYTES
+    shelf = world.shelf(*map(entry, ("first", "again", "third")))
+    not_ready(lambda: shelf.get("first"))
+    assert world.begun.wait(240)
+    not_ready(lambda: shelf.get("again"))
+    clock.now += PATIENCE_SECONDS + 1
+    shelf.ask_after("first")
+    not_ready(lambda: shelf.get("third"))
+    assert shelf.offer("again").state == "absent"
+    # It comes into the line a second time.
+    assert not_ready(lambda: shelf.get("again")).state == "waiting"
+    world.go_on.set()
+    shelf.join()
+    assert [shelf.offer(name).state for name in ("first", "again", "third")] == ["ready"] * 3
+    assert (sorted(world.fetched), sorted(world.read)) == (["again", "first", "third"],) * 2
+
+
+def test_where_no_thread_can_be_started_the_next_request_tries_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    shelf = world.shelf()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        for name in ("bundled", "large"):
+            with pytest.raises(RuntimeError, match="new thread"):
+                shelf.get(name)
+    assert [shelf.offer(name).state for name in ("bundled", "large")] == ["here", "absent"]
+    assert not shelf.busy
+    world.go_on.set()
+    for name in ("bundled", "large"):
+        assert arrived(shelf, name).name == name
+
+
+def test_a_model_that_is_begun_while_the_disk_is_looked_at_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.read_on.clear()
+    shelf, looks = world.shelf(), list[str]()
+
+    def look(name: str) -> Path | None:
+        looks.append(name)
+        if len(looks) == 1:
+            not_ready(lambda: shelf.get(name))
+            assert world.begun.wait(240)
+        return Path("x")
+
+    monkeypatch.setattr("app.models.shelf.find", look)
+    assert shelf.offer("bundled").state == "reading"
+
+
+def test_the_error_that_is_told_holds_nothing_of_the_requests(
+    world: World, clock: SimpleNamespace
+) -> None:
+    world.of_the_host = {"host/own"}
+    world.failure = CheckpointError("damaged", code="device")
+    world.go_on.set()
+    shelf = world.shelf(wanted={"own": "host/own"})
+    shelf.start_wanted()
+    shelf.join()
+    depths = set()
+    for _ in range(3):
+        with pytest.raises(CheckpointError) as caught:
+            shelf.get("own")
+        depths.add(len(caught.traceback))
+        assert caught.value.code == "device"
+    assert len(depths) == 1
+
+
+def test_a_model_given_at_the_start_pushes_no_other_out(world: World) -> None:
+    world.here |= {"a", "host/own"}
+    size = ServedModel.fixed(small_reconstructor()).bytes
+    shelf = world.shelf(entry("a"), wanted={"own": "host/own"}, max_bytes=size)
+    arrived(shelf, "a")
+    shelf.start_wanted()
+    shelf.join()
+    assert [shelf.offer(name).state for name in ("own", "a")] == ["ready", "ready"]
+
+
 def test_a_download_that_somebody_asks_after_goes_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,8 +361,14 @@ def test_what_is_over_at_once_was_begun_all_the_same(
     world: World, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
 ) -> None:
     shelf = world.shelf()
-    for pool in (shelf._downloads, shelf._readings):
-        monkeypatch.setattr(pool, "submit", lambda job, *given: job(*given))
+    begin = shelf._begin
+
+    def begun(entry: Any) -> Offer:
+        offer = begin(entry)
+        shelf.join()
+        return offer
+
+    monkeypatch.setattr(shelf, "_begin", begun)
     world.failure = failure
     world.go_on.set()
     events = events_of(served(shelf))
@@ -431,8 +547,11 @@ def test_visitors_models_never_push_out_what_was_given_at_the_start(world: World
     assert [shelf.offer(name).state for name in ("own", "a", "b")] == ["ready", "here", "ready"]
 
 
-def test_where_the_network_is_forbidden_nothing_is_offered_that_is_not_here(world: World) -> None:
-    shelf = world.shelf(offline=lambda: True)
+def test_where_the_network_is_forbidden_nothing_is_offered_that_is_not_here(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.models.shelf.is_offline", lambda: True)
+    shelf = world.shelf()
     assert [offer.name for offer in shelf.offers()] == ["bundled"]
     with pytest.raises(CheckpointError, match="this page fetches nothing"):
         shelf.get("large")
@@ -455,7 +574,7 @@ def test_a_slow_download_ends_where_others_wait(world: World, clock: SimpleNames
 
 
 def test_pace_is_what_came_since_the_last_look(clock: SimpleNamespace) -> None:
-    pace = _Entry("slow", None, False, Offer("slow", "absent"))
+    pace = _Entry("slow", False, True, 0, Offer("slow", "absent"))
     assert not pace.is_slow(0)
     clock.now += PACE_SECONDS
     assert not pace.is_slow(SLOWEST_BYTES)
