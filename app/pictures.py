@@ -18,7 +18,7 @@ from app.decoding import decode_upload
 from mae_core.measurements import RangeSpec
 
 # A decoded picture takes at most 12 MiB.
-_DECODED_BYTES = 96 * 2**20
+_DECODED_BYTES = 48 * 2**20
 
 # Files whose digest is remembered.
 _MOST_FILES = 4096

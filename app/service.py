@@ -49,10 +49,10 @@ from mae_core.weights import DEFAULT_WEIGHTS, weights_name
 _logger = logging.getLogger(__name__)
 
 # Four panels of 224 x 224 pixels take 0.6 MiB, and of 1024 x 1024 pixels 12 MiB.
-_ANSWERS_BYTES = 64 * 2**20
+_ANSWERS_BYTES = 32 * 2**20
 
 # A picture of 224 x 224 pixels takes 0.2 MiB, and one of 1024 x 1024 pixels 4 MiB.
-_FITTED_BYTES = 32 * 2**20
+_FITTED_BYTES = 16 * 2**20
 
 # Between looks at the place in the line; and between signs of life while it stays the same, by
 # which the page learns that nobody waits any more.
