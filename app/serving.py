@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 
 from app import gradio_seam
 from app.ops.storage import CacheFolder
-from app.page.build import ASSETS, EXAMPLES, I18N, examples
+from app.page.build import ASSETS, I18N, examples
 from app.page.elements import thumbnail_route
 from app.page.files import MAX_BYTES
 from app.page.theme import THEME
@@ -248,7 +248,7 @@ def _guard(page: gr.Blocks, settings: AppSettings) -> Middleware:
     return Middleware(
         RequestGuard,
         max_upload_bytes=MAX_BYTES + _UPLOAD_ENVELOPE_BYTES,
-        folders=(gradio_seam.upload_folder(page), EXAMPLES),
+        folder=gradio_seam.upload_folder(page),
         proxies=settings.proxies,
         requests=RateLimiter(calls, max(1, calls / 6)) if settings.rate else None,
         uploads=RateLimiter(_UPLOADED_BYTES, _UPLOADED_BURST),

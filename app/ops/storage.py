@@ -16,6 +16,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from mae_core import MAEError
@@ -98,6 +99,10 @@ class CacheFolder:
         self._bytes = total
         if deleted:
             self._forget(deleted)
+        for path in kept:
+            # Others delete what was not read for days, too. Its time of change is part of its ETag.
+            with suppress(OSError):
+                os.utime(path, ns=(time.time_ns(), os.stat(path).st_mtime_ns))
 
     def check_space(self) -> None:
         """Make sure that there is room for another file.

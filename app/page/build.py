@@ -11,6 +11,7 @@ from app.i18n import LABELS
 from app.ops.storage import CacheFolder
 from app.page.elements import example_grid, facts_line, panels
 from app.page.events import OWN_SIZE, PANELS, SIZES, Events, as_gradio_error
+from app.page.files import example_file
 from app.request import MASK_RATIO_MAX, MASK_RATIO_MIN
 from app.service import ReconstructionService
 from mae_core import MAEError
@@ -59,8 +60,6 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
     Returns:
         The page, and the folder of its uploads and panels.
     """
-    # Served from where they are, and not copied for each visitor who chooses one.
-    gr.set_static_paths(EXAMPLES)
     pictures = examples()
     page = gr.Blocks(
         analytics_enabled=False,
@@ -75,7 +74,9 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
     )
     events = Events(service, pictures, folder)
     view, facts = _first_outputs(service, events, pictures[_FIRST_EXAMPLE])
-    # The panels to open with are never deleted.
+    first = str(example_file(pictures[_FIRST_EXAMPLE], folder.path))
+    # What the page opens with is never deleted.
+    kept.add(first)
     kept.update(
         str(view[name]).partition("=")[2] for name in ("original", "reconstruction") if view
     )
@@ -91,7 +92,7 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
             with gr.Column(elem_id="inputs", scale=1, min_width=300):
                 with gr.Column(elem_id="choose"):
                     image = gr.Image(
-                        str(pictures[_FIRST_EXAMPLE]), label=I18N("picture"),
+                        first, label=I18N("picture"),
                         placeholder=str(I18N("picture_hint")), buttons=[], elem_id="picture",
                         sources=["upload", "clipboard", "webcam"],
                     )  # fmt: skip

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from pydantic import ValidationError
 
 from app.i18n import (
     error_sentence,
@@ -28,7 +29,7 @@ from app.i18n import (
 from app.models.served import Progress
 from app.models.shelf import PATIENCE_SECONDS, NotReadyError, Offer
 from app.ops.storage import CacheFolder
-from app.page.files import not_uploaded, panel_file, uploaded
+from app.page.files import example_file, not_uploaded, panel_file, uploaded
 from app.service import Answer, ReconstructionService, Waiting
 from mae_core import MAEError
 from mae_core.errors import ImageError
@@ -51,7 +52,8 @@ def sentence_for(error: Exception, language: str) -> str:
     A `MAEError` says what to do; of any other the visitor learns an id only, under which the
     details are logged.
     """
-    if isinstance(error, gr.exceptions.InvalidPathError):
+    if isinstance(error, gr.exceptions.InvalidPathError | ValidationError):
+        # What Gradio finds wrong with a picture's value.
         error = not_uploaded()
     if isinstance(error, MAEError):
         return error_sentence(error, language)
@@ -104,7 +106,6 @@ class Events:
         self._service = service
         self._examples = examples
         self._folder = folder
-        self._own = {path.resolve() for path in examples.values()}
 
     async def reconstruct(
         self,
@@ -193,7 +194,7 @@ class Events:
         if isinstance(values.get("mask"), dict):
             files["mask"] = values["mask"]
         for name, payload in files.items():
-            files[name] = await asyncio.to_thread(uploaded, payload, folder, self._own)
+            files[name] = await asyncio.to_thread(uploaded, payload, folder)
         steps = self._service.answer({**values, **files}, _visitor_of(request))
         async with aclosing(steps):
             async for step in steps:
@@ -272,7 +273,8 @@ class Events:
         path = self._examples.get(name) if isinstance(name, str) else None
         if path is None:
             raise ImageError("there is no such example; choose one of those shown")
-        return gr.FileData(path=str(path), orig_name=path.name)
+        copy = example_file(path, self._folder.path)
+        return gr.FileData(path=str(copy), orig_name=path.name)
 
 
 def _label(offer: Offer, training: Progress | None, given: bool, language: str) -> str:

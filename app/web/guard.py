@@ -20,7 +20,6 @@ import os
 import re
 import uuid
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from starlette.datastructures import Headers, QueryParams
@@ -87,7 +86,7 @@ class RequestGuard:
         self,
         app: ASGIApp,
         max_upload_bytes: int,
-        folders: Sequence[str | Path],
+        folder: str | Path,
         *,
         proxies: int = 0,
         requests: RateLimiter | None = None,
@@ -98,15 +97,15 @@ class RequestGuard:
         Args:
             app: What answers the requests that pass.
             max_upload_bytes: Bound on the body of one upload.
-            folders: Where uploads and examples are; a call may name no other file.
+            folder: Where uploads are; a call may name no other file.
             proxies: Number of trusted proxies in front.
             requests: Bounds the requests of a visitor; those for static files are free.
             uploads: Bounds the bytes that a visitor uploads.
         """
         self._app = app
         self._max_upload_bytes = max_upload_bytes
-        spellings = {f(folder) for folder in folders for f in (os.path.abspath, os.path.realpath)}
-        self._folders = tuple(folder + os.sep for folder in spellings)
+        spellings = {os.path.abspath(folder), os.path.realpath(folder)}
+        self._folders = tuple(spelling + os.sep for spelling in spellings)
         self._proxies = proxies
         self._requests, self._uploads = requests, uploads
         self._streams: Counter[str] = Counter()

@@ -48,7 +48,7 @@ def upload_into(fault: OSError) -> list[Message]:
         "type": "http", "path": "/gradio_api/upload", "method": "POST", "headers": [],
         "client": ("127.0.0.1", 5), "query_string": b"",
     }  # fmt: skip
-    asyncio.run(RequestGuard(gradio, 100, ["/srv"])(scope, receive, send))
+    asyncio.run(RequestGuard(gradio, 100, "/srv")(scope, receive, send))
     return sent
 
 

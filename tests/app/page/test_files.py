@@ -9,7 +9,7 @@ from PIL import Image
 
 from app.ops.storage import MAX_AGE_SECONDS, CacheFolder, StorageError
 from app.page.build import EXAMPLES
-from app.page.files import MAX_BYTES, panel_file, uploaded
+from app.page.files import MAX_BYTES, example_file, panel_file, uploaded
 from app.pictures import PictureFile
 from mae_core.errors import ImageError
 from tests.app.serving import pixels_of
@@ -51,12 +51,17 @@ def test_no_picture_is_none(uploads: Path) -> None:
     assert uploaded(None, uploads) is None
 
 
-def test_an_example_is_taken_and_left_alone(uploads: Path) -> None:
-    before = OWN.stat().st_mtime_ns
-    assert uploaded({"path": str(OWN)}, uploads, [OWN]) == PictureFile(OWN)
-    assert OWN.stat().st_mtime_ns == before
+def test_an_example_is_copied_once_and_again_where_it_was_deleted(uploads: Path) -> None:
+    copy = example_file(OWN, uploads)
+    before = copy.stat()
+    assert copy.read_bytes() == OWN.read_bytes()
+    assert example_file(OWN, uploads) == copy
+    assert copy.stat().st_ino == before.st_ino
+    assert uploaded({"path": str(copy)}, uploads) == PictureFile(copy)
+    copy.unlink()
+    assert example_file(OWN, uploads).read_bytes() == OWN.read_bytes()
     with pytest.raises(ImageError, match="must be an uploaded file"):
-        uploaded({"path": str(OWN.with_name("dogs.jpg"))}, uploads, [OWN])
+        uploaded({"path": str(OWN)}, uploads)
 
 
 def test_a_file_that_is_too_large_is_not_read(uploads: Path) -> None:

@@ -42,7 +42,7 @@ class Client:
     """Asks a guarded application, one request after the other."""
 
     def __init__(self, app: Any = application, **options: Any) -> None:
-        self.guard = RequestGuard(app, UPLOAD_LIMIT, [FOLDER], **options)
+        self.guard = RequestGuard(app, UPLOAD_LIMIT, FOLDER, **options)
         self.headers: dict[bytes, bytes] = {}
 
     def ask(
@@ -190,7 +190,7 @@ def test_a_web_socket_is_closed() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    asyncio.run(RequestGuard(never, UPLOAD_LIMIT, [FOLDER])({"type": "websocket"}, None, send))  # type: ignore[arg-type]
+    asyncio.run(RequestGuard(never, UPLOAD_LIMIT, FOLDER)({"type": "websocket"}, None, send))  # type: ignore[arg-type]
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 
@@ -252,7 +252,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(limits, "BODY_SECONDS", 0.01)
     for path in (JOIN, "/gradio_api/upload"):
         scope = {"type": "http", "path": path, "method": "POST", "headers": [], "client": None}
-        asyncio.run(RequestGuard(application, UPLOAD_LIMIT, [FOLDER])(scope, forever, send))
+        asyncio.run(RequestGuard(application, UPLOAD_LIMIT, FOLDER)(scope, forever, send))
     assert [message["status"] for message in sent if "status" in message] == [408, 408]
 
 
@@ -294,7 +294,7 @@ def test_uploads_may_lie_behind_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     guarded = Client()
-    guarded.guard = RequestGuard(application, UPLOAD_LIMIT, [tmp_path / "link"])
+    guarded.guard = RequestGuard(application, UPLOAD_LIMIT, tmp_path / "link")
     for name, status in (("link", 200), ("real", 200), ("other", 400)):
         path = str(tmp_path / name / "a.png")
         assert guarded.ask(JOIN, call(data=[{"path": path, "meta": {}}]))[0] == status
@@ -363,7 +363,7 @@ def test_who_hangs_up_is_not_logged(path: str, caplog: pytest.LogCaptureFixture)
 
     scope = {"type": "http", "path": path, "method": "POST", "headers": [], "client": None}
     caplog.set_level(logging.DEBUG, "app")
-    asyncio.run(RequestGuard(application, UPLOAD_LIMIT, [FOLDER])(scope, gone, send))
+    asyncio.run(RequestGuard(application, UPLOAD_LIMIT, FOLDER)(scope, gone, send))
     assert not caplog.records
 
 
@@ -373,7 +373,7 @@ def test_what_is_not_http_passes() -> None:
     async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(scope["type"])
 
-    asyncio.run(RequestGuard(lifespan, UPLOAD_LIMIT, [FOLDER])({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
+    asyncio.run(RequestGuard(lifespan, UPLOAD_LIMIT, FOLDER)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
     assert seen == ["lifespan"]
 
 
