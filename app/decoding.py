@@ -20,49 +20,71 @@ from PIL import AvifImagePlugin, Image
 
 from mae_core.errors import ImageError, MAEError
 from mae_core.measurements import RangeSpec
-from mae_core.photographs import ImageLimits, decode_image
+from mae_core.photographs import decode_image, read_drawing
 
 # Of one upload; docs/security.md says what the largest picture of each format takes.
 _CPU_SECONDS, _WALL_SECONDS, _MEMORY_BYTES = 10, 25, 5 * 2**29
 
-_slots = threading.BoundedSemaphore(4)  # uploads that are decoded at once
+# Uploads that are decoded at once, and how long one waits for its turn: both together stay below
+# the time that a run of a model may take.
+_slots = threading.BoundedSemaphore(max(4, os.cpu_count() or 1))
+_TURN_SECONDS = 15.0
 
 # glibc overwrites new memory, so that rows which a decoder leaves out have one flat colour. Without
 # these bounds each thread and core would take address space.
 _ENVIRONMENT = {"MALLOC_PERTURB_": "128", "MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def decode_upload(data: bytes, *, value_range: RangeSpec = "auto") -> Image.Image:
+class DecodersBusyError(MAEError):
+    """No upload can be decoded in time, because too many others are."""
+
+    code = "decoders_busy"
+
+
+def decode_upload(
+    data: bytes, *, value_range: RangeSpec = "auto", drawing: bool = False
+) -> Image.Image:
     """The RGB image a person sees in an uploaded file; see `mae_core.decode_image`.
 
     Args:
         data: The file.
         value_range: Of values of more than 8 bits.
+        drawing: Whether it is a drawn mask, which comes as black and white (`read_drawing`).
 
     Raises:
         ImageError: If it is not an image of an accepted format, is damaged, too large, too small
             or too narrow, or takes too much time or memory.
+        DecodersBusyError: If too many others are decoded.
     """
     if not hasattr(os, "fork"):  # Windows: nothing is bounded there
-        return decode_image(data, value_range=value_range)
-    with _slots, _server.connect() as connection:
-        try:
-            with connection.makefile("rwb") as file:
-                file.write(json.dumps(value_range).encode() + b"\n" + data)
-                file.flush()
-                connection.shutdown(socket.SHUT_WR)
-                told = json.loads(file.readline(2**16))
-                if "size" in told:
-                    width, height = told["size"]
-                    pixels = min(width * height, ImageLimits().keep_pixels)
-                    return Image.frombytes("RGB", (width, height), file.read(3 * pixels))
-        except (OSError, ValueError) as error:  # the process has ended before it told all
-            raise ImageError(
-                f"decoding this file fails, or takes more than {_CPU_SECONDS} seconds or "
-                f"{_MEMORY_BYTES / 2**30:g} GiB of memory; save it again as PNG or JPEG",
-                code="image_limit",
-            ) from error
+        return _open(data, value_range, drawing)
+    if not _slots.acquire(timeout=_TURN_SECONDS):
+        raise DecodersBusyError("many uploads are being decoded; try again in a minute")
+    try:
+        question = json.dumps([value_range, drawing]).encode() + b"\n" + data
+        answer = _server.ask(question)
+        if not answer and not _server.is_running:
+            answer = _server.ask(question)
+    finally:
+        _slots.release()
+    try:
+        line, _, pixels = answer.partition(b"\n")
+        told = json.loads(line)
+        if "size" in told:
+            return Image.frombytes("RGB", tuple(told["size"]), pixels)
+    except ValueError as error:  # the process has ended before it told all
+        raise ImageError(
+            f"decoding this file fails, or takes more than {_CPU_SECONDS} seconds or "
+            f"{_MEMORY_BYTES / 2**30:g} GiB of memory; save it again as PNG or JPEG",
+            code="image_limit",
+        ) from error
     raise ImageError(told["error"], code=told["code"])
+
+
+def _open(data: bytes, value_range: RangeSpec, drawing: bool) -> Image.Image:
+    if drawing:
+        return Image.fromarray(read_drawing(data)).convert("RGB")
+    return decode_image(data, value_range=value_range)
 
 
 class _Server:
@@ -73,25 +95,45 @@ class _Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket
 
-    def connect(self) -> socket.socket:
-        """A connection to a new fork."""
+    def ask(self, question: bytes) -> bytes:
+        """What a new fork answers: nothing if it, or the server, ended before."""
         ours, theirs = socket.socketpair()
-        ours.settimeout(_WALL_SECONDS + 10)  # in case the server hangs
-        with theirs, self._lock:
-            if self._process is None or self._process.poll() is not None:
+        ours.settimeout(_WALL_SECONDS + 5)
+        try:
+            with ours:
+                with theirs, self._lock:
+                    self._start()
+                    socket.send_fds(self._channel, [b"-"], [theirs.fileno()])
+                ours.sendall(question)
+                ours.shutdown(socket.SHUT_WR)
+                return b"".join(iter(lambda: ours.recv(2**20), b""))
+        except TimeoutError:
+            # The server hangs; forks end by themselves, in time.
+            with self._lock:
                 self.stop()
-                self._channel, channel = socket.socketpair()
-                libraries = {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
-                with channel:
-                    self._process = subprocess.Popen(
-                        [sys.executable, "-P", "-W", "ignore", "-m", "app.decoding"],
-                        stdin=channel.fileno(),
-                        stdout=subprocess.DEVNULL,
-                        env={"PYTHONPATH": os.pathsep.join(sys.path), **libraries, **_ENVIRONMENT},
-                        start_new_session=True,  # out of reach of a terminal's Ctrl-C
-                    )
-            socket.send_fds(self._channel, [b"-"], [theirs.fileno()])
-        return ours
+        except OSError:
+            pass
+        return b""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a server that can be asked."""
+        return self._process is not None and self._process.poll() is None
+
+    def _start(self) -> None:
+        if self.is_running:
+            return
+        self.stop()
+        self._channel, channel = socket.socketpair()
+        libraries = {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
+        with channel:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-W", "ignore", "-m", "app.decoding"],
+                stdin=channel.fileno(),
+                stdout=subprocess.DEVNULL,
+                env={"PYTHONPATH": os.pathsep.join(sys.path), **libraries, **_ENVIRONMENT},
+                start_new_session=True,  # out of reach of a terminal's Ctrl-C
+            )
 
     def stop(self) -> None:
         """End it if it runs."""
@@ -124,11 +166,11 @@ def _decode(connection: socket.socket) -> None:
             resource.setrlimit(kind, (most, most))
     signal.alarm(_WALL_SECONDS)
     with connection.makefile("rwb") as file:
-        value_range, data = json.loads(file.readline()), file.read()
+        (value_range, drawing), data = json.loads(file.readline()), file.read()
         told: dict[str, object]
         pixels = b""
         try:
-            image = decode_image(data, value_range=value_range)
+            image = _open(data, value_range, drawing)
             told, pixels = {"size": image.size}, image.tobytes()
         except MAEError as error:
             if isinstance(error.__cause__, MemoryError):

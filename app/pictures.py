@@ -15,6 +15,7 @@ from cachetools import LRUCache, cachedmethod
 from PIL import Image
 
 from app.decoding import decode_upload
+from mae_core.errors import ImageError
 from mae_core.measurements import RangeSpec
 
 # A decoded picture takes at most 12 MiB.
@@ -30,11 +31,6 @@ class PictureFile:
 
     path: Path
 
-    def digest(self) -> str:
-        """The SHA-256 of the file in hexadecimal digits; the file is never in memory as a whole."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
 
 # A file, or the bytes of one.
 PictureSource: TypeAlias = PictureFile | bytes
@@ -47,6 +43,7 @@ class Pictures:
         """Begin with none."""
         self._lock = threading.Lock()
         self._digests: LRUCache[Hashable, str] = LRUCache(_MOST_FILES)
+        self._refused: LRUCache[Hashable, tuple[str, str]] = LRUCache(_MOST_FILES)
         self._decoded: LRUCache[Hashable, Image.Image] = LRUCache(_DECODED_BYTES, bytes_of)
 
     @property
@@ -72,31 +69,46 @@ class Pictures:
         lock=lambda self: self._lock,
     )
     def _digest_by(self, changes: Hashable, source: PictureFile) -> str:
-        return source.digest()
+        with source.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @cachedmethod(
         lambda self: self._decoded,
-        key=lambda self, source, digest, value_range="auto": (digest, value_range),
+        key=lambda self, source, digest, value_range="auto", drawing=False: (
+            digest, value_range, drawing,
+        ),
         lock=lambda self: self._lock,
-    )
+    )  # fmt: skip
     def decoded(
-        self, source: PictureSource, digest: str, value_range: RangeSpec = "auto"
-    ) -> Image.Image:
+        self, source: PictureSource, digest: str, value_range: RangeSpec = "auto",
+        drawing: bool = False,
+    ) -> Image.Image:  # fmt: skip
         """A picture, of which `digest` was said before.
 
         Args:
             source: Where its bytes come from.
             digest: Their SHA-256.
             value_range: Of values of more than 8 bits; see `decode_upload`.
+            drawing: Whether it is a drawn mask.
 
         Raises:
             FileNotFoundError: If the file is gone, or is another by now.
-            ImageError: If it cannot be used.
+            ImageError: If it cannot be used; a file that failed is not decoded again.
         """
+        key = digest, value_range, drawing
+        with self._lock:
+            refused = self._refused.get(key)
+        if refused is not None:
+            raise ImageError(refused[0], code=refused[1])
         data = source.path.read_bytes() if isinstance(source, PictureFile) else source
         if hashlib.sha256(data).hexdigest() != digest:
             raise FileNotFoundError("the picture was replaced")
-        return decode_upload(data, value_range=value_range)
+        try:
+            return decode_upload(data, value_range=value_range, drawing=drawing)
+        except ImageError as error:
+            with self._lock:
+                self._refused[key] = str(error), error.code
+            raise
 
 
 def bytes_of(picture: Image.Image) -> int:

@@ -169,7 +169,7 @@ def parse(
         mask=mask,
         fit=check_choice("fit", values.get("fit", FITS[0]), FITS),
         model=model,
-        image_size=_check_image_size(values.get("image_size"), max_image_size),
+        image_size=check_image_size(values.get("image_size"), max_image_size),
         view=check_choice("view", values.get("view", NORM_PIX_VIEWS[0]), NORM_PIX_VIEWS),
         picture=digest(check_source(values.get("image"))),
     )
@@ -222,18 +222,38 @@ def _check_seed(value: object) -> int:
     return seed
 
 
-def _check_image_size(value: object, most: int) -> int | None:
+def check_image_size(value: object, most: int) -> int | None:
+    """A size in pixels, or None for the model's own.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
     if value is None:
         return None
     size = _whole(value)
     # What is a multiple of the patch side, the model says.
-    if size is None or size > most:
+    if size is None or not 1 <= size <= most:
         raise ConfigError(
             f"image_size is {_shown(value)}; it must be a whole number of pixels up to {most}, or "
             "none for the model's own",
             code="image_size", given=_shown(value), most=most,
         )  # fmt: skip
     return size
+
+
+def check_patches(request: Request, patch: int) -> None:
+    """Check the size of a request against a model's patches of `patch` x `patch` pixels.
+
+    Raises:
+        ConfigError: If it is not a multiple.
+    """
+    size = request.image_size
+    if size is not None and size % patch:
+        raise ConfigError(
+            f"image_size is {size}; this model takes multiples of {patch}, such as "
+            f"{max(round(size / patch), 1) * patch}",
+            code="image_step", given=size, step=patch,
+        )  # fmt: skip
 
 
 def _whole(value: object) -> int | None:

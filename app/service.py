@@ -24,6 +24,7 @@ from cachetools import LRUCache, cachedmethod
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.decoding import DecodersBusyError
 from app.line import BusyError, Line, TookTooLongError
 from app.models.served import ModelState, Progress, ServedModel
 from app.models.shelf import ModelShelf, NotReadyError, Offer, licence_of
@@ -31,7 +32,15 @@ from app.models.zerogpu import NoGPUError
 from app.ops.logs import log_request
 from app.ops.metrics import Metrics, Outcome
 from app.pictures import Pictures, PictureSource, bytes_of
-from app.request import Mask, Request, check_choice, check_source, parse
+from app.request import (
+    Mask,
+    Request,
+    check_choice,
+    check_image_size,
+    check_patches,
+    check_source,
+    parse,
+)
 from app.settings import AppSettings
 from app.web.limits import RateLimiter
 from mae_core import MAEError, Reconstruction, Reconstructor, list_weights
@@ -302,16 +311,17 @@ class ReconstructionService:
         if self._shelf is not None and isinstance(name, str):
             self._shelf.forget_failure(name)
 
-    def nearest_size(self, name: object, image_size: int) -> int:
+    def nearest_size(self, name: object, image_size: object) -> int:
         """The size in pixels next to another one that a model takes of square pictures.
 
         Raises:
             ConfigError: If there is no such model.
             MAEError: If the model is not in memory.
         """
+        size = check_image_size(image_size, self.settings.max_image_size) or 0
         patch = self._model(self._check_model(name)).config.patch_size
         most = min(self.settings.max_image_size // patch, math.isqrt(MAX_PATCHES))
-        return min(max(round(image_size / patch), 1), most) * patch
+        return min(max(round(size / patch), 1), most) * patch
 
     def reconstruct(
         self, image: object, mask_ratio: object, seed: object, **values: object
@@ -379,6 +389,7 @@ class ReconstructionService:
         # Only for a request that is right in all else is a model fetched.
         served = self._model(name)
         version = served.version
+        check_patches(request, served.config.patch_size)
         with self._answers_lock:
             answer = self._answers.get((request, version))
         if answer is not None:
@@ -427,12 +438,11 @@ class ReconstructionService:
         request, config = job.request, job.served.config
         if job.drawing is None:
             return request
-        drawing = self._pictures.decoded(job.drawing, request.mask.drawing).convert("L")
-        size = self._decoded(job).size
-        # White is far from black also where a JPEG has noise.
+        drawing = self._pictures.decoded(job.drawing, request.mask.drawing, drawing=True)
         removed = mask_from_drawing(
-            np.asarray(drawing) > 127, size, config, request.fit, request.image_size
-        )
+            np.asarray(drawing.convert("L")), self._decoded(job).size, config, request.fit,
+            request.image_size,
+        )  # fmt: skip
         return replace(request, mask=Mask(rows=_rows_of(removed)))
 
     def _fitted_of(self, jobs: Sequence[_Job]) -> list[Image.Image | Exception]:
@@ -547,7 +557,7 @@ def _for_visitors(name: str, error: MAEError) -> MAEError:
 
 def _outcome_of(error: Exception) -> Outcome:
     outcomes: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Outcome], ...] = (
-        ((BusyError, NoGPUError), "busy"),
+        ((BusyError, DecodersBusyError, NoGPUError), "busy"),
         (TookTooLongError, "timeout"),
         (NotReadyError, "waiting"),
         ((CheckpointError, DownloadError), "failed"),

@@ -188,22 +188,13 @@ def _reconstruct(args: argparse.Namespace) -> int:
 def _read_mask(args: argparse.Namespace, config: "ModelConfig") -> Any:
     """(h, w) booleans, True = removed, from a file of the image's shape or of the grid's."""
     import numpy as np
-    from PIL import Image
 
     from mae_core.images import open_image, size_of
-    from mae_core.photographs import ImageLimits, decode_image, open_file
+    from mae_core.photographs import read_drawing
     from mae_core.reconstruct import mask_from_drawing
 
     try:
-        if args.mask.endswith(".npy"):
-            values = np.load(args.mask)
-        else:  # by the parsers that every image goes through
-            limits = ImageLimits(min_side=1, max_aspect=4096)
-            drawn = open_file(args.mask, limits)
-            if drawn.has_transparency_data:
-                black = Image.new("RGBA", drawn.size, "black")
-                drawn = Image.alpha_composite(black, drawn.convert("RGBA"))
-            values = np.asarray(decode_image(drawn, limits).convert("L"))
+        values = np.load(args.mask) if args.mask.endswith(".npy") else read_drawing(args.mask)
     except Exception as error:  # NumPy raises many types for damaged headers
         raise MaskError(f"the mask {args.mask} cannot be read: {error}") from error
     if not isinstance(values, np.ndarray) or not values.size or values.dtype.kind not in "buif":

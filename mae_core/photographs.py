@@ -32,7 +32,7 @@ from mae_core.measurements import (
     upright,
 )
 
-__all__ = ["ImageLimits", "decode_image"]
+__all__ = ["ImageLimits", "decode_image", "read_drawing"]
 
 _MAX_PROFILE_BYTES = 4 * 2**20
 
@@ -164,6 +164,27 @@ def decode_image(
             seen = Image.fromarray(np.ascontiguousarray(turned))
     seen.info = {}
     return seen
+
+
+def read_drawing(source: bytes | str | Path) -> npt.NDArray[np.uint8]:
+    """A black-and-white image, such as a drawn mask: (H, W) values of 0 and 255, 255 = not black.
+
+    What is transparent is black.
+
+    Args:
+        source: A file's path or bytes, of any of the formats; a side of one pixel is enough.
+
+    Raises:
+        ImageError: As `decode_image`.
+    """
+    limits = ImageLimits(min_side=1, max_aspect=4096)
+    image = open_file(source, limits)
+    if image.has_transparency_data:
+        with parser_errors():
+            colours = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), colours)
+    values = np.asarray(decode_image(image, limits).convert("L"))
+    return np.where(values != 0, 255, 0).astype(np.uint8)
 
 
 def read_file(source: bytes | str | Path, most: int) -> bytes:

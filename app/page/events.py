@@ -217,9 +217,7 @@ class Events:
         """The size that a model takes, by the page's choice of sizes."""
         # Whoever changes a control wants it to be tried again.
         self._service.forget_failure(model)
-        if isinstance(size, int) and size > OWN_SIZE:
-            return self._service.nearest_size(model, size)
-        return size or None
+        return None if size in (None, OWN_SIZE) else self._service.nearest_size(model, size)
 
     def look(
         self, model: Any, language: Any = None, request: gr.Request | None = None

@@ -100,6 +100,17 @@ def test_a_drawn_mask_gives_the_pixels_of_the_library(client: Client, tmp_path: 
         with Image.open(file) as picture:
             assert np.array_equal(np.asarray(picture), np.asarray(panel))
     assert (facts["strategy"], facts["visible"]) == ("custom", 49 - 15)
+    # The other ways to draw it: of the patches alone, of 1 and 0, grey, and white on nothing.
+    for small in (
+        Image.fromarray(removed),
+        Image.fromarray(removed.astype(np.uint8)),
+        Image.fromarray(removed.astype(np.uint8) * 100),
+        Image.fromarray(np.stack([removed.astype(np.uint8) * 255] * 4, axis=2)),
+    ):
+        small.save(tmp_path / "mask.png")
+        assert ask(client, mask=handle_file(tmp_path / "mask.png"))[4] | {"seconds": 0} == (
+            facts | {"seconds": 0}
+        )
     Image.new("L", (100, 40)).save(tmp_path / "mask.png")
     with pytest.raises(AppError, match="give the image's"):
         ask(client, mask=handle_file(tmp_path / "mask.png"))
@@ -142,6 +153,10 @@ def test_reconstruct_is_the_one_endpoint(client: Client) -> None:
         ({"fit": 3}, "crop, squash, whole"),
         ({"model": "other"}, "choose small-random"),
         ({"image_size": 100}, "multiples of 16"),
+        ({"image_size": 4}, "multiples of 16, such as 16"),
+        ({"image_size": 0}, "whole number of pixels"),
+        ({"image_size": -16}, "whole number of pixels"),
+        ({"image_size": True}, "whole number of pixels"),
         ({"image_size": "large"}, "whole number of pixels"),
         ({"view": "best"}, "estimated, answer, normalized"),
         ({"mask": "0101"}, "Mask is '0101'; give rows of equally many 0 and 1"),
@@ -307,7 +322,7 @@ def test_the_server_fetches_nothing_for_others(api: Api, path: str) -> None:
 
 
 def test_the_programs_own_files_are_out_of_reach(api: Api) -> None:
-    assert api.http.get(f"/file={EXAMPLES / 'cat.jpg'}").status_code == 200
+    assert api.http.get(f"/file={EXAMPLES / 'cat.jpg'}").status_code == 403
     assert api.http.get(f"/file={EXAMPLES.parent.parent / 'service.py'}").status_code == 403
 
 

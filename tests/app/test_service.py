@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
+from app.decoding import decode_upload
 from app.line import BusyError, TookTooLongError
 from app.ops.metrics import OUTCOMES
-from app.pictures import PictureFile
+from app.pictures import PictureFile, Pictures, PictureSource
 from app.service import Answer, ReconstructionService, Waiting
 from app.settings import AppSettings
 from mae_core import MAEError, Reconstructor
@@ -29,7 +30,6 @@ from mae_core.errors import (
 )
 from mae_core.images import FITS
 from mae_core.model.masking import MAX_SEED
-from mae_core.photographs import decode_image
 from mae_core.reconstruct import NORM_PIX_VIEWS, ReconstructionRequest
 from mae_core.weights.formats import save_weights
 from tests.app.serving import (
@@ -138,7 +138,7 @@ def test_a_picture_is_decoded_once_while_sliders_move(monkeypatch: pytest.Monkey
 
     def counting(data: bytes, **options: Any) -> Image.Image:
         decoded.append(len(data))
-        return decode_image(data, **options)
+        return decode_upload(data, **options)
 
     monkeypatch.setattr("app.pictures.decode_upload", counting)
     service = small_service()
@@ -227,8 +227,8 @@ BAD_VALUES: list[tuple[dict[str, Any], type[MAEError], str]] = [
     ({"image_size": math.nan}, ConfigError, "whole number of pixels up to 1024"),
     ({"image_size": 1040}, ConfigError, "up to 1024"),
     ({"image_size": 10**400}, ConfigError, "up to 1024"),
-    ({"image_size": 0}, ConfigError, "multiples of 16"),
-    ({"image_size": -16}, ConfigError, "multiples of 16"),
+    ({"image_size": 0}, ConfigError, "whole number of pixels"),
+    ({"image_size": -16}, ConfigError, "whole number of pixels"),
     ({"image_size": 100}, ConfigError, "multiples of 16"),
     ({"view": "best"}, ConfigError, "estimated, answer, normalized"),
     ({"view": None}, ConfigError, "estimated, answer, normalized"),
@@ -657,22 +657,27 @@ def test_a_waiting_request_holds_no_bytes(tmp_path: Path) -> None:
         assert asyncio.run(let_them_wait()) < 2_000_000
 
 
-def test_who_leaves_while_the_picture_is_looked_at_keeps_no_place(tmp_path: Path) -> None:
+def test_who_leaves_while_the_picture_is_looked_at_keeps_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, service = held_service()
     looking, look_on, looked = (threading.Event() for _ in range(3))
     path = tmp_path / "mine.jpg"
     path.write_bytes(example("astronaut"))
 
-    class SlowFile(PictureFile):
-        def digest(self) -> str:
+    def slow(self: Pictures, source: PictureSource) -> str:
+        if source == PictureFile(path):
             looking.set()
             assert look_on.wait(240)
             looked.set()
-            return super().digest()
+        return digest(self, source)
+
+    digest = Pictures.digest
+    monkeypatch.setattr(Pictures, "digest", slow)
 
     async def leave() -> None:
         (first,) = await in_line(service, 2)
-        leaving = asyncio.create_task(steps_of(service, image=SlowFile(path)))
+        leaving = asyncio.create_task(steps_of(service, image=PictureFile(path)))
         await until(looking.is_set)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
