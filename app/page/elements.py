@@ -33,7 +33,7 @@ element.addEventListener('click', (event) => {
 
 # The label is the titles and the names of the buttons, in the browser's language.
 _PANELS = """${(() => {
-  const [download, enlarge, ...titles] = label.split(' · ');
+  const [download, enlarge, failed, ...titles] = label.split(' · ');
   const icons = {
     download: '<path d="M12 4v11m-5-4 5 5 5-5M5 20h14"/>',
     enlarge: '<path d="M4 9V4h5M20 15v5h-5M4 4l6 6m10 10-6-6"/>',
@@ -43,14 +43,15 @@ _PANELS = """${(() => {
   return titles.map((title, i) => `<figure id="panel-${names[i]}" data-name="${names[i]}">
     <figcaption>${title}<span>${button('download', `${download}: ${title}`)}
     ${button('enlarge', `${enlarge}: ${title}`)}</span></figcaption>
-    <canvas role="img" aria-label="${title}"></canvas></figure>`).join('');
+    <canvas role="img" aria-label="${title}"></canvas></figure>`).join('') +
+    `<p role="alert" hidden>${failed}</p>`;
 })()}"""
 
 _DRAW = """
 import(new URL('stage/panels.js', document.baseURI)).then(({Panels}) => {
   const panels = new Panels(element);
   panels.show(props.value);
-  watch('value', () => panels.show(props.value));
+  watch(['value', 'label'], () => panels.show(props.value));
 });
 """
 
@@ -131,7 +132,8 @@ def panels(names: Iterable[str], label: Any, value: dict[str, Any] | None, elem_
 
     Args:
         names: Of the panels, in order.
-        label: "Download · Enlarge · " and the titles of the panels, joined alike.
+        label: Words for download, enlarge and a failure, and the titles of the panels, joined by
+            " · ".
         value: Addresses of `original` and `reconstruction`, and `mask` as rows of 0 and 1; None
             for empty panels.
         elem_id: Id of the element in the page.

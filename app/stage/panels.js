@@ -14,6 +14,7 @@ export class Panels {
   constructor(element) {
     this.element = element;
     this.shown = 0;
+    this.behind = [];
     element.addEventListener('click', (event) => {
       const button = /** @type {Element} */ (event.target).closest('figure button');
       if (button) this.press(button);
@@ -29,49 +30,72 @@ export class Panels {
    */
   async show(view) {
     const turn = ++this.shown;
-    const [original, reconstruction] = view
-      ? await Promise.all([view.original, view.reconstruction].map(load)) : [null, null];
+    const images = view ? await load(view) : null;
     if (turn !== this.shown) return;
     for (const figure of this.element.querySelectorAll('figure')) {
-      figure.classList.toggle('empty', !view);
+      figure.classList.toggle('empty', !images);
       const canvas = figure.querySelector('canvas');
-      if (!view) canvas.width = canvas.height = 0;
-      else paint(canvas, figure.dataset.name, original, reconstruction, view.mask);
+      if (images) paint(canvas, figure.dataset.name, images, view.mask);
+      else canvas.width = canvas.height = 0;
     }
-    this.element.dataset.view = view ? JSON.stringify(view) : '';
+    this.element.querySelector('[role=alert]').hidden = !view || Boolean(images);
+    this.element.dataset.view = images ? JSON.stringify(view) : '';
   }
 
   /** @param {Element} button */
   press(button) {
     const figure = button.closest('figure');
     if (button.className === 'download') save(figure);
-    else if (!figure.classList.contains('large')) {
-      this.shrink();
-      figure.classList.add('large');
-    } else this.shrink();
+    else if (figure.classList.contains('large')) this.shrink();
+    else this.enlarge(figure);
+  }
+
+  /**
+   * Show a panel over the whole page, of which nothing else can be reached meanwhile.
+   * @param {Element} figure
+   */
+  enlarge(figure) {
+    figure.classList.add('large');
+    for (let at = figure; at !== document.body; at = at.parentElement) {
+      for (const other of at.parentElement.children) {
+        if (other === at || other.inert) continue;
+        other.inert = true;
+        this.behind.push(other);
+      }
+    }
   }
 
   shrink() {
     this.element.querySelector('figure.large')?.classList.remove('large');
+    for (const other of this.behind.splice(0)) other.inert = false;
   }
 }
 
-/** @param {string} address */
-async function load(address) {
-  const image = new Image();
-  image.src = address;
-  await image.decode();
-  return image;
+/**
+ * The two images of a view, asked for twice at most; null if they cannot be had.
+ * @param {View} view
+ */
+async function load(view) {
+  for (let attempt = 0; attempt < 2; ++attempt) {
+    try {
+      return await Promise.all([view.original, view.reconstruction].map(async (address) => {
+        const image = new Image();
+        image.src = address;
+        await image.decode();
+        return image;
+      }));
+    } catch { /* Tried again. */ }
+  }
+  return null;
 }
 
 /**
  * @param {HTMLCanvasElement} canvas
  * @param {string} name of the panel
- * @param {HTMLImageElement} original
- * @param {HTMLImageElement} reconstruction
+ * @param {HTMLImageElement[]} images original and reconstruction
  * @param {string[]} mask
  */
-function paint(canvas, name, original, reconstruction, mask) {
+function paint(canvas, name, [original, reconstruction], mask) {
   canvas.width = original.naturalWidth;
   canvas.height = original.naturalHeight;
   const context = canvas.getContext('2d');

@@ -3,13 +3,6 @@
 Gradio has routes for much that this page does not do: it fetches addresses for its clients, writes
 links to disk, edits its own source, streams and proxies, and it keeps any name that a client gives
 its session. So only what the page and `gradio_client` use passes.
-
-Wiring (arguments of `launch` of the page):
-
-    app_kwargs={
-        "middleware": [Middleware(ResponseHeaders), Middleware(RequestGuard, ...)],
-        "exception_handlers": {RequestValidationError: refuse_values},
-    }
 """
 
 import errno
@@ -21,6 +14,7 @@ import re
 import uuid
 from collections import Counter
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.exceptions import HTTPException
@@ -146,18 +140,16 @@ class RequestGuard:
             raise HTTPException(400, text, {"connection": "close"})
         visitor = self._name_visitor(scope, headers)
         reads, posts = method in ("GET", "HEAD"), method == "POST"
+        _check_origin(headers, posts, trusts_proxy=self._proxies > 0)
         if reads and _STATIC.fullmatch(path):
             await self._app(scope, receive, send)
             return
         _take(self._requests, visitor, 1, "Too many requests come from your address")
-        _check_origin(headers, posts)
         if reads and _READ.fullmatch(path):
             await self._app(scope, receive, send)
         elif reads and _FILE.fullmatch(path):
-            # Gradio repeats a request's headers in its answer to a range, and compresses a file,
-            # which may be large, in the event loop.
-            left_out = (b"range", b"accept-encoding")
-            kept = [pair for pair in scope["headers"] if pair[0] not in left_out]
+            # Gradio repeats a request's headers in its answer to a range.
+            kept = [pair for pair in scope["headers"] if pair[0] != b"range"]
             await self._app({**scope, "headers": kept}, receive, send)
         elif reads and _STREAM.fullmatch(path):
             await self._stream(scope, receive, send, visitor)
@@ -294,14 +286,21 @@ def _take(limiter: RateLimiter | None, visitor: str, amount: float, complaint: s
         raise HTTPException(429, text, {"retry-after": str(wait)})
 
 
-def _check_origin(headers: Headers, posts: bool) -> None:
+def _check_origin(headers: Headers, posts: bool, *, trusts_proxy: bool) -> None:
     """Refuse scripts and forms of other sites, which may only link to and embed the page.
 
     Gradio answers them, with the visitor's cookies (which open a private Space), and at the
     expense of the visitor's limits.
     """
-    foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
-    if foreign and (posts or headers.get("sec-fetch-mode") == "cors"):
+    site = headers.get("sec-fetch-site")
+    foreign = site in ("cross-site", "same-site")
+    foreign = foreign and (posts or headers.get("sec-fetch-mode") == "cors")
+    origin = headers.get("origin")
+    if site is None and origin is not None:
+        # Browsers say more on https and localhost only.
+        own = {headers.get("host"), headers.get("x-forwarded-host") if trusts_proxy else None}
+        foreign = urlsplit(origin).netloc not in own
+    if foreign:
         raise HTTPException(403, "This server does not answer scripts of other sites.")
 
 

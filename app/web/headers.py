@@ -24,7 +24,7 @@ _FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 _PICTURES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
 _FILE = re.compile(r"/gradio_api/file=.+", re.DOTALL)
-# What their addresses show never changes: the folder of a panel is the hash of its bytes, and the
+# What their addresses show never changes: the folder of a panel is the hash of its pixels, and the
 # name of an asset of Gradio ends in a hash of its content.
 _PANEL = re.compile(
     r"/gradio_api/file=.*/[0-9a-f]{64}/(original|masked|reconstruction|pasted)\.png", re.DOTALL

@@ -279,6 +279,44 @@ def test_a_panel_can_be_viewed_large(view: Page) -> None:
     assert canvas.bounding_box() == small
 
 
+def test_an_enlarged_panel_is_all_that_can_be_reached(view: Page) -> None:
+    view.locator("#panel-masked .enlarge").press("Enter")
+    for _ in range(6):
+        view.keyboard.press("Tab")
+        inside = view.evaluate(
+            "['body', 'panel-masked'].includes((document.activeElement.closest('figure')"
+            " ?? document.activeElement).id || document.activeElement.localName)"
+        )
+        assert inside
+    view.keyboard.press("Escape")
+    assert view.locator("[inert]").count() == 0
+
+
+def test_another_language_keeps_the_panels(view: Page, service: ReconstructionService) -> None:
+    view.get_by_role("button", name="Settings").click()
+    view.get_by_label("Language").or_(view.locator(".modal input, dialog input")).first.click()
+    view.get_by_role("option", name="简体中文").click()
+    expect(view.locator("#title")).to_have_text(LABELS["zh"]["title"])
+    shows(view, expected(service, example("cat"), 0.75, 2))
+    view.keyboard.press("Escape")
+    # Errors are in the language that the page shows, whatever the browser's is.
+    choose_file(view, "notes.png", b"not a picture")
+    expect(view.locator("#facts [role=alert]")).to_contain_text("没有可用的图片")
+
+
+def test_panels_that_do_not_arrive_are_said_to_be_missing(
+    view: Page, service: ReconstructionService
+) -> None:
+    view.route("**/reconstruction.png", lambda r: r.fulfill(body=b"", content_type="image/png"))
+    view.locator("#examples button[data-name=coffee]").click()
+    expect(view.locator("#panels [role=alert]")).to_be_visible()
+    expect(view.locator("#panels figure.empty")).to_have_count(len(PANELS))
+    view.unroute("**/reconstruction.png")
+    view.locator("#examples button[data-name=dogs]").click()
+    shows(view, expected(service, example("dogs"), 0.75, 2))
+    expect(view.locator("#panels [role=alert]")).to_be_hidden()
+
+
 def boxes(page: Page) -> list[FloatRect]:
     found = [page.locator(f"#panel-{name}").bounding_box() for name in PANELS]
     return [box for box in found if box]
