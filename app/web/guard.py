@@ -148,8 +148,10 @@ class RequestGuard:
         if reads and _READ.fullmatch(path):
             await self._app(scope, receive, send)
         elif reads and _FILE.fullmatch(path):
-            # Gradio repeats a request's headers in its answer to a range.
-            kept = [pair for pair in scope["headers"] if pair[0] != b"range"]
+            # Gradio repeats a request's headers in its answer to a range. Files are not compressed,
+            # but for texts, which Gradio compresses outside of this.
+            left_out = (b"range", b"accept-encoding")
+            kept = [pair for pair in scope["headers"] if pair[0] not in left_out]
             await self._app({**scope, "headers": kept}, receive, send)
         elif reads and _STREAM.fullmatch(path):
             await self._stream(scope, receive, send, visitor)

@@ -503,7 +503,8 @@ def test_gradio_is_told_neither_parts_of_files_nor_names_of_uploads() -> None:
         await application(scope, receive, send)
 
     client = Client(look)
-    client.ask(f"/gradio_api/file={UPLOADED}", headers=[(b"range", b"bytes=0-1")])
+    left_out = [(b"range", b"bytes=0-1"), (b"accept-encoding", b"gzip")]
+    client.ask(f"/gradio_api/file={UPLOADED}", headers=left_out)
     client.ask("/gradio_api/upload", [b"x"], query_string=b"upload_id=ab")
     assert seen == [([], b""), ([], b"")]
     assert Client(never).ask("/gradio_api/upload_progress") == (200, b'data: {"msg": "done"}\n\n')
