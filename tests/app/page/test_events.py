@@ -12,7 +12,15 @@ import pytest
 from app.page.events import OWN_SIZE, PANELS, Events, as_gradio_error
 from app.service import Answer, ReconstructionService, Waiting
 from mae_core.errors import ImageError
-from tests.app.serving import asked, events_of, example, pixels_of, shown, small_reconstructor
+from tests.app.serving import (
+    asked,
+    events_of,
+    example,
+    pixels_of,
+    shown,
+    small_reconstructor,
+    small_service,
+)
 
 CHINESE: Any = SimpleNamespace(headers={"accept-language": "zh-CN,zh;q=0.9"})
 CONTROLS = (0.75, 2, "random", "crop", "small-random")
@@ -33,6 +41,12 @@ class BrokenService(ReconstructionService):
 
     def forget_failure(self, name: object) -> None:
         pass
+
+
+@pytest.fixture(scope="module")
+def service() -> ReconstructionService:
+    """One of these tests' own: the line of one that is served lives in its server's event loop."""
+    return small_service()
 
 
 @pytest.fixture
