@@ -411,7 +411,7 @@ class ReconstructionService:
 
     def _run(self, jobs: Sequence[_Job]) -> list[_Computed | Exception]:
         """What a worker does with a batch; each job fails for itself."""
-        outcomes: list[_Computed | Exception] = []
+        outcomes: dict[int, _Computed | Exception] = {}
         ready: dict[int, ReconstructionRequest] = {}
         for i, (job, fitted) in enumerate(zip(jobs, self._fitted_of(jobs), strict=True)):
             try:
@@ -419,9 +419,7 @@ class ReconstructionService:
                     raise fitted
                 ready[i] = self._drawn(job).of(fitted)
             except Exception as error:  # whatever it is, it is this job's alone
-                outcomes.append(error)
-            else:
-                outcomes.append(RuntimeError("not run"))
+                outcomes[i] = error
         if ready:
             results, state = jobs[0].served.run([*ready.values()])
             for i, result in zip(ready, results, strict=True):
@@ -431,7 +429,7 @@ class ReconstructionService:
                     else (self._keep(jobs[i].request, result, state), len(ready))
                 )
             self.metrics.observe_batch(len(ready))
-        return outcomes
+        return [outcomes[i] for i in range(len(jobs))]
 
     def _drawn(self, job: _Job) -> Request:
         """The request, a drawn mask as rows."""

@@ -82,11 +82,6 @@ def _language_of(request: object, page: object = None) -> str:
     return preferred_language(page if isinstance(page, str) and page else asked)
 
 
-def _visitor_of(request: object) -> str:
-    """Address of the visitor, as the guard has found it."""
-    return str(getattr(getattr(request, "client", None), "host", None) or "unknown")
-
-
 class Events:
     """The functions that the page's events and the API call.
 
@@ -195,7 +190,9 @@ class Events:
             files["mask"] = values["mask"]
         for name, payload in files.items():
             files[name] = await asyncio.to_thread(uploaded, payload, folder)
-        steps = self._service.answer({**values, **files}, _visitor_of(request))
+        # Address of the visitor, as the guard has found it.
+        visitor = str(getattr(getattr(request, "client", None), "host", None) or "unknown")
+        steps = self._service.answer({**values, **files}, visitor)
         async with aclosing(steps):
             async for step in steps:
                 yield step
