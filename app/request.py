@@ -113,17 +113,24 @@ class Request:
                 f"these settings are of version {_shown(data.get('v'))}, or not complete; give "
                 f"settings of version {VERSION} as this page wrote them"
             )
-        values = {**data, **mask, "mask_ratio": mask.get("ratio"), "mask": None, "image": b""}
+        model = check_choice("model", data.get("model"), models)
+        values = cls.values_of(data) | {"image": b""}
+        return parse(values, model, max_image_size, lambda _: picture)
+
+    @staticmethod
+    def values_of(data: Mapping[str, Any]) -> dict[str, Any]:
+        """What `to_json` gave by the names of the API, unchecked and without the picture.
+
+        Raises:
+            ConfigError: If the mask is a drawing.
+        """
+        mask = data.get("mask")
+        mask = mask if isinstance(mask, dict) else {}
         if mask.get("drawing"):
             raise ConfigError("settings with a drawn mask need its picture; give rows of 0 and 1")
-        if mask.get("rows"):
-            rows = mask["rows"] if isinstance(mask["rows"], list) else [None]
-            values["mask"] = [
-                [*map(int, row)] if isinstance(row, str) and row.isdecimal() else row
-                for row in rows
-            ]
-        model = check_choice("model", data.get("model"), models)
-        return parse(values, model, max_image_size, lambda _: picture)
+        rows = mask.get("rows") or None
+        own = [*rows] if isinstance(rows, tuple) else rows
+        return {**data, **mask, "mask_ratio": mask.get("ratio"), "mask": own}
 
 
 def check_source(image: object) -> PictureSource:
@@ -256,6 +263,21 @@ def check_patches(request: Request, patch: int) -> None:
         )  # fmt: skip
 
 
+def check_whole(name: str, value: object, least: int, most: int) -> int:
+    """A whole number in a range.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    number = _whole(value)
+    if number is None or not least <= number <= most:
+        raise ConfigError(
+            f"{name} is {_shown(value)}; it must be a whole number from {least} to {most}",
+            code="whole", name=name, given=_shown(value), least=least, most=most,
+        )  # fmt: skip
+    return number
+
+
 def _whole(value: object) -> int | None:
     """A whole number. JSON has one kind of number: a browser may send 2 as 2.0."""
     if isinstance(value, float) and value.is_integer():
@@ -270,9 +292,9 @@ def _check_rows(value: object) -> tuple[str, ...]:
         raise MaskError(f"mask is {_shown(value)}; {allowed}")
     rows = []
     for row in value:
-        cells = row if isinstance(row, list) and len(row) <= MAX_PATCHES else []
+        cells = row if isinstance(row, list | str) and len(row) <= MAX_PATCHES else []
         # JSON's true and 1.0 are 1 too.
-        if not cells or not all(isinstance(c, int | float) and c in (0, 1) for c in cells):
+        if not cells or not all(cell in ("0", "1", 0, 1) for cell in cells):
             raise MaskError(f"a row of the mask is {_shown(row)}; {allowed}")
         rows.append("".join(str(int(cell)) for cell in cells))
     if len({*map(len, rows)}) > 1 or len(rows) * len(rows[0]) > MAX_PATCHES:

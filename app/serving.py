@@ -22,6 +22,7 @@ from starlette.staticfiles import StaticFiles
 
 from app import gradio_seam
 from app.ops.storage import CacheFolder
+from app.i18n import LOCALE_FOLDER
 from app.page.build import ASSETS, I18N, examples
 from app.page.elements import thumbnail_route
 from app.page.files import MAX_BYTES
@@ -213,7 +214,7 @@ def launch_options(
     return {
         "i18n": I18N,
         "theme": THEME,
-        "css_paths": ASSETS / "style.css",
+        "css_paths": [ASSETS / "style.css", *sorted(STAGE.glob("*.css"))],
         "app_kwargs": {
             "middleware": [
                 Middleware(ResponseHeaders),
@@ -227,6 +228,7 @@ def launch_options(
                 *routes(health),
                 thumbnail_route(examples().values()),
                 Mount("/stage", StaticFiles(directory=STAGE)),
+                Mount("/locales", StaticFiles(directory=LOCALE_FOLDER)),
             ],
             "lifespan": gradio_seam.forgetting,
         },

@@ -375,8 +375,9 @@ class Reconstructor:
         if np.shape(request.mask) != grid_size:
             raise MaskError(
                 f"the mask is of shape {np.shape(request.mask)}; this image has {grid_size[0]} "
-                f"rows of {grid_size[1]} patches"
-            )
+                f"rows of {grid_size[1]} patches",
+                code="mask_shape", rows=grid_size[0], columns=grid_size[1],
+            )  # fmt: skip
         ratio = 1 - mask.num_visible / mask.num_patches
         return replace(request, strategy="custom", mask_ratio=ratio), pixels, mask
 

@@ -197,6 +197,21 @@ class ServedModel:
         torch.set_num_threads(state.reconstructor.threads_for(requests[:1]))
         return _reconstruct(state.reconstructor, requests), state
 
+    def measure(
+        self,
+        function: Callable[[Reconstructor, ReconstructionRequest], Any],
+        request: ReconstructionRequest,
+    ) -> tuple[Any, None, int] | Exception:
+        """What a function says of the model and a picture, as the only one of a run; or its error."""
+        with self._lock:
+            self._refresh()
+            reconstructor = self._state.reconstructor
+        torch.set_num_threads(reconstructor.threads_for([request]))
+        try:
+            return function(reconstructor, request), None, 1
+        except Exception as error:  # of any kind: it is this question's alone
+            return error
+
     def _refresh(self) -> None:
         version = self.version
         if version == self._state.version:

@@ -149,6 +149,25 @@ def panels(names: Iterable[str], label: Any, value: dict[str, Any] | None, elem_
     )
 
 
+def stage_part(name: str, visible: bool | str = True) -> gr.HTML:
+    """A part of the stage, drawn by `stage/NAME.js`; its id is the name.
+
+    Args:
+        name: Of the module.
+        visible: As Gradio's.
+    """
+    module = "new URL('stage/stage.js', document.baseURI)"
+    return gr.HTML(
+        None,
+        html_template='<section class="part"></section>',
+        js_on_load=f"import({module}).then((m) => "
+        f"m.mount('{name}', {{element, props, trigger, watch}}));",
+        apply_default_css=False,
+        visible=visible,
+        elem_id=name,
+    )
+
+
 def facts_line(label: Any, value: dict[str, Any] | None, elem_id: str) -> gr.HTML:
     """A line of facts about a reconstruction, or why there is none.
 
