@@ -14,6 +14,7 @@ export class Panels {
   constructor(element) {
     this.element = element;
     this.shown = 0;
+    /** @type {HTMLElement[]} what cannot be reached while a panel is large */
     this.behind = [];
     element.addEventListener('click', (event) => {
       const button = /** @type {Element} */ (event.target).closest('figure button');
@@ -34,17 +35,18 @@ export class Panels {
     if (turn !== this.shown) return;
     for (const figure of this.element.querySelectorAll('figure')) {
       figure.classList.toggle('empty', !images);
-      const canvas = figure.querySelector('canvas');
-      if (images) paint(canvas, figure.dataset.name, images, view.mask);
+      const canvas = canvasOf(figure);
+      if (view && images) paint(canvas, figure.dataset.name, images, view.mask);
       else canvas.width = canvas.height = 0;
     }
-    this.element.querySelector('[role=alert]').hidden = !view || Boolean(images);
+    const alert = /** @type {HTMLElement} */ (this.element.querySelector('[role=alert]'));
+    alert.hidden = !view || Boolean(images);
     this.element.dataset.view = images ? JSON.stringify(view) : '';
   }
 
   /** @param {Element} button */
   press(button) {
-    const figure = button.closest('figure');
+    const figure = /** @type {HTMLElement} */ (button.closest('figure'));
     if (button.className === 'download') save(figure);
     else if (figure.classList.contains('large')) this.shrink();
     else this.enlarge(figure);
@@ -52,16 +54,19 @@ export class Panels {
 
   /**
    * Show a panel over the whole page, of which nothing else can be reached meanwhile.
-   * @param {Element} figure
+   * @param {HTMLElement} figure
    */
   enlarge(figure) {
     figure.classList.add('large');
-    for (let at = figure; at !== document.body; at = at.parentElement) {
-      for (const other of at.parentElement.children) {
-        if (other === at || other.inert) continue;
+    let at = figure;
+    while (at.parentElement && at !== document.body) {
+      const { parentElement } = at;
+      for (const other of parentElement.children) {
+        if (!(other instanceof HTMLElement) || other === at || other.inert) continue;
         other.inert = true;
         this.behind.push(other);
       }
+      at = parentElement;
     }
   }
 
@@ -90,15 +95,23 @@ async function load(view) {
 }
 
 /**
+ * @param {HTMLElement} figure
+ * @returns {HTMLCanvasElement}
+ */
+function canvasOf(figure) {
+  return /** @type {HTMLCanvasElement} */ (figure.querySelector('canvas'));
+}
+
+/**
  * @param {HTMLCanvasElement} canvas
- * @param {string} name of the panel
+ * @param {string | undefined} name of the panel
  * @param {HTMLImageElement[]} images original and reconstruction
  * @param {string[]} mask
  */
 function paint(canvas, name, [original, reconstruction], mask) {
   canvas.width = original.naturalWidth;
   canvas.height = original.naturalHeight;
-  const context = canvas.getContext('2d');
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d'));
   context.drawImage(name === 'reconstruction' ? reconstruction : original, 0, 0);
   if (name !== 'masked' && name !== 'pasted') return;
   const width = canvas.width / mask[0].length;
@@ -117,7 +130,8 @@ function paint(canvas, name, [original, reconstruction], mask) {
  * @param {HTMLElement} figure
  */
 function save(figure) {
-  figure.querySelector('canvas').toBlob((blob) => {
+  canvasOf(figure).toBlob((blob) => {
+    if (!blob) return;
     const link = document.createElement('a');
     link.href = URL.createObjectURL(blob);
     link.download = `${figure.dataset.name}.png`;
