@@ -7,6 +7,7 @@ A plan is JSON, of the version that `Request` has:
 Each part is a dictionary of plain data and pictures. Every run of the model is a request in line.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -14,12 +15,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from app.pictures import PictureSource
 from app.request import VERSION, Mask, Request, check_choice, check_whole
-from app.service import Answer, Job, ReconstructionService, Waiting
+from app.service import Answer, Job, ReconstructionService, Waiting, rows_of
 from mae_core.errors import ConfigError
 from mae_core.images import to_pil
 from mae_core.inside.attention import Attention, attend
@@ -139,11 +141,17 @@ async def _film(service: ReconstructionService, job: Job, plan: Plan, visitor: s
             frames.append(film_frame(answer.panels, ratio) if plan.format else None)
             yield {
                 **view_of(answer), "done": len(frames), "of": len(ratios), "mask_ratio": ratio,
-                "baselines": await service.in_thread(baseline_psnr, answer.panels, answer.mask),
+                "baselines": await asyncio.to_thread(_baselines, answer),
             }  # fmt: skip
     if plan.format:
-        film = await service.in_thread(encode_film, frames, plan.format)
+        film = await asyncio.to_thread(encode_film, frames, plan.format)
         yield {"file": film, "name": f"film.{plan.format}"}
+
+
+def _baselines(answer: Answer) -> dict[str, float | None]:
+    removed = np.array([[cell == "1" for cell in row] for row in answer.mask])
+    pixels = np.asarray(answer.panels["original"].convert("RGB"), np.float32) / 255
+    return baseline_psnr(torch.from_numpy(pixels).permute(2, 0, 1), removed)
 
 
 async def _doubt(service: ReconstructionService, job: Job, plan: Plan, visitor: str) -> Parts:

@@ -5,7 +5,7 @@ A value is named as in the API: `image`, `mask_ratio`, `seed`, `strategy`, `fit`
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ VERSION = 1
 
 # The page's slider: beyond it there is next to nothing to guess, or to guess from.
 MASK_RATIO_MIN, MASK_RATIO_MAX = 0.05, 0.95
+
+# What an own mask has in place of the values that it does not need.
+_DRAWN = {"strategy": STRATEGIES[0], "mask_ratio": 0.75, "seed": 0}
 
 # Allowed values that an error lists.
 _MOST_LISTED = 5
@@ -162,16 +165,19 @@ def parse(
         MaskError: If the ratio, the seed, the strategy or the mask is not allowed.
     """
     own = values.get("mask")
-    if own is None:
-        mask = Mask(
-            check_choice("strategy", values.get("strategy", STRATEGIES[0]), STRATEGIES, MaskError),
-            _check_mask_ratio(values.get("mask_ratio")),
-            _check_seed(values.get("seed")),
-        )
-    elif isinstance(own, bytes | PictureFile):
-        mask = Mask(drawing=digest(own))
-    else:
-        mask = Mask(rows=_check_rows(own))
+    if own is not None:
+        # Beside an own mask they are what further questions start from, such as a film.
+        drawn = {name: value for name, value in _DRAWN.items() if values.get(name) is None}
+        values = {**values, **drawn}
+    mask = Mask(
+        check_choice("strategy", values.get("strategy", STRATEGIES[0]), STRATEGIES, MaskError),
+        _check_mask_ratio(values.get("mask_ratio")),
+        _check_seed(values.get("seed")),
+    )
+    if isinstance(own, bytes | PictureFile):
+        mask = replace(mask, drawing=digest(own))
+    elif own is not None:
+        mask = replace(mask, rows=_check_rows(own))
     return Request(
         mask=mask,
         fit=check_choice("fit", values.get("fit", FITS[0]), FITS),

@@ -565,7 +565,7 @@ class ReconstructionService:
             np.asarray(drawing.convert("L")), self._decoded(job).size, config, request.fit,
             request.image_size,
         )  # fmt: skip
-        return replace(request, mask=Mask(rows=rows_of(removed)))
+        return replace(request, mask=replace(request.mask, rows=rows_of(removed), drawing=""))
 
     def _fitted_of(self, jobs: Sequence[Job]) -> list[Image.Image | Exception]:
         """The picture of each job, those of several jobs decoded once."""
@@ -603,7 +603,9 @@ class ReconstructionService:
         licence = self.offer(request.model).licence
         facts = state.facts(result) | ({"licence": licence} if licence else {})
         rows = rows_of(result.removed)
-        shown = replace(request, mask=Mask(rows=rows)) if request.mask.drawing else request
+        shown = request
+        if request.mask.drawing:
+            shown = replace(request, mask=replace(request.mask, rows=rows, drawing=""))
         answer = Answer(shown, result.panels(), facts, rows)
         # What only want of memory has put on the CPU is tried again.
         if "notice" not in facts:

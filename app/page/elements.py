@@ -43,7 +43,9 @@ _PANELS = """${(() => {
   return titles.map((title, i) => `<figure id="panel-${names[i]}" data-name="${names[i]}">
     <figcaption>${title}<span>${button('download', `${download}: ${title}`)}
     ${button('enlarge', `${enlarge}: ${title}`)}</span></figcaption>
-    <canvas role="img" aria-label="${title}"></canvas></figure>`).join('') +
+    <div class="picture"><canvas role="img" aria-label="${title}"></canvas>
+    ${names[i] === 'masked' ? '<svg class="grid" tabindex="0" role="application"></svg>' : ''}
+    </div></figure>`).join('') +
     `<p role="alert" hidden>${failed}</p>`;
 })()}"""
 

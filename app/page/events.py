@@ -19,7 +19,7 @@ import gradio as gr
 from PIL import Image
 from pydantic import ValidationError
 
-from app.experiments import Plan, ask
+from app.experiments import Plan, ask, view_of
 from app.i18n import (
     error_sentence,
     line_sentence,

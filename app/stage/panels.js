@@ -1,13 +1,11 @@
 // The four panels. Original and reconstruction are fetched; masked and pasted are composed here.
 
+import { stage } from './stage.js';
+
 /** Colour of removed patches, as `mae_core` draws them. */
 const REMOVED = 'rgb(128 128 128)';
 
-/**
- * What the panels show.
- * @typedef {{original: string, reconstruction: string, mask: string[]}} View
- *   addresses of two images of one size; the mask as rows of 0 and 1, 1 = removed
- */
+/** @typedef {import('./stage.js').View} View */
 
 export class Panels {
   /** @param {HTMLElement} element holds a `figure` with a `canvas` for each panel */
@@ -23,6 +21,12 @@ export class Panels {
     document.addEventListener('keydown', (event) => {
       if (event.key === 'Escape') this.shrink();
     });
+    stage.addEventListener('preview', () => {
+      const masked = element.querySelector('#panel-masked canvas');
+      if (stage.images.length && masked instanceof HTMLCanvasElement) {
+        paint(masked, 'masked', stage.images, maskOf('masked'));
+      }
+    });
   }
 
   /**
@@ -33,10 +37,11 @@ export class Panels {
     const turn = ++this.shown;
     const images = view ? await load(view) : null;
     if (turn !== this.shown) return;
+    stage.show(images && view, images ?? []);
     for (const figure of this.element.querySelectorAll('figure')) {
       figure.classList.toggle('empty', !images);
       const canvas = canvasOf(figure);
-      if (view && images) paint(canvas, figure.dataset.name, images, view.mask);
+      if (images) paint(canvas, figure.dataset.name, images, maskOf(figure.dataset.name));
       else canvas.width = canvas.height = 0;
     }
     const alert = /** @type {HTMLElement} */ (this.element.querySelector('[role=alert]'));
@@ -74,6 +79,14 @@ export class Panels {
     this.element.querySelector('figure.large')?.classList.remove('large');
     for (const other of this.behind.splice(0)) other.inert = false;
   }
+}
+
+/**
+ * The mask that a panel shows: the newest, but pasted pixels go with their own.
+ * @param {string | undefined} name
+ */
+function maskOf(name) {
+  return name === 'masked' ? stage.mask : stage.view?.mask ?? [];
 }
 
 /**

@@ -39,6 +39,9 @@ class Stage extends EventTarget {
   /** The mask on show: the view's, or a newer one. @type {string[]} */
   mask = [];
 
+  /** Whether the mask is newer than the view's. */
+  ahead = false;
+
   /** @type {((settings: object) => void) | null} */
   opener = null;
 
@@ -66,7 +69,11 @@ class Stage extends EventTarget {
   show(view, images) {
     this.view = view;
     this.images = images;
-    this.mask = view ? view.mask : [];
+    // A newer mask stays on show until its own answer is there.
+    const rows = view?.mask ?? [];
+    const alike = rows.length === this.mask.length && rows[0]?.length === this.mask[0]?.length;
+    if (!alike || rows.join() === this.mask.join()) this.ahead = false;
+    if (!this.ahead) this.mask = rows;
     this.dispatchEvent(new Event('view'));
   }
 
@@ -76,12 +83,13 @@ class Stage extends EventTarget {
    */
   preview(rows) {
     this.mask = rows;
+    this.ahead = true;
     this.dispatchEvent(new Event('preview'));
   }
 
   /**
    * Show the mask of the sliders at once.
-   * @param {string} strategy
+   * @param {import('./masking.js').Strategy} strategy
    * @param {number} ratio
    * @param {number} seed
    */
