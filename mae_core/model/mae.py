@@ -184,14 +184,22 @@ class MaskedAutoencoder(nn.Module):
                 f"{images.shape[0]} images of {grid_size[0]}x{grid_size[1]} patches",
                 code="patches",
             )
-        removed, ids = None, patch_mask.ids_keep
+        removed = None
         if self.config.encoder_mask_tokens:
             removed = patch_mask.mask.bool().unsqueeze(-1)  # (N, L, 1)
-            ids = patch_mask.ids_restore.argsort(dim=1)  # ids_shuffle
         cls_token, tokens = self._embed(images, grid_size, removed)
-        tokens = torch.cat((cls_token, _take(tokens, ids)), dim=1)  # (N, 1 + K, D)
-        latent: Tensor = self.norm(self.blocks(tokens))
+        tokens = _take(tokens, self.encoder_ids(patch_mask))
+        latent: Tensor = self.norm(self.blocks(torch.cat((cls_token, tokens), dim=1)))
         return latent
+
+    def encoder_ids(self, patch_mask: PatchMask) -> Tensor:
+        """Numbers of the patches that the encoder's tokens, after the class token, are of.
+
+        (N, K), which is `ids_keep`; with `encoder_mask_tokens` (N, L), which is `ids_shuffle`.
+        """
+        if self.config.encoder_mask_tokens:
+            return patch_mask.ids_restore.argsort(dim=1)
+        return patch_mask.ids_keep
 
     def _embed(
         self, images: Tensor, grid_size: tuple[int, int], removed: Tensor | None = None
