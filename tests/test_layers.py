@@ -36,6 +36,10 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         "config", "data", "devices", "errors", "images", "inpainting", "measurements", "metrics",
         "model", "normpix", "photographs", "reconstruct", "weights",
     },
+    "inside": {
+        "config", "devices", "errors", "images", "inpainting", "metrics", "model", "normpix",
+        "reconstruct", "weights",
+    },
     # `evaluation` too, in these modules only: TRAINING_MEETS_EVALUATION.
     "training": {
         "config", "data", "devices", "errors", "evaluation", "images", "measurements", "model",
