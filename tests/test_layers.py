@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "photographs": {"errors", "measurements"},
     "images": {"errors", "measurements", "photographs"},
     "metrics": {"errors", "model"},
+    "inpainting": {"metrics"},
     "normpix": {"config", "errors", "model"},
     "weights": {"config", "devices", "errors", "model"},
     "reconstruct": {
@@ -32,8 +33,12 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     },
     "data": {"config", "errors", "images", "measurements", "photographs"},
     "evaluation": {
-        "config", "data", "devices", "errors", "images", "measurements", "metrics", "model",
-        "normpix", "photographs", "reconstruct", "weights",
+        "config", "data", "devices", "errors", "images", "inpainting", "measurements", "metrics",
+        "model", "normpix", "photographs", "reconstruct", "weights",
+    },
+    "inside": {
+        "config", "devices", "errors", "images", "inpainting", "metrics", "model", "normpix",
+        "reconstruct", "weights",
     },
     "inside": {"errors", "images", "metrics", "model", "reconstruct", "weights"},
     # `evaluation` too, in these modules only: TRAINING_MEETS_EVALUATION.

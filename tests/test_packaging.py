@@ -31,7 +31,7 @@ PINNED_IN = {
 }  # fmt: skip
 # What must not be needed to import the library, and to use it without these.
 OPTIONAL = (
-    "app", "cachetools", "datasets", "gradio", "imagecodecs", "jinja2", "matplotlib", "onnx",
+    "app", "cachetools", "cv2", "datasets", "gradio", "imagecodecs", "jinja2", "matplotlib", "onnx",
     "onnxruntime", "onnxscript", "pillow_heif", "prometheus_client", "pydantic_settings",
     "starlette", "tensorboard", "tifffile", "transformers",
 )  # fmt: skip

@@ -8,24 +8,23 @@ summarize(figures)["model"]["psnr"].mean
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from mae_core.config import ModelConfig
 from mae_core.data.datasets import find_images, shown
 from mae_core.errors import DataError, ImageError, MaskError
 from mae_core.images import DecodedImage, size_of, to_tensor
+from mae_core.inpainting import FILLERS
 from mae_core.measurements import RangeSpec, as_value_range
-from mae_core.metrics import compose, removed_psnr, removed_ssim
+from mae_core.metrics import removed_psnr, removed_ssim
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import draw_mask, num_visible
 from mae_core.model.patches import pixel_mask
@@ -38,9 +37,6 @@ MAX_PSNR = 100.0
 
 # Images that go through the model together, and that are decoded at a time.
 _BATCH = 20
-
-# OpenCV's neighbourhood in pixels, as in its own examples.
-_TELEA_RADIUS = 3
 
 # One method's figures by name, `loss`, `psnr` and `ssim`: a value for each image. NaN is what
 # cannot be measured: what a model gets wrong, and the SSIM of images smaller than its window.
@@ -131,7 +127,9 @@ def evaluate_reconstruction(
         OpenCV is not installed, which is logged.
     """
     num_visible(1, mask_ratio)  # refused before the images are opened
-    config, fillers = model.config, _fillers() if baselines else {}
+    config, fillers = model.config, FILLERS if baselines else {}
+    if baselines and "telea" not in fillers:
+        _log.warning("no telea baseline: opencv-python-headless is not installed")
     figures: dict[str, Figures] = {"model": {"loss": [], "psnr": [], "ssim": []}}
     figures |= {name: {"psnr": [], "ssim": []} for name in fillers}
     bar = tqdm(images, desc="evaluating", unit="img", leave=False)
@@ -201,33 +199,3 @@ def summarize(figures: Mapping[str, Figures]) -> dict[str, dict[str, Summary]]:
             mean, std = float(values.mean()), float(values.std())
             summaries[method][name] = Summary(mean, std, len(values), pooled, capped)
     return summaries
-
-
-# Fills the removed pixels, 1 in (1, H, W), of a (C, H, W) image.
-_Filler = Callable[[Tensor, Tensor], Tensor]
-
-
-def _fillers() -> dict[str, _Filler]:
-    if find_spec("cv2"):
-        return {"mean_colour": _fill_mean_colour, "telea": _fill_telea}
-    _log.warning("no telea baseline: opencv-python-headless is not installed")
-    return {"mean_colour": _fill_mean_colour}
-
-
-def _fill_mean_colour(image: Tensor, removed: Tensor) -> Tensor:
-    visible = 1 - removed
-    colour = (image * visible).sum(dim=(1, 2)) / visible.sum()
-    return compose(image, colour.view(-1, 1, 1).expand_as(image), removed)
-
-
-def _fill_telea(image: Tensor, removed: Tensor) -> Tensor:
-    import cv2  # only this baseline needs it
-
-    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    holes = removed[0].to(torch.uint8).numpy()
-    # The hidden pixels are blanked first, so that a leak would show.
-    visible = np.ascontiguousarray(pixels * (1 - holes)[:, :, None])
-    # OpenCV takes 3 channels or 1, and gives 1 as (H, W).
-    parts = [visible] if visible.shape[2] in (1, 3) else np.split(visible, visible.shape[2], axis=2)
-    filled = [cv2.inpaint(part, holes, _TELEA_RADIUS, cv2.INPAINT_TELEA) for part in parts]
-    return torch.from_numpy(np.dstack(filled)).permute(2, 0, 1).float() / 255

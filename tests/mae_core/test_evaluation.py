@@ -64,6 +64,16 @@ def test_baselines_fill_the_same_masks_without_seeing_hidden_pixels(
     assert figures["mean_colour"]["psnr"][0] == pytest.approx(-10 * math.log10(error), abs=1e-3)
 
 
+def test_without_opencv_there_is_no_telea_and_the_log_says_so(
+    small_model: MaskedAutoencoder, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.delitem(evaluation.FILLERS, "telea")
+    figures = evaluate_reconstruction(small_model, [draw_picture(0, 48, 48)])
+    assert list(figures) == ["model", "mean_colour"]
+    assert "opencv-python-headless is not installed" in caplog.text
+
+
 def test_normalised_targets_are_scored_without_the_answer(
     small_config: ModelConfig, picture_folder: Path
 ) -> None:
@@ -255,7 +265,8 @@ def test_the_command_measures_in_float32_and_without_baselines_if_asked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: True)
-    monkeypatch.setattr(evaluation, "_fillers", lambda: pytest.fail("made a baseline"))
+    fillers = {"mean_colour": lambda *_: pytest.fail("made a baseline")}
+    monkeypatch.setattr(evaluation, "FILLERS", fillers)
     command = [weights, str(picture_folder), "--device", "cpu"]
     assert mae(["evaluate", *command, "--no-baselines", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
