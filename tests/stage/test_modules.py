@@ -1,15 +1,20 @@
-"""The browser's modules beside Python: the same masks, from the same seeds."""
+"""The browser's modules beside Python: the same masks, and ZIP files that it opens."""
 
+import io
 import json
 import os
 import random
 import shutil
 import subprocess
+import zipfile
 from typing import Any
 
+import numpy as np
 import pytest
 
+from mae_core.config import ModelConfig
 from mae_core.model.masking import MAX_SEED, STRATEGIES, draw_mask, num_visible
+from mae_core.reconstruct import mask_from_drawing
 from tests.sources import ROOT
 
 GRIDS = [(14, 14), (7, 7), (16, 12), (9, 21), (1, 5), (64, 64)]
@@ -87,3 +92,45 @@ def test_the_fixture_is_what_the_library_draws() -> None:
     assert {case["strategy"] for case in cases} == set(STRATEGIES)
     for case in cases:
         assert case == case | drawn(case)
+
+
+PICTURE = """
+import { fromPicture } from './app/stage/drawing.js';
+const masks = given.map(({ rows, grid }) => {
+  const data = rows.flat().flatMap((grey) => [grey, grey, grey, 255]);
+  const size = { width: rows[0].length, height: rows.length };
+  return fromPicture({ data: Uint8ClampedArray.from(data), ...size }, grid);
+});
+console.log(JSON.stringify(masks));
+"""
+
+
+def test_a_picture_is_the_mask_that_the_library_makes_of_it(node: str) -> None:
+    chance = np.random.default_rng(13)
+    given = []
+    # As large as the model's images, so that nothing is resized, or a pixel for each patch.
+    for side in (224, 224, 14):
+        shares = np.kron(chance.random((14, 14)), np.ones((side // 14, side // 14)))
+        white = chance.random((side, side)) < shares
+        greys = np.where(white, chance.integers(1, 256, white.shape), 0)
+        given.append({"rows": greys.tolist(), "grid": (14, 14)})
+    for one, rows in zip(given, json.loads(run(node, PICTURE, given)), strict=True):
+        removed = mask_from_drawing(np.array(one["rows"]), (224, 224), ModelConfig())
+        assert rows == ["".join(map(str, row)) for row in removed.astype(int).tolist()]
+
+
+ZIP = """
+import { zip } from './app/stage/zip.js';
+const files = given.map(([name, bytes]) => ({ name, bytes: Uint8Array.from(bytes) }));
+process.stdout.write(zip(files, new Date(2026, 10, 26, 14, 9, 31)));
+"""
+
+
+def test_python_opens_zip_files(node: str) -> None:
+    content = random.Random(13).randbytes(100_000)
+    files = {"panels/original.png": content, "面板.json": b"{}", "empty": b""}
+    zipped = run(node, ZIP, [[name, list(data)] for name, data in files.items()])
+    with zipfile.ZipFile(io.BytesIO(zipped)) as archive:
+        assert archive.testzip() is None
+        assert {name: archive.read(name) for name in archive.namelist()} == files
+        assert {one.date_time for one in archive.infolist()} == {(2026, 11, 26, 14, 9, 30)}
