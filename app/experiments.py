@@ -1,4 +1,4 @@
-"""What can be asked of a picture beside its panels: a `Plan` in, parts of the answer out as they come.
+"""What can be asked of a picture beside its panels: a `Plan` in, parts of an answer out.
 
 A plan is JSON, of the version that `Request` has:
 
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mae_core.inside.leaks import Comparison, LeakProof, prove
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -26,7 +27,6 @@ from mae_core.errors import ConfigError
 from mae_core.images import to_pil
 from mae_core.inside.attention import Attention, attend
 from mae_core.inside.influence import leave_one_out, patch_change
-from mae_core.inside.leaks import LeakProof, prove
 from mae_core.inside.stages import Trace, trace
 from mae_core.inside.sweep import (
     FILM_FORMATS,
@@ -100,18 +100,18 @@ async def ask(service: ReconstructionService, plan: Plan, visitor: str) -> Parts
         MAEError: As `ReconstructionService.answer`.
     """
     if plan.kind == "single":
-        async with aclosing(service.answer(plan.values, visitor)) as steps:
-            async for step in steps:
-                yield step if isinstance(step, Waiting) else view_of(step)
+        async with aclosing(service.answer(plan.values, visitor)) as answers:
+            async for answer in answers:
+                yield answer if isinstance(answer, Waiting) else view_of(answer)
         return
     job = await service.prepare(plan.values)
     parts = {
         "film": _film, "doubt": _doubt, "influence": _influence, "attention": _attention,
         "inside": _inside, "leak": _leak,
     }[plan.kind](service, job, plan, visitor)  # fmt: skip
-    async with aclosing(parts) as steps:
-        async for step in steps:
-            yield step
+    async with aclosing(parts):
+        async for part in parts:
+            yield part
 
 
 def view_of(answer: Answer) -> Part:
@@ -130,17 +130,20 @@ async def _film(service: ReconstructionService, job: Job, plan: Plan, visitor: s
     ratios = film_ratios(plan.number)
     drawn = replace(job.request.mask, rows=(), drawing="")
     masks = [replace(drawn, ratio=ratio) for ratio in ratios]
-    frames = []
+    frames: list[Image.Image] = []
+    done = 0
     async with aclosing(service.series(job, masks, visitor)) as steps:
         async for step in steps:
             if isinstance(step, Waiting):
                 yield step
                 continue
-            answer, result = step
-            ratio = ratios[len(frames)]
-            frames.append(film_frame(answer.panels, ratio) if plan.format else None)
+            answer, _ = step
+            ratio = ratios[done]
+            done += 1
+            if plan.format:
+                frames.append(film_frame(answer.panels, ratio))
             yield {
-                **view_of(answer), "done": len(frames), "of": len(ratios), "mask_ratio": ratio,
+                **view_of(answer), "done": done, "of": len(ratios), "mask_ratio": ratio,
                 "baselines": await asyncio.to_thread(_baselines, answer),
             }  # fmt: skip
     if plan.format:
@@ -158,20 +161,23 @@ async def _doubt(service: ReconstructionService, job: Job, plan: Plan, visitor: 
     """Maps of error and disagreement, and the mean picture, over masks of one ratio."""
     drawn = replace(job.request.mask, rows=(), drawing="")
     masks = [replace(drawn, seed=seed) for seed in doubt_seeds(drawn.seed, plan.number)]
-    doubt = Doubt()
+    doubt, original = Doubt(), None
     async with aclosing(service.series(job, masks, visitor, exact=True)) as steps:
         async for step in steps:
             if isinstance(step, Waiting):
                 yield step
                 continue
-            doubt.add(_exact(step))
+            result = _exact(step)
+            original = result.original
+            doubt.add(result)
             yield {"done": doubt.runs, "of": len(masks)}
+    assert original is not None
     yield {
         "runs": doubt.runs,
         "mask_ratio": drawn.ratio,
         "hidden": doubt.hidden.tolist(),
-        "original": to_pil(doubt.original),
-        "mean": to_pil(doubt.mean),
+        "original": to_pil(original),
+        "mean": to_pil(torch.from_numpy(doubt.mean).float()),
         "mean_psnr": doubt.mean_psnr,
         "single_psnr": doubt.single_psnr,
         "error": _map(doubt.error, doubt.patch_error),
@@ -205,8 +211,6 @@ async def _influence(service: ReconstructionService, job: Job, plan: Plan, visit
     assert before is not None
     without = leave_one_out(before.removed)
     masks = [Mask(rows=rows_of(removed)) for _, removed in without]
-    width = before.removed.shape[1]
-    ids = [row * width + column for (row, column), _ in without]
     count = 0
     async with aclosing(service.series(job, masks, visitor, exact=True)) as steps:
         async for step in steps:
@@ -216,7 +220,7 @@ async def _influence(service: ReconstructionService, job: Job, plan: Plan, visit
             change = patch_change(before, _exact(step)).ravel()
             count += 1
             yield {
-                "done": count, "of": len(masks), "patch": ids[count - 1],
+                "done": count, "of": len(masks), "patch": without[count - 1][0],
                 "mask": rows_of(before.removed),
                 "change": [float(f"{value:.5g}") for value in change],
             }  # fmt: skip
@@ -270,8 +274,16 @@ async def _leak(service: ReconstructionService, job: Job, plan: Plan, visitor: s
 def _leak_part(proof: LeakProof) -> Part:
     return {
         "scrambled": to_pil(proof.scrambled),
-        "same": proof.same,
-        "changed_values": proof.changed_values,
-        "largest_change": proof.largest_change,
-        "answer_same": proof.answer_same,
+        **_comparison(proof),
+        # Of models of normalised pixels, told the answer's brightness and contrast.
+        "answer": proof.answer and _comparison(proof.answer),
     }
+
+
+def _comparison(pair: Comparison) -> Part:
+    before, after = map(to_pil, pair.predictions)
+    return {
+        "before": before, "after": after, "same": pair.same,
+        "changed_values": pair.changed_values, "values": pair.predictions[0].numel(),
+        "largest_change": pair.largest_change,
+    }  # fmt: skip

@@ -405,8 +405,9 @@ class ReconstructionService:
     ) -> AsyncGenerator[Waiting | tuple[Answer, Reconstruction | None], None]:
         """The answers to one request under several masks, in order, as they come.
 
-        An answer comes with its result, or without where it is from the cache. Each mask is a request in line and in the visitor's rate, like any other; a visitor beyond
-        the rate waits between them.
+        An answer comes with its result, or without where it is from the cache. Each mask is a
+        request in line and in the visitor's rate, like any other; a visitor beyond the rate waits
+        between them.
 
         Args:
             job: From `prepare`.

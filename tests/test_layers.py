@@ -40,7 +40,6 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         "config", "devices", "errors", "images", "inpainting", "metrics", "model", "normpix",
         "reconstruct", "weights",
     },
-    "inside": {"errors", "images", "metrics", "model", "reconstruct", "weights"},
     # `evaluation` too, in these modules only: TRAINING_MEETS_EVALUATION.
     "training": {
         "config", "data", "devices", "errors", "evaluation", "images", "measurements", "model",

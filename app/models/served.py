@@ -202,7 +202,7 @@ class ServedModel:
         function: Callable[[Reconstructor, ReconstructionRequest], Any],
         request: ReconstructionRequest,
     ) -> tuple[Any, None, int] | Exception:
-        """What a function says of the model and a picture, as the only one of a run; or its error."""
+        """What a function says of the model and a picture, alone in a run; or its error."""
         with self._lock:
             self._refresh()
             reconstructor = self._state.reconstructor

@@ -5,7 +5,7 @@ import hashlib
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 from PIL import Image, ImageOps
@@ -151,7 +151,7 @@ def panels(names: Iterable[str], label: Any, value: dict[str, Any] | None, elem_
     )
 
 
-def stage_part(name: str, visible: bool | str = True) -> gr.HTML:
+def stage_part(name: str, visible: Literal[True, "hidden"] = True) -> gr.HTML:
     """A part of the stage, drawn by `stage/NAME.js`; its id is the name.
 
     Args:

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 from PIL import Image
@@ -32,7 +32,7 @@ from app.models.served import Progress
 from app.models.shelf import PATIENCE_SECONDS, NotReadyError, Offer
 from app.ops.storage import CacheFolder
 from app.page.files import byte_file, example_file, not_uploaded, panel_file, uploaded
-from app.request import Mask, Request
+from app.request import Request
 from app.service import Answer, ReconstructionService, Waiting
 from mae_core import MAEError
 from mae_core.errors import ImageError, MaskError
@@ -280,12 +280,10 @@ class Events:
         except MaskError as error:
             if error.code != "mask_shape":
                 raise
-            h, w = error.parameters["rows"], error.parameters["columns"]
+            h, w = (cast(int, error.parameters[side]) for side in ("rows", "columns"))
             old: list[str] = values["mask"]
             rows = [old[i * len(old) // h] for i in range(h)]
-            values = values | {
-                "mask": [[row[j * len(row) // w] for j in range(w)] for row in rows]
-            }
+            values = values | {"mask": [[row[j * len(row) // w] for j in range(w)] for row in rows]}
             async with aclosing(self._answer(values, request)) as steps:
                 async for step in steps:
                     yield step
