@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mae_core.inside.leaks import Comparison, LeakProof, prove
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -27,6 +26,7 @@ from mae_core.errors import ConfigError
 from mae_core.images import to_pil
 from mae_core.inside.attention import Attention, attend
 from mae_core.inside.influence import leave_one_out, patch_change
+from mae_core.inside.leaks import Comparison, LeakProof, prove
 from mae_core.inside.stages import Trace, trace
 from mae_core.inside.sweep import (
     FILM_FORMATS,
