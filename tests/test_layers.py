@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         "config", "data", "devices", "errors", "images", "measurements", "metrics", "model",
         "normpix", "photographs", "reconstruct", "weights",
     },
-    "inside": {"errors", "images", "metrics", "model", "reconstruct", "weights"},
+    "inside": {"errors", "images", "model", "reconstruct", "weights"},
     # `evaluation` too, in these modules only: TRAINING_MEETS_EVALUATION.
     "training": {
         "config", "data", "devices", "errors", "evaluation", "images", "measurements", "model",
