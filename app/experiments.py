@@ -266,7 +266,9 @@ async def _inside(service: ReconstructionService, job: Job, plan: Plan, visitor:
 async def _leak(service: ReconstructionService, job: Job, plan: Plan, visitor: str) -> Parts:
     """Whether other pixels under the removed patches change the prediction."""
     measure = partial(prove, seed=plan.number)
-    async with aclosing(service.measure(job, measure, visitor, runs=2)) as steps:
+    # Both pictures, and again with the answer's brightness and contrast.
+    runs = 4 if job.served.config.norm_pix else 2
+    async with aclosing(service.measure(job, measure, visitor, runs)) as steps:
         async for step in steps:
             yield _leak_part(step) if isinstance(step, LeakProof) else step
 
