@@ -52,7 +52,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Request:
-    """One reconstruction, all of whose values are allowed. Equal requests have equal answers.
+    """One reconstruction, all of whose values are allowed. Equal keys have equal answers.
 
     Attributes:
         picture: Digest of its file.
@@ -70,6 +70,14 @@ class Request:
     model: str
     image_size: int | None
     view: str
+
+    @property
+    def key(self) -> "Request":
+        """The request without what an own mask does not need."""
+        mask = self.mask
+        if not mask.rows and not mask.drawing:
+            return self
+        return replace(self, mask=Mask(rows=mask.rows, drawing=mask.drawing))
 
     def of(self, picture: Image.Image) -> ReconstructionRequest:
         """The same for a `Reconstructor`, with the picture decoded; not with a drawn mask."""

@@ -388,6 +388,7 @@ class ReconstructionService:
                     async for waiting in self._waiting(outcome, key):
                         yield waiting
                     answer, _, fields["batch"] = outcome.result()
+                    answer = _as_asked(answer, job.request)
                 finally:
                     outcome.cancel()
         yield answer
@@ -509,7 +510,8 @@ class ReconstructionService:
 
     def _kept(self, job: Job) -> Answer | None:
         with self._answers_lock:
-            return self._answers.get((job.request, job.version))
+            answer = self._answers.get((job.request.key, job.version))
+        return answer and _as_asked(answer, job.request)
 
     def _wait_for_rate(self, visitor: str, runs: int = 1) -> float:
         return self._rate.take(visitor, runs) if self._rate else 0.0
@@ -520,7 +522,7 @@ class ReconstructionService:
 
     def _submit(self, job: Job, visitor: str) -> tuple["asyncio.Future[_Computed]", Hashable]:
         """The job in the line, and its key there."""
-        key: Hashable = (job.request, job.version, job.measure)
+        key: Hashable = (job.request.key, job.version, job.measure)
         batch_key: Hashable = (job.served, job.served.batch_key(job.request))
         outcome = self._line.submit(
             job,
@@ -612,7 +614,7 @@ class ReconstructionService:
         if "notice" not in facts:
             # An answer above the bound is a ValueError, and is not kept.
             with self._answers_lock, suppress(ValueError):
-                self._answers[request, state.version] = answer
+                self._answers[request.key, state.version] = answer
         return answer
 
     @contextmanager
@@ -667,6 +669,15 @@ def _workers_for(models: Sequence[ServedModel]) -> int:
     """One for each core if all models are so small that a run takes one thread; otherwise one."""
     small = models and all(model.is_small for model in models)
     return min(choose_threads(), _MOST_WORKERS) if small else 1
+
+
+def _as_asked(answer: Answer, request: Request) -> Answer:
+    """The answer to a request that is equal to its own but for what an own mask does not need."""
+    drawn, mask = request.mask, answer.request.mask
+    asked = replace(mask, strategy=drawn.strategy, ratio=drawn.ratio, seed=drawn.seed)
+    if asked == mask:
+        return answer
+    return replace(answer, request=replace(answer.request, mask=asked))
 
 
 def rows_of(removed: NDArray[np.bool_]) -> tuple[str, ...]:
