@@ -21,7 +21,6 @@ from typing import Any, cast
 
 import numpy as np
 from cachetools import LRUCache, cachedmethod
-from numpy.typing import NDArray
 from PIL import Image
 
 from app.decoding import DecodersBusyError
@@ -53,6 +52,7 @@ from mae_core.errors import (
     MaskError,
 )
 from mae_core.reconstruct import MAX_PATCHES, ReconstructionRequest, mask_from_drawing, open_fitted
+from mae_core.settings import rows_of
 from mae_core.weights import DEFAULT_WEIGHTS, weights_name
 
 _logger = logging.getLogger(__name__)
@@ -441,7 +441,7 @@ class ReconstructionService:
             np.asarray(drawing.convert("L")), self._decoded(job).size, config, request.fit,
             request.image_size,
         )  # fmt: skip
-        return replace(request, mask=Mask(rows=_rows_of(removed)))
+        return replace(request, mask=Mask(rows=rows_of(removed)))
 
     def _fitted_of(self, jobs: Sequence[_Job]) -> list[Image.Image | Exception]:
         """The picture of each job, those of several jobs decoded once."""
@@ -478,7 +478,7 @@ class ReconstructionService:
     def _keep(self, request: Request, result: Reconstruction, state: ModelState) -> Answer:
         licence = self.offer(request.model).licence
         facts = state.facts(result) | ({"licence": licence} if licence else {})
-        answer = Answer(result.panels(), facts, _rows_of(result.removed))
+        answer = Answer(result.panels(), facts, rows_of(result.removed))
         # What only want of memory has put on the CPU is tried again.
         if "notice" not in facts:
             # An answer above the bound is a ValueError, and is not kept.
@@ -538,10 +538,6 @@ def _workers_for(models: Sequence[ServedModel]) -> int:
     """One for each core if all models are so small that a run takes one thread; otherwise one."""
     small = models and all(model.is_small for model in models)
     return min(choose_threads(), _MOST_WORKERS) if small else 1
-
-
-def _rows_of(removed: NDArray[np.bool_]) -> tuple[str, ...]:
-    return tuple("".join("01"[int(cell)] for cell in row) for row in removed)
 
 
 def _for_visitors(name: str, error: MAEError) -> MAEError:

@@ -17,8 +17,8 @@ import time
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from numbers import Integral
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from mae_core.images import (
     fitted_size,
     is_channels,
     open_image,
+    png_bytes,
     size_of,
     to_pil,
     to_tensor,
@@ -222,9 +223,9 @@ class Reconstruction:
         """Write the panels, their strip (`panels.png`) and the facts (`metrics.json`)."""
         folder = Path(os.path.expanduser(folder))
         for name, panel in {**self.panels(show), "panels": self.strip(show=show)}.items():
-            write_atomically(folder / f"{name}.png", partial(panel.save, format="PNG"))
+            write_atomically(folder / f"{name}.png", methodcaller("write_bytes", png_bytes(panel)))
         text = json.dumps(self.facts(), indent=2) + "\n"
-        write_atomically(folder / "metrics.json", lambda path: path.write_text(text))
+        write_atomically(folder / "metrics.json", methodcaller("write_text", text))
 
 
 # A checked request, as it is carried out; its image as the model's input (1, C, H, W); its mask.

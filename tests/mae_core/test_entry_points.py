@@ -39,7 +39,7 @@ def test_reconstruct_writes_panels_and_metrics(
     assert mae(["reconstruct", *command, "--device", "cpu", "--out", str(out)]) == 0
     assert {path.name for path in out.iterdir()} == {
         "original.png", "masked.png", "reconstruction.png", "pasted.png", "panels.png",
-        "metrics.json",
+        "metrics.json", "settings.json",
     }  # fmt: skip
     with Image.open(out / "pasted.png") as pasted:
         assert pasted.size == (48, 48)
