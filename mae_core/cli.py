@@ -21,7 +21,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mae_core.errors import ConfigError, MAEError, MaskError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from mae_core.config import ModelConfig
+    from mae_core.images import DecodedImage
+    from mae_core.photographs import ImageLimits
     from mae_core.reconstruct import ReconstructionRequest
 
 # What the library takes, said here too so that `--help` does not wait for it; a test compares them.
@@ -144,6 +148,8 @@ def _add_reconstruct(parser: argparse.ArgumentParser) -> None:
     add("--mask", metavar="FILE",
         help="own mask, a PNG or .npy as large as IMAGE or the grid of patches: what is not black, "
         "0 or transparent is removed, a patch by its majority")  # fmt: skip
+    add("--full-size", action="store_true",
+        help="write full.png too: IMAGE in its own size, removed patches rebuilt")  # fmt: skip
     add("--view", choices=VIEWS,
         help="of weights trained on normalised pixels: brightness and contrast estimated, the "
         "original's (which uses the answer), or the bare prediction")  # fmt: skip
@@ -167,9 +173,11 @@ def _reconstruct(args: argparse.Namespace) -> int:
     """
     import torch
 
+    from mae_core.images import png_bytes
     from mae_core.photographs import read_file
-    from mae_core.reconstruct import Reconstructor
+    from mae_core.reconstruct import Reconstructor, paste_back
     from mae_core.settings import SETTINGS_FILE, digest_of, save_settings
+    from mae_core.weights.files import write_atomically
     from mae_core.weights.registry import load, weights_name
 
     # The image first: a mistyped name should not wait for the weights.
@@ -180,10 +188,15 @@ def _reconstruct(args: argparse.Namespace) -> int:
     reconstructor = Reconstructor(model, name, device=args.device, in_place=True)
     if args.mask:
         request = dataclasses.replace(request, mask=_read_mask(args, request, model.config))
+    full = _full_size(args, model.config) if args.full_size else None
     torch.set_num_threads(reconstructor.threads_for([request]))
     out = reconstructor(**vars(request))
     out.save(args.out, args.show)
-    save_settings(Path(args.out).expanduser() / SETTINGS_FILE, request, picture, name)
+    folder = Path(args.out).expanduser()
+    save_settings(folder / SETTINGS_FILE, request, picture, name)
+    if full:
+        data = png_bytes(paste_back(full, out, args.show))
+        write_atomically(folder / "full.png", lambda path: path.write_bytes(data))
     quality = "no PSNR in this view" if out.removed.any() else "nothing removed"
     if out.psnr is not None:
         told = ", told the answer's brightness and contrast" if out.view == "answer" else ""
@@ -244,8 +257,8 @@ def _read_mask(
     """(h, w) booleans, True = removed, from a file of the image's shape or of the grid's."""
     import numpy as np
 
-    from mae_core.images import open_image, size_of
-    from mae_core.photographs import read_drawing
+    from mae_core.images import size_of
+    from mae_core.photographs import DEFAULT_LIMITS, read_drawing
     from mae_core.reconstruct import mask_from_drawing
 
     try:
@@ -254,11 +267,35 @@ def _read_mask(
         raise MaskError(f"the mask {args.mask} cannot be read: {error}") from error
     if not isinstance(values, np.ndarray) or not values.size or values.dtype.kind not in "buif":
         raise MaskError(f"the mask {args.mask} holds no numbers; give an image, or 0 and 1")
-    opened = open_image(
-        args.image, config.in_chans, bands=request.bands or config.bands,
-        value_range=request.value_range or config.value_range or "auto",
+    size = size_of(_opened(args, config, DEFAULT_LIMITS))
+    return mask_from_drawing(values, size, config, request.fit, request.image_size)
+
+
+def _full_size(args: argparse.Namespace, config: "ModelConfig") -> "Image":
+    """The image at its own resolution; large ones are rebuilt from a smaller copy."""
+    from PIL.Image import Image
+
+    from mae_core.photographs import ImageLimits
+
+    opened = _opened(args, config, ImageLimits(keep_pixels=ImageLimits.max_pixels))
+    if isinstance(opened, Image):
+        return opened
+    raise ConfigError(
+        f"--full-size is for models of 1 or 3 channels, and this one has {config.in_chans}; leave "
+        "it out"
+    )
+
+
+def _opened(
+    args: argparse.Namespace, config: "ModelConfig", limits: "ImageLimits"
+) -> "DecodedImage":
+    """The image with the channels of a model, not fitted."""
+    from mae_core.images import open_image
+
+    return open_image(
+        args.image, config.in_chans, bands=args.bands or config.bands,
+        value_range=args.range or config.value_range or "auto", limits=limits,
     )  # fmt: skip
-    return mask_from_drawing(values, size_of(opened), config, request.fit, request.image_size)
 
 
 # --- evaluate

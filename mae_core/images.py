@@ -59,6 +59,9 @@ __all__ = [
 ImageSource: TypeAlias = bytes | str | Path | Image.Image | npt.NDArray[Any]
 DecodedImage: TypeAlias = Image.Image | npt.NDArray[np.uint8]
 
+# (left, top, right, bottom) in pixels.
+_Box: TypeAlias = tuple[int, int, int, int]
+
 FITS = ("crop", "squash", "whole")
 
 # A whole frame's long side is at most this many times its short side.
@@ -217,12 +220,30 @@ def fit_image(image: DecodedImage, fit: str, *, image_size: int, patch_size: int
     fitted = fitted_size(size, fit, image_size=image_size, patch_size=patch_size)
     if fit != "crop":
         return resized(image, fitted)
+    whole, box = _cropped(size, image_size)
+    return _of_each_band(image, lambda band: band.resize(whole, Image.Resampling.BICUBIC).crop(box))
+
+
+def _cropped(size: tuple[int, int], image_size: int) -> tuple[tuple[int, int], _Box]:
+    """Of the fit `crop`: the size of the resized image, and the box that is kept of it."""
     width, height = (side * image_size // min(size) for side in size)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
-    box = left, top, left + image_size, top + image_size
-    return _of_each_band(
-        image, lambda band: band.resize((width, height), Image.Resampling.BICUBIC).crop(box)
+    return (width, height), (left, top, left + image_size, top + image_size)
+
+
+def fitted_box(size: tuple[int, int], fit: str, image_size: int) -> _Box:
+    """The part of an image of `size` that `fit_image` keeps.
+
+    Returns:
+        (left, top, right, bottom) in the image's own pixels, to the nearest whole one.
+    """
+    if fit != "crop":
+        return 0, 0, *size
+    whole, box = _cropped(size, image_size)
+    left, top, right, bottom = (
+        round(edge * size[axis % 2] / whole[axis % 2]) for axis, edge in enumerate(box)
     )
+    return left, top, right, bottom
 
 
 def fitted_size(
