@@ -173,9 +173,8 @@ def save_settings(
     Raises:
         CheckpointError: If the file cannot be written.
     """
-    mask = Mask(request.strategy, request.mask_ratio, request.seed)
-    if request.mask is not None:
-        mask = Mask(rows=rows_of(request.mask))
+    rows = () if request.mask is None else rows_of(request.mask)
+    mask = Mask(request.strategy, request.mask_ratio, request.seed, rows)
     settings = Settings(picture, mask, request.fit, model, request.image_size, request.view)
     text = json.dumps(settings.to_json(), indent=2) + "\n"
     write_atomically(Path(path), methodcaller("write_text", text))
