@@ -3,10 +3,12 @@
 #   make install   the set-up alone: the page, training and the command .venv/bin/mae
 #   make demo      the page on this machine          ARGS="--port 7861" passes flags on
 #   make test      all tests                         ARGS="-k masking" passes flags on
-#   make check     lint, formatting, types
+#   make check     lint, formatting, types, of Python and of the browser's modules
 #   make bench     side by side with peers; writes benchmarks/results/
 #
 # PYTHON=python3.13 picks the interpreter that .venv is made with (3.11 to 3.14).
+# The browser's modules are checked and tested where there is Node.js 20.19 or newer with npm;
+# MAE_REQUIRE_NODE=1 fails where there is none.
 # TORCH_INDEX= takes PyTorch from pip's own index, which has CUDA; another address, from there.
 
 PYTHON ?= python3
@@ -18,12 +20,19 @@ BIN := $(VENV)/bin
 # Each stamp is younger than the requirements that were installed.
 RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
+# Likewise, of package-lock.json.
+NODE_MODULES := node_modules/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help install demo test check bench
+# Empty where the browser's modules cannot be checked.
+NODE := $(shell command -v npm >/dev/null && node -p \
+	'const [major, minor] = process.versions.node.split("."); major * 100 + +minor >= 2019 || ""' \
+	2>/dev/null)
+
+.PHONY: help install demo test check test-stage check-stage bench
 
 help:
-	@sed -n '3,10s/^# \{0,1\}//p' Makefile
+	@sed -n '3,12s/^# \{0,1\}//p' Makefile
 
 install: $(RUNTIME)
 
@@ -31,13 +40,26 @@ demo: $(RUNTIME)
 	$(BIN)/python -m app $(ARGS)
 
 # Two at a time, for much of a test is waiting; the tests of a file share what they start.
-test: $(DEV)
+test: $(DEV) test-stage
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-check: $(DEV)
+check: $(DEV) check-stage
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+ifneq ($(NODE),)
+test-stage:
+	node --test --test-reporter=spec tests/stage/*.test.js
+
+check-stage: $(NODE_MODULES)
+	node_modules/.bin/tsc
+	node_modules/.bin/eslint .
+else
+test-stage check-stage:
+	@echo "The browser's modules are not checked: there is no Node.js 20.19 or newer with npm."; \
+		[ "$(MAE_REQUIRE_NODE)" != 1 ]
+endif
 
 bench: $(DEV)
 	$(BIN)/python -m benchmarks.bench_reconstruct
@@ -77,4 +99,8 @@ $(RUNTIME): requirements.txt requirements-train.txt pyproject.toml | $(VENV)/.cr
 $(DEV): requirements-dev.txt requirements-data.txt requirements-onnx.txt requirements-science.txt \
 		$(RUNTIME)
 	$(PIP) install -r requirements-dev.txt
+	@touch $@
+
+$(NODE_MODULES): package-lock.json
+	npm ci --no-audit --no-fund
 	@touch $@

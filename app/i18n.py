@@ -17,10 +17,10 @@ from mae_core.photographs import ImageLimits
 
 LANGUAGES = ("en", "zh")
 
+LOCALE_FOLDER = Path(__file__).parent / "locales"
+
 LOCALES = {
-    language: json.loads(
-        (Path(__file__).parent / "locales" / f"{language}.json").read_text(encoding="utf-8")
-    )
+    language: json.loads((LOCALE_FOLDER / f"{language}.json").read_text(encoding="utf-8"))
     for language in LANGUAGES
 }
 LABELS: dict[str, dict[str, str]] = {name: texts["labels"] for name, texts in LOCALES.items()}

@@ -5,7 +5,7 @@ A value is named as in the API: `image`, `mask_ratio`, `seed`, `strategy`, `fit`
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.pictures import PictureFile, PictureSource
@@ -19,16 +19,27 @@ from mae_core.settings import Mask as Mask
 # The page's slider: beyond it there is next to nothing to guess, or to guess from.
 MASK_RATIO_MIN, MASK_RATIO_MAX = 0.05, 0.95
 
+# What an own mask has in place of the values that it does not need.
+_DRAWN = {"strategy": STRATEGIES[0], "mask_ratio": 0.75, "seed": 0}
+
 # Allowed values that an error lists.
 _MOST_LISTED = 5
 
 
 @dataclass(frozen=True)
 class Request(Settings):
-    """One reconstruction, all of whose values are allowed. Equal requests have equal answers.
+    """One reconstruction, all of whose values are allowed. Equal keys have equal answers.
 
     Its mask ratio is within 0.05..0.95.
     """
+
+    @property
+    def key(self) -> "Request":
+        """The request without what an own mask does not need."""
+        mask = self.mask
+        if not mask.rows and not mask.drawing:
+            return self
+        return replace(self, mask=Mask(rows=mask.rows, drawing=mask.drawing))
 
     def batch_key(self, side: int) -> Hashable:
         """Equal for requests that may share a forward pass, of `side` x `side` patches or more."""
@@ -62,17 +73,24 @@ class Request(Settings):
                 f"these settings are of version {_shown(data.get('v'))}, or not complete; give "
                 f"settings of version {VERSION} as this page wrote them"
             )
-        values = {**data, **mask, "mask_ratio": mask.get("ratio"), "mask": None, "image": b""}
+        model = check_choice("model", data.get("model"), models)
+        values = cls.values_of(data) | {"image": b""}
+        return parse(values, model, max_image_size, lambda _: picture)
+
+    @staticmethod
+    def values_of(data: Mapping[str, Any]) -> dict[str, Any]:
+        """What `to_json` gave by the names of the API, unchecked and without the picture.
+
+        Raises:
+            ConfigError: If the mask is a drawing.
+        """
+        mask = data.get("mask")
+        mask = mask if isinstance(mask, dict) else {}
         if mask.get("drawing"):
             raise ConfigError("settings with a drawn mask need its picture; give rows of 0 and 1")
-        if mask.get("rows"):
-            rows = mask["rows"] if isinstance(mask["rows"], list) else [None]
-            values["mask"] = [
-                [*map(int, row)] if isinstance(row, str) and row.isdecimal() else row
-                for row in rows
-            ]
-        model = check_choice("model", data.get("model"), models)
-        return parse(values, model, max_image_size, lambda _: picture)
+        rows = mask.get("rows") or None
+        own = [*rows] if isinstance(rows, tuple) else rows
+        return {**data, **mask, "mask_ratio": mask.get("ratio"), "mask": own}
 
 
 def check_source(image: object) -> PictureSource:
@@ -104,16 +122,19 @@ def parse(
         MaskError: If the ratio, the seed, the strategy or the mask is not allowed.
     """
     own = values.get("mask")
-    if own is None:
-        mask = Mask(
-            check_choice("strategy", values.get("strategy", STRATEGIES[0]), STRATEGIES, MaskError),
-            _check_mask_ratio(values.get("mask_ratio")),
-            _check_seed(values.get("seed")),
-        )
-    elif isinstance(own, bytes | PictureFile):
-        mask = Mask(drawing=digest(own))
-    else:
-        mask = Mask(rows=_check_rows(own))
+    if own is not None:
+        # Beside an own mask they are what further questions start from, such as a film.
+        drawn = {name: value for name, value in _DRAWN.items() if values.get(name) is None}
+        values = {**values, **drawn}
+    mask = Mask(
+        check_choice("strategy", values.get("strategy", STRATEGIES[0]), STRATEGIES, MaskError),
+        _check_mask_ratio(values.get("mask_ratio")),
+        _check_seed(values.get("seed")),
+    )
+    if isinstance(own, bytes | PictureFile):
+        mask = replace(mask, drawing=digest(own))
+    elif own is not None:
+        mask = replace(mask, rows=_check_rows(own))
     return Request(
         mask=mask,
         fit=check_choice("fit", values.get("fit", FITS[0]), FITS),
@@ -205,6 +226,21 @@ def check_patches(request: Request, patch: int) -> None:
         )  # fmt: skip
 
 
+def check_whole(name: str, value: object, least: int, most: int) -> int:
+    """A whole number in a range.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    number = _whole(value)
+    if number is None or not least <= number <= most:
+        raise ConfigError(
+            f"{name} is {_shown(value)}; it must be a whole number from {least} to {most}",
+            code="whole", name=name, given=_shown(value), least=least, most=most,
+        )  # fmt: skip
+    return number
+
+
 def _whole(value: object) -> int | None:
     """A whole number. JSON has one kind of number: a browser may send 2 as 2.0."""
     if isinstance(value, float) and value.is_integer():
@@ -219,9 +255,9 @@ def _check_rows(value: object) -> tuple[str, ...]:
         raise MaskError(f"mask is {_shown(value)}; {allowed}")
     rows = []
     for row in value:
-        cells = row if isinstance(row, list) and len(row) <= MAX_PATCHES else []
+        cells = row if isinstance(row, list | str) and len(row) <= MAX_PATCHES else []
         # JSON's true and 1.0 are 1 too.
-        if not cells or not all(isinstance(c, int | float) and c in (0, 1) for c in cells):
+        if not cells or not all(cell in ("0", "1", 0, 1) for cell in cells):
             raise MaskError(f"a row of the mask is {_shown(row)}; {allowed}")
         rows.append("".join(str(int(cell)) for cell in cells))
     if len({*map(len, rows)}) > 1 or len(rows) * len(rows[0]) > MAX_PATCHES:

@@ -13,7 +13,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Hashable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -82,11 +83,13 @@ class Answer:
     """What a request gets.
 
     Attributes:
+        request: What was asked for, a drawn mask as rows.
         panels: The pictures `original`, `masked`, `reconstruction` and `pasted`.
         facts: What was done and how well it went, as plain data for JSON.
         mask: A text of 0 and 1 for each row of patches, 1 = removed.
     """
 
+    request: Request
     panels: dict[str, Image.Image]
     facts: dict[str, Any]
     mask: tuple[str, ...]
@@ -105,8 +108,12 @@ class Waiting:
     seconds: float | None
 
 
+# A question about a picture that is not answered by panels: in a worker, with the model for itself.
+Measure = Callable[[Reconstructor, ReconstructionRequest], Any]
+
+
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """A request in the line: with its model, and its pictures as files, not as bytes."""
 
     request: Request
@@ -114,6 +121,7 @@ class _Job:
     served: ServedModel
     source: PictureSource
     drawing: PictureSource | None
+    measure: Measure | None = None
 
     @property
     def picture_key(self) -> Hashable:
@@ -122,8 +130,12 @@ class _Job:
         return request.picture, request.fit, request.image_size, self.served.config
 
 
-# An answer, and how many were computed together with it.
-_Computed = tuple[Answer, int]
+# An answer with the result that it shows, or what a `Measure` gave; and how many were computed
+# together with it.
+_Computed = tuple[Any, Reconstruction | None, int]
+
+# Answers of a series that are there or on their way, the oldest first, with their keys in line.
+_Pending = deque[tuple["asyncio.Future[_Computed] | Answer", Hashable]]
 
 
 class ReconstructionService:
@@ -177,7 +189,7 @@ class ReconstructionService:
         self._rate = (
             RateLimiter(settings.rate, max(1, settings.rate / 6)) if settings.rate else None
         )
-        self._line: Line[_Job, _Computed] = Line(
+        self._line: Line[Job, _Computed] = Line(
             self._run,
             workers=settings.workers or _workers_for([*self._models.values()]),
             max_waiting=settings.queue,
@@ -327,13 +339,15 @@ class ReconstructionService:
         self, image: object, mask_ratio: object, seed: object, **values: object
     ) -> Answer:
         """As `answer`, for the host itself: in this thread, without a line and a rate."""
-        prepared = self._prepare({"image": image, "mask_ratio": mask_ratio, "seed": seed, **values})
-        if isinstance(prepared, Answer):
-            return prepared
-        (outcome,) = self._run([prepared])
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome[0]
+        job = self._prepare({"image": image, "mask_ratio": mask_ratio, "seed": seed, **values})
+        answer = self._kept(job)
+        if answer is None:
+            (outcome,) = self._run([job])
+            if isinstance(outcome, Exception):
+                raise outcome
+            answer = outcome[0]
+        assert isinstance(answer, Answer)
+        return answer
 
     async def answer(
         self, values: Mapping[str, object], visitor: str
@@ -362,27 +376,128 @@ class ReconstructionService:
         """
         with self._recorded(values.get("model")) as fields:
             # In a thread, as files are looked at.
-            prepared = await asyncio.to_thread(self._prepare, values)
-            if isinstance(prepared, Answer):
-                fields["outcome"], answer = "cached", prepared
+            job = await asyncio.to_thread(self._prepare, values)
+            answer = self._kept(job)
+            if answer is not None:
+                fields["outcome"] = "cached"
             else:
-                key = prepared.request, prepared.version
-                outcome = self._submit(prepared, key, visitor)
+                self._charge(visitor)
+                outcome, key = self._submit(job, visitor)
                 fields["place"] = self._line.place(key)
                 try:
-                    told, when = None, 0.0
-                    while not (await asyncio.wait([outcome], timeout=_LOOK_SECONDS))[0]:
-                        place, now = self._line.place(key), time.monotonic()
-                        if place != told or now - when >= _SIGN_SECONDS:
-                            told, when = place, now
-                            yield Waiting(place, self._line.expected_seconds(place + 1))
-                    answer, fields["batch"] = outcome.result()
+                    async for waiting in self._waiting(outcome, key):
+                        yield waiting
+                    answer, _, fields["batch"] = outcome.result()
+                    answer = _as_asked(answer, job.request)
                 finally:
                     outcome.cancel()
         yield answer
 
-    def _prepare(self, values: Mapping[str, object]) -> Answer | _Job:
-        """The answer, if it is in the cache; otherwise what is to be done for it."""
+    async def prepare(self, values: Mapping[str, object]) -> Job:
+        """Check a request of which more than its panels is asked.
+
+        Raises:
+            MAEError: As `answer`.
+        """
+        return await asyncio.to_thread(self._prepare, values)
+
+    async def series(
+        self, job: Job, masks: Sequence[Mask], visitor: str, *, exact: bool = False
+    ) -> AsyncGenerator[Waiting | tuple[Answer, Reconstruction | None], None]:
+        """The answers to one request under several masks, in order, as they come.
+
+        An answer comes with its result, or without where it is from the cache. Each mask is a
+        request in line and in the visitor's rate, like any other; a visitor beyond the rate waits
+        between them.
+
+        Args:
+            job: From `prepare`.
+            masks: In place of the request's own.
+            visitor: As for `answer`.
+            exact: Whether each result is needed, so that no answer comes from the cache.
+
+        Raises:
+            MAEError: As `answer`.
+        """
+        pending: _Pending = deque()
+        # As many as may share a run, so that others come in between.
+        most = max(1, min(job.served.max_batch, self.settings.per_visitor // 2))
+        with self._recorded(job.request.model) as fields:
+            fields["runs"] = len(masks)
+            try:
+                for i, mask in enumerate(masks):
+                    one = replace(job, request=replace(job.request, mask=mask))
+                    kept = None if exact else self._kept(one)
+                    while kept is None and (wait := self._wait_for_rate(visitor)):
+                        if i == 0:
+                            raise BusyError(self._line.waiting, "rate", wait)
+                        yield Waiting(0, None)
+                        await asyncio.sleep(min(wait, _SIGN_SECONDS))
+                    pending.append((kept, None) if kept else self._submit(one, visitor))
+                    if len(pending) == most:
+                        async for step in self._oldest(pending):
+                            yield step
+                while pending:
+                    async for step in self._oldest(pending):
+                        yield step
+            finally:
+                for outcome, _ in pending:
+                    if not isinstance(outcome, Answer):
+                        outcome.cancel()
+
+    async def _oldest(
+        self, pending: "_Pending"
+    ) -> AsyncGenerator[Waiting | tuple[Answer, Reconstruction | None], None]:
+        """Wait for the oldest answer, and take it out."""
+        outcome, key = pending[0]
+        if isinstance(outcome, Answer):
+            pending.popleft()
+            yield outcome, None
+            return
+        async for waiting in self._waiting(outcome, key):
+            yield waiting
+        pending.popleft()
+        answer, result, _ = outcome.result()
+        yield answer, result
+
+    async def measure(
+        self, job: Job, measure: Measure, visitor: str, runs: int = 1
+    ) -> AsyncGenerator[Waiting | Any, None]:
+        """What a function says of a request, in a worker; its value is the last item.
+
+        Args:
+            job: From `prepare`.
+            measure: Takes the model and the request with its decoded picture.
+            visitor: As for `answer`.
+            runs: How many runs of the model it costs.
+
+        Raises:
+            MAEError: As `answer`.
+        """
+        with self._recorded(job.request.model) as fields:
+            self._charge(visitor, runs)
+            outcome, key = self._submit(replace(job, measure=measure), visitor)
+            fields["runs"] = runs
+            try:
+                async for waiting in self._waiting(outcome, key):
+                    yield waiting
+                value = outcome.result()[0]
+            finally:
+                outcome.cancel()
+        yield value
+
+    async def _waiting(
+        self, outcome: "asyncio.Future[_Computed]", key: Hashable
+    ) -> AsyncGenerator[Waiting, None]:
+        """Where a job is, until it has an outcome."""
+        told, when = None, 0.0
+        while not (await asyncio.wait([outcome], timeout=_LOOK_SECONDS))[0]:
+            place, now = self._line.place(key), time.monotonic()
+            if place != told or now - when >= _SIGN_SECONDS:
+                told, when = place, now
+                yield Waiting(place, self._line.expected_seconds(place + 1))
+
+    def _prepare(self, values: Mapping[str, object]) -> Job:
         source, model = check_source(values.get("image")), values.get("model")
         name = self.names[0] if model is None else self._check_model(model)
         request = parse(values, name, self.settings.max_image_size, self._pictures.digest)
@@ -390,26 +505,35 @@ class ReconstructionService:
         served = self._model(name)
         version = served.version
         check_patches(request, served.config.patch_size)
-        with self._answers_lock:
-            answer = self._answers.get((request, version))
-        if answer is not None:
-            return answer
         drawing = check_source(values["mask"]) if request.mask.drawing else None
-        return _Job(request, version, served, source, drawing)
+        return Job(request, version, served, source, drawing)
 
-    def _submit(self, job: _Job, key: Hashable, visitor: str) -> "asyncio.Future[_Computed]":
-        wait = self._rate.take(visitor) if self._rate else 0.0
-        if wait:
+    def _kept(self, job: Job) -> Answer | None:
+        with self._answers_lock:
+            answer = self._answers.get((job.request.key, job.version))
+        return answer and _as_asked(answer, job.request)
+
+    def _wait_for_rate(self, visitor: str, runs: int = 1) -> float:
+        return self._rate.take(visitor, runs) if self._rate else 0.0
+
+    def _charge(self, visitor: str, runs: int = 1) -> None:
+        if wait := self._wait_for_rate(visitor, runs):
             raise BusyError(self._line.waiting, "rate", wait)
-        return self._line.submit(
+
+    def _submit(self, job: Job, visitor: str) -> tuple["asyncio.Future[_Computed]", Hashable]:
+        """The job in the line, and its key there."""
+        key: Hashable = (job.request.key, job.version, job.measure)
+        batch_key: Hashable = (job.served, job.served.batch_key(job.request))
+        outcome = self._line.submit(
             job,
             key=key,
-            batch_key=(job.served, job.served.batch_key(job.request)),
+            batch_key=batch_key if job.measure is None else key,
             visitor=visitor,
             most=self.settings.max_batch or job.served.max_batch,
         )
+        return outcome, key
 
-    def _run(self, jobs: Sequence[_Job]) -> list[_Computed | Exception]:
+    def _run(self, jobs: Sequence[Job]) -> list[_Computed | Exception]:
         """What a worker does with a batch; each job fails for itself."""
         outcomes: dict[int, _Computed | Exception] = {}
         ready: dict[int, ReconstructionRequest] = {}
@@ -420,18 +544,21 @@ class ReconstructionService:
                 ready[i] = self._drawn(job).of(fitted)
             except Exception as error:  # whatever it is, it is this job's alone
                 outcomes[i] = error
+        if ready and jobs[0].measure is not None:
+            (request,) = ready.values()
+            return [jobs[0].served.measure(jobs[0].measure, request)]
         if ready:
             results, state = jobs[0].served.run([*ready.values()])
             for i, result in zip(ready, results, strict=True):
                 outcomes[i] = (
                     result
                     if isinstance(result, Exception)
-                    else (self._keep(jobs[i].request, result, state), len(ready))
+                    else (self._keep(jobs[i].request, result, state), result, len(ready))
                 )
             self.metrics.observe_batch(len(ready))
         return [outcomes[i] for i in range(len(jobs))]
 
-    def _drawn(self, job: _Job) -> Request:
+    def _drawn(self, job: Job) -> Request:
         """The request, a drawn mask as rows."""
         request, config = job.request, job.served.config
         if job.drawing is None:
@@ -441,12 +568,12 @@ class ReconstructionService:
             np.asarray(drawing.convert("L")), self._decoded(job).size, config, request.fit,
             request.image_size,
         )  # fmt: skip
-        return replace(request, mask=Mask(rows=rows_of(removed)))
+        return replace(request, mask=replace(request.mask, rows=rows_of(removed), drawing=""))
 
-    def _fitted_of(self, jobs: Sequence[_Job]) -> list[Image.Image | Exception]:
+    def _fitted_of(self, jobs: Sequence[Job]) -> list[Image.Image | Exception]:
         """The picture of each job, those of several jobs decoded once."""
 
-        def fit(job: _Job) -> Image.Image | Exception:
+        def fit(job: Job) -> Image.Image | Exception:
             try:
                 return self._fit(job)
             except Exception as error:  # whatever it is, it is this job's alone
@@ -462,7 +589,7 @@ class ReconstructionService:
         key=lambda self, job: job.picture_key,
         lock=lambda self: self._fitted_lock,
     )
-    def _fit(self, job: _Job) -> Image.Image:
+    def _fit(self, job: Job) -> Image.Image:
         """The picture as the model takes it; fitting it again, as a `Reconstructor` does, is free.
 
         A large one takes longer to fit than a small model takes to run.
@@ -471,19 +598,23 @@ class ReconstructionService:
         fitted = open_fitted(self._decoded(job), config, request.fit, request.image_size)
         return cast(Image.Image, fitted)
 
-    def _decoded(self, job: _Job) -> Image.Image:
+    def _decoded(self, job: Job) -> Image.Image:
         value_range = job.served.config.value_range or "auto"
         return self._pictures.decoded(job.source, job.request.picture, value_range)
 
     def _keep(self, request: Request, result: Reconstruction, state: ModelState) -> Answer:
         licence = self.offer(request.model).licence
         facts = state.facts(result) | ({"licence": licence} if licence else {})
-        answer = Answer(result.panels(), facts, rows_of(result.removed))
+        rows = rows_of(result.removed)
+        shown = request
+        if request.mask.drawing:
+            shown = replace(request, mask=replace(request.mask, rows=rows, drawing=""))
+        answer = Answer(shown, result.panels(), facts, rows)
         # What only want of memory has put on the CPU is tried again.
         if "notice" not in facts:
             # An answer above the bound is a ValueError, and is not kept.
             with self._answers_lock, suppress(ValueError):
-                self._answers[request, state.version] = answer
+                self._answers[request.key, state.version] = answer
         return answer
 
     @contextmanager
@@ -538,6 +669,15 @@ def _workers_for(models: Sequence[ServedModel]) -> int:
     """One for each core if all models are so small that a run takes one thread; otherwise one."""
     small = models and all(model.is_small for model in models)
     return min(choose_threads(), _MOST_WORKERS) if small else 1
+
+
+def _as_asked(answer: Answer, request: Request) -> Answer:
+    """The answer to a request that is equal to its own but for what an own mask does not need."""
+    drawn, mask = request.mask, answer.request.mask
+    asked = replace(mask, strategy=drawn.strategy, ratio=drawn.ratio, seed=drawn.seed)
+    if asked == mask:
+        return answer
+    return replace(answer, request=replace(answer.request, mask=asked))
 
 
 def _for_visitors(name: str, error: MAEError) -> MAEError:

@@ -21,6 +21,7 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from app import gradio_seam
+from app.i18n import LOCALE_FOLDER
 from app.ops.storage import CacheFolder
 from app.page.build import ASSETS, I18N, examples
 from app.page.elements import thumbnail_route
@@ -213,7 +214,7 @@ def launch_options(
     return {
         "i18n": I18N,
         "theme": THEME,
-        "css_paths": ASSETS / "style.css",
+        "css_paths": [ASSETS / "style.css", *sorted(STAGE.glob("*.css"))],
         "app_kwargs": {
             "middleware": [
                 Middleware(ResponseHeaders),
@@ -227,6 +228,7 @@ def launch_options(
                 *routes(health),
                 thumbnail_route(examples().values()),
                 Mount("/stage", StaticFiles(directory=STAGE)),
+                Mount("/locales", StaticFiles(directory=LOCALE_FOLDER)),
             ],
             "lifespan": gradio_seam.forgetting,
         },

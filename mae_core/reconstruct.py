@@ -15,12 +15,12 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -66,6 +66,7 @@ __all__ = [
     "MAX_IMAGE_SIZE",
     "MAX_PATCHES",
     "NORM_PIX_VIEWS",
+    "Prepared",
     "Rebuilt",
     "Reconstruction",
     "ReconstructionRequest",
@@ -91,6 +92,8 @@ REMOVED_COLOUR = 0.5
 # What one deviation of a patch's pixels becomes in the view `normalized`, in pixels of 0..1: two
 # deviations to either side of mid grey fill the range, and few pixels of photographs lie beyond.
 _NORMALIZED_CONTRAST = 0.25
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -232,8 +235,18 @@ class Reconstruction:
         write_atomically(folder / "metrics.json", methodcaller("write_text", text))
 
 
-# A checked request, as it is carried out; its image as the model's input (1, C, H, W); its mask.
-_Prepared = tuple[ReconstructionRequest, Tensor, PatchMask]
+class Prepared(NamedTuple):
+    """A checked request, ready for the model.
+
+    Attributes:
+        request: As it is carried out: what a custom mask or channels make of its fields.
+        images: (1, C, H, W), normalised, on the CPU.
+        patch_mask: One mask, on the CPU.
+    """
+
+    request: ReconstructionRequest
+    images: Tensor
+    patch_mask: PatchMask
 
 
 class Reconstructor:
@@ -310,11 +323,11 @@ class Reconstructor:
             that cannot be done does not spoil the others.
         """
         results: dict[int, Reconstruction | MAEError] = {}
-        prepared: dict[int, _Prepared] = {}
+        prepared: dict[int, Prepared] = {}
         alike: dict[Hashable, list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
             try:
-                prepared[i] = _, image, mask = self._prepare(request)
+                prepared[i] = _, image, mask = self.prepare(request)
             except MAEError as error:
                 results[i] = error
             else:
@@ -340,11 +353,16 @@ class Reconstructor:
         return choose_threads(flops)
 
     def rebuild(self, images: Tensor, patch_mask: PatchMask, view: str) -> "Rebuilt":
-        """Run the model, as the function `rebuild` does.
+        """Run the model, as the function `rebuild` does."""
+        return self.run_model(rebuild, images, patch_mask, view)
 
-        Nothing else reads the model's parameters, so that a sub-class can run it elsewhere.
+    def run_model(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Call `work(model, *arguments)` where the model's parameters are.
+
+        Nothing else reads them, so that a sub-class can run the model elsewhere: `work` is a
+        function of a module, and what it takes and gives can be pickled, tensors on the CPU.
         """
-        return rebuild(self.model, images, patch_mask, view)
+        return work(self.model, *arguments)
 
     def on_cpu(self) -> "Reconstructor":
         """A copy that runs on the CPU; it takes none of the device's memory."""
@@ -354,8 +372,12 @@ class Reconstructor:
         model.load_state_dict(state, assign=True)
         return Reconstructor(model, self.name, device="cpu", in_place=True)
 
-    def _prepare(self, request: ReconstructionRequest) -> _Prepared:
-        """Check a request, fit its image to the model, and draw its mask."""
+    def prepare(self, request: ReconstructionRequest) -> Prepared:
+        """Check a request, fit its image to the model, and draw its mask.
+
+        Raises:
+            MAEError: If the image cannot be used, or a field is not allowed.
+        """
         _check_view(request.view)
         config, image = self.config, request.image
         if is_channels(image, config.in_chans):
@@ -373,19 +395,21 @@ class Reconstructor:
         _check_patches(*grid_size)
         if request.mask is None:
             mask = draw_mask(request.strategy, 1, grid_size, request.mask_ratio, seed=request.seed)
-            return request, pixels, mask
+            return Prepared(request, pixels, mask)
         if not isinstance(request.seed, Integral):
             raise MaskError(f"seed is {request.seed!r}; give a whole number, also with a mask")
         mask = custom_mask(request.mask)
         if np.shape(request.mask) != grid_size:
             raise MaskError(
                 f"the mask is of shape {np.shape(request.mask)}; this image has {grid_size[0]} "
-                f"rows of {grid_size[1]} patches"
-            )
+                f"rows of {grid_size[1]} patches",
+                code="mask_shape", rows=grid_size[0], columns=grid_size[1],
+            )  # fmt: skip
         ratio = 1 - mask.num_visible / mask.num_patches
-        return replace(request, strategy="custom", mask_ratio=ratio), pixels, mask
+        request = replace(request, strategy="custom", mask_ratio=ratio)
+        return Prepared(request, pixels, mask)
 
-    def _reconstruct(self, prepared: Sequence[_Prepared]) -> list[Reconstruction]:
+    def _reconstruct(self, prepared: Sequence[Prepared]) -> list[Reconstruction]:
         """One forward pass of alike requests."""
         requests = [request for request, _, _ in prepared]
         images = torch.cat([pixels for _, pixels, _ in prepared])

@@ -197,6 +197,27 @@ class ServedModel:
         torch.set_num_threads(state.reconstructor.threads_for(requests[:1]))
         return _reconstruct(state.reconstructor, requests), state
 
+    def measure(
+        self,
+        function: Callable[[Reconstructor, ReconstructionRequest], Any],
+        request: ReconstructionRequest,
+    ) -> tuple[Any, None, int] | Exception:
+        """What a function says of the model and a picture, alone in a run; or its error."""
+        with self._lock:
+            self._refresh()
+            reconstructor = self._state.reconstructor
+        torch.set_num_threads(reconstructor.threads_for([request]))
+        try:
+            return function(reconstructor, request), None, 1
+        except Exception as error:  # of this question, or for want of memory
+            failure = error
+        if isinstance(failure, torch.OutOfMemoryError):
+            try:
+                return function(reconstructor.on_cpu(), request), None, 1
+            except Exception as error:  # of any kind: it is this question's alone
+                failure = error
+        return _in_words(failure)
+
     def _refresh(self) -> None:
         version = self.version
         if version == self._state.version:
@@ -238,14 +259,18 @@ def _reconstruct(
             return [*reconstructor.on_cpu().batch(requests)]
         except Exception as error:  # of any kind: it is this picture's alone
             failure = error
+    return [_in_words(failure)]
+
+
+def _in_words(failure: Exception) -> Exception:
     # torch has no class of its own for the host's memory.
     if isinstance(failure, MemoryError) or "DefaultCPUAllocator" in str(failure):
         _logger.error("there is not enough memory for a picture", exc_info=failure)
-        failure = NoMemoryError(
+        return NoMemoryError(
             "there is not enough memory for this picture at the moment; try a smaller image_size, "
             "or try again later"
         )
-    return [failure]
+    return failure
 
 
 def _require_colour_or_grey(config: ModelConfig) -> None:

@@ -4,8 +4,8 @@ On a ZeroGPU Space the platform's package `spaces` emulates a GPU in this proces
 it decorates runs in a fork that has a real one; the fork is kept, and replaced at any time. So
 
 * one decorated function runs the model, and nothing else does;
-* arguments and results are bytes of pixels and masks. Models are never sent: a worker has those
-  that were there when it was forked, and reads the others from their files;
+* arguments and results are bytes: a function's name, pixels, masks. Models are never sent: a
+  worker has those that were there when it was forked, and reads the others from their files;
 * a model of the main thread is put on "cuda" at the start, and moves to the GPU when a worker
   begins. Only that thread emulates a GPU; models read in others stay on the CPU until a worker
   uses them. In this process, parameters on "cuda" hold no values and are never used;
@@ -22,15 +22,14 @@ import os
 import pickle
 import re
 import threading
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
 from cachetools import LRUCache, cached
-from torch import Tensor
 
-from mae_core import MAEError, MaskedAutoencoder, PatchMask, Reconstructor, load
-from mae_core.reconstruct import Rebuilt
+from mae_core import MAEError, MaskedAutoencoder, Reconstructor, load
 
 _logger = logging.getLogger(__name__)
 
@@ -47,6 +46,7 @@ _WORKER_BYTES = 8 * 10**9
 # When a visitor's share is renewed, in the platform's words.
 _WAIT = re.compile(r"Try again in ((?:\d+ days?, )?\d+:\d\d:\d\d)")
 
+Result = TypeVar("Result")
 Reason = Literal["quota", "busy", "failed"]
 
 _SENTENCES: dict[Reason, str] = {
@@ -89,22 +89,22 @@ class ZeroGPUReconstructor(Reconstructor):
         self._key = next(_keys)
         _models[self._key] = self
 
-    def rebuild(self, images: Tensor, patch_mask: PatchMask, view: str) -> Rebuilt:
-        """Run the model in a worker.
+    def run_model(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Call `work(model, *arguments)` in a worker.
 
         Raises:
             NoGPUError: If no GPU is lent, or it fails.
             torch.OutOfMemoryError: If the GPU's memory is full.
         """
-        sent = pickle.dumps((images, patch_mask, view))
+        sent = pickle.dumps((work, arguments))
         try:
-            got = _lent_rebuild(self._key, self.source, sent)
+            got = _lent_run(self._key, self.source, sent)
         except Exception as error:  # Gradio's, with the platform's sentences, or a broken worker's
             raise _in_words(error) from error
         if got is None:
             raise torch.OutOfMemoryError("the memory of the lent GPU is full")
-        rebuilt: Rebuilt = pickle.loads(got)  # noqa: S301  (our own fork sent it)
-        return rebuilt
+        result: Result = pickle.loads(got)  # noqa: S301  (our own fork sent it)
+        return result
 
     def on_cpu(self) -> Reconstructor:
         """Read the model again, as its parameters here may hold no values."""
@@ -121,15 +121,14 @@ def _model_bytes(reconstructor: Reconstructor) -> int:
     return sum(p.numel() * p.element_size() for p in reconstructor.model.parameters())
 
 
-def _rebuild(key: int, source: str, sent: bytes) -> bytes | None:
+def _run(key: int, source: str, sent: bytes) -> bytes | None:
     """In a worker: run a model; None if the GPU's memory is full."""
-    images, patch_mask, view = pickle.loads(sent)  # noqa: S301  (the process it is a fork of)
+    work, arguments = pickle.loads(sent)  # noqa: S301  (the process it is a fork of)
     try:
         reconstructor: Reconstructor | None = _models.get(key)
         if reconstructor is None:
             reconstructor = _read_in_worker(key, source)
-        reconstructor.model.to("cuda")
-        return pickle.dumps(Reconstructor.rebuild(reconstructor, images, patch_mask, view))
+        return pickle.dumps(work(reconstructor.model.to("cuda"), *arguments))
     except torch.OutOfMemoryError:
         return None
 
@@ -141,7 +140,7 @@ def _read_in_worker(key: int, source: str) -> Reconstructor:
 
 
 def _seconds(key: int, source: str, sent: bytes) -> int:
-    """GPU seconds to ask for; takes the arguments of `_rebuild`."""
+    """GPU seconds to ask for; takes the arguments of `_run`."""
     return _BASE_SECONDS + round(_SECONDS_PER_GB * _model_bytes(_models[key]) / 10**9)
 
 
@@ -157,6 +156,4 @@ def _in_words(error: Exception) -> NoGPUError:
 
 
 # Decorated on import: in the main thread, and before the launch, when the platform looks for it.
-_lent_rebuild = (
-    importlib.import_module("spaces").GPU(_rebuild, duration=_seconds) if ACTIVE else _rebuild
-)
+_lent_run = importlib.import_module("spaces").GPU(_run, duration=_seconds) if ACTIVE else _run

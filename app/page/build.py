@@ -9,9 +9,10 @@ import gradio as gr
 from app import gradio_seam
 from app.i18n import LABELS
 from app.ops.storage import CacheFolder
-from app.page.elements import example_grid, facts_line, panels
-from app.page.events import OWN_SIZE, PANELS, SIZES, Events, as_gradio_error
+from app.page.elements import example_grid, facts_line, panels, stage_part
+from app.page.events import OWN_SIZE, PANELS, SIZES, TABS, Events, as_gradio_error
 from app.page.files import example_file
+from app.pictures import PictureFile
 from app.request import MASK_RATIO_MAX, MASK_RATIO_MIN
 from app.service import ReconstructionService
 from mae_core import MAEError
@@ -38,6 +39,10 @@ _LOOK_SECONDS = 1
 
 # The last value of an event: the language in which the browser shows the page.
 _WITH_LANGUAGE = "(...values) => [...values.slice(0, -1), document.documentElement.lang]"
+
+# The browser draws the mask of the sliders by itself.
+_PREVIEW = """(ratio, seed, strategy) => import(new URL('stage/stage.js', document.baseURI))
+  .then(({stage}) => { stage.draw(strategy, ratio, seed); return null; })"""
 
 # No API, no check of values by Gradio, and no sign of progress but where one is asked for.
 _PLAIN: dict[str, Any] = {
@@ -73,8 +78,8 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
         forget=lambda paths: gradio_seam.forget_files(page, paths),
     )
     events = Events(service, pictures, folder)
-    view, facts = _first_outputs(service, events, pictures[_FIRST_EXAMPLE])
     first = str(example_file(pictures[_FIRST_EXAMPLE], folder.path))
+    view, facts = _first_outputs(service, events, first)
     # What the page opens with is never deleted.
     kept.add(first)
     kept.update(
@@ -99,21 +104,26 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
                     grid = example_grid(
                         pictures.values(), I18N("examples"), _FIRST_EXAMPLE, "examples"
                     )
-                    mask_ratio, seed = _sliders()
+                    mask_ratio, seed, rolled = _sliders()
                 with gr.Column(elem_id="options"):
                     strategy, fit, image_size = _choices(service)
                     model, views = _models(events, service)
             with gr.Column(elem_id="outputs", scale=3, min_width=300):
+                mask = stage_part("editor")
                 outputs = [
                     panels(PANELS, I18N("panels"), view, "panels"),
                     facts_line(I18N("facts"), facts, "facts"),
                 ]
+                with gr.Tabs(elem_id="tabs") as tabs:
+                    for name in TABS:
+                        with gr.Tab(I18N(f"tab_{name}"), id=name):
+                            stage_part(name)
                 gr.Markdown(I18N("trust"), elem_id="trust")
                 gr.Markdown(I18N("legend"), elem_id="legend")
         # By the names of `app.request`.
         inputs: dict[str, Any] = {
             "image": image, "mask_ratio": mask_ratio, "seed": seed, "strategy": strategy,
-            "fit": fit, "model": model, "image_size": image_size, "view": views,
+            "fit": fit, "model": model, "image_size": image_size, "view": views, "mask": mask,
         }  # fmt: skip
         # What the page is built with grows old while a model is trained, or on its way.
         grows_old = any(service.progress.values()) or view is None
@@ -124,7 +134,18 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
         )
         # A picture of the visitor's own is none of the examples.
         image.input(None, None, grid, js="() => null")
+        # The browser draws the same mask at once; it takes the place of the visitor's own.
+        for moved in (mask_ratio.input, seed.input, strategy.input, rolled.then):
+            moved(None, [mask_ratio, seed, strategy], mask, js=_PREVIEW)
+        # What modules of the stage ask of the page's controls: a link, the history, the lecture.
+        opener = stage_part("opener", visible="hidden")
+        opener.input(
+            events.open, [opener, language],
+            [image, grid, mask_ratio, seed, strategy, fit, model, image_size, views, mask, tabs],
+            queue=False, js=_WITH_LANGUAGE, **_PLAIN,
+        )  # fmt: skip
         gradio_seam.add_api(page, events.reconstruct, [*PANELS, "facts"])
+        gradio_seam.add_api(page, events.ask, ["part"])
     page.queue(max_size=_QUEUE_SIZE, default_concurrency_limit=None)
     gradio_seam.keep_waiting_sessions(page)
     gradio_seam.answer_errors(page, as_gradio_error)
@@ -132,18 +153,20 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
 
 
 def _first_outputs(
-    service: ReconstructionService, events: Events, example: Path
+    service: ReconstructionService, events: Events, example: str
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Panels and facts to open with, empty where the default model is not there yet."""
     try:
-        answer = service.reconstruct(example.read_bytes(), _FIRST_RATIO, _FIRST_SEED)
-        return events.view(answer), answer.facts
+        picture = PictureFile(Path(example))
+        answer = service.reconstruct(picture, _FIRST_RATIO, _FIRST_SEED)
+        return events.view(answer, example), answer.facts
     except MAEError as error:
         _logger.warning("the page opens without its first example: %s", error)
         return None, None
 
 
-def _sliders() -> tuple[gr.Slider, gr.Slider]:
+def _sliders() -> tuple[gr.Slider, gr.Slider, Any]:
+    """Mask ratio, seed, and the event of another seed."""
     mask_ratio = gr.Slider(
         MASK_RATIO_MIN, MASK_RATIO_MAX, _FIRST_RATIO, step=0.01,
         label=I18N("mask_ratio"), info=I18N("mask_ratio_hint"), buttons=[],
@@ -156,8 +179,8 @@ def _sliders() -> tuple[gr.Slider, gr.Slider]:
             elem_id="seed",
         )  # fmt: skip
         dice = gr.Button(I18N("dice"), elem_id="dice", size="sm")
-    dice.click(None, None, seed, js=f"() => Math.floor(Math.random() * {_LAST_SEED + 1})")
-    return mask_ratio, seed
+    rolled = dice.click(None, None, seed, js=f"() => Math.floor(Math.random() * {_LAST_SEED + 1})")
+    return mask_ratio, seed, rolled
 
 
 def _choices(service: ReconstructionService) -> list[gr.Radio]:

@@ -5,7 +5,7 @@ import hashlib
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 from PIL import Image, ImageOps
@@ -43,7 +43,9 @@ _PANELS = """${(() => {
   return titles.map((title, i) => `<figure id="panel-${names[i]}" data-name="${names[i]}">
     <figcaption>${title}<span>${button('download', `${download}: ${title}`)}
     ${button('enlarge', `${enlarge}: ${title}`)}</span></figcaption>
-    <canvas role="img" aria-label="${title}"></canvas></figure>`).join('') +
+    <div class="picture"><canvas role="img" aria-label="${title}"></canvas>
+    ${names[i] === 'masked' ? '<svg class="grid" tabindex="0" role="application"></svg>' : ''}
+    </div></figure>`).join('') +
     `<p role="alert" hidden>${failed}</p>`;
 })()}"""
 
@@ -146,6 +148,25 @@ def panels(names: Iterable[str], label: Any, value: dict[str, Any] | None, elem_
         js_on_load=_DRAW,
         apply_default_css=False,
         elem_id=elem_id,
+    )
+
+
+def stage_part(name: str, visible: Literal[True, "hidden"] = True) -> gr.HTML:
+    """A part of the stage, drawn by `stage/NAME.js`; its id is the name.
+
+    Args:
+        name: Of the module.
+        visible: As Gradio's.
+    """
+    module = "new URL('stage/stage.js', document.baseURI)"
+    return gr.HTML(
+        None,
+        html_template='<section class="part"></section>',
+        js_on_load=f"import({module}).then((m) => "
+        f"m.mount('{name}', {{element, props, trigger, watch}}));",
+        apply_default_css=False,
+        visible=visible,
+        elem_id=name,
     )
 
 

@@ -13,11 +13,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
+from PIL import Image
 from pydantic import ValidationError
 
+from app.experiments import Plan, ask, view_of
 from app.i18n import (
     error_sentence,
     line_sentence,
@@ -29,10 +31,11 @@ from app.i18n import (
 from app.models.served import Progress
 from app.models.shelf import PATIENCE_SECONDS, NotReadyError, Offer
 from app.ops.storage import CacheFolder
-from app.page.files import example_file, not_uploaded, panel_file, uploaded
+from app.page.files import byte_file, example_file, not_uploaded, panel_file, uploaded
+from app.request import Request
 from app.service import Answer, ReconstructionService, Waiting
 from mae_core import MAEError
-from mae_core.errors import ImageError
+from mae_core.errors import ImageError, MaskError
 from mae_core.reconstruct import NORM_PIX_VIEWS
 
 _logger = logging.getLogger(__name__)
@@ -42,6 +45,9 @@ PANELS = ("original", "masked", "reconstruction", "pasted")
 # What the page offers beside the model's own size, in pixels; `OWN_SIZE` stands for that.
 OWN_SIZE = 0
 SIZES = (336, 448, 672, 1024)
+
+# Ids of the tabs below the panels, each drawn by the module of its name.
+TABS = ("film", "doubt", "origin", "compare", "inside", "proof", "keep")
 
 _PATIENCE = f"{PATIENCE_SECONDS / 60:g}"
 
@@ -80,6 +86,11 @@ def _language_of(request: object, page: object = None) -> str:
     headers = getattr(request, "headers", None)
     asked = headers.get("accept-language") if headers else None
     return preferred_language(page if isinstance(page, str) and page else asked)
+
+
+def _visitor_of(request: object) -> str:
+    """Address of the visitor, as the guard has found it."""
+    return str(getattr(getattr(request, "client", None), "host", None) or "unknown")
 
 
 class Events:
@@ -148,6 +159,83 @@ class Events:
                     return original, masked, reconstruction, pasted, step.facts
         raise AssertionError("there is an answer or an error")
 
+    async def ask(
+        self, image: gr.FileData, plan: dict[str, Any], request: gr.Request | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Ask more of a picture than its panels; the answer comes in parts.
+
+        Args:
+            image: The picture, a file of an ordinary photo format.
+            plan: `{"v": 1, "kind": ..., "request": ...}`, where the kind is `single`, `film`,
+                `doubt`, `influence`, `attention`, `inside` or `leak`, and the request is of the
+                form of `settings` in an answer.
+            request: The HTTP request; Gradio fills it in.
+
+        Yields:
+            Parts of the answer, pictures as addresses below the page's; or `waiting`, a sentence.
+        """
+        source = await asyncio.to_thread(uploaded, image, self._folder.path)
+        language, visitor = _language_of(request), _visitor_of(request)
+        parts = ask(self._service, Plan.from_json(plan, source), visitor)
+        async with aclosing(parts):
+            async for part in parts:
+                if isinstance(part, Waiting):
+                    yield {"waiting": line_sentence(part.place, part.seconds, language)}
+                else:
+                    yield await asyncio.to_thread(self._addressed, part)
+
+    def _addressed(self, part: dict[str, Any]) -> dict[str, Any]:
+        """A part of an answer with addresses in place of pictures and files."""
+        self._folder.check_space()
+        folder = self._folder.path
+
+        def addressed(name: str, value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: addressed(key, inner) for key, inner in value.items()}
+            if isinstance(value, Image.Image):
+                return f"gradio_api/file={panel_file(value, name, folder)}"
+            if isinstance(value, bytes):
+                return f"gradio_api/file={byte_file(value, part['name'], folder)}"
+            return value
+
+        return {name: addressed(name, value) for name, value in part.items()}
+
+    def open(
+        self, settings: Any, language: Any = None, request: gr.Request | None = None
+    ) -> tuple[Any, ...]:
+        """Values of the page's controls for settings from a link, a file or the history.
+
+        Args:
+            settings: `{"example": name}` or `{"image": {"path": ...}}`, `request` as `settings` of
+                an answer, and the `tab` to be shown; each may be missing.
+            language: Of the page.
+            request: The HTTP request.
+
+        Returns:
+            Picture, example, mask ratio, seed, strategy, fit, model, size, view, own mask, tab.
+        """
+        settings = settings if isinstance(settings, dict) else {}
+        picture, example = gr.skip(), gr.skip()
+        if (name := settings.get("example")) is not None:
+            picture, example = self.choose_example(name), name
+        elif (image := settings.get("image")) is not None:
+            file = uploaded(image, self._folder.path)
+            assert file is not None
+            picture, example = gr.FileData(path=str(file.path)), None
+        tab = settings.get("tab")
+        chosen = gr.Tabs(selected=tab) if tab in TABS else gr.skip()
+        if (asked := settings.get("request")) is None:
+            return picture, example, *[gr.skip()] * 8, chosen
+        models = self._service.models
+        wanted = Request.from_json(
+            {"picture": "", **asked}, models, self._service.settings.max_image_size
+        )
+        mask = wanted.mask
+        return (
+            picture, example, mask.ratio, mask.seed, mask.strategy, wanted.fit, wanted.model,
+            wanted.image_size or OWN_SIZE, wanted.view, [*mask.rows] or None, chosen,
+        )  # fmt: skip
+
     async def update(
         self, request: gr.Request | None = None, language: Any = None, **values: Any
     ) -> AsyncGenerator[tuple[Any, Any, Any], None]:
@@ -167,10 +255,10 @@ class Events:
             values["image_size"] = await asyncio.to_thread(
                 self._size_for, values["model"], values["image_size"]
             )
-            async with aclosing(self._answer(values, request)) as steps:
+            async with aclosing(self._stretched(values, request)) as steps:
                 async for step in steps:
                     if isinstance(step, Answer):
-                        view = await asyncio.to_thread(self.view, step)
+                        view = await asyncio.to_thread(self.view, step, values["image"]["path"])
                         yield view, _noted(step.facts, language), gr.Timer(active=False)
                     else:
                         line = line_sentence(step.place, step.seconds, language)
@@ -181,6 +269,25 @@ class Events:
         except Exception as error:
             yield None, {"error": sentence_for(error, language)}, gr.Timer(active=False)
 
+    async def _stretched(
+        self, values: dict[str, Any], request: object
+    ) -> AsyncGenerator[Waiting | Answer, None]:
+        """As `_answer`; an own mask drawn on another grid is stretched over this picture's."""
+        try:
+            async with aclosing(self._answer(values, request)) as steps:
+                async for step in steps:
+                    yield step
+        except MaskError as error:
+            if error.code != "mask_shape":
+                raise
+            h, w = (cast(int, error.parameters[side]) for side in ("rows", "columns"))
+            old: list[str] = values["mask"]
+            rows = [old[i * len(old) // h] for i in range(h)]
+            values = values | {"mask": [[row[j * len(row) // w] for j in range(w)] for row in rows]}
+            async with aclosing(self._answer(values, request)) as steps:
+                async for step in steps:
+                    yield step
+
     async def _answer(
         self, values: dict[str, Any], request: object
     ) -> AsyncGenerator[Waiting | Answer, None]:
@@ -190,9 +297,7 @@ class Events:
             files["mask"] = values["mask"]
         for name, payload in files.items():
             files[name] = await asyncio.to_thread(uploaded, payload, folder)
-        # Address of the visitor, as the guard has found it.
-        visitor = str(getattr(getattr(request, "client", None), "host", None) or "unknown")
-        steps = self._service.answer({**values, **files}, visitor)
+        steps = self._service.answer({**values, **files}, _visitor_of(request))
         async with aclosing(steps):
             async for step in steps:
                 yield step
@@ -201,14 +306,14 @@ class Events:
         self._folder.check_space()
         return [panel_file(answer.panels[name], name, self._folder.path) for name in names]
 
-    def view(self, answer: Answer) -> dict[str, Any]:
-        """What `stage/panels.js` shows of an answer: two addresses, and the mask."""
-        names = ("original", "reconstruction")
-        files = self._files(answer, names)
-        return {
-            **{name: f"gradio_api/file={path}" for name, path in zip(names, files, strict=True)},
-            "mask": answer.mask,
-        }
+    def view(self, answer: Answer, image: str) -> dict[str, Any]:
+        """What the stage shows of an answer, and what further questions need.
+
+        Args:
+            answer: To a request.
+            image: Path of the picture's file among the uploads.
+        """
+        return self._addressed(view_of(answer)) | {"image": {"path": image}}
 
     def _size_for(self, model: Any, size: Any) -> Any:
         """The size that a model takes, by the page's choice of sizes."""

@@ -81,14 +81,22 @@ def panel_file(panel: Image.Image, name: str, folder: Path) -> Path:
     return _written(key, f"{name}.png", folder, partial(png_bytes, panel))
 
 
+def byte_file(data: bytes, name: str, folder: Path) -> Path:
+    """`FOLDER/<hash of the bytes>/NAME`, written if it is not there.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    return _written(data, name, folder, lambda: data)
+
+
 def example_file(example: Path, folder: Path) -> Path:
     """A copy of an example among the uploads: its own place is not for clients to see.
 
     Raises:
         StorageError: If it cannot be written.
     """
-    data = example.read_bytes()
-    return _written(data, example.name, folder, lambda: data)
+    return byte_file(example.read_bytes(), example.name, folder)
 
 
 def _written(key: bytes, name: str, folder: Path, data: Callable[[], bytes]) -> Path:

@@ -1,19 +1,18 @@
 // The four panels. Original and reconstruction are fetched; masked and pasted are composed here.
 
+import { stage } from './stage.js';
+
 /** Colour of removed patches, as `mae_core` draws them. */
 const REMOVED = 'rgb(128 128 128)';
 
-/**
- * What the panels show.
- * @typedef {{original: string, reconstruction: string, mask: string[]}} View
- *   addresses of two images of one size; the mask as rows of 0 and 1, 1 = removed
- */
+/** @typedef {import('./stage.js').View} View */
 
 export class Panels {
   /** @param {HTMLElement} element holds a `figure` with a `canvas` for each panel */
   constructor(element) {
     this.element = element;
     this.shown = 0;
+    /** @type {HTMLElement[]} what cannot be reached while a panel is large */
     this.behind = [];
     element.addEventListener('click', (event) => {
       const button = /** @type {Element} */ (event.target).closest('figure button');
@@ -21,6 +20,12 @@ export class Panels {
     });
     document.addEventListener('keydown', (event) => {
       if (event.key === 'Escape') this.shrink();
+    });
+    stage.addEventListener('preview', () => {
+      const masked = element.querySelector('#panel-masked canvas');
+      if (stage.images.length && masked instanceof HTMLCanvasElement) {
+        paint(masked, 'masked', stage.images, maskOf('masked'));
+      }
     });
   }
 
@@ -32,19 +37,21 @@ export class Panels {
     const turn = ++this.shown;
     const images = view ? await load(view) : null;
     if (turn !== this.shown) return;
+    stage.show(images && view, images ?? []);
     for (const figure of this.element.querySelectorAll('figure')) {
       figure.classList.toggle('empty', !images);
-      const canvas = figure.querySelector('canvas');
-      if (images) paint(canvas, figure.dataset.name, images, view.mask);
+      const canvas = canvasOf(figure);
+      if (images) paint(canvas, figure.dataset.name, images, maskOf(figure.dataset.name));
       else canvas.width = canvas.height = 0;
     }
-    this.element.querySelector('[role=alert]').hidden = !view || Boolean(images);
+    const alert = /** @type {HTMLElement} */ (this.element.querySelector('[role=alert]'));
+    alert.hidden = !view || Boolean(images);
     this.element.dataset.view = images ? JSON.stringify(view) : '';
   }
 
   /** @param {Element} button */
   press(button) {
-    const figure = button.closest('figure');
+    const figure = /** @type {HTMLElement} */ (button.closest('figure'));
     if (button.className === 'download') save(figure);
     else if (figure.classList.contains('large')) this.shrink();
     else this.enlarge(figure);
@@ -52,16 +59,19 @@ export class Panels {
 
   /**
    * Show a panel over the whole page, of which nothing else can be reached meanwhile.
-   * @param {Element} figure
+   * @param {HTMLElement} figure
    */
   enlarge(figure) {
     figure.classList.add('large');
-    for (let at = figure; at !== document.body; at = at.parentElement) {
-      for (const other of at.parentElement.children) {
-        if (other === at || other.inert) continue;
+    let at = figure;
+    while (at.parentElement && at !== document.body) {
+      const { parentElement } = at;
+      for (const other of parentElement.children) {
+        if (!(other instanceof HTMLElement) || other === at || other.inert) continue;
         other.inert = true;
         this.behind.push(other);
       }
+      at = parentElement;
     }
   }
 
@@ -69,6 +79,14 @@ export class Panels {
     this.element.querySelector('figure.large')?.classList.remove('large');
     for (const other of this.behind.splice(0)) other.inert = false;
   }
+}
+
+/**
+ * The mask that a panel shows: the newest, but pasted pixels go with their own.
+ * @param {string | undefined} name
+ */
+function maskOf(name) {
+  return name === 'masked' ? stage.mask : stage.view?.mask ?? [];
 }
 
 /**
@@ -90,15 +108,23 @@ async function load(view) {
 }
 
 /**
+ * @param {HTMLElement} figure
+ * @returns {HTMLCanvasElement}
+ */
+function canvasOf(figure) {
+  return /** @type {HTMLCanvasElement} */ (figure.querySelector('canvas'));
+}
+
+/**
  * @param {HTMLCanvasElement} canvas
- * @param {string} name of the panel
+ * @param {string | undefined} name of the panel
  * @param {HTMLImageElement[]} images original and reconstruction
  * @param {string[]} mask
  */
 function paint(canvas, name, [original, reconstruction], mask) {
   canvas.width = original.naturalWidth;
   canvas.height = original.naturalHeight;
-  const context = canvas.getContext('2d');
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d'));
   context.drawImage(name === 'reconstruction' ? reconstruction : original, 0, 0);
   if (name !== 'masked' && name !== 'pasted') return;
   const width = canvas.width / mask[0].length;
@@ -117,7 +143,8 @@ function paint(canvas, name, [original, reconstruction], mask) {
  * @param {HTMLElement} figure
  */
 function save(figure) {
-  figure.querySelector('canvas').toBlob((blob) => {
+  canvasOf(figure).toBlob((blob) => {
+    if (!blob) return;
     const link = document.createElement('a');
     link.href = URL.createObjectURL(blob);
     link.download = `${figure.dataset.name}.png`;

@@ -49,7 +49,7 @@ _WRONG_CALL = (
 _KEY = r"[\w-]{1,64}"
 _STATIC = re.compile(
     r"/(assets|static|svelte)/(?!.*\.\.)[\w./@+~-]+"
-    r"|/thumbnails/[0-9a-f]{16}\.jpg|/stage/[a-z]+\.js"
+    r"|/thumbnails/[0-9a-f]{16}\.jpg|/stage/[a-z]+\.js|/locales/[a-z]+\.json"
     r"|/(gradio_api/)?theme\.css|/(favicon\.ico|robots\.txt|manifest\.json|healthz|readyz|metrics)",
     re.ASCII,
 )

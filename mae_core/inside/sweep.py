@@ -12,7 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -79,18 +81,23 @@ def sweep(
         yield reconstructor(image, ratio, **fields)
 
 
-def baseline_psnr(result: Reconstruction) -> dict[str, float | None]:
+def baseline_psnr(original: Tensor, removed: NDArray[np.bool_]) -> dict[str, float | None]:
     """PSNR in dB of the removed patches, filled by each of `FILLERS` under the same mask.
 
-    None if nothing was removed, or what was removed is filled without error.
+    Args:
+        original: (C, H, W) pixels in 0..1.
+        removed: (h, w) booleans, True = removed.
+
+    Returns:
+        None where nothing was removed, or it is filled without error.
     """
-    mask = torch.from_numpy(result.removed.astype("float32"))
-    removed = pixel_mask(mask, result.grid_size, result.patch_size)
-    original = result.original[None]
+    h, w = removed.shape
+    mask = torch.from_numpy(removed.astype("float32")).reshape(1, h * w)
+    pixels = pixel_mask(mask, (h, w), original.shape[1] // h)
     figures: dict[str, float | None] = {}
     for name, fill in FILLERS.items():
-        filled = fill(result.original, removed[0])
-        psnr = removed_psnr(filled[None], original, removed).item()
+        filled = fill(original, pixels[0])
+        psnr = removed_psnr(filled[None], original[None], pixels).item()
         figures[name] = psnr if math.isfinite(psnr) else None
     return figures
 

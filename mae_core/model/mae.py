@@ -184,14 +184,22 @@ class MaskedAutoencoder(nn.Module):
                 f"{images.shape[0]} images of {grid_size[0]}x{grid_size[1]} patches",
                 code="patches",
             )
-        removed, ids = None, patch_mask.ids_keep
+        removed = None
         if self.config.encoder_mask_tokens:
             removed = patch_mask.mask.bool().unsqueeze(-1)  # (N, L, 1)
-            ids = patch_mask.ids_restore.argsort(dim=1)  # ids_shuffle
         cls_token, tokens = self._embed(images, grid_size, removed)
-        tokens = torch.cat((cls_token, _take(tokens, ids)), dim=1)  # (N, 1 + K, D)
-        latent: Tensor = self.norm(self.blocks(tokens))
+        tokens = _take(tokens, self.encoder_ids(patch_mask))
+        latent: Tensor = self.norm(self.blocks(torch.cat((cls_token, tokens), dim=1)))
         return latent
+
+    def encoder_ids(self, patch_mask: PatchMask) -> Tensor:
+        """Numbers of the patches that the encoder's tokens, after the class token, are of.
+
+        (N, K), which is `ids_keep`; with `encoder_mask_tokens` (N, L), which is `ids_shuffle`.
+        """
+        if self.config.encoder_mask_tokens:
+            return patch_mask.ids_restore.argsort(dim=1)
+        return patch_mask.ids_keep
 
     def _embed(
         self, images: Tensor, grid_size: tuple[int, int], removed: Tensor | None = None
@@ -394,20 +402,30 @@ def forward_flops(config: ModelConfig, grid_size: tuple[int, int], mask_ratio: f
     Matrix products only, a multiply-add counted as 2; all else is small beside them. A training
     step costs three times as much: its backward pass has two products for each one of these.
     """
+    return sum(module_flops(config, grid_size, mask_ratio).values())
 
-    def blocks(depth: int, tokens: int, width: int, mlp_ratio: float) -> int:
+
+def module_flops(
+    config: ModelConfig, grid_size: tuple[int, int], mask_ratio: float
+) -> dict[str, int]:
+    """Those of `forward_flops` by the name of the module that they are done in."""
+
+    def block(tokens: int, width: int, mlp_ratio: float) -> int:
         # Queries, keys, values and the projection after them; the scores and their sum of values.
         attention = 2 * tokens * 4 * width**2 + 2 * 2 * tokens**2 * width
-        return depth * (attention + 2 * 2 * tokens * width * int(width * mlp_ratio))
+        return attention + 2 * 2 * tokens * width * int(width * mlp_ratio)
 
     length = grid_size[0] * grid_size[1]
     width, decoder_width = config.embed_dim, config.decoder_embed_dim
     ratio, decoder_ratio = config.mlp_ratios
     tokens = 1 + (length if config.encoder_mask_tokens else num_visible(length, mask_ratio))
-    embed = 2 * length * config.patch_dim * width
-    encoder = blocks(config.depth, tokens, width, ratio)
-    bridge = 2 * tokens * width * decoder_width
-    decoder = blocks(config.decoder_depth, 1 + length, decoder_width, decoder_ratio)
-    # The class token's row is predicted too, and dropped.
-    predict = 2 * (1 + length) * decoder_width * config.target_dim
-    return embed + encoder + bridge + decoder + predict
+    encoder = block(tokens, width, ratio)
+    decoder = block(1 + length, decoder_width, decoder_ratio)
+    return {
+        "patch_embed": 2 * length * config.patch_dim * width,
+        **{f"blocks.{i}": encoder for i in range(config.depth)},
+        "decoder_embed": 2 * tokens * width * decoder_width,
+        **{f"decoder_blocks.{i}": decoder for i in range(config.decoder_depth)},
+        # The class token's row is predicted too, and dropped.
+        "decoder_pred": 2 * (1 + length) * decoder_width * config.target_dim,
+    }

@@ -54,6 +54,11 @@ def test_a_worker_of_later_inherits_it(found: Any) -> None:
     assert found["inherited"] == "Reconstruction"
 
 
+def test_what_looks_inside_a_model_does_so_in_the_worker(found: Any) -> None:
+    assert found["attention"] < 1e-6
+    assert (found["trace"], found["proved"]) == (True, True)
+
+
 def test_little_time_is_asked_for_and_no_visitor_pays_for_another(found: Any) -> None:
     assert found["seconds"] == [10]
     assert found["max_batch"] == 1

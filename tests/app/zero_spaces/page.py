@@ -15,6 +15,9 @@ from PIL import Image
 
 from app.models.served import ServedModel
 from mae_core import MAEError, MaskedAutoencoder, Reconstruction, Reconstructor, load
+from mae_core.inside.attention import attend
+from mae_core.inside.leaks import prove
+from mae_core.inside.stages import trace
 from mae_core.reconstruct import ReconstructionRequest
 
 found: dict[str, Any] = {}
@@ -74,6 +77,15 @@ gone = Path(second_file).rename(second_file + ".gone")
 (inherited, _) = in_thread(lambda: ask(second))
 gone.rename(second_file)
 found["inherited"] = type(inherited).__name__
+# What looks inside a model goes there too.
+request = ReconstructionRequest(picture, seed=2)
+lent = first._state.reconstructor
+here = Reconstructor(load(first_file), device="cpu", precision="float32")
+rows = [attend(one, request, 5).decoder for one in (lent, here)]
+found["attention"] = float((rows[0] - rows[1]).abs().max())
+traces = [trace(one, request) for one in (lent, here)]
+found["trace"] = traces[0].stages == traces[1].stages
+found["proved"] = prove(lent, request).same
 found["seconds"] = sorted({seconds for _, seconds in spaces.calls})
 found["refused_here"] = type(ask(first, mask_ratio=7)).__name__
 Path(full).touch()

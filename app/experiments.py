@@ -1,0 +1,292 @@
+"""What can be asked of a picture beside its panels: a `Plan` in, parts of an answer out.
+
+A plan is JSON, of the version that `Request` has:
+
+    {"v": 1, "kind": "doubt", "masks": 16, "request": {...as Request.to_json...}}
+
+Each part is a dictionary of plain data and pictures. Every run of the model is a request in line.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.pictures import PictureSource
+from app.request import Mask, Request, check_choice, check_whole
+from app.service import Answer, Job, ReconstructionService, Waiting
+from mae_core.errors import ConfigError
+from mae_core.images import to_pil
+from mae_core.inside.attention import Attention, attend
+from mae_core.inside.influence import leave_one_out, patch_change
+from mae_core.inside.leaks import Comparison, LeakProof, prove
+from mae_core.inside.stages import Trace, trace
+from mae_core.inside.sweep import (
+    FILM_FORMATS,
+    baseline_psnr,
+    encode_film,
+    film_frame,
+    film_ratios,
+)
+from mae_core.inside.uncertainty import Doubt, doubt_seeds
+from mae_core.reconstruct import MAX_PATCHES, Reconstruction, ReconstructionRequest, Reconstructor
+from mae_core.settings import VERSION, rows_of
+
+# Whole numbers of a plan: kind -> name -> (least, most, default).
+_NUMBERS: dict[str, dict[str, tuple[int, int, int]]] = {
+    "single": {},
+    "film": {"frames": (2, 37, 19)},
+    "doubt": {"masks": (2, 64, 16)},
+    "influence": {},
+    "attention": {"patch": (0, MAX_PATCHES - 1, 0)},
+    "inside": {},
+    "leak": {"noise": (0, 2**31 - 1, 0)},
+}
+KINDS = tuple(_NUMBERS)
+
+Part = dict[str, Any]
+Parts = AsyncGenerator[Waiting | Part, None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One question about one picture.
+
+    Attributes:
+        kind: One of `KINDS`.
+        values: By the names of `app.request`: the request that the question is about.
+        number: Frames, masks, a patch or a seed; 0 where the kind has none.
+        format: Of a film as a file: `webp` or `gif`; empty for none.
+    """
+
+    kind: str
+    values: Mapping[str, object]
+    number: int = 0
+    format: str = ""
+
+    @classmethod
+    def from_json(cls, data: object, image: PictureSource | None) -> "Plan":
+        """A plan from anything that JSON holds; the service checks its request.
+
+        Raises:
+            ConfigError: If it is of another version or form.
+        """
+        asked = data.get("request") if isinstance(data, Mapping) else None
+        if not isinstance(data, Mapping) or not isinstance(asked, Mapping):
+            raise ConfigError("a question is a JSON object with v, kind and request")
+        if data.get("v") != VERSION:
+            raise ConfigError(f"this question is of version {data.get('v')!r}; give v = {VERSION}")
+        kind = check_choice("kind", data.get("kind"), KINDS)
+        number = 0
+        for name, (least, most, default) in _NUMBERS[kind].items():
+            number = check_whole(name, data.get(name, default), least, most)
+        form = data.get("format", "")
+        if form:
+            form = check_choice("format", form, FILM_FORMATS)
+        values = Request.values_of(asked) | {"image": image}
+        return cls(kind, values, number, form)
+
+
+async def ask(service: ReconstructionService, plan: Plan, visitor: str) -> Parts:
+    """The answer to a plan, in parts as they come.
+
+    Raises:
+        MAEError: As `ReconstructionService.answer`.
+    """
+    if plan.kind == "single":
+        async with aclosing(service.answer(plan.values, visitor)) as answers:
+            async for answer in answers:
+                yield answer if isinstance(answer, Waiting) else view_of(answer)
+        return
+    job = await service.prepare(plan.values)
+    parts = {
+        "film": _film, "doubt": _doubt, "influence": _influence, "attention": _attention,
+        "inside": _inside, "leak": _leak,
+    }[plan.kind](service, job, plan, visitor)  # fmt: skip
+    async with aclosing(parts):
+        async for part in parts:
+            yield part
+
+
+def view_of(answer: Answer) -> Part:
+    """What a page shows of an answer; masked and pasted are composed there."""
+    return {
+        "original": answer.panels["original"],
+        "reconstruction": answer.panels["reconstruction"],
+        "mask": answer.mask,
+        "facts": answer.facts,
+        "settings": answer.request.to_json(),
+    }
+
+
+async def _film(service: ReconstructionService, job: Job, plan: Plan, visitor: str) -> Parts:
+    """A frame for each mask ratio, and at last the film as a file."""
+    ratios = film_ratios(plan.number)
+    drawn = replace(job.request.mask, rows=(), drawing="")
+    masks = [replace(drawn, ratio=ratio) for ratio in ratios]
+    frames: list[Image.Image] = []
+    done = 0
+    async with aclosing(service.series(job, masks, visitor)) as steps:
+        async for step in steps:
+            if isinstance(step, Waiting):
+                yield step
+                continue
+            answer, _ = step
+            ratio = ratios[done]
+            done += 1
+            if plan.format:
+                frames.append(film_frame(answer.panels, ratio))
+            yield {
+                **view_of(answer), "done": done, "of": len(ratios), "mask_ratio": ratio,
+                "baselines": await asyncio.to_thread(_baselines, answer),
+            }  # fmt: skip
+    if plan.format:
+        film = await asyncio.to_thread(encode_film, frames, plan.format)
+        yield {"file": film, "name": f"film.{plan.format}"}
+
+
+def _baselines(answer: Answer) -> dict[str, float | None]:
+    removed = np.array([[cell == "1" for cell in row] for row in answer.mask])
+    pixels = np.asarray(answer.panels["original"].convert("RGB"), np.float32) / 255
+    return baseline_psnr(torch.from_numpy(pixels).permute(2, 0, 1), removed)
+
+
+async def _doubt(service: ReconstructionService, job: Job, plan: Plan, visitor: str) -> Parts:
+    """Maps of error and disagreement, and the mean picture, over masks of one ratio."""
+    drawn = replace(job.request.mask, rows=(), drawing="")
+    masks = [replace(drawn, seed=seed) for seed in doubt_seeds(drawn.seed, plan.number)]
+    doubt, original = Doubt(), None
+    async with aclosing(service.series(job, masks, visitor, exact=True)) as steps:
+        async for step in steps:
+            if isinstance(step, Waiting):
+                yield step
+                continue
+            result = _exact(step)
+            original = result.original
+            doubt.add(result)
+            yield {"done": doubt.runs, "of": len(masks)}
+    assert original is not None
+    yield {
+        "runs": doubt.runs,
+        "mask_ratio": drawn.ratio,
+        "hidden": doubt.hidden.tolist(),
+        "original": to_pil(original),
+        "mean": to_pil(torch.from_numpy(doubt.mean).float()),
+        "mean_psnr": doubt.mean_psnr,
+        "single_psnr": doubt.single_psnr,
+        "error": _map(doubt.error, doubt.patch_error),
+        "disagreement": _map(doubt.disagreement, doubt.patch_disagreement),
+    }
+
+
+def _map(pixels: NDArray[np.floating[Any]], patches: NDArray[np.floating[Any]]) -> Part:
+    """A map for the browser: an 8-bit picture times `scale` / 255, and the value of each patch.
+
+    NaN is black in the alpha channel of the picture, and None of a patch.
+    """
+    known = np.isfinite(pixels)
+    scale = float(pixels[known].max()) if known.any() else 0.0
+    levels = np.where(known, pixels / (scale or 1.0) * 255, 0).round().astype(np.uint8)
+    alpha = np.where(known, 255, 0).astype(np.uint8)
+    rows = [[round(v, 6) if np.isfinite(v) else None for v in row] for row in patches.tolist()]
+    picture = Image.merge("LA", [Image.fromarray(levels), Image.fromarray(alpha)])
+    return {"picture": picture, "scale": scale, "patches": rows}
+
+
+async def _influence(service: ReconstructionService, job: Job, plan: Plan, visitor: str) -> Parts:
+    """For each visible patch, how much each removed patch changes without it."""
+    before = None
+    async with aclosing(service.series(job, [job.request.mask], visitor, exact=True)) as steps:
+        async for step in steps:
+            if isinstance(step, Waiting):
+                yield step
+            else:
+                before = _exact(step)
+    assert before is not None
+    without = leave_one_out(before.removed)
+    masks = [Mask(rows=rows_of(removed)) for _, removed in without]
+    count = 0
+    async with aclosing(service.series(job, masks, visitor, exact=True)) as steps:
+        async for step in steps:
+            if isinstance(step, Waiting):
+                yield step
+                continue
+            change = patch_change(before, _exact(step)).ravel()
+            count += 1
+            yield {
+                "done": count, "of": len(masks), "patch": without[count - 1][0],
+                "mask": rows_of(before.removed),
+                "change": [float(f"{value:.5g}") for value in change],
+            }  # fmt: skip
+
+
+def _exact(step: tuple[Answer, Reconstruction | None]) -> Reconstruction:
+    result = step[1]
+    assert result is not None  # asked for
+    return result
+
+
+async def _attention(service: ReconstructionService, job: Job, plan: Plan, visitor: str) -> Parts:
+    """Attention of one patch by layer and head."""
+    measure = partial(_attend, patch=plan.number)
+    async with aclosing(service.measure(job, measure, visitor)) as steps:
+        async for step in steps:
+            yield step if isinstance(step, Waiting) else _attention_part(step)
+
+
+def _attend(
+    reconstructor: Reconstructor, request: ReconstructionRequest, *, patch: int
+) -> Attention:
+    return attend(reconstructor, request, patch)
+
+
+def _attention_part(attention: Attention) -> Part:
+    encoder = attention.encoder
+    return {
+        "patch": attention.patch,
+        "visible": list(attention.visible),
+        "decoder": np.asarray(attention.decoder, float).round(6).tolist(),
+        "encoder": None if encoder is None else np.asarray(encoder, float).round(6).tolist(),
+    }
+
+
+async def _inside(service: ReconstructionService, job: Job, plan: Plan, visitor: str) -> Parts:
+    """What the model does with the picture, stage by stage."""
+    async with aclosing(service.measure(job, trace, visitor)) as steps:
+        async for step in steps:
+            yield step.to_json() if isinstance(step, Trace) else step
+
+
+async def _leak(service: ReconstructionService, job: Job, plan: Plan, visitor: str) -> Parts:
+    """Whether other pixels under the removed patches change the prediction."""
+    measure = partial(prove, seed=plan.number)
+    # Both pictures, and again with the answer's brightness and contrast.
+    runs = 4 if job.served.config.norm_pix else 2
+    async with aclosing(service.measure(job, measure, visitor, runs)) as steps:
+        async for step in steps:
+            yield _leak_part(step) if isinstance(step, LeakProof) else step
+
+
+def _leak_part(proof: LeakProof) -> Part:
+    return {
+        "scrambled": to_pil(proof.scrambled),
+        **_comparison(proof),
+        # Of models of normalised pixels, told the answer's brightness and contrast.
+        "answer": proof.answer and _comparison(proof.answer),
+    }
+
+
+def _comparison(pair: Comparison) -> Part:
+    before, after = map(to_pil, pair.predictions)
+    return {
+        "before": before, "after": after, "same": pair.same,
+        "changed_values": pair.changed_values, "values": pair.predictions[0].numel(),
+        "largest_change": pair.largest_change,
+    }  # fmt: skip

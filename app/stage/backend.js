@@ -1,0 +1,55 @@
+// How questions reach the server: Gradio's queue, as its other clients use it.
+
+/** An error that the server put into words. */
+export class AskError extends Error {}
+
+/**
+ * Ask more of a picture than its panels.
+ * @param {{path: string}} image a file among the uploads
+ * @param {object} plan see `app/experiments.py`
+ * @param {AbortSignal} signal gives the question up, in the server too
+ * @returns {AsyncGenerator<Record<string, any>>} parts of the answer as they come
+ */
+export async function* ask(image, plan, signal) {
+  const address = new URL('gradio_api/call/ask', document.baseURI);
+  const joined = await answered(await fetch(address, {
+    method: 'POST', signal, headers: {'content-type': 'application/json'},
+    body: JSON.stringify({data: [image, plan]}),
+  }));
+  const {event_id: id} = await joined.json();
+  const stream = await answered(await fetch(`${address}/${id}`, {signal}));
+  for await (const {event, data} of messages(stream)) {
+    if (event === 'generating') yield data[0];
+    if (event === 'error') throw new AskError(data?.error ?? String(data));
+    if (event === 'complete') return;
+  }
+}
+
+/** @param {Response} response */
+async function answered(response) {
+  if (response.ok) return response;
+  const said = await response.json().catch(() => ({}));
+  throw new AskError(said.detail ?? response.statusText);
+}
+
+/**
+ * Messages of a stream of server-sent events.
+ * @param {Response} response
+ * @returns {AsyncGenerator<{event: string, data: any}>}
+ */
+async function* messages(response) {
+  if (!response.body) return;
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = '';
+  for (;;) {
+    const {done, value} = await reader.read();
+    if (done) return;
+    const parts = (text + value).split('\n\n');
+    text = parts.pop() ?? '';
+    for (const part of parts) {
+      const event = /^event: (.*)$/m.exec(part)?.[1] ?? '';
+      const data = /^data: (.*)$/m.exec(part)?.[1];
+      yield {event, data: data ? JSON.parse(data) : null};
+    }
+  }
+}

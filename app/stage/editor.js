@@ -1,0 +1,369 @@
+// The visitor's own mask: painted over the masked panel, and sent as rows of 0 and 1.
+
+import { brushed } from './brush.js';
+import { fromPicture } from './drawing.js';
+import { button, element, fill, select, svg } from './elements.js';
+import { History } from './history.js';
+import { Mask } from './mask.js';
+import { PRESETS } from './presets.js';
+import { stage } from './stage.js';
+
+const TOOLS = /** @type {const} */ (['flip', 'hide', 'show']);
+const LARGEST_BRUSH = 4;
+
+/** @type {Record<string, [number, number]>} */
+const ARROWS = {
+  ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
+};
+
+// Survives a change of language.
+/** @type {History | null} */
+let history = null;
+
+/** @param {import('./stage.js').Host} host */
+export function mount(host) {
+  new Editor(host);
+}
+
+class Editor {
+  /** @type {typeof TOOLS[number]} */
+  tool = 'flip';
+  brush = 0;
+  /** Where the keyboard's cursor is, in patches. @type {[number, number]} */
+  cursor = [0, 0];
+  /** @type {{value: 0 | 1, at: import('./brush.js').Point, mask: Mask} | null} */
+  stroke = null;
+
+  /** @param {import('./stage.js').Host} host */
+  constructor(host) {
+    this.host = host;
+    this.texts = host.texts;
+    const { signal } = host;
+    this.build();
+    for (const event of ['view', 'preview']) {
+      stage.addEventListener(event, () => this.show(), { signal });
+    }
+    document.addEventListener('keydown', (event) => this.key(event), { signal });
+    for (const [name, handle] of Object.entries({
+      pointerdown: this.down, pointermove: this.move, pointerup: this.up, pointercancel: this.up,
+      contextmenu: this.menu,
+    })) {
+      document.addEventListener(name, (event) => {
+        handle.call(this, /** @type {PointerEvent} */ (event));
+      }, { signal });
+    }
+    host.watch(['value'], () => this.opened());
+    this.show();
+  }
+
+  /** The patches over the masked panel. @returns {SVGSVGElement | null} */
+  get grid() {
+    return document.querySelector('#panel-masked svg.grid');
+  }
+
+  get mask() {
+    return Mask.fromRows(stage.mask);
+  }
+
+  build() {
+    const { texts } = this;
+    const act = (/** @type {string} */ name, /** @type {() => void} */ does) =>
+      button(texts[name], does, { class: name, title: texts[`${name}_hint`] ?? texts[name] });
+    this.draw = button(texts.draw, () => this.arm(!this.armed), {
+      class: 'draw', 'aria-pressed': 'false', title: texts.draw_hint,
+    });
+    this.count = element('output', { class: 'count', for: 'panel-masked' });
+    this.said = element('span', { class: 'said', role: 'status' });
+    this.own = act('back', () => this.back());
+    this.undo = act('undo', () => this.step('undo'));
+    this.redo = act('redo', () => this.step('redo'));
+    this.tools = TOOLS.map((name) => button(texts[name], () => this.choose(name), {
+      'aria-pressed': String(name === this.tool), title: texts[`${name}_hint`],
+    }));
+    this.size = /** @type {HTMLInputElement} */ (element('input', {
+      type: 'range', min: '0', max: String(LARGEST_BRUSH), step: '1', value: '0',
+      'aria-label': texts.brush,
+    }));
+    this.size.addEventListener('input', () => { this.brush = Number(this.size?.value); });
+    const file = /** @type {HTMLInputElement} */ (element('input', {
+      type: 'file', accept: 'image/*', hidden: '',
+    }));
+    file.addEventListener('change', () => this.picture(file));
+    const presets = select(texts.presets, Object.keys(PRESETS).map((name) => [name, texts[name]]),
+      (name) => this.change((mask) => mask.preset(/** @type {keyof typeof PRESETS} */ (name))));
+    this.more = element('div', { class: 'tools', hidden: '' },
+      element('span', { class: 'choice', role: 'group', 'aria-label': texts.tool }, ...this.tools),
+      element('label', { class: 'brush' }, texts.brush, this.size),
+      presets, act('invert', () => this.change((mask) => mask.invert())),
+      act('clear', () => this.change((mask) => mask.fill(0))),
+      act('load', () => file.click()), file);
+    this.host.element.append(
+      element('div', { class: 'bar' }, this.draw, this.count, this.own, this.undo, this.redo,
+        this.said),
+      this.more);
+  }
+
+  get armed() {
+    return this.draw?.getAttribute('aria-pressed') === 'true';
+  }
+
+  /** @param {boolean} armed whether fingers draw, instead of moving the page */
+  arm(armed) {
+    this.draw?.setAttribute('aria-pressed', String(armed));
+    if (this.more) this.more.hidden = !armed;
+    this.grid?.classList.toggle('armed', armed);
+    if (armed) this.grid?.focus({ preventScroll: true });
+  }
+
+  /** @param {typeof TOOLS[number]} name */
+  choose(name) {
+    this.tool = name;
+    this.tools?.forEach((tool, i) => {
+      tool.setAttribute('aria-pressed', String(TOOLS[i] === name));
+    });
+  }
+
+  /** Bring grid, count and buttons up to the mask on show. */
+  show() {
+    const { mask: rows } = stage;
+    if (!rows.length) return;
+    const mask = this.mask;
+    if (history?.rows.length !== rows.length || history.rows[0].length !== rows[0].length) {
+      history = new History(rows);
+    }
+    if (this.count) {
+      this.count.textContent = fill(this.texts.count, {
+        removed: mask.count, patches: mask.cells.length, percent: Math.round(100 * mask.ratio),
+      });
+    }
+    this.outline(mask);
+    this.buttons();
+  }
+
+  buttons() {
+    if (this.own) this.own.hidden = !this.host.props.value;
+    this.undo?.toggleAttribute('disabled', !history?.canUndo);
+    this.redo?.toggleAttribute('disabled', !history?.canRedo);
+  }
+
+  /** @param {Mask} mask */
+  outline({ h, w }) {
+    const { grid } = this;
+    if (!grid) return;
+    grid.classList.toggle('armed', this.armed);
+    grid.setAttribute('aria-label', this.texts.canvas);
+    if (grid.dataset.size === `${h} ${w}`) return;
+    grid.dataset.size = `${h} ${w}`;
+    grid.setAttribute('viewBox', `0 0 ${w} ${h}`);
+    const lines = [
+      ...Array.from({ length: h - 1 }, (_, i) => `M0 ${i + 1}H${w}`),
+      ...Array.from({ length: w - 1 }, (_, j) => `M${j + 1} 0V${h}`),
+    ].join('');
+    grid.replaceChildren(
+      svg('path', { d: lines, class: 'lines' }),
+      svg('rect', { width: '1', height: '1', class: 'cursor' }));
+    this.cursor = [Math.floor(h / 2), Math.floor(w / 2)];
+    this.point();
+  }
+
+  point() {
+    const [y, x] = this.cursor;
+    const cursor = this.grid?.querySelector('.cursor');
+    cursor?.setAttribute('x', String(x));
+    cursor?.setAttribute('y', String(y));
+  }
+
+  /**
+   * The point of the grid that an event is at, as (y, x) in patches.
+   * @param {PointerEvent} event
+   * @returns {import('./brush.js').Point | null}
+   */
+  place(event) {
+    const matrix = this.grid?.getScreenCTM();
+    if (!matrix) return null;
+    const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(matrix.inverse());
+    return [at.y, at.x];
+  }
+
+  /** @param {PointerEvent} event */
+  down(event) {
+    const on = event.target instanceof Element && event.target.closest('svg.grid');
+    if (!on || (event.pointerType === 'touch' && !this.armed) || event.button > 2) return;
+    const at = this.place(event);
+    if (!at || !stage.mask.length) return;
+    event.preventDefault();
+    this.grid?.focus({ preventScroll: true });
+    this.begin(at, event.shiftKey || event.button === 2);
+  }
+
+  /**
+   * @param {import('./brush.js').Point} at
+   * @param {boolean} opposite of what the tool does
+   */
+  begin(at, opposite) {
+    const mask = this.mask;
+    const i = Math.min(Math.max(Math.floor(at[0]), 0), mask.h - 1);
+    const j = Math.min(Math.max(Math.floor(at[1]), 0), mask.w - 1);
+    const removed = mask.cells[i * mask.w + j] === 1;
+    const value = this.tool === 'flip' ? !removed : this.tool === 'hide';
+    this.stroke = { value: value !== opposite ? 1 : 0, at, mask };
+    this.paint(at);
+  }
+
+  /** @param {import('./brush.js').Point} to */
+  paint(to) {
+    if (!this.stroke) return;
+    const { value, at, mask } = this.stroke;
+    const whole = mask.paint(brushed(at, to, this.brush + 0.5, [mask.h, mask.w]), value);
+    this.stroke.at = to;
+    this.say(whole ? '' : this.texts.last);
+    this.send(mask.rows);
+  }
+
+  /** @param {PointerEvent} event */
+  move(event) {
+    const at = this.place(event);
+    if (!this.stroke || !at) return;
+    event.preventDefault();
+    this.paint(at);
+  }
+
+  up() {
+    if (!this.stroke) return;
+    history?.push(this.stroke.mask.rows);
+    this.stroke = null;
+    this.buttons();
+  }
+
+  /** @param {Event} event */
+  menu(event) {
+    if (event.target instanceof Element && event.target.closest('svg.grid')) event.preventDefault();
+  }
+
+  /** @param {KeyboardEvent} event */
+  key(event) {
+    const { target } = event;
+    if (!(target instanceof Element) || !target.closest('svg.grid') || !stage.mask.length) return;
+    if (this.press(event)) event.preventDefault();
+  }
+
+  /**
+   * @param {KeyboardEvent} event
+   * @returns {boolean} whether the key means something here
+   */
+  press(event) {
+    const touch = () => this.touch(event.shiftKey);
+    /** @type {Record<string, () => void>} */
+    const keys = {
+      ' ': touch, Enter: touch, '[': () => this.resize(-1), ']': () => this.resize(1),
+    };
+    const { key } = event;
+    if (event.ctrlKey || event.metaKey) {
+      if (key.toLowerCase() !== 'z') return false;
+      this.step(event.shiftKey ? 'redo' : 'undo');
+    } else if (key in ARROWS) {
+      this.walk(ARROWS[key]);
+    } else if (key in keys) {
+      keys[key]();
+    } else {
+      return false;
+    }
+    return true;
+  }
+
+  /** @param {boolean} opposite */
+  touch(opposite) {
+    const [y, x] = this.cursor;
+    this.begin([y + 0.5, x + 0.5], opposite);
+    this.up();
+    this.where();
+  }
+
+  /** @param {number} by */
+  resize(by) {
+    this.brush = Math.min(Math.max(this.brush + by, 0), LARGEST_BRUSH);
+    if (this.size) this.size.value = String(this.brush);
+  }
+
+  /** @param {[number, number]} step */
+  walk([down, across]) {
+    const { h, w } = this.mask;
+    const [y, x] = this.cursor;
+    this.cursor = [
+      Math.min(Math.max(y + down, 0), h - 1), Math.min(Math.max(x + across, 0), w - 1),
+    ];
+    this.point();
+    this.where();
+  }
+
+  /** Say where the cursor is, for those who do not see it. */
+  where() {
+    const [y, x] = this.cursor;
+    const state = stage.mask[y][x] === '1' ? this.texts.removed : this.texts.visible;
+    this.say(fill(this.texts.where, { row: y + 1, column: x + 1, state }));
+  }
+
+  /** @param {string} text */
+  say(text) {
+    if (this.said) this.said.textContent = text;
+  }
+
+  /** @param {(mask: Mask) => boolean} edit */
+  change(edit) {
+    if (!stage.mask.length) return;
+    const mask = this.mask;
+    this.say(edit(mask) ? '' : this.texts.last);
+    history?.push(mask.rows);
+    this.send(mask.rows);
+  }
+
+  /** @param {'undo' | 'redo'} which */
+  step(which) {
+    const rows = history?.[which]();
+    if (rows) this.send(rows);
+  }
+
+  /** Give the mask to the sliders again. */
+  back() {
+    const drawn = stage.view?.settings.mask;
+    this.host.props.value = null;
+    this.host.trigger('input');
+    if (drawn) stage.draw(drawn.strategy, drawn.ratio, drawn.seed);
+    history?.push(stage.mask);
+    this.buttons();
+  }
+
+  /** @param {string[]} rows */
+  send(rows) {
+    stage.preview(rows);
+    this.host.props.value = rows;
+    this.host.trigger('input');
+    this.buttons();
+  }
+
+  /** The page itself set the mask: by settings, or by the sliders, which clear it. */
+  opened() {
+    const rows = this.host.props.value;
+    if (rows && rows.join() !== stage.mask.join()) stage.preview(rows);
+    if (!this.stroke && stage.mask.length) history?.push(stage.mask);
+    this.buttons();
+  }
+
+  /** @param {HTMLInputElement} input with a black-and-white picture */
+  async picture(input) {
+    const [file] = input.files ?? [];
+    input.value = '';
+    if (!file || !stage.mask.length) return;
+    try {
+      const bitmap = await createImageBitmap(file);
+      const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+      const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext('2d'));
+      context.drawImage(bitmap, 0, 0);
+      const pixels = context.getImageData(0, 0, bitmap.width, bitmap.height);
+      const rows = fromPicture(pixels, [stage.mask.length, stage.mask[0].length]);
+      this.change((mask) => mask.set(rows));
+    } catch {
+      this.say(this.texts.unreadable);
+    }
+  }
+}

@@ -1,0 +1,74 @@
+// Elements of the page, made in one line each.
+
+/**
+ * @param {string} name of the tag
+ * @param {Record<string, string | undefined>} attributes those undefined are left out
+ * @param {...(Node | string)} children
+ * @returns {HTMLElement}
+ */
+export function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  set(made, attributes);
+  made.append(...children);
+  return made;
+}
+
+/**
+ * @param {string} name
+ * @param {Record<string, string | undefined>} attributes
+ * @param {...(Node | string)} children
+ * @returns {SVGElement}
+ */
+export function svg(name, attributes = {}, ...children) {
+  const made = document.createElementNS('http://www.w3.org/2000/svg', name);
+  set(made, attributes);
+  made.append(...children);
+  return made;
+}
+
+/**
+ * @param {string} text
+ * @param {() => void} does when it is pressed
+ * @param {Record<string, string | undefined>} attributes
+ */
+export function button(text, does, attributes = {}) {
+  const made = element('button', { type: 'button', ...attributes }, text);
+  made.addEventListener('click', does);
+  return /** @type {HTMLButtonElement} */ (made);
+}
+
+/**
+ * A list from which one thing is done at a time; it shows its label again afterwards.
+ * @param {string} label
+ * @param {string[][]} choices value and text
+ * @param {(value: string) => void} does
+ */
+export function select(label, choices, does) {
+  const made = /** @type {HTMLSelectElement} */ (element('select', { 'aria-label': label },
+    element('option', { value: '' }, label),
+    ...choices.map(([value, text]) => element('option', { value }, text))));
+  made.addEventListener('change', () => {
+    if (made.value) does(made.value);
+    made.value = '';
+  });
+  return made;
+}
+
+/**
+ * A text with its {placeholders} filled.
+ * @param {string} text
+ * @param {Record<string, string | number>} values
+ */
+export function fill(text, values) {
+  return text.replace(/[{](.*?)[}]/g, (_, name) => String(values[name]));
+}
+
+/**
+ * @param {Element} made
+ * @param {Record<string, string | undefined>} attributes
+ */
+function set(made, attributes) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== undefined) made.setAttribute(name, value);
+  }
+}

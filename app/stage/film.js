@@ -1,0 +1,4 @@
+/** @param {import('./stage.js').Host} host */
+export function mount({ element }) {
+  element.textContent = 'film';
+}

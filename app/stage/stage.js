@@ -1,0 +1,141 @@
+// What the parts of the stage share: the view on show, the texts, and how to ask.
+
+import {ask} from './backend.js';
+import {drawMask} from './masking.js';
+
+/**
+ * An answer on show, and what it is an answer to.
+ * @typedef {object} View
+ * @property {string} original address of an image
+ * @property {string} reconstruction address of an image of the same size
+ * @property {string[]} mask rows of 0 and 1, 1 = removed
+ * @property {Record<string, any>} facts
+ * @property {Record<string, any>} settings the request, as the server writes it
+ * @property {{path: string}} image the picture's file among the uploads
+ */
+
+/**
+ * What a part is drawn into.
+ * @typedef {object} Host
+ * @property {HTMLElement} element empty
+ * @property {Record<string, any>} texts of the part, in the page's language
+ * @property {AbortSignal} signal ends the part's listeners, as it is drawn anew
+ * @property {Record<string, any>} props of Gradio's component
+ * @property {(event: string) => void} trigger an event of the component
+ * @property {(names: string[], changed: () => void) => void} watch values of the component
+ */
+
+/**
+ * Events: `view` when another view is on show, `preview` when the mask changed before its answer
+ * is there, `busy` and `language`.
+ */
+class Stage extends EventTarget {
+  /** @type {View | null} */
+  view = null;
+
+  /** Original and reconstruction of the view. @type {HTMLImageElement[]} */
+  images = [];
+
+  /** The mask on show: the view's, or a newer one. @type {string[]} */
+  mask = [];
+
+  /** Whether the mask is newer than the view's. */
+  ahead = false;
+
+  /** @type {((settings: object) => void) | null} */
+  opener = null;
+
+  constructor() {
+    super();
+    new MutationObserver(() => this.dispatchEvent(new Event('language')))
+      .observe(document.documentElement, {attributeFilter: ['lang']});
+  }
+
+  get language() {
+    return document.documentElement.lang.startsWith('zh') ? 'zh' : 'en';
+  }
+
+  /** Texts of all parts. */
+  async texts() {
+    const response = await fetch(new URL(`locales/${this.language}.json`, document.baseURI));
+    return (await response.json()).stage;
+  }
+
+  /**
+   * Have a view on show.
+   * @param {View | null} view
+   * @param {HTMLImageElement[]} images
+   */
+  show(view, images) {
+    this.view = view;
+    this.images = images;
+    // A newer mask stays on show until its own answer is there.
+    const rows = view?.mask ?? [];
+    const alike = rows.length === this.mask.length && rows[0]?.length === this.mask[0]?.length;
+    if (!alike || rows.join() === this.mask.join()) this.ahead = false;
+    if (!this.ahead) this.mask = rows;
+    this.dispatchEvent(new Event('view'));
+  }
+
+  /**
+   * Show a mask whose answer is not there yet.
+   * @param {string[]} rows
+   */
+  preview(rows) {
+    this.mask = rows;
+    this.ahead = true;
+    this.dispatchEvent(new Event('preview'));
+  }
+
+  /**
+   * Show the mask of the sliders at once.
+   * @param {import('./masking.js').Strategy} strategy
+   * @param {number} ratio
+   * @param {number} seed
+   */
+  draw(strategy, ratio, seed) {
+    if (!this.mask.length) return;
+    const grid = /** @type {[number, number]} */ ([this.mask.length, this.mask[0].length]);
+    this.preview(drawMask(strategy, grid, ratio, seed).rows);
+  }
+
+  /**
+   * Parts of the answer to a question about the view on show.
+   * @param {Record<string, any>} question `kind` and its values; `request` if not the view's
+   * @param {AbortSignal} signal
+   */
+  ask(question, signal) {
+    if (!this.view) throw new Error('nothing is on show');
+    return ask(this.view.image, {v: 1, request: this.view.settings, ...question}, signal);
+  }
+
+  /**
+   * Set the page's controls.
+   * @param {{example?: string, image?: object, request?: object, tab?: string}} settings
+   */
+  open(settings) {
+    this.opener?.(settings);
+  }
+}
+
+export const stage = new Stage();
+
+/**
+ * Draw a part, and draw it anew when the page's language changes.
+ * @param {string} name of its module
+ * @param {Omit<Host, 'texts' | 'signal'>} host
+ */
+export async function mount(name, host) {
+  const part = await import(`./${name}.js`);
+  let ended = new AbortController();
+  const draw = async () => {
+    const texts = (await stage.texts())[name] ?? {};
+    ended.abort();
+    ended = new AbortController();
+    const element = /** @type {HTMLElement} */ (host.element.querySelector('.part'));
+    element.replaceChildren();
+    await part.mount({...host, element, texts, signal: ended.signal});
+  };
+  stage.addEventListener('language', draw);
+  await draw();
+}

@@ -1,0 +1,19 @@
+import js from '@eslint/js';
+import globals from 'globals';
+
+export default [
+  { ignores: ['.venv/', 'build/', 'runs/'] },
+  js.configs.recommended,
+  {
+    linterOptions: { reportUnusedDisableDirectives: 'error' },
+    rules: {
+      complexity: ['error', 10],
+      eqeqeq: 'error',
+      'no-unused-vars': 'error',
+      'no-var': 'error',
+      'prefer-const': 'error',
+    },
+  },
+  { files: ['app/stage/**'], languageOptions: { globals: globals.browser } },
+  { files: ['tests/stage/**'], languageOptions: { globals: globals.node } },
+];
