@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.pictures import PictureSource
-from app.request import VERSION, Mask, Request, check_choice, check_whole
-from app.service import Answer, Job, ReconstructionService, Waiting, rows_of
+from app.request import Mask, Request, check_choice, check_whole
+from app.service import Answer, Job, ReconstructionService, Waiting
 from mae_core.errors import ConfigError
 from mae_core.images import to_pil
 from mae_core.inside.attention import Attention, attend
@@ -37,6 +37,7 @@ from mae_core.inside.sweep import (
 )
 from mae_core.inside.uncertainty import Doubt, doubt_seeds
 from mae_core.reconstruct import MAX_PATCHES, Reconstruction, ReconstructionRequest, Reconstructor
+from mae_core.settings import VERSION, rows_of
 
 # Whole numbers of a plan: kind -> name -> (least, most, default).
 _NUMBERS: dict[str, dict[str, tuple[int, int, int]]] = {

@@ -22,7 +22,6 @@ from typing import Any, cast
 
 import numpy as np
 from cachetools import LRUCache, cachedmethod
-from numpy.typing import NDArray
 from PIL import Image
 
 from app.decoding import DecodersBusyError
@@ -54,6 +53,7 @@ from mae_core.errors import (
     MaskError,
 )
 from mae_core.reconstruct import MAX_PATCHES, ReconstructionRequest, mask_from_drawing, open_fitted
+from mae_core.settings import rows_of
 from mae_core.weights import DEFAULT_WEIGHTS, weights_name
 
 _logger = logging.getLogger(__name__)
@@ -678,11 +678,6 @@ def _as_asked(answer: Answer, request: Request) -> Answer:
     if asked == mask:
         return answer
     return replace(answer, request=replace(answer.request, mask=asked))
-
-
-def rows_of(removed: NDArray[np.bool_]) -> tuple[str, ...]:
-    """A mask as a text of 0 and 1 for each row, 1 = removed."""
-    return tuple("".join("01"[int(cell)] for cell in row) for row in removed)
 
 
 def _for_visitors(name: str, error: MAEError) -> MAEError:
