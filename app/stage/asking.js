@@ -77,9 +77,9 @@ export class Asking {
   }
 
   #update() {
+    const at = document.activeElement;
     this.cancel.hidden = this.progress.hidden = !this.busy;
     this.changed();
-    const at = document.activeElement;
     if (at instanceof HTMLElement && at.hidden) {
       (this.busy ? this.cancel : this.next)?.focus({ preventScroll: true });
     }

@@ -4,8 +4,6 @@ import { colourOf } from './colours.js';
 import { element, fill, svg } from './elements.js';
 import { paint } from './panels.js';
 
-/** @typedef {Map<number, number>} Values patch number -> value; patches are numbered row by row */
-
 /** @type {Record<string, [number, number]>} */
 const ARROWS = {
   ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
@@ -60,7 +58,7 @@ export class Glow {
 
   /**
    * @param {number} patch the one outlined
-   * @param {Values} values
+   * @param {import('./study.js').Values} values
    * @param {number} max the value of the brightest glow
    */
   draw(patch, values, max) {
@@ -111,29 +109,6 @@ export class Glow {
 /** The colour scale from left to right, as CSS. */
 export const SCALE = `linear-gradient(to right, ${
   Array.from({ length: 9 }, (_, i) => `rgb(${colourOf(i / 8)})`).join(', ')})`;
-
-/**
- * The patches of the largest values, largest first.
- * @param {Values} values
- * @param {number} count
- * @returns {[patch: number, value: number][]}
- */
-export function strongest(values, count) {
-  return [...values].sort(([, a], [, b]) => b - a).slice(0, count);
-}
-
-/**
- * The removed patch nearest to the centre; the centre's own if none is removed.
- * @param {string[]} mask
- */
-export function centralPatch(mask) {
-  const [h, w] = [mask.length, mask[0].length];
-  const [y, x] = [(h - 1) / 2, (w - 1) / 2];
-  const cells = mask.flatMap((row, i) => [...row].map((cell, j) =>
-    ({ patch: i * w + j, removed: cell === '1', far: (i - y) ** 2 + (j - x) ** 2 })));
-  cells.sort((a, b) => Number(b.removed) - Number(a.removed) || a.far - b.far);
-  return cells[0].patch;
-}
 
 /**
  * @param {number} share

@@ -73,7 +73,7 @@ export class Looks {
     return this.head.value === 'mean' ? mean(heads) : heads[Number(this.head.value)];
   }
 
-  /** @returns {import('./glow.js').Values} the share of each patch */
+  /** @returns {import('./study.js').Values} the share of each patch */
   get values() {
     const patches = this.stack.value === 'encoder' ? this.attention?.visible : undefined;
     return new Map(this.shares.slice(1).map((share, i) => [patches?.[i] ?? i, share]));

@@ -2,71 +2,13 @@
 
 import { Asking, isOnShow } from './asking.js';
 import { button, element, fill } from './elements.js';
-import { centralPatch, Glow, percent, SCALE, strongest } from './glow.js';
+import { Glow, percent, SCALE } from './glow.js';
 import { Looks } from './looks.js';
 import { stage } from './stage.js';
+import { strongest, Study } from './study.js';
 
 const LISTED = 5;
 const MODES = /** @type {const} */ (['influence', 'attention']);
-
-/** @typedef {import('./glow.js').Values} Values */
-
-/** What was found out about one view. */
-class Study {
-  /** @type {Map<number, number[]>} visible patch -> change of each of the L patches without it */
-  changes = new Map();
-  /** @type {import('./looks.js').Attention | null} the newest answer, of any patch */
-  attention = null;
-
-  /**
-   * @param {import('./stage.js').View} view
-   * @param {HTMLImageElement[]} images
-   */
-  constructor(view, images) {
-    this.view = view;
-    this.images = images;
-    this.cells = view.mask.join('');
-    this.pin = centralPatch(view.mask);
-  }
-
-  /** How many patches are visible. */
-  get visible() {
-    return [...this.cells].filter((cell) => cell === '0').length;
-  }
-
-  get empty() {
-    return !this.changes.size && !this.attention;
-  }
-
-  /** Whether another view is on show by now. */
-  get old() {
-    return !isOnShow(this.view);
-  }
-
-  /** @param {number} patch */
-  isRemoved(patch) {
-    return this.cells[patch] === '1';
-  }
-
-  /** The answer about the pinned patch, if there is one. */
-  get pinned() {
-    return this.attention?.patch === this.pin ? this.attention : null;
-  }
-
-  /**
-   * Of a removed patch, its change without each visible one; of a visible patch, the change of
-   * each removed one without it.
-   * @param {number} patch
-   * @returns {Values}
-   */
-  influence(patch) {
-    if (this.isRemoved(patch)) {
-      return new Map([...this.changes].map(([other, change]) => [other, change[patch]]));
-    }
-    const change = [...(this.changes.get(patch) ?? []).entries()];
-    return new Map(change.filter(([other]) => this.isRemoved(other)));
-  }
-}
 
 // Survive a change of language.
 /** @type {Study | null} */
@@ -121,7 +63,7 @@ class Origin {
 
   /** Take what the panels show, unless something was found out about an earlier view. */
   follow() {
-    if (!study || study.old) {
+    if (!study || !isOnShow(study.view)) {
       this.asking.stop();
       if (!study || study.empty) study = stage.view && new Study(stage.view, stage.images);
     }
@@ -147,7 +89,7 @@ class Origin {
 
   /** Show what is known of the pinned patch; what is not known of its attention is asked for. */
   look() {
-    if (mode === 'attention' && study && !study.old && !study.pinned) {
+    if (mode === 'attention' && study && isOnShow(study.view) && !study.pinned) {
       this.ask();
     } else {
       this.show();
@@ -158,7 +100,7 @@ class Origin {
   /** Measure, or ask where the model looked from the pinned patch. */
   async ask() {
     if (!stage.view) return;
-    if (!study || study.old) study = new Study(stage.view, stage.images);
+    if (!study || !isOnShow(study.view)) study = new Study(stage.view, stage.images);
     const asked = study;
     let whole;
     if (mode === 'influence') {
@@ -183,7 +125,7 @@ class Origin {
     if (this.drawn !== study) this.glow.show(study.images, study.view.mask);
     this.drawn = study;
     this.glow.pin = study.pin;
-    this.study.classList.toggle('old', study.old);
+    this.study.classList.toggle('old', !isOnShow(study.view));
     this.looks.offer(mode === 'attention' ? study.pinned : null);
     this.control(study);
     this.point();
@@ -193,8 +135,9 @@ class Origin {
    * Bring button, progress and count up to date.
    * @param {Study} of
    */
-  control({ old, changes, visible, pinned }) {
+  control({ view, changes, visible, pinned }) {
     const { texts, asking } = this;
+    const old = !isOnShow(view);
     const values = { done: changes.size, visible, runs: visible + 1 };
     let [whole, how] = [pinned !== null, 'one_run'];
     asking.progress.removeAttribute('value');
@@ -211,7 +154,7 @@ class Origin {
   /**
    * What glows when a patch is pointed at.
    * @param {number} patch
-   * @returns {Values}
+   * @returns {import('./study.js').Values}
    */
   values(patch) {
     return mode === 'attention' ? this.looks.values : study?.influence(patch) ?? new Map();
