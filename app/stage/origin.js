@@ -65,9 +65,17 @@ class Origin {
   follow() {
     if (!study || !isOnShow(study.view)) {
       this.asking.stop();
-      if (!study || study.empty) study = stage.view && new Study(stage.view, stage.images);
+      if (!study || study.empty) this.begin();
     }
     this.show();
+  }
+
+  /** Study the view on show; the pin stays on a grid of the same size. */
+  begin() {
+    const before = study;
+    study = stage.view && new Study(stage.view, stage.images);
+    if (study && study.cells.length === before?.cells.length) study.pin = before.pin;
+    return study;
   }
 
   /** @param {typeof MODES[number]} name */
@@ -99,9 +107,8 @@ class Origin {
 
   /** Measure, or ask where the model looked from the pinned patch. */
   async ask() {
-    if (!stage.view) return;
-    if (!study || !isOnShow(study.view)) study = new Study(stage.view, stage.images);
-    const asked = study;
+    const asked = study && isOnShow(study.view) ? study : this.begin();
+    if (!asked) return;
     let whole;
     if (mode === 'influence') {
       asked.changes.clear();
