@@ -121,7 +121,7 @@ function canvasOf(figure) {
  * @param {HTMLImageElement[]} images original and reconstruction
  * @param {string[]} mask
  */
-function paint(canvas, name, [original, reconstruction], mask) {
+export function paint(canvas, name, [original, reconstruction], mask) {
   canvas.width = original.naturalWidth;
   canvas.height = original.naturalHeight;
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d'));
