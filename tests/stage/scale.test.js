@@ -22,9 +22,9 @@ test('any range gets few ticks around it', () => {
   }
 });
 
-test('a single value is the first tick, or between two', () => {
-  assert.deepEqual(ticksOver(20, 20, 5), [20, 20.2]);
-  assert.deepEqual(ticksOver(0.3, 0.3, 5), [0.2, 0.4]);
+test('a single value lies between two ticks', () => {
+  assert.deepEqual(ticksOver(20, 20, 5), [20, 20.1]);
+  assert.deepEqual(ticksOver(0.34, 0.34, 5), [0.3, 0.4]);
 });
 
 test('a quantile leaves out what has no value', () => {
