@@ -2,7 +2,7 @@
 
 import { colourOf } from './colours.js';
 import { element, fill, svg } from './elements.js';
-import { paint } from './panels.js';
+import { paint } from './painting.js';
 
 /** @type {Record<string, [number, number]>} */
 const ARROWS = {
