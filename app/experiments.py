@@ -191,17 +191,17 @@ async def _doubt(service: ReconstructionService, job: Job, plan: Plan, visitor: 
 
 
 def _map(pixels: NDArray[np.floating[Any]], patches: NDArray[np.floating[Any]]) -> Part:
-    """A map for the browser: an 8-bit picture times `scale` / 255, and the value of each patch.
+    """A map for the browser.
 
-    NaN is black in the alpha channel of the picture, and None of a patch.
+    Its `picture` has 16 bits a pixel in red and green, the share of `scale`; blue is 255 where
+    there is a value. `patches` has None where there is none.
     """
     known = np.isfinite(pixels)
     scale = float(pixels[known].max()) if known.any() else 0.0
-    levels = np.where(known, pixels / (scale or 1.0) * 255, 0).round().astype(np.uint8)
-    alpha = np.where(known, 255, 0).astype(np.uint8)
+    levels = np.where(known, pixels / (scale or 1.0) * 65535, 0).round().astype(np.uint16)
+    bands = np.stack([levels >> 8, levels & 255, np.where(known, 255, 0)], axis=-1)
     rows = [[round(v, 6) if np.isfinite(v) else None for v in row] for row in patches.tolist()]
-    picture = Image.merge("LA", [Image.fromarray(levels), Image.fromarray(alpha)])
-    return {"picture": picture, "scale": scale, "patches": rows}
+    return {"picture": Image.fromarray(bands.astype(np.uint8)), "scale": scale, "patches": rows}
 
 
 async def _influence(service: ReconstructionService, job: Job, plan: Plan, visitor: str) -> Parts:

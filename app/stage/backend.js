@@ -13,11 +13,15 @@ export class AskError extends Error {}
 export async function* ask(image, plan, signal) {
   const address = new URL('gradio_api/call/ask', document.baseURI);
   const joined = await answered(await fetch(address, {
-    method: 'POST', signal, headers: {'content-type': 'application/json'},
+    method: 'POST', headers: {'content-type': 'application/json'},
     body: JSON.stringify({data: [image, plan]}),
   }));
   const {event_id: id} = await joined.json();
-  const stream = await answered(await fetch(`${address}/${id}`, {signal}));
+  // The server ends a question as its open stream is closed: one that was never opened goes on.
+  const opened = new AbortController();
+  const stream = await answered(await fetch(`${address}/${id}`, {signal: opened.signal}));
+  if (signal.aborted) opened.abort();
+  signal.addEventListener('abort', () => opened.abort(), {once: true});
   for await (const {event, data} of messages(stream)) {
     if (event === 'generating') yield data[0];
     if (event === 'error') throw new AskError(data?.error ?? String(data));

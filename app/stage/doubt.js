@@ -9,8 +9,8 @@ import { stage } from './stage.js';
 
 /**
  * @typedef {object} DoubtMap
- * @property {string} picture address of grey and alpha, which is 0 where there is no value
- * @property {number} scale value of level 255
+ * @property {string} picture address of 16 bits in red and green; blue is 0 where there is no value
+ * @property {number} scale value of level 65535
  * @property {(number | null)[][]} patches
  *
  * @typedef {object} Result
@@ -243,14 +243,14 @@ function copy(canvas, image) {
 }
 
 /**
- * Values of a map; NaN where it is transparent.
+ * Values of a map; NaN where there is none.
  * @param {HTMLCanvasElement} canvas
- * @param {number} scale value of level 255
+ * @param {number} scale value of level 65535
  */
 function valuesOf(canvas, scale) {
   const { data } = contextOf(canvas).getImageData(0, 0, canvas.width, canvas.height);
   return Float32Array.from({ length: canvas.width * canvas.height }, (_, at) =>
-    (data[4 * at + 3] ? data[4 * at] / 255 * scale : NaN));
+    (data[4 * at + 2] ? (256 * data[4 * at] + data[4 * at + 1]) / 65535 * scale : NaN));
 }
 
 /**

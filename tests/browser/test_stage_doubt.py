@@ -38,8 +38,8 @@ def picture(page: Page, address: str) -> Image.Image:
 
 def decoded(page: Page, part: dict[str, Any]) -> Any:
     """Values of a map as it travels."""
-    grey, alpha = (np.asarray(band, float) for band in picture(page, part["picture"]).split())
-    return np.where(alpha > 0, grey / 255 * part["scale"], np.nan)
+    high, low, known = (np.asarray(band, float) for band in picture(page, part["picture"]).split())
+    return np.where(known > 0, (256 * high + low) / 65535 * part["scale"], np.nan)
 
 
 def sentence(doubt: Doubt, row: int, column: int) -> str:
