@@ -93,7 +93,7 @@ function maskOf(name) {
  * The two images of a view, asked for twice at most; null if they cannot be had.
  * @param {View} view
  */
-async function load(view) {
+export async function load(view) {
   for (let attempt = 0; attempt < 2; ++attempt) {
     try {
       return await Promise.all([view.original, view.reconstruction].map(async (address) => {
@@ -121,7 +121,7 @@ function canvasOf(figure) {
  * @param {HTMLImageElement[]} images original and reconstruction
  * @param {string[]} mask
  */
-function paint(canvas, name, [original, reconstruction], mask) {
+export function paint(canvas, name, [original, reconstruction], mask) {
   canvas.width = original.naturalWidth;
   canvas.height = original.naturalHeight;
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d'));
