@@ -5,12 +5,10 @@ import { colourOf, paintMap } from './colours.js';
 import { difference } from './difference.js';
 import { button, element, fill } from './elements.js';
 import { load, paint } from './panels.js';
+import { caption, decimals, figures, pixelsOf, samePixels } from './sides.js';
 import { stage } from './stage.js';
 
-/**
- * An answer with its pictures.
- * @typedef {{view: import('./stage.js').View, images: HTMLImageElement[]}} Side
- */
+/** @typedef {import('./sides.js').Side} Side */
 
 const DIFFERS = ['model', 'seed', 'ratio', 'strategy', 'view'];
 const CHOICES = {
@@ -63,7 +61,9 @@ class Compare {
       panel = name;
       this.show();
     });
-    this.original = button(texts.hold, () => {}, { 'aria-pressed': 'false', title: texts.hold_hint });
+    this.original = button(texts.hold, () => {}, {
+      'aria-pressed': 'false', title: texts.hold_hint,
+    });
     this.pictures = element('div', { class: 'pictures', tabindex: '-1' });
     this.notes = element('div', { class: 'notes', role: 'status' });
     this.table = element('div', { class: 'figures' });
@@ -260,7 +260,7 @@ class Compare {
     this.repaint();
     const remarks = this.remarks(shown, comparable);
     this.notes.replaceChildren(...remarks.map((text) => element('p', {}, text)));
-    this.table.replaceChildren(this.figures(shown));
+    this.table.replaceChildren(figures(this.texts, shown));
   }
 
   /**
@@ -268,10 +268,11 @@ class Compare {
    * @returns {HTMLElement}
    */
   side({ a, b }) {
+    const { texts } = this;
     const [one, other] = this.canvases([['A', a], ['B', b]]);
     return element('div', { class: 'side' },
-      element('figure', {}, element('figcaption', {}, this.caption('A', a, b)), one),
-      element('figure', {}, element('figcaption', {}, this.caption('B', b, a)), other));
+      element('figure', {}, element('figcaption', {}, caption(texts, 'A', a, b)), one),
+      element('figure', {}, element('figcaption', {}, caption(texts, 'B', b, a)), other));
   }
 
   /**
@@ -294,7 +295,7 @@ class Compare {
     range.addEventListener('input', move);
     move();
     return element('figure', { class: 'swipe' }, stack, element('figcaption', {},
-      `${this.caption('A', a, b)} | ${this.caption('B', b, a)}`));
+      `${caption(texts, 'A', a, b)} | ${caption(texts, 'B', b, a)}`));
   }
 
   /**
@@ -342,33 +343,6 @@ class Compare {
   }
 
   /**
-   * @param {string} name
-   * @param {Side} side
-   * @param {Side} other
-   */
-  caption(name, side, other) {
-    const lines = [side, other].map((one) => [
-      one.view.facts.model, this.maskOf(one), this.viewOf(one),
-    ]);
-    // Only what differs; all of it where nothing does.
-    const differing = lines[0].filter((text, i) => text !== lines[1][i]);
-    return `${name}: ${(differing.length ? differing : lines[0].slice(0, 2)).join(' · ')}`;
-  }
-
-  /** @param {Side} side */
-  maskOf({ view: { settings: { mask } } }) {
-    if (mask.rows.length) return this.texts.own;
-    return fill(this.texts.drawn, {
-      strategy: this.texts[mask.strategy], percent: Math.round(100 * mask.ratio), seed: mask.seed,
-    });
-  }
-
-  /** @param {Side} side */
-  viewOf({ view: { facts } }) {
-    return facts.view === null ? '–' : this.texts[facts.view];
-  }
-
-  /**
    * What one has to know to read the pictures and figures.
    * @param {{a: Side, b: Side}} pair
    * @param {boolean} comparable
@@ -384,36 +358,6 @@ class Compare {
     else if (!comparable) said.push(texts.other_picture);
     if (a.view.mask.join() !== b.view.mask.join()) said.push(texts.other_patches);
     return said;
-  }
-
-  /**
-   * @param {{a: Side, b: Side}} pair
-   * @returns {HTMLElement}
-   */
-  figures({ a, b }) {
-    const { texts } = this;
-    const facts = [a.view.facts, b.view.facts];
-    /** @type {[string, string[], (number | null)[] | null, number][]} */
-    const rows = [
-      [texts.model, facts.map((one) => one.model), null, 0],
-      [texts.mask, [a, b].map((one) => this.maskOf(one)), null, 0],
-      [texts.removed, facts.map((one) => `${one.patches - one.visible} / ${one.patches}`),
-        facts.map((one) => one.patches - one.visible), 0],
-      [texts.psnr, [], facts.map((one) => one.psnr), 2],
-      [texts.ssim, [], facts.map((one) => one.ssim), 3],
-      [texts.time, [], facts.map((one) => 1000 * one.seconds), 0],
-    ];
-    if (facts.some(({ view }) => view !== null)) {
-      rows.splice(2, 0, [texts.view, [a, b].map((one) => this.viewOf(one)), null, 0]);
-    }
-    const cells = rows.map(([name, words, numbers, digits]) => {
-      const shown = words.length ? words : (numbers ?? []).map((value) => decimals(value, digits));
-      return element('tr', {}, element('th', { scope: 'row' }, name),
-        ...[...shown, apart(numbers, digits)].map((text) => element('td', {}, text)));
-    });
-    const head = ['', 'A', 'B', 'B − A'].map((text) => element('th', { scope: 'col' }, text));
-    return element('table', {}, element('caption', {}, texts.figures),
-      element('thead', {}, element('tr', {}, ...head)), element('tbody', {}, ...cells));
   }
 
   /** @param {boolean} on whether the original is shown in place of what is compared */
@@ -466,46 +410,4 @@ function press(buttons, names, pressed) {
   [...buttons.children].forEach((one, i) => {
     one.setAttribute('aria-pressed', String(names[i] === pressed));
   });
-}
-
-/** @param {HTMLImageElement} image */
-function pixelsOf(image) {
-  const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
-  const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext('2d'));
-  context.drawImage(image, 0, 0);
-  return context.getImageData(0, 0, canvas.width, canvas.height);
-}
-
-/**
- * @param {HTMLImageElement} one
- * @param {HTMLImageElement} other
- */
-function samePixels(one, other) {
-  if (one.src === other.src) return true;
-  const sizes = [one, other].map((image) => `${image.naturalWidth} ${image.naturalHeight}`);
-  if (sizes[0] !== sizes[1]) return false;
-  const { data } = pixelsOf(other);
-  return pixelsOf(one).data.every((value, at) => value === data[at]);
-}
-
-/**
- * @param {number | null} value
- * @param {number} digits after the point
- */
-function decimals(value, digits) {
-  return value === null ? '–' : value.toFixed(digits);
-}
-
-/**
- * How much B has more than A.
- * @param {(number | null)[] | null} numbers
- * @param {number} digits
- */
-function apart(numbers, digits) {
-  const [a, b] = numbers ?? [null, null];
-  if (a === null || b === null) return '';
-  // Of the numbers as they are shown.
-  const more = Number(b.toFixed(digits)) - Number(a.toFixed(digits));
-  const size = Math.abs(more).toFixed(digits);
-  return Number(size) === 0 ? size : `${more > 0 ? '+' : '−'}${size}`;
 }

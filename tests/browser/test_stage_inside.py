@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from app.service import ReconstructionService
 from app.settings import AppSettings
@@ -167,15 +167,26 @@ def test_it_plays_and_pauses(view: Page) -> None:
     expect(found.get_by_role("button", name="Play")).to_be_visible()
 
 
-def test_the_newest_view_wins(view: Page, model: HeldReconstructor) -> None:
+def test_the_newest_view_wins(view: Page) -> None:
+    held: list[Route] = []
+
+    def hold_the_first(route: Route) -> None:
+        if held:
+            route.continue_()
+        held.append(route)
+
     found = part(view)
-    with model.held():
-        for percent in (40, 50, 60):
-            slide(view, "mask-ratio", percent / 100)
-        slide(view, "mask-ratio", 0.9)
+    view.route("**/gradio_api/call/ask/*", hold_the_first)
+    slide(view, "mask-ratio", 0.4)
+    gone(view, lambda: not held and "no question was asked")
+    expect(found.locator(".body.old")).to_have_count(1)
+    slide(view, "mask-ratio", 0.9)
     expect(step(found, "keep")).to_contain_text("1 + 4 = 5 tokens")
     expect(found.locator(".body.old")).to_have_count(0)
-    expect(found.locator("h3").first).to_contain_text("90 % removed")
+    assert len(held) == 2
+    held[0].continue_()
+    view.unroute("**/gradio_api/call/ask/*")
+    expect(found.locator(".cost h3")).to_contain_text("90 % removed")
 
 
 def test_only_an_open_tab_asks(view: Page, asked: list[str]) -> None:
