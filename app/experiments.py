@@ -52,6 +52,7 @@ _NUMBERS: dict[str, dict[str, tuple[int, int, int]]] = {
     "inside": {},
     "leak": {"noise": (0, 2**31 - 1, 0)},
     "training": {},
+    "models": {},
 }
 KINDS = tuple(_NUMBERS)
 
@@ -109,6 +110,9 @@ async def ask(service: ReconstructionService, plan: Plan, visitor: str) -> Parts
             async for answer in answers:
                 yield answer if isinstance(answer, Waiting) else view_of(answer)
         return
+    if plan.kind == "models":
+        yield {"models": await asyncio.to_thread(_models, service)}
+        return
     job = await service.prepare(plan.values)
     parts = {
         "film": _film, "doubt": _doubt, "influence": _influence, "attention": _attention,
@@ -128,6 +132,14 @@ def view_of(answer: Answer) -> Part:
         "facts": answer.facts,
         "settings": answer.request.to_json(),
     }
+
+
+def _models(service: ReconstructionService) -> list[Part]:
+    """Models that another answer can be asked of; `bytes` of its files, where known."""
+    return [
+        {"name": offer.name, "state": offer.state, "bytes": offer.total}
+        for offer in service.offers()
+    ]
 
 
 async def _film(service: ReconstructionService, job: Job, plan: Plan, visitor: str) -> Parts:
