@@ -89,7 +89,7 @@ def test_a_plan_of_another_form_is_refused(data: object, words: str) -> None:
         Plan.from_json(data, CAT)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"models"}))
 def test_wrong_requests_are_refused_as_everywhere(kind: str) -> None:
     service = small_service()
     for changes, error, words in (
