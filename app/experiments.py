@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.models.zerogpu import ZeroGPUReconstructor
 from app.pictures import PictureSource
-from app.request import VERSION, Mask, Request, check_choice, check_whole
-from app.service import Answer, Job, ReconstructionService, Waiting, rows_of
+from app.request import Mask, Request, check_choice, check_whole
+from app.service import Answer, Job, ReconstructionService, Waiting
 from mae_core.errors import ConfigError
 from mae_core.images import to_pil
 from mae_core.inside.attention import Attention, attend
 from mae_core.inside.influence import leave_one_out, patch_change
 from mae_core.inside.leaks import Comparison, LeakProof, prove
+from mae_core.inside.snapshots import open_snapshot
 from mae_core.inside.stages import Trace, trace
 from mae_core.inside.sweep import (
     FILM_FORMATS,
@@ -37,6 +40,7 @@ from mae_core.inside.sweep import (
 )
 from mae_core.inside.uncertainty import Doubt, doubt_seeds
 from mae_core.reconstruct import MAX_PATCHES, Reconstruction, ReconstructionRequest, Reconstructor
+from mae_core.settings import VERSION, rows_of
 
 # Whole numbers of a plan: kind -> name -> (least, most, default).
 _NUMBERS: dict[str, dict[str, tuple[int, int, int]]] = {
@@ -47,6 +51,7 @@ _NUMBERS: dict[str, dict[str, tuple[int, int, int]]] = {
     "attention": {"patch": (0, MAX_PATCHES - 1, 0)},
     "inside": {},
     "leak": {"noise": (0, 2**31 - 1, 0)},
+    "training": {},
 }
 KINDS = tuple(_NUMBERS)
 
@@ -107,7 +112,7 @@ async def ask(service: ReconstructionService, plan: Plan, visitor: str) -> Parts
     job = await service.prepare(plan.values)
     parts = {
         "film": _film, "doubt": _doubt, "influence": _influence, "attention": _attention,
-        "inside": _inside, "leak": _leak,
+        "inside": _inside, "leak": _leak, "training": _training,
     }[plan.kind](service, job, plan, visitor)  # fmt: skip
     async with aclosing(parts):
         async for part in parts:
@@ -266,7 +271,9 @@ async def _inside(service: ReconstructionService, job: Job, plan: Plan, visitor:
 async def _leak(service: ReconstructionService, job: Job, plan: Plan, visitor: str) -> Parts:
     """Whether other pixels under the removed patches change the prediction."""
     measure = partial(prove, seed=plan.number)
-    async with aclosing(service.measure(job, measure, visitor, runs=2)) as steps:
+    # Both pictures, and again with the answer's brightness and contrast.
+    runs = 4 if job.served.config.norm_pix else 2
+    async with aclosing(service.measure(job, measure, visitor, runs)) as steps:
         async for step in steps:
             yield _leak_part(step) if isinstance(step, LeakProof) else step
 
@@ -287,3 +294,32 @@ def _comparison(pair: Comparison) -> Part:
         "changed_values": pair.changed_values, "values": pair.predictions[0].numel(),
         "largest_change": pair.largest_change,
     }  # fmt: skip
+
+
+async def _training(service: ReconstructionService, job: Job, plan: Plan, visitor: str) -> Parts:
+    """The picture by each snapshot of the model's training run."""
+    snapshots = job.served.snapshots
+    if not snapshots:
+        raise ConfigError(
+            f"{job.request.model} has no snapshots of its training; train with snapshots=8 and "
+            "serve the run's folder by --weights",
+            code="no_snapshots", model=job.request.model,
+        )  # fmt: skip
+    for done, (step, path) in enumerate(snapshots.items(), 1):
+        measure = partial(_by_snapshot, path=path)
+        async with aclosing(service.measure(job, measure, visitor)) as results:
+            async for result in results:
+                if isinstance(result, Waiting):
+                    yield result
+                    continue
+                answer = Answer(
+                    job.request, result.panels(), result.facts(), rows_of(result.removed)
+                )
+                yield {**view_of(answer), "done": done, "of": len(snapshots), "step": step}
+
+
+def _by_snapshot(
+    reconstructor: Reconstructor, request: ReconstructionRequest, *, path: Path
+) -> Reconstruction:
+    device = "cpu" if isinstance(reconstructor, ZeroGPUReconstructor) else reconstructor.device
+    return open_snapshot(path, device=str(device))(**vars(request))

@@ -4,7 +4,6 @@ A request that waits holds the place of a file, not its bytes, so a long line ta
 was read and decoded last is kept for the next move of a slider.
 """
 
-import hashlib
 import threading
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from PIL import Image
 from app.decoding import decode_upload
 from mae_core.errors import ImageError
 from mae_core.measurements import RangeSpec
+from mae_core.settings import digest_of
 
 # A decoded picture takes at most 12 MiB.
 _DECODED_BYTES = 48 * 2**20
@@ -58,7 +58,7 @@ class Pictures:
             FileNotFoundError: If the file is gone.
         """
         if not isinstance(source, PictureFile):
-            return hashlib.sha256(source).hexdigest()
+            return digest_of(source)
         status = source.path.stat()
         changes = source.path, status.st_mtime_ns, status.st_size, status.st_ino
         return self._digest_by(changes, source)
@@ -69,8 +69,7 @@ class Pictures:
         lock=lambda self: self._lock,
     )
     def _digest_by(self, changes: Hashable, source: PictureFile) -> str:
-        with source.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of(source.path)
 
     @cachedmethod(
         lambda self: self._decoded,
@@ -101,7 +100,7 @@ class Pictures:
         if refused is not None:
             raise ImageError(refused[0], code=refused[1])
         data = source.path.read_bytes() if isinstance(source, PictureFile) else source
-        if hashlib.sha256(data).hexdigest() != digest:
+        if digest_of(data) != digest:
             raise FileNotFoundError("the picture was replaced")
         try:
             return decode_upload(data, value_range=value_range, drawing=drawing)

@@ -1,24 +1,20 @@
 """What a visitor asks for: values of any type in, a `Request` or an error out.
 
 A value is named as in the API: `image`, `mask_ratio`, `seed`, `strategy`, `fit`, `model`,
-`image_size`, `view`, `mask`. One more is a field of `Request` and a line of `parse`.
+`image_size`, `view`, `mask`. One more is a field of `Settings` and a line of `parse`.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from app.pictures import PictureFile, PictureSource
 from mae_core.errors import ConfigError, ImageError, MaskError
 from mae_core.images import FITS
 from mae_core.model.masking import MAX_SEED, STRATEGIES, num_visible
-from mae_core.reconstruct import MAX_PATCHES, NORM_PIX_VIEWS, ReconstructionRequest
-
-# Of `Request.to_json`.
-VERSION = 1
+from mae_core.reconstruct import MAX_PATCHES, NORM_PIX_VIEWS
+from mae_core.settings import VERSION, Settings
+from mae_core.settings import Mask as Mask
 
 # The page's slider: beyond it there is next to nothing to guess, or to guess from.
 MASK_RATIO_MIN, MASK_RATIO_MAX = 0.05, 0.95
@@ -31,54 +27,19 @@ _MOST_LISTED = 5
 
 
 @dataclass(frozen=True)
-class Mask:
-    """Which patches are removed: drawn from a seed, or the visitor's own.
+class Request(Settings):
+    """One reconstruction, all of whose values are allowed. Equal keys have equal answers.
 
-    Attributes:
-        strategy: `random`, `block` or `grid`.
-        ratio: Fraction removed, 0.05..0.95.
-        seed: 0..`MAX_SEED`.
-        rows: Own mask in place of the above: for each row of patches a text of 0 and 1, 1 =
-            removed. Empty if there is none.
-        drawing: Likewise: digest of a black-and-white picture, white = removed.
+    Its mask ratio is within 0.05..0.95.
     """
 
-    strategy: str = STRATEGIES[0]
-    ratio: float = 0.75
-    seed: int = 0
-    rows: tuple[str, ...] = ()
-    drawing: str = ""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One reconstruction, all of whose values are allowed. Equal requests have equal answers.
-
-    Attributes:
-        picture: Digest of its file.
-        mask: Which patches are removed.
-        fit: `crop`, `squash` or `whole`.
-        model: Name of the weights.
-        image_size: Pixels that the fit aims at, a multiple of the model's patch side; None is
-            the model's own.
-        view: One of `NORM_PIX_VIEWS`, of models that predict normalised pixels.
-    """
-
-    picture: str
-    mask: Mask
-    fit: str
-    model: str
-    image_size: int | None
-    view: str
-
-    def of(self, picture: Image.Image) -> ReconstructionRequest:
-        """The same for a `Reconstructor`, with the picture decoded; not with a drawn mask."""
+    @property
+    def key(self) -> "Request":
+        """The request without what an own mask does not need."""
         mask = self.mask
-        own = np.array([[cell == "1" for cell in row] for row in mask.rows]) if mask.rows else None
-        return ReconstructionRequest(
-            picture, mask.ratio, mask.seed, mask.strategy, self.fit, own, self.image_size,
-            self.view,
-        )  # fmt: skip
+        if not mask.rows and not mask.drawing:
+            return self
+        return replace(self, mask=Mask(rows=mask.rows, drawing=mask.drawing))
 
     def batch_key(self, side: int) -> Hashable:
         """Equal for requests that may share a forward pass, of `side` x `side` patches or more."""
@@ -90,10 +51,6 @@ class Request:
         if self.mask.rows:
             share = sum(row.count("0") for row in self.mask.rows)
         return side, whole, share, self.view
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for JSON, with its version."""
-        return {"v": VERSION, **asdict(self)}
 
     @classmethod
     def from_json(

@@ -22,7 +22,6 @@ from typing import Any, cast
 
 import numpy as np
 from cachetools import LRUCache, cachedmethod
-from numpy.typing import NDArray
 from PIL import Image
 
 from app.decoding import DecodersBusyError
@@ -54,6 +53,7 @@ from mae_core.errors import (
     MaskError,
 )
 from mae_core.reconstruct import MAX_PATCHES, ReconstructionRequest, mask_from_drawing, open_fitted
+from mae_core.settings import rows_of
 from mae_core.weights import DEFAULT_WEIGHTS, weights_name
 
 _logger = logging.getLogger(__name__)
@@ -388,6 +388,7 @@ class ReconstructionService:
                     async for waiting in self._waiting(outcome, key):
                         yield waiting
                     answer, _, fields["batch"] = outcome.result()
+                    answer = _as_asked(answer, job.request)
                 finally:
                     outcome.cancel()
         yield answer
@@ -509,7 +510,8 @@ class ReconstructionService:
 
     def _kept(self, job: Job) -> Answer | None:
         with self._answers_lock:
-            return self._answers.get((job.request, job.version))
+            answer = self._answers.get((job.request.key, job.version))
+        return answer and _as_asked(answer, job.request)
 
     def _wait_for_rate(self, visitor: str, runs: int = 1) -> float:
         return self._rate.take(visitor, runs) if self._rate else 0.0
@@ -520,7 +522,7 @@ class ReconstructionService:
 
     def _submit(self, job: Job, visitor: str) -> tuple["asyncio.Future[_Computed]", Hashable]:
         """The job in the line, and its key there."""
-        key: Hashable = (job.request, job.version, job.measure)
+        key: Hashable = (job.request.key, job.version, job.measure)
         batch_key: Hashable = (job.served, job.served.batch_key(job.request))
         outcome = self._line.submit(
             job,
@@ -612,7 +614,7 @@ class ReconstructionService:
         if "notice" not in facts:
             # An answer above the bound is a ValueError, and is not kept.
             with self._answers_lock, suppress(ValueError):
-                self._answers[request, state.version] = answer
+                self._answers[request.key, state.version] = answer
         return answer
 
     @contextmanager
@@ -669,9 +671,13 @@ def _workers_for(models: Sequence[ServedModel]) -> int:
     return min(choose_threads(), _MOST_WORKERS) if small else 1
 
 
-def rows_of(removed: NDArray[np.bool_]) -> tuple[str, ...]:
-    """A mask as a text of 0 and 1 for each row, 1 = removed."""
-    return tuple("".join("01"[int(cell)] for cell in row) for row in removed)
+def _as_asked(answer: Answer, request: Request) -> Answer:
+    """The answer to a request that is equal to its own but for what an own mask does not need."""
+    drawn, mask = request.mask, answer.request.mask
+    asked = replace(mask, strategy=drawn.strategy, ratio=drawn.ratio, seed=drawn.seed)
+    if asked == mask:
+        return answer
+    return replace(answer, request=replace(answer.request, mask=asked))
 
 
 def _for_visitors(name: str, error: MAEError) -> MAEError:

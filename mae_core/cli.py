@@ -21,7 +21,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mae_core.errors import ConfigError, MAEError, MaskError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from mae_core.config import ModelConfig
+    from mae_core.images import DecodedImage
+    from mae_core.photographs import ImageLimits
+    from mae_core.reconstruct import ReconstructionRequest
 
 # What the library takes, said here too so that `--help` does not wait for it; a test compares them.
 STRATEGIES = ("random", "block", "grid")
@@ -136,16 +141,23 @@ def _add_reconstruct(parser: argparse.ArgumentParser) -> None:
     add("image", metavar="IMAGE", help="an image file")
     add("--out", metavar="DIR", required=True, help="folder to write to")
     add("--weights", metavar="W", help="name, file, folder of a run or USER/NAME; mae-tiny")
-    add("--seed", type=int, default=0, help="of the mask; 0")
+    add("--seed", type=int, help="of the mask; 0")
+    add("--settings", metavar="FILE",
+        help="settings.json of the page or of this command, in place of the flags that it has: "
+        "all but --bands and --range")  # fmt: skip
     add("--mask", metavar="FILE",
         help="own mask, a PNG or .npy as large as IMAGE or the grid of patches: what is not black, "
         "0 or transparent is removed, a patch by its majority")  # fmt: skip
-    add("--view", choices=VIEWS, default="estimated",
+    add("--full-size", action="store_true",
+        help="write full.png too: IMAGE in its own size, removed patches rebuilt")  # fmt: skip
+    add("--view", choices=VIEWS,
         help="of weights trained on normalised pixels: brightness and contrast estimated, the "
         "original's (which uses the answer), or the bare prediction")  # fmt: skip
     add("--show", type=_numbers, default=(), metavar="N,N,N",
         help="channels of the model that the panels show as RGB, or one in grey")  # fmt: skip
     _add_image_arguments(parser)
+    # None is what was not given; the request has the defaults.
+    parser.set_defaults(mask_ratio=None, strategy=None, fit=None)
 
 
 def _reconstruct(args: argparse.Namespace) -> int:
@@ -154,26 +166,37 @@ def _reconstruct(args: argparse.Namespace) -> int:
         mae reconstruct photo.jpg --mask-ratio 0.75 --seed 2 --out panels
         mae reconstruct photo.jpg --weights runs/mine --mask drawn.png --out panels
 
-    It writes original.png, masked.png, reconstruction.png, pasted.png, panels.png and metrics.json.
+    It writes original.png, masked.png, reconstruction.png, pasted.png, their row panels.png,
+    metrics.json, and settings.json, with which the same panels are made again:
+
+        mae reconstruct photo.jpg --settings panels/settings.json --out again
     """
     import torch
 
+    from mae_core.images import png_bytes
     from mae_core.photographs import read_file
-    from mae_core.reconstruct import ReconstructionRequest, Reconstructor
+    from mae_core.reconstruct import Reconstructor, paste_back
+    from mae_core.settings import SETTINGS_FILE, digest_of, save_settings
+    from mae_core.weights.files import write_atomically
     from mae_core.weights.registry import load, weights_name
 
     # The image first: a mistyped name should not wait for the weights.
     read_file(args.image, 1)
-    model, name = load(args.weights), weights_name(args.weights)
+    picture = digest_of(args.image)
+    request, weights = _request_of(args, picture)
+    model, name = load(weights), weights_name(weights)
     reconstructor = Reconstructor(model, name, device=args.device, in_place=True)
-    request = ReconstructionRequest(
-        args.image, args.mask_ratio, args.seed, strategy=args.strategy, fit=args.fit,
-        image_size=args.image_size, view=args.view, bands=args.bands, value_range=args.range,
-        mask=_read_mask(args, model.config) if args.mask else None,
-    )  # fmt: skip
+    if args.mask:
+        request = dataclasses.replace(request, mask=_read_mask(args, request, model.config))
+    full = _full_size(args, model.config) if args.full_size else None
     torch.set_num_threads(reconstructor.threads_for([request]))
     out = reconstructor(**vars(request))
     out.save(args.out, args.show)
+    folder = Path(args.out).expanduser()
+    save_settings(folder / SETTINGS_FILE, request, picture, name)
+    if full:
+        data = png_bytes(paste_back(full, out, args.show))
+        write_atomically(folder / "full.png", lambda path: path.write_bytes(data))
     quality = "no PSNR in this view" if out.removed.any() else "nothing removed"
     if out.psnr is not None:
         told = ", told the answer's brightness and contrast" if out.view == "answer" else ""
@@ -185,12 +208,57 @@ def _reconstruct(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read_mask(args: argparse.Namespace, config: "ModelConfig") -> Any:
+def _request_of(
+    args: argparse.Namespace, picture: str
+) -> tuple["ReconstructionRequest", str | None]:
+    """What is asked for, but for a mask from a file, and of which weights."""
+    from mae_core.photographs import read_file
+    from mae_core.reconstruct import ReconstructionRequest
+    from mae_core.settings import digest_of, read_settings
+    from mae_core.weights.registry import weights_name
+
+    names = ("mask_ratio", "seed", "strategy", "fit", "image_size", "view")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    more = {"bands": args.bands, "value_range": args.range}
+    if args.settings is None:
+        return ReconstructionRequest(args.image, **given, **more), args.weights
+
+    settings = read_settings(args.settings)
+    drawing = settings.mask.drawing
+    if given or (args.mask and not drawing):
+        flag = next(iter(given), "mask").replace("_", "-")
+        raise ConfigError(f"--settings say what --{flag} says; leave one of the two out")
+    if args.weights and weights_name(args.weights) != settings.model:
+        raise ConfigError(
+            f"--weights is {weights_name(args.weights)}, and the settings are of "
+            f"{settings.model}; give these, or leave --weights out"
+        )
+    if drawing:
+        if not args.mask:
+            raise MaskError("these settings have a drawn mask; give its picture by --mask")
+        read_file(args.mask, 1)
+    for path, digest, expected in (
+        (args.image, picture, settings.picture),
+        (args.mask, drawing and digest_of(args.mask), drawing),
+    ):
+        if digest != expected:
+            print(
+                f"warning: {path} is not the picture of these settings: its SHA-256 is "
+                f"{digest}, and theirs is {expected}; the panels will be others",
+                file=sys.stderr,
+            )
+    request = dataclasses.replace(settings.of(args.image), **more)
+    return request, args.weights or settings.model
+
+
+def _read_mask(
+    args: argparse.Namespace, request: "ReconstructionRequest", config: "ModelConfig"
+) -> Any:
     """(h, w) booleans, True = removed, from a file of the image's shape or of the grid's."""
     import numpy as np
 
-    from mae_core.images import open_image, size_of
-    from mae_core.photographs import read_drawing
+    from mae_core.images import size_of
+    from mae_core.photographs import DEFAULT_LIMITS, read_drawing
     from mae_core.reconstruct import mask_from_drawing
 
     try:
@@ -199,9 +267,35 @@ def _read_mask(args: argparse.Namespace, config: "ModelConfig") -> Any:
         raise MaskError(f"the mask {args.mask} cannot be read: {error}") from error
     if not isinstance(values, np.ndarray) or not values.size or values.dtype.kind not in "buif":
         raise MaskError(f"the mask {args.mask} holds no numbers; give an image, or 0 and 1")
-    bands, value_range = args.bands or config.bands, args.range or config.value_range or "auto"
-    opened = open_image(args.image, config.in_chans, bands=bands, value_range=value_range)
-    return mask_from_drawing(values, size_of(opened), config, args.fit, args.image_size)
+    size = size_of(_opened(args, config, DEFAULT_LIMITS))
+    return mask_from_drawing(values, size, config, request.fit, request.image_size)
+
+
+def _full_size(args: argparse.Namespace, config: "ModelConfig") -> "Image":
+    """The image at its own resolution; large ones are rebuilt from a smaller copy."""
+    from PIL.Image import Image
+
+    from mae_core.photographs import ImageLimits
+
+    opened = _opened(args, config, ImageLimits(keep_pixels=ImageLimits.max_pixels))
+    if isinstance(opened, Image):
+        return opened
+    raise ConfigError(
+        f"--full-size is for models of 1 or 3 channels, and this one has {config.in_chans}; leave "
+        "it out"
+    )
+
+
+def _opened(
+    args: argparse.Namespace, config: "ModelConfig", limits: "ImageLimits"
+) -> "DecodedImage":
+    """The image with the channels of a model, not fitted."""
+    from mae_core.images import open_image
+
+    return open_image(
+        args.image, config.in_chans, bands=args.bands or config.bands,
+        value_range=args.range or config.value_range or "auto", limits=limits,
+    )  # fmt: skip
 
 
 # --- evaluate

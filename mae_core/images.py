@@ -6,6 +6,7 @@ and `to_pil` go to the model's pixels and back.
 """
 
 import importlib
+import io
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -43,11 +44,23 @@ from mae_core.photographs import (
     to_srgb,
 )
 
-__all__ = ["FITS", "DecodedImage", "ImageSource", "fit_image", "open_image", "to_pil", "to_tensor"]
+__all__ = [
+    "FITS",
+    "DecodedImage",
+    "ImageSource",
+    "fit_image",
+    "open_image",
+    "png_bytes",
+    "to_pil",
+    "to_tensor",
+]
 
 # What `open_image` takes, and what it gives: PIL for one or three channels, else (H, W, C) uint8.
 ImageSource: TypeAlias = bytes | str | Path | Image.Image | npt.NDArray[Any]
 DecodedImage: TypeAlias = Image.Image | npt.NDArray[np.uint8]
+
+# (left, top, right, bottom) in pixels.
+_Box: TypeAlias = tuple[int, int, int, int]
 
 FITS = ("crop", "squash", "whole")
 
@@ -207,12 +220,30 @@ def fit_image(image: DecodedImage, fit: str, *, image_size: int, patch_size: int
     fitted = fitted_size(size, fit, image_size=image_size, patch_size=patch_size)
     if fit != "crop":
         return resized(image, fitted)
+    whole, box = _cropped(size, image_size)
+    return _of_each_band(image, lambda band: band.resize(whole, Image.Resampling.BICUBIC).crop(box))
+
+
+def _cropped(size: tuple[int, int], image_size: int) -> tuple[tuple[int, int], _Box]:
+    """Of the fit `crop`: the size of the resized image, and the box that is kept of it."""
     width, height = (side * image_size // min(size) for side in size)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
-    box = left, top, left + image_size, top + image_size
-    return _of_each_band(
-        image, lambda band: band.resize((width, height), Image.Resampling.BICUBIC).crop(box)
+    return (width, height), (left, top, left + image_size, top + image_size)
+
+
+def fitted_box(size: tuple[int, int], fit: str, image_size: int) -> _Box:
+    """The part of an image of `size` that `fit_image` keeps.
+
+    Returns:
+        (left, top, right, bottom) in the image's own pixels, to the nearest whole one.
+    """
+    if fit != "crop":
+        return 0, 0, *size
+    whole, box = _cropped(size, image_size)
+    left, top, right, bottom = (
+        round(edge * size[axis % 2] / whole[axis % 2]) for axis, edge in enumerate(box)
     )
+    return left, top, right, bottom
 
 
 def fitted_size(
@@ -335,3 +366,11 @@ def to_pil(pixels: Tensor) -> Image.Image:
         raise ImageError("the pixels are not all finite; check the model and its input")
     levels = (values.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return Image.fromarray(np.ascontiguousarray(levels[:, :, 0] if len(pixels) == 1 else levels))
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """An image as a PNG file; the one encoder of panels, so that equal panels are equal files."""
+    buffer = io.BytesIO()
+    # Three times as fast as the default, for 3 % more bytes of a photograph.
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -17,8 +17,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from numbers import Integral
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -32,13 +32,16 @@ from mae_core.config import ModelConfig, NotNegativeInt, validated
 from mae_core.devices import choose_device, choose_precision, choose_threads
 from mae_core.errors import ConfigError, ImageError, MAEError, MaskError
 from mae_core.images import (
+    FITS,
     DecodedImage,
     ImageSource,
     channels_to_tensor,
     fit_image,
+    fitted_box,
     fitted_size,
     is_channels,
     open_image,
+    png_bytes,
     size_of,
     to_pil,
     to_tensor,
@@ -70,6 +73,8 @@ __all__ = [
     "Reconstructor",
     "mask_from_drawing",
     "open_fitted",
+    "paste_back",
+    "paste_panel",
     "rebuild",
 ]
 
@@ -225,9 +230,9 @@ class Reconstruction:
         """Write the panels, their strip (`panels.png`) and the facts (`metrics.json`)."""
         folder = Path(os.path.expanduser(folder))
         for name, panel in {**self.panels(show), "panels": self.strip(show=show)}.items():
-            write_atomically(folder / f"{name}.png", partial(panel.save, format="PNG"))
+            write_atomically(folder / f"{name}.png", methodcaller("write_bytes", png_bytes(panel)))
         text = json.dumps(self.facts(), indent=2) + "\n"
-        write_atomically(folder / "metrics.json", lambda path: path.write_text(text))
+        write_atomically(folder / "metrics.json", methodcaller("write_text", text))
 
 
 class Prepared(NamedTuple):
@@ -507,6 +512,50 @@ def mask_from_drawing(
     pixels = np.asarray(fit_image(white, fit, image_size=image_size, patch_size=side))
     removed: NDArray[np.bool_] = pixels.reshape(rows, side, columns, side).mean(axis=(1, 3)) > 127.5
     return removed
+
+
+def paste_back(
+    picture: Image.Image, result: Reconstruction, show: Sequence[int] = ()
+) -> Image.Image:
+    """`paste_panel` of a result; `show` as in `Reconstruction.panels`."""
+    prediction = to_pil(viewable(result.reconstruction, show))
+    return paste_panel(picture, prediction, result.removed, result.fit)
+
+
+def paste_panel(
+    picture: Image.Image, prediction: Image.Image, removed: NDArray[np.bool_], fit: str
+) -> Image.Image:
+    """The picture at its own resolution, with the removed patches replaced by the prediction.
+
+    All other pixels are the picture's own. The prediction is resized bicubically to the part of
+    the picture that the model saw, whose edges are rounded to whole pixels.
+
+    Args:
+        picture: What was rebuilt, decoded and upright, of any resolution; RGB or grey.
+        prediction: The panel `reconstruction`.
+        removed: (h, w) booleans, True = removed.
+        fit: With which the picture was rebuilt.
+
+    Raises:
+        ImageError: If it was not fitted, or the picture is of another mode.
+    """
+    if fit not in FITS or picture.mode not in ("RGB", "L"):
+        raise ImageError(
+            f"the picture is of mode {picture.mode} and was rebuilt with the fit {fit!r}; give one "
+            f"of mode RGB or L, rebuilt with {', '.join(FITS)}"
+        )
+    box = fitted_box(picture.size, fit, prediction.width)
+    width, height = box[2] - box[0], box[3] - box[1]
+    # A pixel belongs to the patch that its middle lies in.
+    rows, columns = (
+        (2 * np.arange(pixels) + 1) * patches // (2 * pixels)
+        for pixels, patches in zip((height, width), removed.shape, strict=True)
+    )
+    holes = Image.fromarray(np.where(removed[rows[:, None], columns], 255, 0).astype(np.uint8))
+    enlarged = prediction.resize((width, height), Image.Resampling.BICUBIC)
+    pasted = picture.copy()
+    pasted.paste(enlarged.convert(picture.mode), box[:2], holes)
+    return pasted
 
 
 def _check_patches(h: int, w: int) -> None:

@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         "config", "devices", "errors", "images", "measurements", "metrics", "model", "normpix",
         "photographs", "weights",
     },
+    "settings": {"config", "errors", "images", "model", "reconstruct", "weights"},
     "data": {"config", "errors", "images", "measurements", "photographs"},
     "evaluation": {
         "config", "data", "devices", "errors", "images", "inpainting", "measurements", "metrics",

@@ -250,6 +250,8 @@ class Events:
         if values["image"] is None:
             yield None, None, gr.Timer(active=False)
             return
+        # Gradio sends an empty text for the editor that has no mask.
+        values["mask"] = values.get("mask") or None
         try:
             # In a thread, as files are looked at.
             values["image_size"] = await asyncio.to_thread(

@@ -2,12 +2,12 @@
 
 import contextlib
 import hashlib
-import io
 import logging
 import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -15,6 +15,7 @@ from PIL import Image
 from app.ops.storage import MAX_AGE_SECONDS, StorageError
 from app.pictures import PictureFile
 from mae_core.errors import ImageError
+from mae_core.images import png_bytes
 from mae_core.photographs import ImageLimits
 
 _logger = logging.getLogger(__name__)
@@ -76,15 +77,8 @@ def panel_file(panel: Image.Image, name: str, folder: Path) -> Path:
     Raises:
         StorageError: If it cannot be written.
     """
-
-    def encoded() -> bytes:
-        buffer = io.BytesIO()
-        # Three times as fast as the default, for 3 % more bytes of a photograph.
-        panel.save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue()
-
     key = f"{panel.mode} {panel.size}".encode() + panel.tobytes()
-    return _written(key, f"{name}.png", folder, encoded)
+    return _written(key, f"{name}.png", folder, partial(png_bytes, panel))
 
 
 def byte_file(data: bytes, name: str, folder: Path) -> Path:

@@ -124,9 +124,9 @@ def test_size_is_obeyed(client: Client) -> None:
             assert picture.size == (160, 160)
 
 
-def test_reconstruct_is_the_one_endpoint(client: Client) -> None:
+def test_there_are_two_endpoints(client: Client) -> None:
     info: Any = client.view_api(return_format="dict", print_info=False)
-    assert list(info["named_endpoints"]) == ["/reconstruct"]
+    assert list(info["named_endpoints"]) == ["/reconstruct", "/ask"]
     assert not info["unnamed_endpoints"]
     endpoint = info["named_endpoints"]["/reconstruct"]
     names = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
@@ -136,6 +136,9 @@ def test_reconstruct_is_the_one_endpoint(client: Client) -> None:
     optional = [parameter["parameter_has_default"] for parameter in endpoint["parameters"]]
     assert optional == [False] + [True] * 8
     assert [value["label"] for value in endpoint["returns"]] == [*PANELS, "facts"]
+    asking = info["named_endpoints"]["/ask"]
+    assert [one["parameter_name"] for one in asking["parameters"]] == ["image", "plan"]
+    assert [value["label"] for value in asking["returns"]] == ["part"]
 
 
 @pytest.mark.parametrize(

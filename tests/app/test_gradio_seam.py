@@ -129,9 +129,9 @@ def test_connections_stay_open_for_more_than_uvicorns_five_seconds(page: gr.Bloc
     [
         ("reconstruct", [1, 2], "2 values were given; this call takes 9."),
         ("reconstruct", [5, *reconstruct("")[1:]], "The picture must be an uploaded file"),
-        ("update", [5, 0.75, 2, "random", "crop", "small-random", 0, "estimated", "en"],
+        ("update", [5, 0.75, 2, "random", "crop", "small-random", 0, "estimated", None, "en"],
          "The picture must be an uploaded file"),
-        ("update", [["a"], 0.75, 2, "random", "crop", "small-random", 0, "estimated", "en"],
+        ("update", [["a"], 0.75, 2, "random", "crop", "small-random", 0, "estimated", None, "en"],
          "The picture must be an uploaded file"),
         ("choose_example", ["dog"], "There is no such example; choose one of those shown."),
     ],

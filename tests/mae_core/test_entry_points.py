@@ -11,7 +11,7 @@ from PIL import Image
 from mae_core import cli, images
 from mae_core.cli import mae, main
 from mae_core.config import ModelConfig
-from mae_core.errors import MaskError
+from mae_core.errors import ConfigError, MaskError
 from mae_core.model import masking
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.reconstruct import NORM_PIX_VIEWS
@@ -39,7 +39,7 @@ def test_reconstruct_writes_panels_and_metrics(
     assert mae(["reconstruct", *command, "--device", "cpu", "--out", str(out)]) == 0
     assert {path.name for path in out.iterdir()} == {
         "original.png", "masked.png", "reconstruction.png", "pasted.png", "panels.png",
-        "metrics.json",
+        "metrics.json", "settings.json",
     }  # fmt: skip
     with Image.open(out / "pasted.png") as pasted:
         assert pasted.size == (48, 48)
@@ -65,6 +65,38 @@ def test_reconstruct_takes_a_size_and_a_view(
         facts = json.loads((tmp_path / "out" / "metrics.json").read_text())
         assert (facts["view"], facts["width"], facts["height"]) == (view, 160, 96)
         assert words in capsys.readouterr().out
+
+
+def test_reconstruct_writes_the_picture_in_its_own_size(
+    weights: Path, small_config: ModelConfig, tmp_path: Path
+) -> None:
+    # More pixels than are kept by default, and lying on its side.
+    picture = draw_picture(0, 2900, 1500)
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "picture.png", exif=exif)
+    mask = np.zeros((6, 6), dtype=np.uint8)
+    mask[0, 0] = 1
+    np.save(tmp_path / "mask.npy", mask)
+    command = ["reconstruct", str(tmp_path / "picture.png"), "--mask", str(tmp_path / "mask.npy")]
+    options = ["--device", "cpu", "--full-size", "--out", str(tmp_path / "out")]
+    assert mae([*command, *options, "--weights", str(weights)]) == 0
+    with Image.open(tmp_path / "out" / "full.png") as file:
+        full = np.asarray(file)
+    upright = np.rot90(np.asarray(picture), -1)
+    assert full.shape == (2900, 1500, 3)
+    # A patch of the middle square, whose edges are rounded to pixels of the model, 30 of these.
+    changed = (full != upright).any(axis=2)
+    assert changed[690:950, :252].mean() > 0.9
+    changed[690:950, :252] = False
+    assert not changed.any()
+
+    five = replace(small_config, in_chans=5, mean=(0.5,) * 5, std=(0.25,) * 5)
+    save_weights(tmp_path / "five.safetensors", MaskedAutoencoder(five), record={})
+    np.save(tmp_path / "five.npy", np.zeros((48, 48, 5), np.uint8))
+    command = ["reconstruct", str(tmp_path / "five.npy"), *options]
+    with pytest.raises(ConfigError, match="models of 1 or 3 channels, and this one has 5"):
+        mae([*command, "--weights", str(tmp_path / "five.safetensors")])
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from mae_core.errors import (
     MAEError,
     MaskError,
 )
+from mae_core.images import FITS
 from mae_core.metrics import compose, removed_psnr, removed_ssim
 from mae_core.model.losses import reconstruction_loss
 from mae_core.model.mae import MaskedAutoencoder
@@ -40,6 +41,7 @@ from mae_core.reconstruct import (
     Reconstruction,
     ReconstructionRequest,
     Reconstructor,
+    paste_back,
     rebuild,
 )
 from mae_core.weights.registry import load
@@ -547,6 +549,61 @@ def test_1024_pixels_stay_within_the_memory_that_is_stated() -> None:
     )  # fmt: skip
     # One table of 4096 x 4096 numbers for each head of attention would be 192 MiB more.
     assert 50 < float(done.stdout) < 300
+
+
+@pytest.mark.parametrize(
+    ("fit", "size", "box"),
+    [
+        ("crop", (300, 200), (50, 0, 250, 200)),
+        ("crop", (200, 300), (0, 50, 200, 250)),
+        ("crop", (48, 30), (9, 0, 39, 30)),  # smaller than the model's
+        # 71 x 48 pixels, of which columns 12 up to 60 are kept.
+        ("crop", (301, 203), (51, 0, 254, 203)),
+        ("squash", (301, 203), (0, 0, 301, 203)),
+        ("whole", (301, 203), (0, 0, 301, 203)),
+        ("whole", (203, 301), (0, 0, 203, 301)),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_prediction_is_pasted_into_the_picture_at_its_own_resolution(
+    reconstructor: Reconstructor, fit: str, size: tuple[int, int], box: tuple[int, ...], mode: str
+) -> None:
+    picture = draw_picture(1, *size).convert(mode)
+    out = reconstructor(picture, 0.5, seed=3, fit=fit)
+    full = paste_back(picture, out)
+    assert (full.mode, full.size) == (mode, size)
+    left, top, right, bottom = box
+    width, height = right - left, bottom - top
+    panel = out.panels()["reconstruction"]
+    prediction = pixels_of(panel.resize((width, height), Image.Resampling.BICUBIC).convert(mode))
+    expected = pixels_of(picture).copy()
+    rows, columns = out.grid_size
+    # A pixel belongs to the patch that its middle lies in.
+    for y in range(height):
+        for x in range(width):
+            if out.removed[int((y + 0.5) * rows / height), int((x + 0.5) * columns / width)]:
+                expected[top + y, left + x] = prediction[y, x]
+    np.testing.assert_array_equal(pixels_of(full), expected)
+    assert (pixels_of(full) != pixels_of(picture)).any()
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_in_a_picture_of_the_models_size_it_is_the_pasted_panel(
+    reconstructor: Reconstructor, fit: str
+) -> None:
+    picture = draw_picture(1, 96, 48) if fit == "whole" else draw_picture(1, 48, 48)
+    out = reconstructor(picture, fit=fit)
+    np.testing.assert_array_equal(
+        pixels_of(paste_back(picture, out)), pixels_of(out.panels()["pasted"])
+    )
+
+
+def test_what_is_no_fitted_picture_takes_no_prediction(reconstructor: Reconstructor) -> None:
+    channels = reconstructor(torch.rand(3, 48, 48))
+    with pytest.raises(ImageError, match="fit 'none'; give one .* rebuilt with crop, squash"):
+        paste_back(draw_picture(0), channels)
+    with pytest.raises(ImageError, match="of mode RGBA and"):
+        paste_back(draw_picture(0).convert("RGBA"), reconstructor(draw_picture(0)))
 
 
 def test_a_custom_mask_removes_what_it_says(reconstructor: Reconstructor) -> None:

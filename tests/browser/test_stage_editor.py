@@ -1,0 +1,220 @@
+"""The visitor's own mask, painted over the masked panel."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from app.service import ReconstructionService
+from tests.app.serving import HeldReconstructor, example
+from tests.browser.conftest import PHONE, gone
+from tests.browser.test_page import panel, shows, slide
+
+pytestmark = pytest.mark.browser
+
+GRID = "#panel-masked svg.grid"
+
+
+def rows(page: Page) -> list[str]:
+    """The mask of the answer on show."""
+    view = page.evaluate("document.querySelector('[data-view]').dataset.view")
+    mask: list[str] = json.loads(view)["mask"] if view else []
+    return mask
+
+
+def previewed(page: Page) -> list[str]:
+    """The mask that the masked panel shows."""
+    pixels = panel(page, "masked")
+    assert pixels is not None
+    grey = (pixels == 128).all(axis=2)
+    side = len(pixels) // 7
+    cells = grey.reshape(7, side, 7, side).all(axis=(1, 3))
+    return ["".join("01"[int(cell)] for cell in row) for row in cells]
+
+
+def place(page: Page, row: float, column: float) -> tuple[float, float]:
+    """The middle of a patch on the screen."""
+    box = page.locator(GRID).bounding_box()
+    assert box
+    return (
+        box["x"] + box["width"] * (column + 0.5) / 7,
+        box["y"] + box["height"] * (row + 0.5) / 7,
+    )
+
+
+def stroke(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    page.mouse.move(*place(page, *start))
+    page.mouse.down()
+    page.mouse.move(*place(page, *end), steps=2)
+    page.mouse.up()
+
+
+def answered(page: Page, wanted: list[str], service: ReconstructionService) -> None:
+    """Wait until the panels show the answer to a mask, which is what Python says to it."""
+    gone(page, lambda: rows(page) != wanted and f"{rows(page)} in place of {wanted}")
+    mask = [[int(cell) for cell in row] for row in wanted]
+    answer = service.reconstruct(example("cat"), 0.75, 2, mask=mask)
+    assert answer.mask == tuple(wanted)
+    shows(page, {name: np.asarray(picture) for name, picture in answer.panels.items()})
+
+
+def with_row(mask: list[str], row: int, cells: str) -> list[str]:
+    return [*mask[:row], cells, *mask[row + 1 :]]
+
+
+def test_a_stroke_is_the_mask_that_python_gets(view: Page, service: ReconstructionService) -> None:
+    before = rows(view)
+    # Of a patch that is visible, so that the stroke hides; a fast one leaves no gaps.
+    row, column = next((i, r.index("0")) for i, r in enumerate(before) if r[0] == "0" or "0" in r)
+    stroke(view, (row, column), (row, 6 if column < 3 else 0))
+    reach = range(column, 7) if column < 3 else range(column + 1)
+    cells = "".join("1" if j in reach else c for j, c in enumerate(before[row]))
+    hidden = with_row(before, row, cells)
+    answered(view, hidden, service)
+    removed = sum(map(str.count, hidden, "1" * 7))
+    expect(view.locator("#editor .count")).to_have_text(
+        f"{removed} of 49 patches removed · {round(100 * removed / 49)} %"
+    )
+    view.keyboard.press("Control+z")
+    answered(view, before, service)
+    view.keyboard.press("Control+Shift+z")
+    answered(view, hidden, service)
+    view.get_by_role("button", name="Undo").click()
+    answered(view, before, service)
+
+
+def test_shift_and_the_right_button_do_the_opposite(view: Page) -> None:
+    view.get_by_role("button", name="Draw the mask").click()
+    view.get_by_role("button", name="Hide", exact=True).click()
+    view.mouse.click(*place(view, 3, 3))
+    gone(view, lambda: rows(view)[3][3] != "1" and "not hidden")
+    view.keyboard.down("Shift")
+    view.mouse.click(*place(view, 3, 3))
+    view.keyboard.up("Shift")
+    gone(view, lambda: rows(view)[3][3] != "0" and "not shown by Shift")
+    view.get_by_role("button", name="Show", exact=True).click()
+    view.mouse.click(*place(view, 3, 3), button="right")
+    gone(view, lambda: rows(view)[3][3] != "1" and "not hidden by the right button")
+
+
+def test_the_mask_is_painted_by_keys_alone(view: Page, service: ReconstructionService) -> None:
+    before = rows(view)
+    view.locator(GRID).focus()
+    view.keyboard.press("ArrowLeft")
+    view.keyboard.press("ArrowUp")
+    view.keyboard.press("Space")
+    flipped = "1" if before[2][2] == "0" else "0"
+    answered(view, with_row(before, 2, before[2][:2] + flipped + before[2][3:]), service)
+    state = "removed" if flipped == "1" else "visible"
+    expect(view.locator("#editor .said")).to_have_text(f"Row 3, column 3: {state}")
+    view.keyboard.press("]")
+    view.keyboard.press("Space")
+    gone(view, lambda: rows(view)[1][2] == before[1][2] == rows(view)[3][2] and "a small brush")
+
+
+def test_shapes_and_what_is_done_to_all(view: Page, service: ReconstructionService) -> None:
+    view.get_by_role("button", name="Draw the mask").click()
+    view.get_by_label("Shapes").select_option("checkerboard")
+    board = ["".join("01"[(i + j) % 2] for j in range(7)) for i in range(7)]
+    answered(view, board, service)
+    view.get_by_role("button", name="Invert").click()
+    answered(view, ["".join("10"[int(c)] for c in row) for row in board], service)
+    view.get_by_role("button", name="Show all").click()
+    answered(view, ["0" * 7] * 7, service)
+    view.get_by_role("button", name="Invert").click()
+    expect(view.locator("#editor .said")).to_have_text("One patch has to stay visible.")
+    assert previewed(view) == ["0" * 7] * 7
+
+
+def test_a_black_and_white_picture_is_a_mask(view: Page, service: ReconstructionService) -> None:
+    pixels = np.zeros((70, 70), np.uint8)
+    pixels[:, :30] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    view.get_by_role("button", name="Draw the mask").click()
+    view.locator("#editor input[type=file]").set_input_files(
+        {"name": "mask.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    )
+    answered(view, ["1110000"] * 7, service)
+    view.locator("#editor input[type=file]").set_input_files(
+        {"name": "mask.png", "mimeType": "image/png", "buffer": b"no picture"}
+    )
+    expect(view.locator("#editor .said")).to_contain_text("cannot be read")
+    assert rows(view) == ["1110000"] * 7
+
+
+def test_the_sliders_take_the_mask_back(view: Page, service: ReconstructionService) -> None:
+    before = rows(view)
+    view.mouse.click(*place(view, 0, 0))
+    back = view.get_by_role("button", name="Back to the sliders' mask")
+    expect(back).to_be_visible()
+    back.click()
+    answered(view, before, service)
+    expect(back).to_be_hidden()
+    view.mouse.click(*place(view, 0, 0))
+    expect(back).to_be_visible()
+    slide(view, "seed", 5)
+    drawn = service.reconstruct(example("cat"), 0.75, 5)
+    gone(view, lambda: tuple(rows(view)) != drawn.mask and "not the mask of the seed")
+    expect(back).to_be_hidden()
+
+
+@pytest.mark.parametrize("strategy", ["random", "block", "grid"])
+def test_the_masked_panel_follows_before_the_answer(
+    view: Page, model: HeldReconstructor, service: ReconstructionService, strategy: str
+) -> None:
+    with model.held():
+        view.locator(f"#strategy input[value={strategy}]").check()
+        slide(view, "mask-ratio", 0.4)
+        slide(view, "seed", 77)
+        wanted = None
+        gone(view, lambda: previewed(view) == rows(view) and "the masked panel waits")
+        wanted = previewed(view)
+    gone(view, lambda: rows(view) != wanted and "the browser drew another mask")
+    answer = service.reconstruct(example("cat"), 0.4, 77, strategy=strategy)
+    shows(view, {name: np.asarray(picture) for name, picture in answer.panels.items()})
+
+
+def test_the_last_of_many_strokes_ends_up_shown(
+    view: Page, model: HeldReconstructor, service: ReconstructionService
+) -> None:
+    with model.held():
+        for column in range(7):
+            view.mouse.click(*place(view, 5, column))
+        wanted = previewed(view)
+    answered(view, wanted, service)
+
+
+def test_an_own_mask_stays_with_another_picture_and_another_size(view: Page) -> None:
+    view.get_by_role("button", name="Draw the mask").click()
+    view.get_by_label("Shapes").select_option("left")
+    gone(view, lambda: rows(view) != ["1110000"] * 7 and "not there yet")
+    view.locator("#examples button[data-name=coffee]").click()
+    view.locator("#size").get_by_label("336").check(force=True)
+    # Three times as fine.
+    gone(view, lambda: rows(view) != ["1" * 9 + "0" * 12] * 21 and f"{rows(view)[:1]}")
+    expect(view.locator("#editor .count")).to_have_text("189 of 441 patches removed · 43 %")
+
+
+@pytest.mark.parametrize(
+    "view", [{"viewport": PHONE, "has_touch": True, "is_mobile": True}], indirect=True
+)
+def test_fingers_draw_once_they_are_told_to(view: Page) -> None:
+    before = rows(view)
+    view.locator(GRID).scroll_into_view_if_needed()
+    view.touchscreen.tap(*place(view, 3, 3))
+    view.get_by_role("button", name="Draw the mask").tap()
+    assert rows(view) == before
+    assert view.locator(GRID).evaluate("(grid) => getComputedStyle(grid).touchAction") == "none"
+    view.locator(GRID).scroll_into_view_if_needed()
+    view.touchscreen.tap(*place(view, 3, 3))
+    gone(view, lambda: rows(view)[3][3] == before[3][3] and "the tap did nothing")
+
+
+@pytest.mark.parametrize("view", [{"locale": "zh-CN"}], indirect=True)
+def test_the_tools_speak_chinese(view: Page) -> None:
+    expect(view.get_by_role("button", name="绘制掩码")).to_be_visible()
+    expect(view.locator("#editor .count")).to_have_text("已移除 37 / 49 个图块 · 76%")
