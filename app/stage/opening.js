@@ -2,11 +2,10 @@
 // changes nothing else: the mask, the view and the controls are those of the first view throughout.
 
 import { drawMask } from './masking.js';
-import { fetched, paintAll } from './panels.js';
+import { paint } from './panels.js';
 import { stage } from './stage.js';
 
-/** @typedef {import('./panels.js').Images} Images */
-/** @typedef {{ratios: number[], sheet: string, before: string}} Film see `app/page/build.py` */
+/** @typedef {{ratios: number[], frames: string[], before: string}} Film see `app/page/build.py` */
 
 const MILLISECONDS = 3000;
 
@@ -23,7 +22,7 @@ export async function mount({ props, signal }) {
   for (const touch of TOUCHES) {
     document.addEventListener(touch, end, { signal: ended.signal, capture: true });
   }
-  const frames = await framesOf(film).catch(() => []);
+  const frames = await Promise.all(film.frames.map(fetched)).catch(() => []);
   if (!stage.view) {
     await new Promise((resolve) => {
       stage.addEventListener('view', resolve, { once: true, signal: ended.signal });
@@ -34,7 +33,7 @@ export async function mount({ props, signal }) {
     stage.addEventListener(change, end, { signal: ended.signal });
   }
   sessionStorage.setItem('opened', '1');
-  await play(film, frames, ended.signal);
+  await play(film.ratios, frames, ended.signal);
   end();
 }
 
@@ -50,32 +49,28 @@ function isFirst() {
   }
 }
 
-/**
- * Reconstructions of the film, in order.
- * @param {Film} film
- */
-async function framesOf({ sheet, ratios }) {
-  const all = await fetched(sheet);
-  const width = all.naturalWidth / ratios.length;
-  return Promise.all(ratios.map((_, i) =>
-    createImageBitmap(all, i * width, 0, width, all.naturalHeight)));
+/** @param {string} address */
+async function fetched(address) {
+  const image = new Image();
+  image.src = address;
+  await image.decode();
+  return image;
 }
 
 /**
  * Show the frames, and at the end, however it comes, the true view.
- * @param {Film} film
- * @param {ImageBitmap[]} frames
+ * @param {number[]} ratios
+ * @param {HTMLImageElement[]} frames
  * @param {AbortSignal} signal ends it
  */
-async function play({ ratios }, frames, signal) {
+async function play(ratios, frames, signal) {
   const panels = /** @type {HTMLElement} */ (document.querySelector('#panels'));
   const { mask, settings } = /** @type {import('./stage.js').View} */ (stage.view);
   const [original] = stage.images;
-  const restore = () => {
+  signal.addEventListener('abort', () => {
     panels.classList.remove('film');
-    if (stage.images.length) paintAll(panels, /** @type {Images} */ (stage.images));
-  };
-  signal.addEventListener('abort', restore, { once: true });
+    if (stage.view) paintAll(panels, stage.images, stage.view.mask, stage.mask);
+  }, { once: true });
   panels.classList.add('film');
   for (const [i, frame] of frames.entries()) {
     const { strategy, seed } = settings.mask;
@@ -83,5 +78,19 @@ async function play({ ratios }, frames, signal) {
     paintAll(panels, [original, frame], rows);
     await new Promise((resolve) => { setTimeout(resolve, MILLISECONDS / frames.length); });
     if (signal.aborted) return;
+  }
+}
+
+/**
+ * @param {HTMLElement} panels
+ * @param {HTMLImageElement[]} images original and reconstruction
+ * @param {string[]} mask
+ * @param {string[]} masked mask of the panel of this name, where it is ahead
+ */
+function paintAll(panels, images, mask, masked = mask) {
+  for (const figure of /** @type {NodeListOf<HTMLElement>} */ (panels.querySelectorAll('figure'))) {
+    const canvas = /** @type {HTMLCanvasElement} */ (figure.querySelector('canvas'));
+    const { name } = figure.dataset;
+    paint(canvas, name, images, name === 'masked' ? masked : mask);
   }
 }

@@ -7,11 +7,6 @@ const REMOVED = 'rgb(128 128 128)';
 
 /** @typedef {import('./stage.js').View} View */
 
-/**
- * Original and reconstruction, of one size.
- * @typedef {[HTMLImageElement, HTMLImageElement | ImageBitmap]} Images
- */
-
 export class Panels {
   /** @param {HTMLElement} element holds a `figure` with a `canvas` for each panel */
   constructor(element) {
@@ -29,7 +24,7 @@ export class Panels {
     stage.addEventListener('preview', () => {
       const masked = element.querySelector('#panel-masked canvas');
       if (stage.images.length && masked instanceof HTMLCanvasElement) {
-        paint(masked, 'masked', /** @type {Images} */ (stage.images), maskOf('masked'));
+        paint(masked, 'masked', stage.images, maskOf('masked'));
       }
     });
   }
@@ -45,9 +40,10 @@ export class Panels {
     stage.show(images && view, images ?? []);
     for (const figure of this.element.querySelectorAll('figure')) {
       figure.classList.toggle('empty', !images);
-      if (!images) canvasOf(figure).width = canvasOf(figure).height = 0;
+      const canvas = canvasOf(figure);
+      if (images) paint(canvas, figure.dataset.name, images, maskOf(figure.dataset.name));
+      else canvas.width = canvas.height = 0;
     }
-    if (images) paintAll(this.element, images);
     const alert = /** @type {HTMLElement} */ (this.element.querySelector('[role=alert]'));
     alert.hidden = !view || Boolean(images);
     this.element.dataset.view = images ? JSON.stringify(view) : '';
@@ -100,21 +96,15 @@ function maskOf(name) {
 async function load(view) {
   for (let attempt = 0; attempt < 2; ++attempt) {
     try {
-      return await Promise.all([fetched(view.original), fetched(view.reconstruction)]);
+      return await Promise.all([view.original, view.reconstruction].map(async (address) => {
+        const image = new Image();
+        image.src = address;
+        await image.decode();
+        return image;
+      }));
     } catch { /* Tried again. */ }
   }
   return null;
-}
-
-/**
- * @param {string} address
- * @throws {DOMException} if there is no image
- */
-export async function fetched(address) {
-  const image = new Image();
-  image.src = address;
-  await image.decode();
-  return image;
 }
 
 /**
@@ -126,25 +116,12 @@ function canvasOf(figure) {
 }
 
 /**
- * Paint a picture into all panels, or what they show again.
- * @param {ParentNode} element holds them
- * @param {Images} images
- * @param {string[]} [mask] the same for all of them; what they show if not given
- */
-export function paintAll(element, images, mask) {
-  for (const figure of /** @type {NodeListOf<HTMLElement>} */ (element.querySelectorAll('figure'))) {
-    const { name } = figure.dataset;
-    paint(canvasOf(figure), name, images, mask ?? maskOf(name));
-  }
-}
-
-/**
  * @param {HTMLCanvasElement} canvas
  * @param {string | undefined} name of the panel
- * @param {Images} images
+ * @param {HTMLImageElement[]} images original and reconstruction
  * @param {string[]} mask
  */
-function paint(canvas, name, [original, reconstruction], mask) {
+export function paint(canvas, name, [original, reconstruction], mask) {
   canvas.width = original.naturalWidth;
   canvas.height = original.naturalHeight;
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d'));

@@ -197,6 +197,7 @@ def test_a_phone_has_buttons_in_reach(view: Page) -> None:
         assert place
         assert place["height"] >= 32
         assert PHONE["height"] - 80 < place["y"] < PHONE["height"] - place["height"]
-        view.locator("#lecture .next").tap()
+        if step < 8:
+            view.locator("#lecture .next").tap()
     view.locator("#lecture .end").tap()
     expect(view.locator("#lecture .begin")).to_be_visible()
