@@ -81,7 +81,7 @@ def moves(url: str, by: str, count: int, first_seed: int) -> list[list[float]]:
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page = browser.new_page(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
         page.goto(url)
         page.locator("#panels [data-view]").wait_for()
         page.wait_for_timeout(2000)

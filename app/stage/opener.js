@@ -8,4 +8,6 @@ export function mount({props, trigger}) {
     props.value = settings;
     trigger('input');
   };
+  if (stage.early) stage.opener(stage.early);
+  stage.early = null;
 }

@@ -27,7 +27,7 @@ import {drawMask} from './masking.js';
 
 /**
  * Events: `view` when another view is on show, `preview` when the mask changed before its answer
- * is there, `busy` and `language`.
+ * is there, `ask` when the part named by its `detail` should ask by itself, `busy` and `language`.
  */
 class Stage extends EventTarget {
   /** @type {View | null} */
@@ -44,6 +44,12 @@ class Stage extends EventTarget {
 
   /** @type {((settings: object) => void) | null} */
   opener = null;
+
+  /** Settings that were to be opened before there was an opener. @type {object | null} */
+  early = null;
+
+  /** The part that asks without a press of its button, as long as it is on show; '' for none. */
+  wanted = '';
 
   constructor() {
     super();
@@ -114,7 +120,17 @@ class Stage extends EventTarget {
    * @param {{example?: string, image?: object, request?: object, tab?: string}} settings
    */
   open(settings) {
-    this.opener?.(settings);
+    if (this.opener) this.opener(settings);
+    else this.early = settings;
+  }
+
+  /**
+   * Have a part ask by itself: now, or as soon as it is mounted.
+   * @param {string} name of the part; '' for none
+   */
+  want(name) {
+    this.wanted = name;
+    if (name) this.dispatchEvent(new CustomEvent('ask', {detail: name}));
   }
 }
 
@@ -134,7 +150,10 @@ export async function mount(name, host) {
     ended = new AbortController();
     const element = /** @type {HTMLElement} */ (host.element.querySelector('.part'));
     element.replaceChildren();
+    // A part listens from the moment that it is mounted.
+    const missed = stage.wanted;
     await part.mount({...host, element, texts, signal: ended.signal});
+    if (missed === name && stage.wanted === name) stage.want(name);
   };
   stage.addEventListener('language', draw);
   await draw();
