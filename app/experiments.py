@@ -9,6 +9,7 @@ Each part is a dictionary of plain data and pictures. Every run of the model is 
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -55,6 +56,13 @@ _NUMBERS: dict[str, dict[str, tuple[int, int, int]]] = {
     "models": {},
 }
 KINDS = tuple(_NUMBERS)
+
+# Classical inpainting and the encoding of films take seconds for large pictures: one at a time, so
+# that films leave the cores to the line.
+_films = ThreadPoolExecutor(1, "films")
+
+# Of a panel in a film that is saved, in pixels.
+_FILM_SIDE = 512
 
 Part = dict[str, Any]
 Parts = AsyncGenerator[Waiting | Part, None]
@@ -147,6 +155,7 @@ async def _film(service: ReconstructionService, job: Job, plan: Plan, visitor: s
     ratios = film_ratios(plan.number)
     drawn = replace(job.request.mask, rows=(), drawing="")
     masks = [replace(drawn, ratio=ratio) for ratio in ratios]
+    loop = asyncio.get_running_loop()
     frames: list[Image.Image] = []
     done = 0
     async with aclosing(service.series(job, masks, visitor)) as steps:
@@ -158,14 +167,23 @@ async def _film(service: ReconstructionService, job: Job, plan: Plan, visitor: s
             ratio = ratios[done]
             done += 1
             if plan.format:
-                frames.append(film_frame(answer.panels, ratio))
+                frames.append(await loop.run_in_executor(_films, _frame, answer.panels, ratio))
             yield {
                 **view_of(answer), "done": done, "of": len(ratios), "mask_ratio": ratio,
-                "baselines": await asyncio.to_thread(_baselines, answer),
+                "baselines": await loop.run_in_executor(_films, _baselines, answer),
             }  # fmt: skip
     if plan.format:
-        film = await asyncio.to_thread(encode_film, frames, plan.format)
+        film = await loop.run_in_executor(_films, encode_film, frames, plan.format)
         yield {"file": film, "name": f"film.{plan.format}"}
+
+
+def _frame(panels: Mapping[str, Image.Image], mask_ratio: float) -> Image.Image:
+    factor = max(1.0, *(max(panel.size) / _FILM_SIDE for panel in panels.values()))
+    reduced = {
+        name: panel.resize((round(panel.width / factor), round(panel.height / factor)))
+        for name, panel in panels.items()
+    }
+    return film_frame(reduced, mask_ratio)
 
 
 def _baselines(answer: Answer) -> dict[str, float | None]:
