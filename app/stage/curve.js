@@ -1,13 +1,16 @@
-// A chart of lines over the mask ratio, from much removed on the left to little on the right.
+// A chart of PSNR over the frames of a film.
 
 import { element, svg } from './elements.js';
-import { percent, ticksOver } from './scale.js';
+import { ticksOver } from './scale.js';
 
-/** @typedef {{ratio: number, values: (number | null)[]}} Point a value in dB of each line */
+/**
+ * @typedef {{share: number, values: (number | null)[]}} Point its place, 0 left to 1 right, and a
+ *   value in dB of each line
+ * @typedef {{title: string, ticks: {share: number, label: string}[]}} Axis
+ */
 
 const [WIDTH, HEIGHT] = [420, 250];
 const [LEFT, RIGHT, TOP, BOTTOM] = [38, WIDTH - 14, 26, HEIGHT - 42];
-const RATIOS = [0.95, 0.75, 0.5, 0.25, 0.05];
 const STEPS = 5;
 
 /** Marks of the lines, around (0, 0); dashes are in the style sheet. */
@@ -17,7 +20,7 @@ export class Curve {
   /**
    * @param {Record<string, string>} texts
    * @param {string[]} names of the lines, the main one first
-   * @param {(ratio: number) => void} point is called with the ratio that is pointed at
+   * @param {(share: number) => void} point is called with the place that is pointed at
    */
   constructor(texts, names, point) {
     this.texts = texts;
@@ -32,38 +35,38 @@ export class Curve {
         element('span', {}, name), this.values[i]))));
     this.chart.addEventListener('pointerdown', (event) => {
       this.chart.setPointerCapture(event.pointerId);
-      point(this.ratioAt(event));
+      point(this.shareAt(event));
     });
     this.chart.addEventListener('pointermove', (event) => {
-      if (this.chart.hasPointerCapture(event.pointerId)) point(this.ratioAt(event));
+      if (this.chart.hasPointerCapture(event.pointerId)) point(this.shareAt(event));
     });
   }
 
   /** @param {PointerEvent} event */
-  ratioAt(event) {
+  shareAt(event) {
     const box = this.chart.getBoundingClientRect();
     const x = (event.clientX - box.left) / box.width * WIDTH;
-    const [most, least] = [RATIOS[0], RATIOS[RATIOS.length - 1]];
-    return most + (least - most) * (x - LEFT) / (RIGHT - LEFT);
+    return (x - LEFT) / (RIGHT - LEFT);
   }
 
   /**
    * @param {Point[]} points those there are, in order
    * @param {number} at index of the current one
+   * @param {Axis} axis
    */
-  draw(points, at) {
+  draw(points, at, axis) {
     const known = points.flatMap(({ values }) => values.filter((value) => value !== null));
     const ticks = known.length ? ticksOver(Math.min(...known), Math.max(...known), STEPS) : [0, 1];
     const [low, high] = [ticks[0], ticks[ticks.length - 1]];
     const yOf = (/** @type {number} */ value) =>
       BOTTOM - (value - low) / (high - low) * (BOTTOM - TOP);
-    const x = xOf(points[at].ratio);
+    const x = xOf(points[at].share);
     this.chart.replaceChildren(
       ...ticks.map((tick) => svg('path', { class: 'rule', d: `M${LEFT} ${yOf(tick)}H${RIGHT}` })),
       ...ticks.map((tick) => text(LEFT - 6, yOf(tick) + 4, 'end', String(tick))),
-      ...RATIOS.map((ratio) => text(xOf(ratio), BOTTOM + 17, 'middle', percent(ratio))),
+      ...axis.ticks.map(({ share, label }) => text(xOf(share), BOTTOM + 17, 'middle', label)),
       text(0, 12, 'start', this.texts.psnr_axis),
-      text((LEFT + RIGHT) / 2, HEIGHT - 6, 'middle', this.texts.ratio_axis),
+      text((LEFT + RIGHT) / 2, HEIGHT - 6, 'middle', axis.title),
       svg('path', { class: 'now', d: `M${x} ${TOP}V${BOTTOM}` }),
       ...this.values.map((_, line) => drawn(points, line, yOf)),
       ...points[at].values.map((value, line) => svg('circle', {
@@ -82,9 +85,9 @@ export class Curve {
  * @param {(value: number) => number} yOf
  */
 function drawn(points, line, yOf) {
-  const places = points.flatMap(({ ratio, values }) => {
+  const places = points.flatMap(({ share, values }) => {
     const value = values[line];
-    return value === null ? [] : [`${xOf(ratio)} ${yOf(value)}`];
+    return value === null ? [] : [`${xOf(share)} ${yOf(value)}`];
   });
   return svg('g', { class: `line-${line}` },
     svg('path', { d: places.length ? `M${places.join('L')}` : '' }),
@@ -93,10 +96,9 @@ function drawn(points, line, yOf) {
     })));
 }
 
-/** @param {number} ratio */
-function xOf(ratio) {
-  const [most, least] = [RATIOS[0], RATIOS[RATIOS.length - 1]];
-  return LEFT + (most - ratio) / (most - least) * (RIGHT - LEFT);
+/** @param {number} share */
+function xOf(share) {
+  return LEFT + share * (RIGHT - LEFT);
 }
 
 /**

@@ -1,4 +1,5 @@
-// The film of the ratio: nested masks from 95 to 5 %, played, scrubbed, and saved as a file.
+// Films, played and scrubbed: of the ratio, by nested masks from 95 to 5 %, which can be saved as a
+// file too; and of the model's training, by the snapshots of its run.
 
 import { Curve } from './curve.js';
 import { button, canvas, element, fill } from './elements.js';
@@ -10,8 +11,9 @@ import { stage } from './stage.js';
 /**
  * @typedef {object} More
  * @property {number} of frames of the whole film
- * @property {number} mask_ratio
- * @property {{mean_colour: number | null, telea?: number | null}} baselines in dB
+ * @property {number} [mask_ratio] in a film of the ratio, and
+ * @property {{mean_colour: number | null, telea?: number | null}} [baselines] in dB
+ * @property {number} [step] in a film of the training
  * @property {HTMLImageElement[]} images original and reconstruction
  * @typedef {import('./stage.js').View & More} Frame
  */
@@ -22,15 +24,20 @@ const SECONDS = 0.25;
 const REST = 4;
 const FORMATS = ['webp', 'gif'];
 const PANELS = ['masked', 'reconstruction', 'pasted'];
+const [MOST, LEAST] = [0.95, 0.05];
+const RATIOS = [0.95, 0.75, 0.5, 0.25, 0.05];
 
 /**
- * A film is about all of a view but its ratio and the visitor's own mask.
+ * A film of the ratio is about all of a view but its ratio and the visitor's own mask.
  * @param {import('./stage.js').View} view
  */
 const about = ({ settings: { picture, fit, model, image_size: size, view, mask } }) =>
-  [picture, fit, model, size, view, mask.strategy, mask.seed];
+  [picture, fit, model, size, view, mask.strategy, mask.seed,
+    ...kind === 'training' ? [mask.ratio, mask.rows] : []];
 
 // These survive a change of language.
+/** @type {'film' | 'training'} */
+let kind = 'film';
 const film = new Question(about);
 const file = new Question(about);
 let at = 0;
@@ -61,19 +68,23 @@ class Player {
     this.ratio = element('output', { class: 'ratio' });
     this.use = button(texts.use, () => this.useRatio());
     this.curve = new Curve(texts, [texts.reconstruction, texts.mean_colour, texts.telea],
-      (ratio) => this.scrub(nearest(ratio)));
+      (share) => this.scrub(nearest(share)));
     this.saved = element('span', { role: 'status' });
     const [webp, gif] = FORMATS.map((format) => button(fill(texts.save, {
       format: format === 'webp' ? 'WebP' : 'GIF',
     }), () => this.save(format), { class: format }));
+    this.files = element('div', { class: 'files' }, asking(file, host, webp, gif), this.saved);
     this.show = element('div', { class: 'show', hidden: '' },
       element('div', { class: 'screens' }, ...this.screens.map((screen, i) =>
         element('figure', {}, element('figcaption', {}, texts[PANELS[i]]), screen))),
       element('div', { class: 'bar transport' }, this.switch, this.scrubber, this.ratio, this.use),
       this.curve.element,
-      element('div', { class: 'files' }, asking(file, host, webp, gif), this.saved));
-    const start = button(texts.start, () => this.start(), { class: 'main' });
-    host.element.append(element('p', {}, texts.what), asking(film, host, start),
+      this.files);
+    const start = button(texts.start, () => this.start('film'), { class: 'main' });
+    const training = button(texts.training, () => this.start('training'), {
+      title: texts.training_hint,
+    });
+    host.element.append(element('p', {}, texts.what), asking(film, host, start, training),
       element('p', { class: 'said' }, fill(texts.cost, { frames: FRAMES })), this.own, this.show);
     film.addEventListener('change', () => this.update(), { signal });
     file.addEventListener('change', () => this.offer(), { signal });
@@ -86,13 +97,15 @@ class Player {
     return /** @type {Frame[]} */ (film.parts);
   }
 
-  start() {
+  /** @param {typeof kind} wanted */
+  start(wanted) {
+    kind = wanted;
     at = 0;
     film.parts = [];
     file.parts = [];
     file.changed();
     this.play(!matchMedia('(prefers-reduced-motion: reduce)').matches);
-    film.ask({ kind: 'film', frames: FRAMES }, async (part) => ({
+    film.ask(kind === 'film' ? { kind, frames: FRAMES } : { kind }, async (part) => ({
       ...part, images: await Promise.all([part.original, part.reconstruction].map(loadImage)),
     }));
   }
@@ -105,22 +118,41 @@ class Player {
     this.host.element.querySelectorAll('.files button').forEach((save) => {
       save.toggleAttribute('disabled', film.old || Boolean(film.running) || !whole());
     });
+    for (const ofRatio of [this.use, this.files]) ofRatio.hidden = kind === 'training';
     if (frames.length) this.draw();
   }
 
   draw() {
     const { frames, texts, scrubber } = this;
     const frame = frames[at];
-    const ratio = percent(frame.mask_ratio);
+    const now = this.label(frame);
     this.screens.forEach((screen, i) => paint(screen, PANELS[i], frame.images, frame.mask));
-    this.ratio.textContent = ratio;
+    this.ratio.textContent = now;
     scrubber.max = String((film.running ? frame.of : frames.length) - 1);
     scrubber.value = String(at);
-    scrubber.setAttribute('aria-valuetext', ratio);
+    scrubber.setAttribute('aria-valuetext', now);
+    scrubber.setAttribute('aria-label', kind === 'film' ? texts.ratio : texts.steps);
     this.switch.textContent = playing ? texts.pause : texts.play;
-    this.curve.draw(frames.map(({ mask_ratio: each, facts, baselines }) => ({
-      ratio: each, values: [facts.psnr, baselines.mean_colour, baselines.telea ?? null],
-    })), at);
+    this.curve.draw(frames.map((each) => ({
+      share: shareOf(each),
+      values: [each.facts.psnr, each.baselines?.mean_colour ?? null, each.baselines?.telea ?? null],
+    })), at, this.axis());
+  }
+
+  /** @param {Frame} frame */
+  label({ step, mask_ratio: ratio }) {
+    return ratio === undefined ? fill(this.texts.step, { step: Number(step) }) : percent(ratio);
+  }
+
+  axis() {
+    if (kind === 'film') {
+      const ticks = RATIOS.map((ratio) => ({
+        share: (MOST - ratio) / (MOST - LEAST), label: percent(ratio),
+      }));
+      return { title: this.texts.ratio_axis, ticks };
+    }
+    const ticks = this.frames.map((frame) => ({ share: shareOf(frame), label: String(frame.step) }));
+    return { title: this.texts.step_axis, ticks };
   }
 
   /** @param {boolean} on */
@@ -171,10 +203,18 @@ function whole() {
 }
 
 /**
- * Index of the frame whose ratio is nearest.
- * @param {number} ratio
+ * Where a frame is in the chart, 0 left to 1 right; snapshots are at steps that double.
+ * @param {Record<string, any>} frame
  */
-function nearest(ratio) {
-  const distances = film.parts.map((frame) => Math.abs(frame.mask_ratio - ratio));
+function shareOf({ mask_ratio: ratio, done, of }) {
+  return ratio === undefined ? (done - 1) / Math.max(of - 1, 1) : (MOST - ratio) / (MOST - LEAST);
+}
+
+/**
+ * Index of the frame that is nearest.
+ * @param {number} share
+ */
+function nearest(share) {
+  const distances = film.parts.map((frame) => Math.abs(shareOf(frame) - share));
   return distances.indexOf(Math.min(...distances));
 }
