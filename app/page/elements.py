@@ -5,7 +5,7 @@ import hashlib
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gradio as gr
 from PIL import Image, ImageOps
@@ -151,12 +151,11 @@ def panels(names: Iterable[str], label: Any, value: dict[str, Any] | None, elem_
     )
 
 
-def stage_part(name: str, visible: Literal[True, "hidden"] = True) -> gr.HTML:
+def stage_part(name: str) -> gr.HTML:
     """A part of the stage, drawn by `stage/NAME.js`; its id is the name.
 
     Args:
         name: Of the module.
-        visible: As Gradio's.
     """
     module = "new URL('stage/stage.js', document.baseURI)"
     return gr.HTML(
@@ -165,7 +164,6 @@ def stage_part(name: str, visible: Literal[True, "hidden"] = True) -> gr.HTML:
         js_on_load=f"import({module}).then((m) => "
         f"m.mount('{name}', {{element, props, trigger, watch}}));",
         apply_default_css=False,
-        visible=visible,
         elem_id=name,
     )
 

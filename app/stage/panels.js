@@ -1,5 +1,6 @@
 // The four panels. Original and reconstruction are fetched; masked and pasted are composed here.
 
+import { save } from './saving.js';
 import { stage } from './stage.js';
 
 /** Colour of removed patches, as `mae_core` draws them. */
@@ -52,7 +53,7 @@ export class Panels {
   /** @param {Element} button */
   press(button) {
     const figure = /** @type {HTMLElement} */ (button.closest('figure'));
-    if (button.className === 'download') save(figure);
+    if (button.className === 'download') saveAsPng(figure);
     else if (figure.classList.contains('large')) this.shrink();
     else this.enlarge(figure);
   }
@@ -116,12 +117,13 @@ function canvasOf(figure) {
 }
 
 /**
+ * Draw a panel in the size of its images.
  * @param {HTMLCanvasElement} canvas
  * @param {string | undefined} name of the panel
  * @param {HTMLImageElement[]} images original and reconstruction
  * @param {string[]} mask
  */
-function paint(canvas, name, [original, reconstruction], mask) {
+export function paint(canvas, name, [original, reconstruction], mask) {
   canvas.width = original.naturalWidth;
   canvas.height = original.naturalHeight;
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d'));
@@ -138,17 +140,9 @@ function paint(canvas, name, [original, reconstruction], mask) {
   }));
 }
 
-/**
- * Save a panel as a PNG file.
- * @param {HTMLElement} figure
- */
-function save(figure) {
+/** @param {HTMLElement} figure */
+function saveAsPng(figure) {
   canvasOf(figure).toBlob((blob) => {
-    if (!blob) return;
-    const link = document.createElement('a');
-    link.href = URL.createObjectURL(blob);
-    link.download = `${figure.dataset.name}.png`;
-    link.click();
-    URL.revokeObjectURL(link.href);
+    if (blob) save(blob, `${figure.dataset.name}.png`);
   }, 'image/png');
 }

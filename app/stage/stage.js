@@ -12,6 +12,7 @@ import {drawMask} from './masking.js';
  * @property {Record<string, any>} facts
  * @property {Record<string, any>} settings the request, as the server writes it
  * @property {{path: string}} image the picture's file among the uploads
+ * @property {string | null} example name of the picture, if it is an example
  */
 
 /**
@@ -42,7 +43,7 @@ class Stage extends EventTarget {
   /** Whether the mask is newer than the view's. */
   ahead = false;
 
-  /** @type {((settings: object) => void) | null} */
+  /** @type {((settings: object) => Promise<string>) | null} */
   opener = null;
 
   constructor() {
@@ -112,9 +113,10 @@ class Stage extends EventTarget {
   /**
    * Set the page's controls.
    * @param {{example?: string, image?: object, request?: object, tab?: string}} settings
+   * @returns {Promise<string>} why it cannot be done, in a sentence; then all stays as it is
    */
-  open(settings) {
-    this.opener?.(settings);
+  async open(settings) {
+    return await this.opener?.(settings) ?? '';
   }
 }
 
