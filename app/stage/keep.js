@@ -344,6 +344,6 @@ function status() {
  * @param {boolean} problem
  */
 function say(said, text, problem = false) {
-  said.setAttribute('role', problem ? 'alert' : 'status');
+  said.setAttribute('role', problem && text ? 'alert' : 'status');
   said.textContent = text;
 }

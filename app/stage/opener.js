@@ -1,6 +1,6 @@
 // Sets the page's controls for the other parts of the stage, and for the link in the address.
 
-import { element as make } from './elements.js';
+import { button, element as make } from './elements.js';
 import { fromFragment } from './link.js';
 import './recorder.js';
 import { stage } from './stage.js';
@@ -24,7 +24,12 @@ export function mount({ element, texts, signal, props, trigger, watch }) {
   });
 
   /** @param {string} text @param {string} role */
-  const say = (text, role) => element.replaceChildren(...text ? [make('p', { role }, text)] : []);
+  const say = (text, role) => {
+    element.replaceChildren();
+    if (!text) return;
+    const close = button(texts.close, () => say('', role));
+    element.append(make('div', { class: 'bar' }, make('p', { role }, text), close));
+  };
   const follow = async () => {
     let link;
     try {

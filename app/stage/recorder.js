@@ -15,6 +15,10 @@ export const visits = new Visits(sessionStorage);
 let timer;
 
 stage.addEventListener('preview', () => clearTimeout(timer));
+visits.addEventListener('change', () => {
+  // A history that was cleared stays clear until the visitor goes on.
+  if (!visits.all.length) clearTimeout(timer);
+});
 stage.addEventListener('view', () => {
   clearTimeout(timer);
   const { view, images } = stage;

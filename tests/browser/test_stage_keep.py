@@ -188,6 +188,8 @@ def test_a_damaged_link_gets_a_sentence_and_the_page_goes_on(
     page = opened(view.context, page_url + fragment, updates=False)
     expect(page.locator("#opener [role=alert]")).to_contain_text(sentence)
     assert pictures(page) == pictures(view)
+    page.locator("#opener button").click()
+    expect(page.locator("#opener")).to_be_hidden()
     slide(page, "mask-ratio", 0.5)
     gone(page, lambda: on_show(page)["settings"]["mask"]["ratio"] != 0.5 and "another ratio")
 
@@ -256,9 +258,9 @@ def test_damaged_settings_get_a_sentence_and_change_nothing(view: Page) -> None:
     for data, sentence in [
         (b"\xff\xfe", "mine.json is no settings file"),
         (b"7", "mine.json is no settings file"),
-        (b"[]", "settings are a JSON object"),
+        (b"[]", "Settings are a JSON object"),
         (json.dumps(settings | {"v": 9}).encode(), "of version 9"),
-        (json.dumps(settings | {"model": "none"}).encode(), "model is 'none'"),
+        (json.dumps(settings | {"model": "none"}).encode(), "Model is 'none'"),
         (json.dumps(settings | {"mask": {"ratio": 7, "seed": 1}}).encode(), "mask_ratio is 7"),
     ]:
         load_settings(view, data)
@@ -279,7 +281,7 @@ def test_the_code_runs_and_makes_the_same_panels(view: Page, tmp_path: Path, dra
     wanted = {f"{name}.png": files[f"{name}.png"] for name in PANELS}
     for name, command, result in [
         ("Python", [sys.executable], "panels"),
-        ("Python, by this page", [sys.executable], "."),
+        ("Python, through this page", [sys.executable], "."),
         ("cURL", ["sh"], "."),
     ]:
         part.get_by_role("button", name=name, exact=True).click()
@@ -387,13 +389,14 @@ def test_a_visit_whose_picture_was_deleted_gets_a_sentence(view: Page) -> None:
     slide(view, "seed", 1)
     seen(view, "no longer on the server")
     visits(view).first.click()
-    expect(keep(view).locator(".history [role=alert]")).to_contain_text("no longer on the server")
+    alert = view.locator("#keep .history [role=alert]")
+    expect(alert).to_contain_text("no longer on the server")
 
 
 @pytest.mark.parametrize("view", [{"viewport": PHONE, "has_touch": True}], indirect=True)
 def test_on_a_phone_nothing_is_wider_than_the_page(view: Page) -> None:
     own_mask(view)
     part = keep(view)
-    for name in ("Python", "Python, by this page", "cURL"):
+    for name in ("Python", "Python, through this page", "cURL"):
         part.get_by_role("button", name=name, exact=True).click()
         assert view.evaluate("document.documentElement.scrollWidth <= innerWidth")
