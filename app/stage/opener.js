@@ -19,6 +19,7 @@ export function mount({ element, texts, signal, props, trigger, watch }) {
     props.value = { ...settings, turn: ++turn };
     trigger('input');
   });
+  stage.dispatchEvent(new Event('opener'));
   watch(['value'], () => {
     if (props.value?.turn === turn && 'problem' in props.value) settle(props.value.problem);
   });

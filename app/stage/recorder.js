@@ -19,7 +19,12 @@ visits.addEventListener('change', () => {
   // A history that was cleared stays clear until the visitor goes on.
   if (!visits.all.length) clearTimeout(timer);
 });
-stage.addEventListener('view', () => {
+stage.addEventListener('view', watch);
+// The first view may be there before this module is.
+watch();
+
+/** Record the view on show, if it stays. */
+function watch() {
   clearTimeout(timer);
   const { view, images } = stage;
   if (!view) return;
@@ -29,7 +34,7 @@ stage.addEventListener('view', () => {
       thumbnail: thumbnail(images, view.mask), time: Date.now(),
     });
   }, STAY_MILLISECONDS);
-});
+}
 
 /**
  * Masked and reconstruction, small.

@@ -18,7 +18,7 @@ export function python({ settings, file }) {
 ${rowsOf(settings)}reconstruct = mae_core.Reconstructor(mae_core.load(${literal(model)}))
 result = reconstruct(
     ${literal(file)},
-${lines(values, settings)})
+${lines(values, settings, 'cell == "1"')})
 print(result.facts())
 result.save("panels")
 `;
@@ -36,7 +36,7 @@ from gradio_client import Client, handle_file
 ${rowsOf(settings)}page = Client(${literal(page)})
 *panels, facts = page.predict(
     image=handle_file(${literal(file)}),
-${lines(named(settings), settings)}    api_name="/reconstruct",
+${lines(named(settings), settings, 'int(cell)')}    api_name="/reconstruct",
 )
 for path in panels:
     shutil.copy(path, ".")
@@ -84,11 +84,12 @@ function named({ mask, fit, model, image_size, view }) {
  * Arguments of a call in Python, one in each line.
  * @param {Record<string, any>} values
  * @param {Record<string, any>} settings
+ * @param {string} cell what a cell of an own mask becomes
  */
-function lines(values, { mask }) {
-  const own = mask.rows.length ? '    mask=[[int(cell) for cell in row] for row in rows],\n' : '';
-  return Object.entries(values).map(([name, value]) => `    ${name}=${literal(value)},\n`).join('')
-    + own;
+function lines(values, { mask }, cell) {
+  const given = Object.entries(values).map(([name, value]) => `    ${name}=${literal(value)},\n`);
+  if (mask.rows.length) given.push(`    mask=[[${cell} for cell in row] for row in rows],\n`);
+  return given.join('');
 }
 
 /** @param {Record<string, any>} settings */

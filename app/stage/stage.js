@@ -28,7 +28,7 @@ import {drawMask} from './masking.js';
 
 /**
  * Events: `view` when another view is on show, `preview` when the mask changed before its answer
- * is there, `busy` and `language`.
+ * is there, `opener` when settings can be opened, `busy` and `language`.
  */
 class Stage extends EventTarget {
   /** @type {View | null} */
@@ -116,6 +116,9 @@ class Stage extends EventTarget {
    * @returns {Promise<string>} why it cannot be done, in a sentence; then all stays as it is
    */
   async open(settings) {
+    if (!this.opener) {
+      await new Promise((there) => this.addEventListener('opener', there, {once: true}));
+    }
     return await this.opener?.(settings) ?? '';
   }
 }

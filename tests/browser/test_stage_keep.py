@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from app.service import ReconstructionService
 from app.settings import AppSettings
@@ -45,7 +46,9 @@ def service() -> ReconstructionService:
 def keep(page: Page) -> Locator:
     """The part, with its tab open."""
     tab = page.locator("#tabs [role=tab]", has_text="Keep and share")
-    if not tab.is_visible():
+    page.locator("#tabs [role=tab]").first.wait_for()
+    narrow = page.evaluate("innerWidth < 800")
+    if narrow and not tab.is_visible():
         page.locator("#tabs .overflow-menu > button").click()
         tab = page.locator("#tabs .overflow-dropdown button", has_text="Keep and share")
     tab.click()
@@ -377,6 +380,21 @@ def test_the_history_brings_views_back_after_a_reload(view: Page) -> None:
     keep(view).get_by_role("button", name="Clear history").click()
     expect(visits(view)).to_have_count(0)
     expect(keep(view).get_by_text("Nothing yet.")).to_be_visible()
+
+
+def test_a_visit_pressed_early_is_opened_once_the_page_can(view: Page) -> None:
+    slide(view, "seed", 33)
+    keep(view)
+    expect(visits(view).first).to_have_attribute("aria-label", re.compile("seed 33"))
+    held: list[Route] = []
+    view.route("**/stage/opener.js", lambda route: held.append(route))
+    view.reload()
+    view.locator("#panel-pasted:not(.empty) canvas").wait_for()
+    keep(view)
+    visits(view).first.click()
+    gone(view, lambda: not held and "nobody has asked for the opener")
+    held[0].continue_()
+    gone(view, lambda: on_show(view)["settings"]["mask"]["seed"] != 33 and "another seed")
 
 
 def test_a_visit_whose_picture_was_deleted_gets_a_sentence(view: Page) -> None:
