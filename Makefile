@@ -7,7 +7,7 @@
 #   make bench     side by side with peers; writes benchmarks/results/
 #
 # PYTHON=python3.13 picks the interpreter that .venv is made with (3.11 to 3.14).
-# The browser's modules are checked and tested where there is Node.js 20.19 or newer with npm;
+# The browser's modules are checked and tested where there is Node.js 18.18 or newer with npm;
 # MAE_REQUIRE_NODE=1 fails where there is none.
 # TORCH_INDEX= takes PyTorch from pip's own index, which has CUDA; another address, from there.
 
@@ -26,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 # Empty where the browser's modules cannot be checked.
 NODE := $(shell command -v npm >/dev/null && node -p \
-	'const [major, minor] = process.versions.node.split("."); major * 100 + +minor >= 2019 || ""' \
+	'const [major, minor] = process.versions.node.split("."); major * 100 + +minor >= 1818 || ""' \
 	2>/dev/null)
 
 .PHONY: help install demo test check test-stage check-stage bench
@@ -57,7 +57,7 @@ check-stage: $(NODE_MODULES)
 	node_modules/.bin/eslint .
 else
 test-stage check-stage:
-	@echo "The browser's modules are not checked: there is no Node.js 20.19 or newer with npm."; \
+	@echo "The browser's modules are not checked: there is no Node.js 18.18 or newer with npm."; \
 		[ "$(MAE_REQUIRE_NODE)" != 1 ]
 endif
 

@@ -9,9 +9,11 @@ Each part is a dictionary of plain data and pictures. Every run of the model is 
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.models.zerogpu import ZeroGPUReconstructor
 from app.pictures import PictureSource
 from app.request import Mask, Request, check_choice, check_whole
 from app.service import Answer, Job, ReconstructionService, Waiting
@@ -27,6 +30,7 @@ from mae_core.images import to_pil
 from mae_core.inside.attention import Attention, attend
 from mae_core.inside.influence import leave_one_out, patch_change
 from mae_core.inside.leaks import Comparison, LeakProof, prove
+from mae_core.inside.snapshots import open_snapshot
 from mae_core.inside.stages import Trace, trace
 from mae_core.inside.sweep import (
     FILM_FORMATS,
@@ -49,8 +53,17 @@ _NUMBERS: dict[str, dict[str, tuple[int, int, int]]] = {
     "attention": {"patch": (0, MAX_PATCHES - 1, 0)},
     "inside": {},
     "leak": {"noise": (0, 2**31 - 1, 0)},
+    "training": {},
+    "models": {},
 }
 KINDS = tuple(_NUMBERS)
+
+# Classical inpainting and the encoding of films take seconds for large pictures: one at a time, so
+# that films leave the cores to the line.
+_films = ThreadPoolExecutor(1, "films")
+
+# Of a panel in a film that is saved, in pixels.
+_FILM_SIDE = 512
 
 Part = dict[str, Any]
 Parts = AsyncGenerator[Waiting | Part, None]
@@ -107,10 +120,13 @@ async def ask(service: ReconstructionService, plan: Plan, visitor: str) -> Parts
             async for answer in answers:
                 yield answer if isinstance(answer, Waiting) else part_of(answer)
         return
+    if plan.kind == "models":
+        yield {"models": await asyncio.to_thread(_models, service)}
+        return
     job = await service.prepare(plan.values)
     parts = {
         "film": _film, "doubt": _doubt, "influence": _influence, "attention": _attention,
-        "inside": _inside, "leak": _leak,
+        "inside": _inside, "leak": _leak, "training": _training,
     }[plan.kind](service, job, plan, visitor)  # fmt: skip
     async with aclosing(parts):
         async for part in parts:
@@ -133,11 +149,20 @@ def files_of(answer: Answer) -> Part:
     return dict(answer.panels)
 
 
+def _models(service: ReconstructionService) -> list[Part]:
+    """Models that another answer can be asked of; `bytes` of its files, where known."""
+    return [
+        {"name": offer.name, "state": offer.state, "bytes": offer.total}
+        for offer in service.offers()
+    ]
+
+
 async def _film(service: ReconstructionService, job: Job, plan: Plan, visitor: str) -> Parts:
     """A frame for each mask ratio, and at last the film as a file."""
     ratios = film_ratios(plan.number)
     drawn = replace(job.request.mask, rows=(), drawing="")
     masks = [replace(drawn, ratio=ratio) for ratio in ratios]
+    loop = asyncio.get_running_loop()
     frames: list[Image.Image] = []
     done = 0
     async with aclosing(service.series(job, masks, visitor)) as steps:
@@ -149,14 +174,23 @@ async def _film(service: ReconstructionService, job: Job, plan: Plan, visitor: s
             ratio = ratios[done]
             done += 1
             if plan.format:
-                frames.append(film_frame(answer.panels, ratio))
+                frames.append(await loop.run_in_executor(_films, _frame, answer.panels, ratio))
             yield {
                 **view_of(answer), "done": done, "of": len(ratios), "mask_ratio": ratio,
-                "baselines": await asyncio.to_thread(_baselines, answer),
+                "baselines": await loop.run_in_executor(_films, _baselines, answer),
             }  # fmt: skip
     if plan.format:
-        film = await asyncio.to_thread(encode_film, frames, plan.format)
+        film = await loop.run_in_executor(_films, encode_film, frames, plan.format)
         yield {"file": film, "name": f"film.{plan.format}"}
+
+
+def _frame(panels: Mapping[str, Image.Image], mask_ratio: float) -> Image.Image:
+    factor = max(1.0, *(max(panel.size) / _FILM_SIDE for panel in panels.values()))
+    reduced = {
+        name: panel.resize((round(panel.width / factor), round(panel.height / factor)))
+        for name, panel in panels.items()
+    }
+    return film_frame(reduced, mask_ratio)
 
 
 def _baselines(answer: Answer) -> dict[str, float | None]:
@@ -194,17 +228,17 @@ async def _doubt(service: ReconstructionService, job: Job, plan: Plan, visitor: 
 
 
 def _map(pixels: NDArray[np.floating[Any]], patches: NDArray[np.floating[Any]]) -> Part:
-    """A map for the browser: an 8-bit picture times `scale` / 255, and the value of each patch.
+    """A map for the browser.
 
-    NaN is black in the alpha channel of the picture, and None of a patch.
+    Its `picture` has 16 bits a pixel in red and green, the share of `scale`; blue is 255 where
+    there is a value. `patches` has None where there is none.
     """
     known = np.isfinite(pixels)
     scale = float(pixels[known].max()) if known.any() else 0.0
-    levels = np.where(known, pixels / (scale or 1.0) * 255, 0).round().astype(np.uint8)
-    alpha = np.where(known, 255, 0).astype(np.uint8)
+    levels = np.where(known, pixels / (scale or 1.0) * 65535, 0).round().astype(np.uint16)
+    bands = np.stack([levels >> 8, levels & 255, np.where(known, 255, 0)], axis=-1)
     rows = [[round(v, 6) if np.isfinite(v) else None for v in row] for row in patches.tolist()]
-    picture = Image.merge("LA", [Image.fromarray(levels), Image.fromarray(alpha)])
-    return {"picture": picture, "scale": scale, "patches": rows}
+    return {"picture": Image.fromarray(bands.astype(np.uint8)), "scale": scale, "patches": rows}
 
 
 async def _influence(service: ReconstructionService, job: Job, plan: Plan, visitor: str) -> Parts:
@@ -297,3 +331,32 @@ def _comparison(pair: Comparison) -> Part:
         "changed_values": pair.changed_values, "values": pair.predictions[0].numel(),
         "largest_change": pair.largest_change,
     }  # fmt: skip
+
+
+async def _training(service: ReconstructionService, job: Job, plan: Plan, visitor: str) -> Parts:
+    """The picture by each snapshot of the model's training run."""
+    snapshots = job.served.snapshots
+    if not snapshots:
+        raise ConfigError(
+            f"{job.request.model} has no snapshots of its training; train with snapshots=8 and "
+            "serve the run's folder by --weights",
+            code="no_snapshots", model=job.request.model,
+        )  # fmt: skip
+    for done, (step, path) in enumerate(snapshots.items(), 1):
+        measure = partial(_by_snapshot, path=path)
+        async with aclosing(service.measure(job, measure, visitor)) as results:
+            async for result in results:
+                if isinstance(result, Waiting):
+                    yield result
+                    continue
+                answer = Answer(
+                    job.request, result.panels(), result.facts(), rows_of(result.removed)
+                )
+                yield {**view_of(answer), "done": done, "of": len(snapshots), "step": step}
+
+
+def _by_snapshot(
+    reconstructor: Reconstructor, request: ReconstructionRequest, *, path: Path
+) -> Reconstruction:
+    device = "cpu" if isinstance(reconstructor, ZeroGPUReconstructor) else reconstructor.device
+    return open_snapshot(path, device=str(device))(**vars(request))

@@ -1,10 +1,12 @@
-"""From a move of the slider to changed pixels, in a real Chromium, beside the bare model.
+"""From a move of slider or brush to changed pixels, in a real Chromium, beside the bare model.
 
     python -m app
     python -m benchmarks.bench_page --moves 100
+    python -m benchmarks.bench_page --moves 100 --by brush
 
-Moves the seed, each time to one that nobody has asked for, and waits until the canvas of the
-reconstruction is painted anew. The browser's own resource timing says where the time went:
+Moves the seed, each time to one that nobody has asked for, or flips one more patch of the mask, and
+waits until the canvas of the reconstruction is painted anew. The browser's own resource timing says
+where the time went:
 
 * `join`: from the move until the server has taken the event;
 * `answer`: until the event stream has brought the answer: the line, the model, the panels' files;
@@ -37,15 +39,35 @@ EXAMPLE = Path(__file__).parent.parent / "app" / "assets" / "examples" / "cat.jp
 PARTS = ("join", "answer", "fetch", "paint")
 PACKAGES = ("gradio", "torch", "playwright")
 
-MOVE = """async (seed) => {
+# What a visitor does, by a number that is another one each time.
+ACTS = {
+    "slider": """(seed) => {
+  const slider = document.querySelector('#seed input[type=range]');
+  slider.value = seed;
+  slider.dispatchEvent(new Event('input', {bubbles: true}));
+}""",
+    "brush": """(number) => {
+  const grid = document.querySelector('#panel-masked svg.grid');
+  const {left, top, width, height} = grid.getBoundingClientRect();
+  // 37 and 196 have no common divisor: each patch comes once.
+  const patch = 37 * number % 196;
+  const at = {
+    bubbles: true, pointerType: 'mouse',
+    clientX: left + width * (patch % 14 + 0.5) / 14,
+    clientY: top + height * (Math.floor(patch / 14) + 0.5) / 14,
+  };
+  grid.dispatchEvent(new PointerEvent('pointerdown', at));
+  grid.dispatchEvent(new PointerEvent('pointerup', at));
+}""",
+}
+
+MOVE = """async ([act, number]) => {
   const panels = document.querySelector('#panels [data-view]');
   performance.clearResourceTimings();
-  const slider = document.querySelector('#seed input[type=range]');
   const painted = new Promise((resolve) => new MutationObserver(() => resolve(performance.now()))
     .observe(panels, {attributes: true, attributeFilter: ['data-view']}));
   const begun = performance.now();
-  slider.value = seed;
-  slider.dispatchEvent(new Event('input', {bubbles: true}));
+  eval(act)(number);
   const end = await painted;
   const timing = (pattern) => performance.getEntriesByType('resource')
     .find((entry) => pattern.test(entry.name));
@@ -54,18 +76,19 @@ MOVE = """async (seed) => {
 }"""
 
 
-def moves(url: str, count: int, first_seed: int) -> list[list[float]]:
+def moves(url: str, by: str, count: int, first_seed: int) -> list[list[float]]:
     """Milliseconds of each part, for each move."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page = browser.new_page(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
         page.goto(url)
         page.locator("#panels [data-view]").wait_for()
         page.wait_for_timeout(2000)
+        page.evaluate(MOVE, [ACTS["slider"], first_seed])
         found = []
-        for seed in range(first_seed, first_seed + count + 5):
-            marks = page.evaluate(MOVE, seed)
+        for number in range(first_seed + 1, first_seed + count + 6):
+            marks = page.evaluate(MOVE, [ACTS[by], number])
             found.append([end - begin for begin, end in pairwise(marks)])
             page.wait_for_timeout(100)
         browser.close()
@@ -91,15 +114,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--url", default="http://127.0.0.1:7860")
+    parser.add_argument("--by", choices=ACTS, default="slider")
     parser.add_argument("--moves", type=int, default=100)
     parser.add_argument("--first-seed", type=int, default=1000, help="none may be asked for before")
     parser.add_argument("--weights", default="mae-tiny", help="what the page serves")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args(argv)
     report: dict[str, Any] = reports.conditions("bench_page", argv, "cpu", PACKAGES)
-    found = moves(args.url, args.moves, args.first_seed)
+    found = moves(args.url, args.by, args.moves, args.first_seed)
     totals, model = [sum(parts) for parts in found], bare(args.weights, args.moves)
-    columns = {"slider to pixels": totals, "bare model": model}
+    columns = {f"{args.by} to pixels": totals, "bare model": model}
     columns |= {name: [parts[i] for parts in found] for i, name in enumerate(PARTS)}
     report["milliseconds"] = {
         name: {"median": statistics.median(times), "p95": statistics.quantiles(times, n=20)[18]}
@@ -111,8 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, row in report["milliseconds"].items()
     )
     page = (
-        f"# Slider to pixels, {report['date']}\n\n`{report['command']}`\n\n{report['device']}, "
-        f"{report['cores']} cores, load before {report['load_before']:.1f}; "
+        f"# {args.by.title()} to pixels, {report['date']}\n\n`{report['command']}`\n\n"
+        f"{report['device']}, {report['cores']} cores, load before {report['load_before']:.1f}; "
         f"{report['versions']}.\n\n"
         f"{args.moves} moves; {report['ratio']:.2f} times the bare model.\n\n"
         f"| milliseconds | median | p95 |\n|---|---|---|\n{rows}\n"

@@ -633,6 +633,9 @@ class TrainConfig(Checked):
         seed: Of the initial weights, the order, the crops and the masks.
         eval_every: Steps between hold-out measurements.
         save_every: Steps between checkpoints.
+        snapshots: How many weights of the run on its way are kept, float16, the last after all
+            steps and each after half of the steps of the next one; a page that serves the run shows
+            a picture by each. 0 for none.
         writers: Where metrics go beside `metrics.jsonl`: `tensorboard`, `wandb` or both. Each needs
             the package of that name.
     """
@@ -657,6 +660,7 @@ class TrainConfig(Checked):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     eval_every: Count = 500
     save_every: Count = 250
+    snapshots: Annotated[int, Field(ge=0, le=32)] = 0
     writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ def quick() -> TrainConfig:
         visible_weight=0.1,
         eval_every=250,
         save_every=100,
+        snapshots=8,
     )
 
 
@@ -52,6 +53,7 @@ def bundled_tiny() -> TrainConfig:
         loss="log_mse",
         visible_weight=0.1,
         export_dtype="float16",
+        snapshots=8,
     )
 
 
@@ -77,6 +79,7 @@ def adapt() -> TrainConfig:
         mask=MaskConfig(ratio=(0.4, 0.9), random=0.8, block=0.15, grid=0.05),
         optim=OptimConfig(name="muon", lr=1e-3, warmup_steps=20),
         out="runs/adapt",
+        snapshots=8,
         init_from=DEFAULT_WEIGHTS,
         steps=500,
         batch_size=32,

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from app.models import zerogpu
 from app.request import Request
 from mae_core import MAEError, ModelConfig, Reconstruction, Reconstructor
 from mae_core.errors import CheckpointError, ConfigError
+from mae_core.inside.snapshots import find_snapshots
 from mae_core.reconstruct import MAX_PATCHES, ReconstructionRequest
-from mae_core.weights import find, locate, read_weights, weights_name
+from mae_core.weights import RUN_FILES, find, locate, read_weights, weights_name
 
 _logger = logging.getLogger(__name__)
 
@@ -70,14 +72,16 @@ class ServedModel:
         self,
         read: Callable[[], tuple[Reconstructor, Progress | None]],
         version: Callable[[], Hashable],
+        run: Path | None = None,
     ) -> None:
         """Read a model.
 
         Args:
             read: Reads the model from its file; what it raises, this raises.
             version: Tells versions of the file apart; cheap.
+            run: Folder of its training run, if it is one's.
         """
-        self._read, self._version = read, version
+        self._read, self._version, self._run = read, version, run
         self._lock = threading.Lock()
         self._state = self._newest()
         self._refused: Hashable = None
@@ -101,7 +105,7 @@ class ServedModel:
             ConfigError: If they are of other pictures than the page takes, or there is no such
                 device.
         """
-        locate(source, fetch=False)
+        located = locate(source, fetch=False)
 
         def read() -> tuple[Reconstructor, Progress | None]:
             weights = read_weights(source, fetch=False)
@@ -121,7 +125,7 @@ class ServedModel:
                 raise CheckpointError("the weights are gone; check the path") from error
             return path, status.st_mtime_ns, status.st_size, status.st_ino
 
-        served = cls(read, version)
+        served = cls(read, version, located.parent if located.name in RUN_FILES else None)
         if not zerogpu.ACTIVE:
             # The first run of a model takes many times as long as the next ones.
             served._state.reconstructor(Image.new("RGB", (64, 64)))
@@ -131,6 +135,11 @@ class ServedModel:
     def config(self) -> ModelConfig:
         """Of the model."""
         return self._state.reconstructor.config
+
+    @property
+    def snapshots(self) -> dict[int, Path]:
+        """Files of its training on its way, by steps done."""
+        return find_snapshots(self._run) if self._run else {}
 
     @property
     def bytes(self) -> int:

@@ -1,6 +1,8 @@
 """The page: layout and wiring."""
 
+import io
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ from app.i18n import LABELS
 from app.ops.storage import CacheFolder
 from app.page.elements import example_grid, facts_line, panels, stage_part
 from app.page.events import OWN_SIZE, PANELS, SIZES, TABS, Events, as_gradio_error
-from app.page.files import example_file
+from app.page.files import byte_file, example_file
 from app.pictures import PictureFile
 from app.request import MASK_RATIO_MAX, MASK_RATIO_MIN
 from app.service import ReconstructionService
 from mae_core import MAEError
 from mae_core.images import FITS
+from mae_core.inside.sweep import film_ratios
 from mae_core.model.masking import STRATEGIES
 from mae_core.reconstruct import NORM_PIX_VIEWS
 
@@ -29,6 +32,10 @@ EXAMPLES = ASSETS / "examples"
 I18N = gr.I18n(en=LABELS["en"], **{"zh-CN": LABELS["zh"], "zh-TW": LABELS["zh"]})
 
 _FIRST_EXAMPLE, _FIRST_RATIO, _FIRST_SEED, _LAST_SEED = "cat", 0.75, 2, 9999
+
+# The film that the page opens with: its frames, of which the last is the first view, and the
+# processor seconds that the others may take. A model that is slower opens without one.
+_FILM_FRAMES, _FILM_SECONDS = 7, 3.0
 
 # Who has to wait, waits in the service's line, where there are words for it; Gradio's holds what
 # not even floods bring.
@@ -85,6 +92,11 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
     kept.update(
         str(view[name]).partition("=")[2] for name in ("original", "reconstruction") if view
     )
+    # What the page is built with grows old while a model is trained, or on its way.
+    grows_old = any(service.progress.values()) or view is None
+    film = None if grows_old or view is None else _opening_film(service, first, view, folder.path)
+    if film:
+        kept.update(address.partition("=")[2] for address in film["frames"])
     with page:
         with gr.Row(elem_id="header"):
             gr.HTML(
@@ -92,6 +104,7 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
                 apply_default_css=False, elem_id="title",
             )  # fmt: skip
             gr.Markdown(I18N("tagline"), elem_id="tagline")
+            stage_part("lecture")
         language = gr.Textbox(visible="hidden", show_label=False, elem_id="language")
         with gr.Row(elem_id="workbench"):
             with gr.Column(elem_id="inputs", scale=1, min_width=300):
@@ -126,8 +139,6 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
             "image": image, "mask_ratio": mask_ratio, "seed": seed, "strategy": strategy,
             "fit": fit, "model": model, "image_size": image_size, "view": views, "mask": mask,
         }  # fmt: skip
-        # What the page is built with grows old while a model is trained, or on its way.
-        grows_old = any(service.progress.values()) or view is None
         _wire(events, inputs, outputs, language, [page.load] if grows_old else [])
         page.load(events.update_models, language, model, queue=False, js=_WITH_LANGUAGE, **_PLAIN)
         grid.select(
@@ -146,6 +157,7 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
             events.open, [opener, language], [*controls, opener],
             queue=False, js=_WITH_LANGUAGE, trigger_mode="always_last", **_PLAIN,
         )  # fmt: skip
+        stage_part("opening", visible="hidden", value=film)
         gradio_seam.add_api(page, events.reconstruct, [*PANELS, "facts"])
         gradio_seam.add_api(page, events.ask, ["part"])
     page.queue(max_size=_QUEUE_SIZE, default_concurrency_limit=None)
@@ -165,6 +177,34 @@ def _first_outputs(
     except MAEError as error:
         _logger.warning("the page opens without its first example: %s", error)
         return None, None
+
+
+def _opening_film(
+    service: ReconstructionService, example: str, view: dict[str, Any], folder: Path
+) -> dict[str, Any] | None:
+    """Frames of falling mask ratios before the first view; None if they cannot be had soon.
+
+    Returns:
+        The mask `ratios`; `frames`, the addresses of their reconstructions; `before`, that of the
+        view's.
+    """
+    ratios = film_ratios(_FILM_FRAMES, MASK_RATIO_MAX, _FIRST_RATIO)[:-1]
+    frames, began = [], time.thread_time()
+    try:
+        for ratio in ratios:
+            answer = service.reconstruct(PictureFile(Path(example)), ratio, _FIRST_SEED)
+            if time.thread_time() - began > _FILM_SECONDS:
+                _logger.info("the page opens without a film: the model is too slow")
+                return None
+            # A tenth of the bytes of a PNG file, for half a second on the screen.
+            buffer = io.BytesIO()
+            answer.panels["reconstruction"].save(buffer, "WEBP", quality=80)
+            frames.append(byte_file(buffer.getvalue(), "frame.webp", folder))
+    except MAEError as error:
+        _logger.warning("the page opens without a film: %s", error)
+        return None
+    addresses = [f"gradio_api/file={path}" for path in frames]
+    return {"ratios": ratios, "frames": addresses, "before": view["reconstruction"]}
 
 
 def _sliders() -> tuple[gr.Slider, gr.Slider, Any]:

@@ -5,7 +5,7 @@ import hashlib
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 from PIL import Image, ImageOps
@@ -151,15 +151,19 @@ def panels(names: Iterable[str], label: Any, value: dict[str, Any] | None, elem_
     )
 
 
-def stage_part(name: str) -> gr.HTML:
+def stage_part(
+    name: str, visible: Literal[True, "hidden"] = True, value: dict[str, Any] | None = None
+) -> gr.HTML:
     """A part of the stage, drawn by `stage/NAME.js`; its id is the name.
 
     Args:
         name: Of the module.
+        visible: As Gradio's.
+        value: What the module starts from.
     """
     module = "new URL('stage/stage.js', document.baseURI)"
     return gr.HTML(
-        None,
+        value,
         html_template='<section class="part"></section>',
         js_on_load=f"import({module}).then((m) => "
         f"m.mount('{name}', {{element, props, trigger, watch}}));",

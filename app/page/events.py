@@ -172,8 +172,8 @@ class Events:
         Args:
             image: The picture, a file of an ordinary photo format.
             plan: `{"v": 1, "kind": ..., "request": ...}`, where the kind is `single`, `files`,
-                `film`, `doubt`, `influence`, `attention`, `inside` or `leak`, and the request is
-                of the form of `settings` in an answer.
+                `film`, `doubt`, `influence`, `attention`, `inside`, `leak` or `models` (those that
+                can be asked), and the request is of the form of `settings` in an answer.
             request: The HTTP request; Gradio fills it in.
 
         Yields:

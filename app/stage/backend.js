@@ -13,7 +13,7 @@ export class AskError extends Error {}
 export async function* ask(image, plan, signal) {
   const address = new URL('gradio_api/call/ask', document.baseURI);
   const joined = await answered(await fetch(address, {
-    method: 'POST', signal,
+    method: 'POST',
     // The page's language, which need not be the browser's.
     headers: {
       'content-type': 'application/json', 'accept-language': document.documentElement.lang || '*',
@@ -21,7 +21,11 @@ export async function* ask(image, plan, signal) {
     body: JSON.stringify({data: [image, plan]}),
   }));
   const {event_id: id} = await joined.json();
-  const stream = await answered(await fetch(`${address}/${id}`, {signal}));
+  // The server ends a question as its open stream is closed: one that was never opened goes on.
+  const opened = new AbortController();
+  const stream = await answered(await fetch(`${address}/${id}`, {signal: opened.signal}));
+  if (signal.aborted) opened.abort();
+  signal.addEventListener('abort', () => opened.abort(), {once: true});
   for await (const {event, data} of messages(stream)) {
     if (event === 'generating') yield data[0];
     if (event === 'error') throw new AskError(data?.error ?? String(data));

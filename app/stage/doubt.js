@@ -1,4 +1,281 @@
+// Doubt: where the model errs and where it disagrees with itself, over many masks of one ratio.
+
+import { paintMap } from './colours.js';
+import { button, element, fill, svg } from './elements.js';
+import { loadImage } from './painting.js';
+import { Question, asking } from './question.js';
+import { quantile, ticksOver } from './scale.js';
+import { stage } from './stage.js';
+
+/**
+ * @typedef {object} DoubtMap
+ * @property {string} picture address of 16 bits in red and green; blue is 0 where there is no value
+ * @property {number} scale value of level 65535
+ * @property {(number | null)[][]} patches
+ *
+ * @typedef {object} Result
+ * @property {number} runs
+ * @property {number} mask_ratio
+ * @property {number[][]} hidden in how many masks each patch was
+ * @property {number | null} mean_psnr
+ * @property {number | null} single_psnr
+ * @property {DoubtMap} error
+ * @property {DoubtMap} disagreement
+ * @property {Record<string, HTMLImageElement>} images
+ */
+
+const MASKS = [4, 8, 16, 32, 64];
+const PICTURES = ['original', 'mean', 'error', 'disagreement'];
+const MAPS = /** @type {const} */ (['error', 'disagreement']);
+/** Of the pixels, on the scale; single pixels far above it would leave the others dark. */
+const SHARE_ON_SCALE = 0.99;
+const STEPS = 5;
+const BAR = 256;
+
+/** @type {Record<string, [number, number]>} */
+const ARROWS = {
+  ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
+};
+
+/**
+ * Doubt is about all of a view but the visitor's own mask.
+ * @param {Record<string, any>} settings
+ */
+const about = ({ picture, fit, model, image_size: size, view, mask }) =>
+  [picture, fit, model, size, view, mask.strategy, mask.seed, mask.ratio];
+
+// These survive a change of language.
+const doubt = new Question(about);
+let masks = 16;
+/** The patch that is marked. @type {[number, number]} */
+let place = [0, 0];
+
 /** @param {import('./stage.js').Host} host */
-export function mount({ element }) {
-  element.textContent = 'doubt';
+export function mount(host) {
+  new Maps(host);
+}
+
+class Maps {
+  /** @type {Result | null} */
+  drawn = null;
+
+  /** @param {import('./stage.js').Host} host */
+  constructor(host) {
+    const { texts, signal } = host;
+    this.texts = texts;
+    this.own = element('p', { class: 'said', hidden: '' }, texts.own);
+    const choices = MASKS.map((count) => button(String(count), () => {
+      masks = count;
+      choose();
+    }));
+    const choose = () => choices.forEach((choice, i) => {
+      choice.setAttribute('aria-pressed', String(MASKS[i] === masks));
+    });
+    choose();
+    const start = button(texts.start, () => this.start(), { class: 'main' });
+    this.measured = element('p', { class: 'measured' });
+    this.canvases = PICTURES.map((name) => {
+      const canvas = element('canvas', { role: 'img', 'aria-label': texts[name] });
+      return /** @type {HTMLCanvasElement} */ (canvas);
+    });
+    this.marks = PICTURES.map(() => svg('svg', { 'aria-hidden': 'true' },
+      svg('rect', { width: '1', height: '1' }), svg('rect', { width: '1', height: '1' })));
+    this.pictures = element('div', {
+      class: 'pictures', tabindex: '0', role: 'application', 'aria-label': texts.pictures,
+    }, ...PICTURES.map((name, i) => element('figure', {}, element('figcaption', {}, texts[name]),
+      element('div', { class: 'picture' }, this.canvases[i], this.marks[i]))));
+    for (const event of ['pointermove', 'pointerdown']) {
+      this.pictures.addEventListener(event, (at) => this.point(/** @type {PointerEvent} */ (at)));
+    }
+    this.pictures.addEventListener('keydown', (event) => this.key(event));
+    this.patch = element('output', { class: 'patch' });
+    this.legend = element('div', { class: 'legend' });
+    this.show = element('div', { class: 'show', hidden: '' },
+      this.measured, this.pictures, this.patch, this.legend, element('p', {}, texts.read));
+    host.element.append(
+      element('p', {}, texts.what),
+      element('div', { class: 'bar' }, texts.masks, element('span', {
+        class: 'choice', role: 'group', 'aria-label': texts.masks,
+      }, ...choices), asking(doubt, host, start)),
+      element('p', { class: 'said' }, texts.cost), this.own, this.show);
+    doubt.addEventListener('change', () => this.update(), { signal });
+    this.update();
+  }
+
+  /** What was measured, once it is there. */
+  get result() {
+    const last = doubt.parts.at(-1);
+    return last?.hidden ? /** @type {Result} */ (last) : null;
+  }
+
+  start() {
+    doubt.ask({ kind: 'doubt', masks }, async (part) => {
+      if (!part.hidden) return part;
+      place = worst(part.error.patches);
+      const addresses = [part.original, part.mean, part.error.picture, part.disagreement.picture];
+      const images = await Promise.all(addresses.map(loadImage));
+      return { ...part, images: Object.fromEntries(PICTURES.map((name, i) => [name, images[i]])) };
+    });
+  }
+
+  update() {
+    const { result } = this;
+    this.own.hidden = !stage.view?.settings.mask.rows.length;
+    this.show.hidden = !result;
+    this.show.classList.toggle('old', doubt.old);
+    if (!result || result === this.drawn) return;
+    this.drawn = result;
+    this.draw(result);
+    this.mark();
+  }
+
+  /** @param {Result} result */
+  draw(result) {
+    const { runs, mask_ratio: ratio, mean_psnr: mean, single_psnr: single, hidden } = result;
+    const measured = fill(this.texts.measured, { runs, ratio: `${Math.round(100 * ratio)} %` });
+    const psnr = mean === null || single === null ? []
+      : [fill(this.texts.psnr, { mean: mean.toFixed(1), single: single.toFixed(1) })];
+    this.measured.replaceChildren(element('strong', {}, measured),
+      ...psnr.map((words) => element('span', {}, words)));
+    this.canvases.forEach((canvas, i) => copy(canvas, result.images[PICTURES[i]]));
+    const canvases = MAPS.map((name) => this.canvases[PICTURES.indexOf(name)]);
+    const values = MAPS.map((name, i) => valuesOf(canvases[i], result[name].scale));
+    const high = Math.max(...values.map((pixels) => quantile(pixels, SHARE_ON_SCALE)));
+    const ticks = ticksOver(0, 100 * high, STEPS);
+    const max = ticks[ticks.length - 1];
+    canvases.forEach((canvas, i) => colour(canvas, values[i], max / 100));
+    this.marks.forEach((mark) => {
+      mark.setAttribute('viewBox', `0 0 ${hidden[0].length} ${hidden.length}`);
+    });
+    this.scale(ticks);
+  }
+
+  /** @param {number[]} ticks in per cent */
+  scale(ticks) {
+    const { texts } = this;
+    const bar = canvasOf(BAR, 1);
+    colour(bar, Float32Array.from({ length: BAR }, (_, i) => i), BAR - 1);
+    const none = canvasOf(8, 8);
+    colour(none, new Float32Array(64).fill(NaN), 1);
+    const last = ticks.length - 1;
+    const labels = ticks.map((tick, i) => {
+      const label = element('span', {}, `${i === last ? '≥ ' : ''}${tick} %`);
+      label.style.left = `${100 * i / last}%`;
+      return label;
+    });
+    this.legend.replaceChildren(
+      element('span', {}, texts.scale), bar, element('div', { class: 'ticks' }, ...labels),
+      element('span', { class: 'none' }, none, texts.none));
+  }
+
+  /** @param {PointerEvent} event */
+  point(event) {
+    const picture = event.target instanceof Element && event.target.closest('.picture');
+    if (!picture || !this.result) return;
+    const { hidden } = this.result;
+    const box = picture.getBoundingClientRect();
+    this.go(Math.floor((event.clientY - box.top) / box.height * hidden.length),
+      Math.floor((event.clientX - box.left) / box.width * hidden[0].length));
+  }
+
+  /** @param {KeyboardEvent} event */
+  key(event) {
+    const step = ARROWS[event.key];
+    if (!step) return;
+    event.preventDefault();
+    this.go(place[0] + step[0], place[1] + step[1]);
+  }
+
+  /**
+   * @param {number} row
+   * @param {number} column
+   */
+  go(row, column) {
+    const { hidden } = /** @type {Result} */ (this.result);
+    const to = /** @type {[number, number]} */ ([
+      Math.min(Math.max(row, 0), hidden.length - 1),
+      Math.min(Math.max(column, 0), hidden[0].length - 1),
+    ]);
+    if (to.join() === place.join()) return;
+    place = to;
+    this.mark();
+  }
+
+  /** Mark the patch in all pictures, and say what is known of it. */
+  mark() {
+    const { texts } = this;
+    const { hidden, runs, error, disagreement } = /** @type {Result} */ (this.result);
+    const [row, column] = place;
+    for (const frame of this.marks.flatMap((mark) => [...mark.children])) {
+      frame.setAttribute('x', String(column));
+      frame.setAttribute('y', String(row));
+    }
+    const shown = (/** @type {DoubtMap} */ { patches }) => {
+      const value = patches[row][column];
+      return value === null ? texts.unknown : `${(100 * value).toFixed(1)} %`;
+    };
+    this.patch.textContent = fill(texts.patch, {
+      row: row + 1, column: column + 1, error: shown(error), disagreement: shown(disagreement),
+      hidden: hidden[row][column], runs,
+    });
+  }
+}
+
+/**
+ * The place of the largest value.
+ * @param {(number | null)[][]} rows
+ * @returns {[number, number]}
+ */
+function worst(rows) {
+  const values = rows.flat().map((value) => value ?? -1);
+  const at = values.indexOf(Math.max(...values));
+  return [Math.floor(at / rows[0].length), at % rows[0].length];
+}
+
+/**
+ * @param {HTMLCanvasElement} canvas
+ * @param {HTMLImageElement} image
+ */
+function copy(canvas, image) {
+  canvas.width = image.naturalWidth;
+  canvas.height = image.naturalHeight;
+  contextOf(canvas).drawImage(image, 0, 0);
+}
+
+/**
+ * Values of a map; NaN where there is none.
+ * @param {HTMLCanvasElement} canvas
+ * @param {number} scale value of level 65535
+ */
+function valuesOf(canvas, scale) {
+  const { data } = contextOf(canvas).getImageData(0, 0, canvas.width, canvas.height);
+  return Float32Array.from({ length: canvas.width * canvas.height }, (_, at) =>
+    (data[4 * at + 2] ? (256 * data[4 * at] + data[4 * at + 1]) / 65535 * scale : NaN));
+}
+
+/**
+ * @param {HTMLCanvasElement} canvas
+ * @param {Float32Array} values one a pixel
+ * @param {number} max
+ */
+function colour(canvas, values, max) {
+  const image = new ImageData(canvas.width, canvas.height);
+  paintMap(image, values, max);
+  contextOf(canvas).putImageData(image, 0, 0);
+}
+
+/**
+ * @param {number} width
+ * @param {number} height
+ */
+function canvasOf(width, height) {
+  return /** @type {HTMLCanvasElement} */ (element('canvas', {
+    width: String(width), height: String(height), 'aria-hidden': 'true',
+  }));
+}
+
+/** @param {HTMLCanvasElement} canvas */
+function contextOf(canvas) {
+  return /** @type {CanvasRenderingContext2D} */ (
+    canvas.getContext('2d', { willReadFrequently: true }));
 }

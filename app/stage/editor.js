@@ -141,9 +141,14 @@ class Editor {
   }
 
   buttons() {
+    const { canUndo = false, canRedo = false } = history ?? {};
     if (this.own) this.own.hidden = !this.host.props.value;
-    this.undo?.toggleAttribute('disabled', !history?.canUndo);
-    this.redo?.toggleAttribute('disabled', !history?.canRedo);
+    this.undo?.toggleAttribute('disabled', !canUndo);
+    this.redo?.toggleAttribute('disabled', !canRedo);
+    // Two lines of a phone, until there is something to undo.
+    for (const step of [this.undo, this.redo]) {
+      step?.toggleAttribute('hidden', !canUndo && !canRedo);
+    }
   }
 
   /** @param {Mask} mask */

@@ -1,10 +1,8 @@
 // The four panels. Original and reconstruction are fetched; masked and pasted are composed here.
 
+import { loadImage, paint } from './painting.js';
 import { save } from './saving.js';
 import { stage } from './stage.js';
-
-/** Colour of removed patches, as `mae_core` draws them. */
-const REMOVED = 'rgb(128 128 128)';
 
 /** @typedef {import('./stage.js').View} View */
 
@@ -36,18 +34,20 @@ export class Panels {
    */
   async show(view) {
     const turn = ++this.shown;
-    const images = view ? await load(view) : null;
+    const addresses = view ? [view.original, view.reconstruction] : [];
+    const images = await Promise.all(addresses.map(loadImage)).catch(() => []);
     if (turn !== this.shown) return;
-    stage.show(images && view, images ?? []);
+    const shown = images.length > 0;
+    stage.show(shown ? view : null, images);
     for (const figure of this.element.querySelectorAll('figure')) {
-      figure.classList.toggle('empty', !images);
+      figure.classList.toggle('empty', !shown);
       const canvas = canvasOf(figure);
-      if (images) paint(canvas, figure.dataset.name, images, maskOf(figure.dataset.name));
+      if (shown) paint(canvas, figure.dataset.name, images, maskOf(figure.dataset.name));
       else canvas.width = canvas.height = 0;
     }
     const alert = /** @type {HTMLElement} */ (this.element.querySelector('[role=alert]'));
-    alert.hidden = !view || Boolean(images);
-    this.element.dataset.view = images ? JSON.stringify(view) : '';
+    alert.hidden = !view || shown;
+    this.element.dataset.view = shown ? JSON.stringify(view) : '';
   }
 
   /** @param {Element} button */
@@ -91,53 +91,11 @@ function maskOf(name) {
 }
 
 /**
- * The two images of a view, asked for twice at most; null if they cannot be had.
- * @param {View} view
- */
-async function load(view) {
-  for (let attempt = 0; attempt < 2; ++attempt) {
-    try {
-      return await Promise.all([view.original, view.reconstruction].map(async (address) => {
-        const image = new Image();
-        image.src = address;
-        await image.decode();
-        return image;
-      }));
-    } catch { /* Tried again. */ }
-  }
-  return null;
-}
-
-/**
  * @param {HTMLElement} figure
  * @returns {HTMLCanvasElement}
  */
 function canvasOf(figure) {
   return /** @type {HTMLCanvasElement} */ (figure.querySelector('canvas'));
-}
-
-/**
- * Draw a panel in the size of its images.
- * @param {HTMLCanvasElement} canvas
- * @param {string | undefined} name of the panel
- * @param {HTMLImageElement[]} images original and reconstruction
- * @param {string[]} mask
- */
-export function paint(canvas, name, [original, reconstruction], mask) {
-  canvas.width = original.naturalWidth;
-  canvas.height = original.naturalHeight;
-  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d'));
-  context.drawImage(name === 'reconstruction' ? reconstruction : original, 0, 0);
-  if (name !== 'masked' && name !== 'pasted') return;
-  const width = canvas.width / mask[0].length;
-  const height = canvas.height / mask.length;
-  context.fillStyle = REMOVED;
-  mask.forEach((row, i) => [...row].forEach((cell, j) => {
-    if (cell === '0') return;
-    const place = /** @type {const} */ ([j * width, i * height, width, height]);
-    if (name === 'masked') context.fillRect(...place);
-    else context.drawImage(reconstruction, ...place, ...place);
-  }));
 }
 
 /** @param {HTMLElement} figure */

@@ -1,6 +1,6 @@
 // Writes down what was looked at, from the opening of the page on.
 
-import { paint } from './panels.js';
+import { paint } from './painting.js';
 import { stage } from './stage.js';
 import { Visits } from './visits.js';
 
@@ -9,7 +9,7 @@ const STAY_MILLISECONDS = 1500;
 // Of a thumbnail, which shows two panels side by side.
 const HEIGHT = 96;
 
-export const visits = new Visits(sessionStorage);
+export const visits = new Visits(storage());
 
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let timer;
@@ -22,6 +22,15 @@ visits.addEventListener('change', () => {
 stage.addEventListener('view', watch);
 // The first view may be there before this module is.
 watch();
+
+/** Of the browser's tab; it is forbidden to a page within another site's. */
+function storage() {
+  try {
+    return sessionStorage;
+  } catch {
+    return { getItem: () => null, setItem() {} };
+  }
+}
 
 /** Record the view on show, if it stays. */
 function watch() {

@@ -28,7 +28,8 @@ import {drawMask} from './masking.js';
 
 /**
  * Events: `view` when another view is on show, `preview` when the mask changed before its answer
- * is there, `opener` when settings can be opened, `busy` and `language`.
+ * is there, `opener` when settings can be opened, `ask` when the part named by its `detail` should
+ * ask by itself, `busy` and `language`.
  */
 class Stage extends EventTarget {
   /** @type {View | null} */
@@ -45,6 +46,9 @@ class Stage extends EventTarget {
 
   /** @type {((settings: object) => Promise<string>) | null} */
   opener = null;
+
+  /** The part that asks without a press of its button, as long as it is on show; '' for none. */
+  wanted = '';
 
   constructor() {
     super();
@@ -121,6 +125,15 @@ class Stage extends EventTarget {
     }
     return await this.opener?.(settings) ?? '';
   }
+
+  /**
+   * Have a part ask by itself: now, or as soon as it is mounted.
+   * @param {string} name of the part; '' for none
+   */
+  want(name) {
+    this.wanted = name;
+    if (name) this.dispatchEvent(new CustomEvent('ask', {detail: name}));
+  }
 }
 
 export const stage = new Stage();
@@ -139,7 +152,10 @@ export async function mount(name, host) {
     ended = new AbortController();
     const element = /** @type {HTMLElement} */ (host.element.querySelector('.part'));
     element.replaceChildren();
+    // A part listens from the moment that it is mounted.
+    const missed = stage.wanted;
     await part.mount({...host, element, texts, signal: ended.signal});
+    if (missed === name && stage.wanted === name) stage.want(name);
   };
   stage.addEventListener('language', draw);
   await draw();

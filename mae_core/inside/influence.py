@@ -60,19 +60,19 @@ def leave_one_out(removed: NDArray[np.bool_]) -> list[tuple[int, NDArray[np.bool
     if len(visible) == removed.size:
         raise MaskError(
             "no patch is removed, so none is predicted from others; give a higher mask_ratio",
-            code="none_removed",
+            code="nothing_removed",
         )
     if len(visible) < 2:
         raise MaskError(
             f"of {removed.size} patches {len(visible)} is visible, and one has to stay when one is "
             "left out; give a lower mask_ratio",
-            code="few_visible",
-        )
+            code="left_out", visible=len(visible), most=MAX_RUNS,
+        )  # fmt: skip
     if len(visible) > MAX_RUNS:
         raise MaskError(
             f"{len(visible)} patches are visible, and at most {MAX_RUNS} are left out in turn; "
             "give a higher mask_ratio or a smaller image_size",
-            code="many_visible", given=len(visible), most=MAX_RUNS,
+            code="left_out", visible=len(visible), most=MAX_RUNS,
         )  # fmt: skip
     masks = []
     for patch in visible:

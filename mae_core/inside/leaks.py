@@ -102,7 +102,10 @@ def prove(reconstructor: Reconstructor, request: ReconstructionRequest, seed: in
     """
     request, images, patch_mask = reconstructor.prepare(request)
     if patch_mask.num_visible == patch_mask.num_patches:
-        raise MaskError("no patch is removed, so no pixel is hidden; give a higher mask_ratio")
+        raise MaskError(
+            "no patch is removed, so no pixel is hidden; give a higher mask_ratio",
+            code="nothing_removed",
+        )
     config, grid_size = reconstructor.config, reconstructor.model.grid_of(images)
     removed = (patch_mask.mask[0].numpy() > 0).reshape(grid_size)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_core.inside.hooks import twin
-from mae_core.model.mae import MaskedAutoencoder, forward_flops, module_flops
+from mae_core.model.mae import MaskedAutoencoder, module_flops
 from mae_core.model.masking import PatchMask
 from mae_core.model.patches import patchify
 from mae_core.reconstruct import ReconstructionRequest, Reconstructor
@@ -69,6 +69,8 @@ class Trace:
         encoder_tokens_all: The same if nothing were removed.
         flops: Of all stages; what `forward_flops` gives.
         flops_all: The same if nothing were removed.
+        encoder_flops: Those of the embedding and the encoder's blocks.
+        encoder_flops_all: The same if nothing were removed.
         encoder_parameters: How many values they are, the position table among them.
         decoder_parameters: Likewise.
     """
@@ -84,6 +86,8 @@ class Trace:
     encoder_tokens_all: int
     flops: int
     flops_all: int
+    encoder_flops: int
+    encoder_flops_all: int
     encoder_parameters: int
     decoder_parameters: int
 
@@ -103,6 +107,7 @@ def trace(reconstructor: Reconstructor, request: ReconstructionRequest) -> Trace
     model, config = reconstructor.model, reconstructor.config
     grid_size, mask_ratio = model.grid_of(images), float(request.mask_ratio)
     flops = module_flops(config, grid_size, mask_ratio)
+    flops_all = module_flops(config, grid_size, 0.0)
     stages = []
     for key, shape in shapes.items():
         name, _, block = key.partition(".")
@@ -116,9 +121,14 @@ def trace(reconstructor: Reconstructor, request: ReconstructionRequest) -> Trace
         patch_mask.ids_restore[0].tolist(), model.encoder_ids(patch_mask)[0].tolist(), changes,
         encoder_tokens=shapes["keep"][1], encoder_tokens_all=1 + patch_mask.num_patches,
         flops=sum(stage.flops for stage in stages),
-        flops_all=forward_flops(config, grid_size, 0.0),
+        flops_all=sum(flops_all.values()),
+        encoder_flops=_of_encoder(flops), encoder_flops_all=_of_encoder(flops_all),
         encoder_parameters=parameters[False], decoder_parameters=parameters[True],
     )  # fmt: skip
+
+
+def _of_encoder(flops: dict[str, int]) -> int:
+    return sum(count for key, count in flops.items() if not is_decoder_key(key))
 
 
 @torch.inference_mode()

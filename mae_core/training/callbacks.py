@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -30,7 +31,8 @@ from mae_core.model.mae import MaskedAutoencoder
 from mae_core.reconstruct import Reconstructor
 from mae_core.training.checkpoint import RunState
 from mae_core.training.report import IMAGES_FOLDER, METRICS_FILE, read_metrics, write_report
-from mae_core.weights.files import write_atomically
+from mae_core.weights.files import SNAPSHOTS_FOLDER, write_atomically
+from mae_core.weights.formats import save_weights
 
 # Images in the grid that is drawn at every evaluation.
 GRID_ROWS = 6
@@ -105,6 +107,24 @@ def draw_grid(model: MaskedAutoencoder, images: Sequence[DecodedImage]) -> Image
     for i, row in enumerate(rows):
         grid.paste(row, (0, i * height))
     return grid
+
+
+class Snapshots(Callback):
+    """Weights of the run on its way in `snapshots/`, at steps that double."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._folder, self._total = Path(config.out) / SNAPSHOTS_FOLDER, config.steps
+        self._steps = {config.steps >> i for i in range(config.snapshots)} - {0}
+
+    def on_step(self, state: RunState) -> None:
+        """Write the model as it is exported, at a few steps; a failure is logged."""
+        if state.step in self._steps:
+            path = self._folder / f"step-{state.step:06d}.safetensors"
+            record = {"step": state.step, "steps": self._total}
+            try:
+                save_weights(path, state.snapshot(), dtype=torch.float16, record=record)
+            except CheckpointError as error:
+                _log.warning("no snapshot: %s", error)
 
 
 class Report(Callback):

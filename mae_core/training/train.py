@@ -46,6 +46,7 @@ from mae_core.training.callbacks import (
     Logger,
     Progress,
     Report,
+    Snapshots,
     require_writers,
 )
 from mae_core.training.checkpoint import (
@@ -156,7 +157,7 @@ def train(
         evaluator = Evaluator(config, logger, _examples(config, images))
         _log.info("%d held out, on %s", len(evaluator.images), _device_name(state))
         progress, report = Progress(config.steps, state.step), Report(out)
-        callbacks = (progress, logger, evaluator, report)
+        callbacks = (progress, logger, evaluator, Snapshots(config), report)
         run = Run(config, Trainer(config, state, loader, callbacks, world).fit())
         if run.stopped_by:
             _log.info("stopped at step %d; the same command goes on from there", state.step)

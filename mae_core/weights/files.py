@@ -34,6 +34,8 @@ WEIGHTS_FILE = "weights.safetensors"
 PREVIOUS_WEIGHTS_FILE = "weights.previous.safetensors"
 CHECKPOINT_FILE = "checkpoint.pt"
 PREVIOUS_CHECKPOINT_FILE = "checkpoint.previous.pt"
+# Weights of a run on its way, `step-000250.safetensors`.
+SNAPSHOTS_FOLDER = "snapshots"
 RUN_FILES = (WEIGHTS_FILE, CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE)
 
 # What transformers and timm call weights, whole or as the index of several files (shards).

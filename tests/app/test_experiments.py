@@ -6,25 +6,30 @@ import json
 from collections.abc import Sequence
 from contextlib import aclosing
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from app.experiments import KINDS, Plan, ask
 from app.line import BusyError
-from app.request import VERSION
+from app.models.served import ServedModel
 from app.service import ReconstructionService, Waiting
 from app.settings import AppSettings
-from mae_core import MAEError, Reconstruction, Reconstructor
+from mae_core import MAEError, MaskedAutoencoder, Reconstruction, Reconstructor
 from mae_core.errors import ConfigError, ImageError, MaskError
 from mae_core.inside.attention import attend
 from mae_core.inside.influence import influence
+from mae_core.inside.snapshots import rebuild_by_snapshots
 from mae_core.inside.stages import trace
 from mae_core.inside.uncertainty import uncertainty
 from mae_core.model.mae import forward_flops
 from mae_core.reconstruct import ReconstructionRequest
+from mae_core.settings import VERSION
+from mae_core.weights.formats import save_weights
 from tests.app.serving import (
     CONFIG,
     HeldReconstructor,
@@ -84,7 +89,7 @@ def test_a_plan_of_another_form_is_refused(data: object, words: str) -> None:
         Plan.from_json(data, CAT)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"models"}))
 def test_wrong_requests_are_refused_as_everywhere(kind: str) -> None:
     service = small_service()
     for changes, error, words in (
@@ -99,7 +104,7 @@ def test_wrong_requests_are_refused_as_everywhere(kind: str) -> None:
         parts_of(service, Plan.from_json({"v": VERSION, "kind": kind, "request": REQUEST}, None))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"training"}))
 def test_parts_are_plain_data_and_pictures(kind: str) -> None:
     def plain(value: Any) -> Any:
         return "picture" if isinstance(value, Image.Image) else value
@@ -161,11 +166,10 @@ def test_doubt_is_that_of_the_library() -> None:
         ("disagreement", direct.disagreement, direct.patch_disagreement),
     ):
         levels = np.asarray(part[name]["picture"], float)
-        known = levels[..., 1] == 255
+        known = levels[..., 2] == 255
         assert np.array_equal(known, np.isfinite(pixels))
-        shown = levels[..., 0] / 255 * part[name]["scale"]
-        # Half a level of 255.
-        assert np.abs(shown - pixels)[known].max() <= part[name]["scale"] / 500
+        shown = (256 * levels[..., 0] + levels[..., 1]) / 65535 * part[name]["scale"]
+        assert np.abs(shown - pixels)[known].max() <= 1e-4
         values = np.array(part[name]["patches"], float)
         assert np.allclose(values, patches, atol=1e-3, equal_nan=True)
 
@@ -288,3 +292,28 @@ async def _collected(
 ) -> list[dict[str, Any]]:
     async with aclosing(ask(service, asked, visitor)) as parts:
         return [part async for part in parts if not isinstance(part, Waiting)]
+
+
+def test_a_training_run_is_seen_by_its_snapshots(tmp_path: Path) -> None:
+    model = small_reconstructor().model
+    for step in (2, 40):
+        torch.manual_seed(step)
+        other = MaskedAutoencoder(CONFIG)
+        path = tmp_path / "snapshots" / f"step-{step:06d}.safetensors"
+        save_weights(path, other, record={"step": step, "steps": 40})
+    save_weights(tmp_path / "weights.safetensors", model, record={})
+    served = ServedModel.open(str(tmp_path), device="cpu")
+    parts = parts_of(ReconstructionService({"small-random": served}), plan("training"))
+    assert [(part["step"], part["done"], part["of"]) for part in parts] == [(2, 1, 2), (40, 2, 2)]
+    by_library = rebuild_by_snapshots(tmp_path, CAT, mask_ratio=0.5, seed=3, device="cpu")
+    for part, (step, result) in zip(parts, by_library, strict=True):
+        assert part["step"] == step
+        assert np.array_equal(
+            np.asarray(part["reconstruction"]), np.asarray(result.panels()["reconstruction"])
+        )
+    assert parts[0]["facts"]["psnr"] != parts[1]["facts"]["psnr"]
+
+
+def test_a_model_without_snapshots_says_how_to_get_them() -> None:
+    with pytest.raises(ConfigError, match=r"no snapshots of its training; train with snapshots=8"):
+        parts_of(small_service(), plan("training"))

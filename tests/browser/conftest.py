@@ -76,8 +76,9 @@ def view(
     service: ReconstructionService,
     request: pytest.FixtureRequest,
 ) -> Iterator[Page]:
-    """The page, on a desktop and in English unless parametrized otherwise, free of errors."""
-    options = {"viewport": DESKTOP, "locale": "en-US"} | getattr(request, "param", {})
+    """The page, on a desktop, in English and without motion unless parametrized; free of errors."""
+    still = {"viewport": DESKTOP, "locale": "en-US", "reduced_motion": "reduce"}
+    options = still | getattr(request, "param", {})
     if str(options) not in contexts:
         contexts[str(options)] = browser.new_context(**options)
     context = contexts[str(options)]

@@ -102,8 +102,11 @@ def test_totals_are_the_models_own(
     config = reconstructor.config
     assert found.flops == forward_flops(config, (6, 8), mask_ratio)
     assert found.flops_all == forward_flops(config, (6, 8), 0.0)
+    encoder = [stage for stage in found.stages if stage.name in ("embed", "encoder_block")]
+    assert found.encoder_flops == sum(stage.flops for stage in encoder)
     same = variant == "mask_tokens" or mask_ratio == 0
     assert (found.flops == found.flops_all) == same
+    assert (found.encoder_flops == found.encoder_flops_all) == same
     assert (found.encoder_tokens == found.encoder_tokens_all) == same
 
 

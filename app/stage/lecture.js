@@ -1,0 +1,227 @@
+// The lecture: eight steps, each a sentence and settings of the page's own controls.
+
+import { button, element, fill } from './elements.js';
+import { Mask } from './mask.js';
+import { stage } from './stage.js';
+
+/**
+ * @typedef {object} Step
+ * @property {string} shows what is not folded away: panels by name, `tabs`, `editor`, and `lines`
+ *   between the patches
+ * @property {number} [ratio] of the mask
+ * @property {import('./masking.js').Strategy} [strategy] of the mask
+ * @property {keyof typeof import('./presets.js').PRESETS} [preset] an own mask in its place
+ * @property {string} [tab] whose part asks by itself
+ */
+
+const EXAMPLE = 'cat';
+const SEED = 2;
+
+/** By the order of the sentences in the locales. @type {Step[]} */
+const STEPS = [
+  { shows: 'original masked lines', ratio: 0.05 },
+  { shows: 'masked' },
+  { shows: 'masked reconstruction pasted' },
+  { shows: 'original masked pasted', ratio: 0.95 },
+  { shows: 'original masked pasted', strategy: 'block' },
+  { shows: 'masked tabs', tab: 'inside' },
+  { shows: 'original pasted tabs', tab: 'doubt' },
+  { shows: 'masked pasted editor', preset: 'centre' },
+];
+
+/** Presenters send Page Up and Page Down. @type {Record<string, number>} */
+const KEYS = { ArrowRight: 1, PageDown: 1, ArrowLeft: -1, PageUp: -1 };
+
+// What takes the arrow keys itself.
+const FIELDS = 'input, select, textarea, [role=application]';
+
+// Survives a change of language.
+/** Number of the step on show; 0 without a lecture. */
+let at = 0;
+/** What brings the page back as it was. @type {Parameters<typeof stage.open>[0] | null} */
+let before = null;
+/** The address before. */
+let address = '';
+/** Whether the panels show what the step asks for. */
+let settled = false;
+
+/** @param {import('./stage.js').Host} host */
+export function mount(host) {
+  new Lecture(host);
+}
+
+class Lecture {
+  /** @param {import('./stage.js').Host} host */
+  constructor({ element: section, texts, signal }) {
+    this.texts = texts;
+    this.begin = button(texts.begin, () => { this.go(1); this.next.focus(); },
+      { class: 'begin', title: texts.hint });
+    this.sentence = element('p', { class: 'sentence', 'aria-live': 'polite' });
+    this.count = element('span', { class: 'count' });
+    this.links = STEPS.map((_, i) => element('a', {
+      href: addressOf(i + 1), 'aria-label': this.countOf(i + 1),
+    }, String(i + 1)));
+    this.back = button(texts.back, () => this.go(at - 1), { class: 'back' });
+    this.next = button(texts.next, () => this.go(at + 1), { class: 'next' });
+    this.running = element('div', { class: 'running', role: 'region', 'aria-label': texts.begin },
+      this.sentence,
+      element('nav', { class: 'bar', 'aria-label': texts.steps }, this.back, this.count,
+        element('span', { class: 'links' }, ...this.links), this.next,
+        button(texts.end, () => this.end(), { class: 'end', title: texts.end_hint })));
+    section.append(this.begin, this.running);
+    document.addEventListener('keydown', (event) => this.key(event), { signal });
+    document.addEventListener('pointerup', () => this.release(), { signal });
+    stage.addEventListener('view', () => this.viewed(), { signal });
+    window.addEventListener('hashchange', () => this.linked(), { signal });
+    this.draw();
+    this.linked();
+  }
+
+  /** @param {number} step */
+  countOf(step) {
+    return fill(this.texts.count, { step, steps: STEPS.length });
+  }
+
+  /** Open the step that the page's address names. */
+  linked() {
+    const step = /^#lecture=(\d+)$/.exec(location.hash)?.[1];
+    if (step) this.go(Number(step));
+  }
+
+  /** @param {number} step is brought into range */
+  go(step) {
+    step = Math.min(Math.max(step, 1), STEPS.length);
+    if (step === at) return;
+    if (!at) address = location.hash.startsWith('#lecture') ? addressOf(0) : location.href;
+    at = step;
+    history.replaceState(history.state, '', addressOf(at));
+    stage.want('');
+    settled = false;
+    if (stage.view) this.set();
+    // The first view is on its way where the example is chosen; else there is no picture.
+    else if (chosen() !== EXAMPLE) stage.open({ example: EXAMPLE });
+    this.draw();
+    scrollTo(0, 0);
+  }
+
+  /** Set the page's controls to the step's. */
+  set() {
+    const view = /** @type {import('./stage.js').View} */ (stage.view);
+    const { settings, image } = view;
+    before ??= { example: chosen(), image, request: settings, tab: tab() };
+    const { ratio = 0.75, strategy = 'random', preset, tab: wanted } = STEPS[at - 1];
+    const own = Mask.fromRows(view.mask);
+    if (preset) own.preset(preset);
+    const mask = { ratio, strategy, seed: SEED, rows: preset ? own.rows : [], drawing: '' };
+    stage.open({
+      example: chosen() === EXAMPLE ? undefined : EXAMPLE, tab: wanted,
+      request: { ...settings, fit: 'crop', image_size: null, mask },
+    });
+    this.settle();
+  }
+
+  viewed() {
+    if (!at || !stage.view) return;
+    if (before) this.settle();
+    else this.set();
+    this.draw();
+  }
+
+  /** See whether the view on show is the step's. */
+  settle() {
+    const step = STEPS[at - 1];
+    const shown = stage.view && isOf(stage.view.settings, step) && chosen() === EXAMPLE;
+    if (settled || !shown) return;
+    settled = true;
+    stage.want(step.tab ?? '');
+  }
+
+  /** Bring the page back as it was. */
+  end() {
+    if (!at) return;
+    at = 0;
+    history.replaceState(history.state, '', address);
+    stage.want('');
+    if (before) stage.open(before);
+    before = null;
+    this.draw();
+    this.begin.focus();
+  }
+
+  draw() {
+    const { dataset } = /** @type {HTMLElement} */ (
+      document.querySelector(':has(> #header)'));
+    this.begin.hidden = at > 0;
+    this.running.hidden = !at;
+    if (!at) {
+      delete dataset.lecture;
+      return;
+    }
+    dataset.lecture = STEPS[at - 1].shows;
+    this.sentence.textContent = fill(this.texts.sentences[at - 1], this.figures());
+    this.sentence.setAttribute('aria-busy', String(!settled));
+    this.count.textContent = this.countOf(at);
+    this.links.forEach((link, i) => {
+      if (i + 1 === at) link.setAttribute('aria-current', 'step');
+      else link.removeAttribute('aria-current');
+    });
+    this.back.setAttribute('aria-disabled', String(at === 1));
+    this.next.setAttribute('aria-disabled', String(at === STEPS.length));
+  }
+
+  /** Numbers of the view on show, if it is the step's. */
+  figures() {
+    const { visible, patches } = stage.view?.facts ?? {};
+    const figures = {
+      patches, visible, removed: patches - visible, percent: Math.round(100 - 100 * visible / patches),
+    };
+    return settled ? figures : Object.fromEntries(Object.keys(figures).map((name) => [name, '…']));
+  }
+
+  /** @param {KeyboardEvent} event */
+  key(event) {
+    if (!at || event.altKey || event.ctrlKey || event.metaKey) return;
+    const { key, target } = event;
+    if (key === 'Escape') this.end();
+    if (!(key in KEYS) || (target instanceof Element && target.closest(FIELDS))) return;
+    event.preventDefault();
+    this.go(at + KEYS[key]);
+  }
+
+  /** Give the arrow keys back to the lecture, after a stroke or a slider was moved. */
+  release() {
+    const { activeElement: focused } = document;
+    if (!at || !focused?.matches('input[type=range], [role=application]')) return;
+    /** @type {HTMLElement | SVGElement} */ (focused).blur();
+  }
+}
+
+/**
+ * Whether a request is a step's; an own mask may be another than the step began with.
+ * @param {Record<string, any>} request
+ * @param {Step} step
+ */
+function isOf({ mask, fit, image_size: size }, { ratio = 0.75, strategy = 'random', preset }) {
+  const is = [mask.ratio, mask.strategy, mask.seed, mask.rows.length > 0, fit, size];
+  return is.join() === [ratio, strategy, SEED, Boolean(preset), 'crop', null].join();
+}
+
+/**
+ * The page's address at a step; 0 is none.
+ * @param {number} step
+ */
+function addressOf(step) {
+  return location.pathname + location.search + (step ? `#lecture=${step}` : '');
+}
+
+/** Name of the example on show. */
+function chosen() {
+  return document.querySelector('#examples [aria-pressed=true]')?.getAttribute('data-name')
+    ?? undefined;
+}
+
+/** Name of the tab on show. */
+function tab() {
+  return document.querySelector('#tabs [role=tab][aria-selected=true]')
+    ?.getAttribute('data-tab-id') ?? undefined;
+}

@@ -1,0 +1,49 @@
+// Pictures of a view, and panels composed of them.
+
+/** Colour of removed patches, as `mae_core` draws them. */
+const REMOVED = 'rgb(128 128 128)';
+
+/**
+ * An image, asked for twice at most.
+ * @param {string} address
+ * @returns {Promise<HTMLImageElement>}
+ * @throws {DOMException} if it cannot be had
+ */
+export async function loadImage(address) {
+  try {
+    return await decoded(address);
+  } catch {
+    return decoded(address);
+  }
+}
+
+/** @param {string} address */
+async function decoded(address) {
+  const image = new Image();
+  image.src = address;
+  await image.decode();
+  return image;
+}
+
+/**
+ * @param {HTMLCanvasElement} canvas takes the size of the images
+ * @param {string | undefined} name of the panel: original, masked, reconstruction or pasted
+ * @param {HTMLImageElement[]} images original and reconstruction
+ * @param {string[]} mask rows of 0 and 1, 1 = removed
+ */
+export function paint(canvas, name, [original, reconstruction], mask) {
+  canvas.width = original.naturalWidth;
+  canvas.height = original.naturalHeight;
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d'));
+  context.drawImage(name === 'reconstruction' ? reconstruction : original, 0, 0);
+  if (name !== 'masked' && name !== 'pasted') return;
+  const width = canvas.width / mask[0].length;
+  const height = canvas.height / mask.length;
+  context.fillStyle = REMOVED;
+  mask.forEach((row, i) => [...row].forEach((cell, j) => {
+    if (cell === '0') return;
+    const place = /** @type {const} */ ([j * width, i * height, width, height]);
+    if (name === 'masked') context.fillRect(...place);
+    else context.drawImage(reconstruction, ...place, ...place);
+  }));
+}

@@ -1,0 +1,174 @@
+"""The film that the page opens with."""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+
+from app.page.events import PANELS
+from app.service import ReconstructionService
+from mae_core.inside.sweep import film_ratios
+from tests.app.serving import example
+from tests.browser.conftest import DESKTOP, TIMEOUT, watched
+from tests.browser.test_page import differing, expected, panel, shows, slide
+
+pytestmark = pytest.mark.browser
+
+# Pixels of each picture that the masked panel shows, one after the other.
+RECORD = """
+  window.frames_seen = [];
+  const look = () => {
+    const canvas = document.querySelector('#panel-masked canvas');
+    const film = document.querySelector('#panels')?.classList.contains('film');
+    if (film && canvas.width) {
+      const now = canvas.toDataURL();
+      if (window.frames_seen.at(-1) !== now) window.frames_seen.push(now);
+    }
+    requestAnimationFrame(look);
+  };
+  look();
+"""
+# A film stands still until the test lets it go on.
+HELD = """
+  const real = window.setTimeout;
+  window.setTimeout = (does, wait, ...others) => {
+    if (wait > 400 && wait < 450 && !window.released) return 0;
+    return real(does, wait, ...others);
+  };
+"""
+Visit = Callable[..., Page]
+
+
+@pytest.fixture
+def visit(browser: Browser, page_url: str) -> Iterator[Visit]:
+    """Open the page in a fresh profile that allows motion, unless told otherwise."""
+    with ExitStack() as stack:
+
+        def opened(*scripts: str, path: str = "/", **options: Any) -> Page:
+            options = {"viewport": DESKTOP, "locale": "en-US"} | options
+            context = stack.enter_context(browser.new_context(**options))
+            stack.enter_context(watched(context, page_url))
+            page = context.new_page()
+            page.set_default_timeout(TIMEOUT)
+            for script in scripts:
+                page.add_init_script(script)
+            page.goto(page_url + path)
+            page.locator("#panels [data-view]").wait_for()
+            return page
+
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def first(service: ReconstructionService, page_url: str) -> dict[str, Any]:
+    """The panels of the first view."""
+    return expected(service, example("cat"), 0.75, 2)
+
+
+def begun(page: Page) -> None:
+    page.locator("#panels.film").wait_for()
+
+
+def over(page: Page) -> None:
+    page.locator("#panels:not(.film)").wait_for()
+
+
+def fetched(page: Page) -> list[str]:
+    names: list[str] = page.evaluate(
+        "performance.getEntriesByType('resource').map((entry) => entry.name)"
+    )
+    return [name for name in names if name.endswith("frame.webp")]
+
+
+def test_the_first_view_moves_once_and_ends_as_it_is(visit: Visit, first: dict[str, Any]) -> None:
+    page = visit(RECORD)
+    asked: list[str] = []
+    page.on("request", lambda r: asked.append(r.url) if "/queue/join" in r.url else None)
+    begun(page)
+    over(page)
+    # Of 49 patches some ratios leave equally many.
+    visible = {int(49 * (1 - ratio) + 1e-9) for ratio in film_ratios(7, 0.95, 0.75)[:-1]}
+    assert page.evaluate("window.frames_seen.length") == len(visible) > 3
+    shows(page, first)
+    assert len(fetched(page)) == 6
+    assert not asked
+    page.reload()
+    page.locator("#panels [data-view]").wait_for()
+    page.wait_for_load_state("networkidle")
+    assert page.evaluate("window.frames_seen.length") == 0
+    assert not fetched(page)
+    shows(page, first)
+
+
+def test_its_frames_are_the_models(visit: Visit, service: ReconstructionService) -> None:
+    page = visit(HELD)
+    begun(page)
+    wanted = expected(service, example("cat"), 0.95, 2)
+    masked, reconstruction = panel(page, "masked"), panel(page, "reconstruction")
+    assert masked is not None
+    assert reconstruction is not None
+    assert np.array_equal(masked, wanted["masked"])
+    file = io.BytesIO()
+    Image.fromarray(wanted["reconstruction"]).save(file, "WEBP", quality=80)
+    with Image.open(file) as frame:
+        error = np.abs(np.asarray(frame.convert("RGB")).astype(int) - reconstruction)
+    assert error.max() <= 2
+
+
+TOUCHES: dict[str, Callable[[Page], None]] = {
+    "pointer": lambda page: page.mouse.down(),
+    "key": lambda page: page.keyboard.press("Shift"),
+    "wheel": lambda page: page.mouse.wheel(0, 1),
+}
+
+
+@pytest.mark.parametrize("touch", TOUCHES)
+def test_the_first_touch_ends_it(visit: Visit, first: dict[str, Any], touch: str) -> None:
+    page = visit(HELD)
+    begun(page)
+    assert differing(page, first)
+    TOUCHES[touch](page)
+    over(page)
+    shows(page, first)
+
+
+def test_a_moved_control_ends_it(visit: Visit, service: ReconstructionService) -> None:
+    page = visit(HELD)
+    begun(page)
+    slide(page, "mask-ratio", 0.5)
+    over(page)
+    shows(page, expected(service, example("cat"), 0.5, 2))
+
+
+def test_it_is_not_taken_for_an_own_mask(visit: Visit, first: dict[str, Any]) -> None:
+    page = visit(HELD)
+    begun(page)
+    state = "import(new URL('stage/stage.js', document.baseURI)).then(({stage}) => [stage.mask," \
+        " stage.view.mask, stage.ahead])"  # fmt: skip
+    mask, true, ahead = page.evaluate(state)
+    assert mask == true
+    assert not ahead
+    expect(page.locator("#editor .count")).to_contain_text("37 of 49")
+    expect(page.locator("#editor .undo")).to_be_disabled()
+    # A stroke starts from the true mask.
+    page.locator("#panel-masked svg.grid").click(position={"x": 4, "y": 4})
+    page.locator("#editor .undo:not([disabled])").click()
+    shows(page, first)
+
+
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [("/", {"reduced_motion": "reduce"}), ("/#lecture=2", {}), ("/#s=x", {})],
+    ids=["reduced", "lecture", "link"],
+)
+def test_it_does_not_run(visit: Visit, path: str, options: dict[str, Any]) -> None:
+    page = visit(RECORD, path=path, **options)
+    page.wait_for_load_state("networkidle")
+    assert page.evaluate("window.frames_seen.length") == 0
+    assert not fetched(page)
+    assert all(panel(page, name) is not None for name in PANELS)
