@@ -1,7 +1,7 @@
 // A chart of lines over the mask ratio, from much removed on the left to little on the right.
 
 import { element, svg } from './elements.js';
-import { ticksOver } from './scale.js';
+import { percent, ticksOver } from './scale.js';
 
 /** @typedef {{ratio: number, values: (number | null)[]}} Point a value in dB of each line */
 
@@ -97,11 +97,6 @@ function drawn(points, line, yOf) {
 function xOf(ratio) {
   const [most, least] = [RATIOS[0], RATIOS[RATIOS.length - 1]];
   return LEFT + (most - ratio) / (most - least) * (RIGHT - LEFT);
-}
-
-/** @param {number} ratio */
-export function percent(ratio) {
-  return `${Math.round(100 * ratio)} %`;
 }
 
 /**

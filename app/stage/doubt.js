@@ -1,10 +1,12 @@
 // Doubt: where the model errs and where it disagrees with itself, over many masks of one ratio.
 
 import { paintMap } from './colours.js';
-import { button, element, fill, svg } from './elements.js';
+import { button, canvas, choice, element, fill, svg } from './elements.js';
+import { legend } from './legend.js';
 import { loadImage } from './painting.js';
+import { pin, pinAt, pointedAt, steppedTo } from './patches.js';
 import { Question, asking } from './question.js';
-import { quantile, ticksOver } from './scale.js';
+import { percent, quantile, ticksOver } from './scale.js';
 import { stage } from './stage.js';
 
 /**
@@ -30,24 +32,18 @@ const MAPS = /** @type {const} */ (['error', 'disagreement']);
 /** Of the pixels, on the scale; single pixels far above it would leave the others dark. */
 const SHARE_ON_SCALE = 0.99;
 const STEPS = 5;
-const BAR = 256;
-
-/** @type {Record<string, [number, number]>} */
-const ARROWS = {
-  ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
-};
 
 /**
  * Doubt is about all of a view but the visitor's own mask.
- * @param {Record<string, any>} settings
+ * @param {import('./stage.js').View} view
  */
-const about = ({ picture, fit, model, image_size: size, view, mask }) =>
+const about = ({ settings: { picture, fit, model, image_size: size, view, mask } }) =>
   [picture, fit, model, size, view, mask.strategy, mask.seed, mask.ratio];
 
 // These survive a change of language.
 const doubt = new Question(about);
 let masks = 16;
-/** The patch that is marked. @type {[number, number]} */
+/** The patch that is marked. @type {import('./patches.js').Place} */
 let place = [0, 0];
 
 /** @param {import('./stage.js').Host} host */
@@ -64,26 +60,17 @@ class Maps {
     const { texts, signal } = host;
     this.texts = texts;
     this.own = element('p', { class: 'said', hidden: '' }, texts.own);
-    const choices = MASKS.map((count) => button(String(count), () => {
-      masks = count;
-      choose();
-    }));
-    const choose = () => choices.forEach((choice, i) => {
-      choice.setAttribute('aria-pressed', String(MASKS[i] === masks));
-    });
-    choose();
+    const choices = choice(texts.masks, MASKS.map((count) => [count, String(count)]), masks,
+      (count) => { masks = count; });
     const start = button(texts.start, () => this.start(), { class: 'main' });
     this.measured = element('p', { class: 'measured' });
-    this.canvases = PICTURES.map((name) => {
-      const canvas = element('canvas', { role: 'img', 'aria-label': texts[name] });
-      return /** @type {HTMLCanvasElement} */ (canvas);
-    });
-    this.marks = PICTURES.map(() => svg('svg', { 'aria-hidden': 'true' },
-      svg('rect', { width: '1', height: '1' }), svg('rect', { width: '1', height: '1' })));
+    this.canvases = PICTURES.map((name) => canvas(texts[name]));
+    this.pins = PICTURES.map(pin);
+    this.grids = this.pins.map((each) => svg('svg', { 'aria-hidden': 'true' }, each));
     this.pictures = element('div', {
-      class: 'pictures', tabindex: '0', role: 'application', 'aria-label': texts.pictures,
+      class: 'screens', tabindex: '0', role: 'application', 'aria-label': texts.pictures,
     }, ...PICTURES.map((name, i) => element('figure', {}, element('figcaption', {}, texts[name]),
-      element('div', { class: 'picture' }, this.canvases[i], this.marks[i]))));
+      element('div', { class: 'picture' }, this.canvases[i], this.grids[i]))));
     for (const event of ['pointermove', 'pointerdown']) {
       this.pictures.addEventListener(event, (at) => this.point(/** @type {PointerEvent} */ (at)));
     }
@@ -94,9 +81,7 @@ class Maps {
       this.measured, this.pictures, this.patch, this.legend, element('p', {}, texts.read));
     host.element.append(
       element('p', {}, texts.what),
-      element('div', { class: 'bar' }, texts.masks, element('span', {
-        class: 'choice', role: 'group', 'aria-label': texts.masks,
-      }, ...choices), asking(doubt, host, start)),
+      element('div', { class: 'bar' }, texts.masks, choices, asking(doubt, host, start)),
       element('p', { class: 'said' }, texts.cost), this.own, this.show);
     doubt.addEventListener('change', () => this.update(), { signal });
     this.update();
@@ -132,20 +117,20 @@ class Maps {
   /** @param {Result} result */
   draw(result) {
     const { runs, mask_ratio: ratio, mean_psnr: mean, single_psnr: single, hidden } = result;
-    const measured = fill(this.texts.measured, { runs, ratio: `${Math.round(100 * ratio)} %` });
+    const measured = fill(this.texts.measured, { runs, ratio: percent(ratio) });
     const psnr = mean === null || single === null ? []
       : [fill(this.texts.psnr, { mean: mean.toFixed(1), single: single.toFixed(1) })];
     this.measured.replaceChildren(element('strong', {}, measured),
       ...psnr.map((words) => element('span', {}, words)));
-    this.canvases.forEach((canvas, i) => copy(canvas, result.images[PICTURES[i]]));
+    this.canvases.forEach((screen, i) => copy(screen, result.images[PICTURES[i]]));
     const canvases = MAPS.map((name) => this.canvases[PICTURES.indexOf(name)]);
     const values = MAPS.map((name, i) => valuesOf(canvases[i], result[name].scale));
     const high = Math.max(...values.map((pixels) => quantile(pixels, SHARE_ON_SCALE)));
     const ticks = ticksOver(0, 100 * high, STEPS);
     const max = ticks[ticks.length - 1];
-    canvases.forEach((canvas, i) => colour(canvas, values[i], max / 100));
-    this.marks.forEach((mark) => {
-      mark.setAttribute('viewBox', `0 0 ${hidden[0].length} ${hidden.length}`);
+    canvases.forEach((map, i) => colour(map, values[i], max / 100));
+    this.grids.forEach((grid) => {
+      grid.setAttribute('viewBox', `0 0 ${hidden[0].length} ${hidden.length}`);
     });
     this.scale(ticks);
   }
@@ -153,18 +138,12 @@ class Maps {
   /** @param {number[]} ticks in per cent */
   scale(ticks) {
     const { texts } = this;
-    const bar = canvasOf(BAR, 1);
-    colour(bar, Float32Array.from({ length: BAR }, (_, i) => i), BAR - 1);
-    const none = canvasOf(8, 8);
+    const none = /** @type {HTMLCanvasElement} */ (
+      element('canvas', { width: '8', height: '8', 'aria-hidden': 'true' }));
     colour(none, new Float32Array(64).fill(NaN), 1);
     const last = ticks.length - 1;
-    const labels = ticks.map((tick, i) => {
-      const label = element('span', {}, `${i === last ? '≥ ' : ''}${tick} %`);
-      label.style.left = `${100 * i / last}%`;
-      return label;
-    });
-    this.legend.replaceChildren(
-      element('span', {}, texts.scale), bar, element('div', { class: 'ticks' }, ...labels),
+    this.legend.replaceChildren(element('span', {}, texts.scale),
+      legend(ticks.map((tick, i) => `${i === last ? '≥ ' : ''}${tick} %`)),
       element('span', { class: 'none' }, none, texts.none));
   }
 
@@ -172,30 +151,19 @@ class Maps {
   point(event) {
     const picture = event.target instanceof Element && event.target.closest('.picture');
     if (!picture || !this.result) return;
-    const { hidden } = this.result;
-    const box = picture.getBoundingClientRect();
-    this.go(Math.floor((event.clientY - box.top) / box.height * hidden.length),
-      Math.floor((event.clientX - box.left) / box.width * hidden[0].length));
+    this.go(pointedAt(event, picture, gridOf(this.result)));
   }
 
   /** @param {KeyboardEvent} event */
   key(event) {
-    const step = ARROWS[event.key];
-    if (!step) return;
+    const to = this.result && steppedTo(event.key, place, gridOf(this.result));
+    if (!to) return;
     event.preventDefault();
-    this.go(place[0] + step[0], place[1] + step[1]);
+    this.go(to);
   }
 
-  /**
-   * @param {number} row
-   * @param {number} column
-   */
-  go(row, column) {
-    const { hidden } = /** @type {Result} */ (this.result);
-    const to = /** @type {[number, number]} */ ([
-      Math.min(Math.max(row, 0), hidden.length - 1),
-      Math.min(Math.max(column, 0), hidden[0].length - 1),
-    ]);
+  /** @param {import('./patches.js').Place} to */
+  go(to) {
     if (to.join() === place.join()) return;
     place = to;
     this.mark();
@@ -206,13 +174,10 @@ class Maps {
     const { texts } = this;
     const { hidden, runs, error, disagreement } = /** @type {Result} */ (this.result);
     const [row, column] = place;
-    for (const frame of this.marks.flatMap((mark) => [...mark.children])) {
-      frame.setAttribute('x', String(column));
-      frame.setAttribute('y', String(row));
-    }
+    for (const each of this.pins) pinAt(each, place);
     const shown = (/** @type {DoubtMap} */ { patches }) => {
       const value = patches[row][column];
-      return value === null ? texts.unknown : `${(100 * value).toFixed(1)} %`;
+      return value === null ? texts.unknown : percent(value, 1);
     };
     this.patch.textContent = fill(texts.patch, {
       row: row + 1, column: column + 1, error: shown(error), disagreement: shown(disagreement),
@@ -222,9 +187,17 @@ class Maps {
 }
 
 /**
+ * @param {Result} result
+ * @returns {import('./masking.js').Grid}
+ */
+function gridOf({ hidden }) {
+  return [hidden.length, hidden[0].length];
+}
+
+/**
  * The place of the largest value.
  * @param {(number | null)[][]} rows
- * @returns {[number, number]}
+ * @returns {import('./patches.js').Place}
  */
 function worst(rows) {
   const values = rows.flat().map((value) => value ?? -1);
@@ -262,16 +235,6 @@ function colour(canvas, values, max) {
   const image = new ImageData(canvas.width, canvas.height);
   paintMap(image, values, max);
   contextOf(canvas).putImageData(image, 0, 0);
-}
-
-/**
- * @param {number} width
- * @param {number} height
- */
-function canvasOf(width, height) {
-  return /** @type {HTMLCanvasElement} */ (element('canvas', {
-    width: String(width), height: String(height), 'aria-hidden': 'true',
-  }));
 }
 
 /** @param {HTMLCanvasElement} canvas */

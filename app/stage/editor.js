@@ -2,19 +2,15 @@
 
 import { brushed } from './brush.js';
 import { fromPicture } from './drawing.js';
-import { button, element, fill, select, svg } from './elements.js';
+import { button, choice, element, fill, select, svg } from './elements.js';
 import { History } from './history.js';
 import { Mask } from './mask.js';
+import { patchAt, steppedTo } from './patches.js';
 import { PRESETS } from './presets.js';
 import { stage } from './stage.js';
 
 const TOOLS = /** @type {const} */ (['flip', 'hide', 'show']);
 const LARGEST_BRUSH = 4;
-
-/** @type {Record<string, [number, number]>} */
-const ARROWS = {
-  ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
-};
 
 // Survives a change of language.
 /** @type {History | null} */
@@ -29,7 +25,7 @@ class Editor {
   /** @type {typeof TOOLS[number]} */
   tool = 'flip';
   brush = 0;
-  /** Where the keyboard's cursor is, in patches. @type {[number, number]} */
+  /** Where the keyboard's cursor is, in patches. @type {import('./patches.js').Place} */
   cursor = [0, 0];
   /** @type {{value: 0 | 1, at: import('./brush.js').Point, mask: Mask} | null} */
   stroke = null;
@@ -77,9 +73,6 @@ class Editor {
     this.own = act('back', () => this.back());
     this.undo = act('undo', () => this.step('undo'));
     this.redo = act('redo', () => this.step('redo'));
-    this.tools = TOOLS.map((name) => button(texts[name], () => this.choose(name), {
-      'aria-pressed': String(name === this.tool), title: texts[`${name}_hint`],
-    }));
     this.size = /** @type {HTMLInputElement} */ (element('input', {
       type: 'range', min: '0', max: String(LARGEST_BRUSH), step: '1', value: '0',
       'aria-label': texts.brush,
@@ -92,7 +85,8 @@ class Editor {
     const presets = select(texts.presets, Object.keys(PRESETS).map((name) => [name, texts[name]]),
       (name) => this.change((mask) => mask.preset(/** @type {keyof typeof PRESETS} */ (name))));
     this.more = element('div', { class: 'tools', hidden: '' },
-      element('span', { class: 'choice', role: 'group', 'aria-label': texts.tool }, ...this.tools),
+      choice(texts.tool, TOOLS.map((name) => [name, texts[name], texts[`${name}_hint`]]), this.tool,
+        (name) => { this.tool = name; }),
       element('label', { class: 'brush' }, texts.brush, this.size),
       presets, act('invert', () => this.change((mask) => mask.invert())),
       act('clear', () => this.change((mask) => mask.fill(0))),
@@ -113,14 +107,6 @@ class Editor {
     if (this.more) this.more.hidden = !armed;
     this.grid?.classList.toggle('armed', armed);
     if (armed) this.grid?.focus({ preventScroll: true });
-  }
-
-  /** @param {typeof TOOLS[number]} name */
-  choose(name) {
-    this.tool = name;
-    this.tools?.forEach((tool, i) => {
-      tool.setAttribute('aria-pressed', String(TOOLS[i] === name));
-    });
   }
 
   /** Bring grid, count and buttons up to the mask on show. */
@@ -207,8 +193,7 @@ class Editor {
    */
   begin(at, opposite) {
     const mask = this.mask;
-    const i = Math.min(Math.max(Math.floor(at[0]), 0), mask.h - 1);
-    const j = Math.min(Math.max(Math.floor(at[1]), 0), mask.w - 1);
+    const [i, j] = patchAt(at, [mask.h, mask.w]);
     const removed = mask.cells[i * mask.w + j] === 1;
     const value = this.tool === 'flip' ? !removed : this.tool === 'hide';
     this.stroke = { value: value !== opposite ? 1 : 0, at, mask };
@@ -263,11 +248,12 @@ class Editor {
       ' ': touch, Enter: touch, '[': () => this.resize(-1), ']': () => this.resize(1),
     };
     const { key } = event;
+    const to = steppedTo(key, this.cursor, [stage.mask.length, stage.mask[0].length]);
     if (event.ctrlKey || event.metaKey) {
       if (key.toLowerCase() !== 'z') return false;
       this.step(event.shiftKey ? 'redo' : 'undo');
-    } else if (key in ARROWS) {
-      this.walk(ARROWS[key]);
+    } else if (to) {
+      this.walk(to);
     } else if (key in keys) {
       keys[key]();
     } else {
@@ -290,13 +276,9 @@ class Editor {
     if (this.size) this.size.value = String(this.brush);
   }
 
-  /** @param {[number, number]} step */
-  walk([down, across]) {
-    const { h, w } = this.mask;
-    const [y, x] = this.cursor;
-    this.cursor = [
-      Math.min(Math.max(y + down, 0), h - 1), Math.min(Math.max(x + across, 0), w - 1),
-    ];
+  /** @param {import('./patches.js').Place} to */
+  walk(to) {
+    this.cursor = to;
     this.point();
     this.where();
   }

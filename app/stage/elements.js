@@ -45,13 +45,43 @@ export function button(text, does, attributes = {}) {
  */
 export function select(label, choices, does) {
   const made = /** @type {HTMLSelectElement} */ (element('select', { 'aria-label': label },
-    element('option', { value: '' }, label),
-    ...choices.map(([value, text]) => element('option', { value }, text))));
+    element('option', { value: '' }, label), ...options(choices)));
   made.addEventListener('change', () => {
     if (made.value) does(made.value);
     made.value = '';
   });
   return made;
+}
+
+/** @param {string[][]} choices value and text */
+export function options(choices) {
+  return choices.map(([value, text]) => element('option', { value }, text));
+}
+
+/**
+ * Buttons of which one is pressed.
+ * @template {string | number} Value
+ * @param {string} label
+ * @param {[value: Value, text: string, hint?: string][]} choices
+ * @param {Value} chosen
+ * @param {(value: Value) => void} does when another is pressed
+ */
+export function choice(label, choices, chosen, does) {
+  const buttons = choices.map(([value, text, title]) => button(text, () => {
+    press(value);
+    does(value);
+  }, { title }));
+  const press = (/** @type {Value} */ value) => buttons.forEach((one, i) => {
+    one.setAttribute('aria-pressed', String(choices[i][0] === value));
+  });
+  press(chosen);
+  return element('span', { class: 'choice', role: 'group', 'aria-label': label }, ...buttons);
+}
+
+/** @param {string} label of the picture, for screen readers */
+export function canvas(label) {
+  return /** @type {HTMLCanvasElement} */ (
+    element('canvas', { role: 'img', 'aria-label': label }));
 }
 
 /**

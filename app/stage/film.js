@@ -1,9 +1,10 @@
 // The film of the ratio: nested masks from 95 to 5 %, played, scrubbed, and saved as a file.
 
-import { Curve, percent } from './curve.js';
-import { button, element, fill } from './elements.js';
+import { Curve } from './curve.js';
+import { button, canvas, element, fill } from './elements.js';
 import { loadImage, paint } from './painting.js';
 import { Question, asking } from './question.js';
+import { percent } from './scale.js';
 import { stage } from './stage.js';
 
 /**
@@ -24,9 +25,9 @@ const PANELS = ['masked', 'reconstruction', 'pasted'];
 
 /**
  * A film is about all of a view but its ratio and the visitor's own mask.
- * @param {Record<string, any>} settings
+ * @param {import('./stage.js').View} view
  */
-const about = ({ picture, fit, model, image_size: size, view, mask }) =>
+const about = ({ settings: { picture, fit, model, image_size: size, view, mask } }) =>
   [picture, fit, model, size, view, mask.strategy, mask.seed];
 
 // These survive a change of language.
@@ -51,10 +52,7 @@ class Player {
     this.host = host;
     this.texts = texts;
     this.own = element('p', { class: 'said', hidden: '' }, texts.own);
-    this.screens = PANELS.map((name) => {
-      const canvas = element('canvas', { role: 'img', 'aria-label': texts[name] });
-      return /** @type {HTMLCanvasElement} */ (canvas);
-    });
+    this.screens = PANELS.map((name) => canvas(texts[name]));
     this.switch = button('', () => this.play(!playing), { class: 'play' });
     this.scrubber = /** @type {HTMLInputElement} */ (element('input', {
       type: 'range', min: '0', step: '1', 'aria-label': texts.ratio,
@@ -69,8 +67,8 @@ class Player {
       format: format === 'webp' ? 'WebP' : 'GIF',
     }), () => this.save(format), { class: format }));
     this.show = element('div', { class: 'show', hidden: '' },
-      element('div', { class: 'screens' }, ...this.screens.map((canvas, i) =>
-        element('figure', {}, element('figcaption', {}, texts[PANELS[i]]), canvas))),
+      element('div', { class: 'screens' }, ...this.screens.map((screen, i) =>
+        element('figure', {}, element('figcaption', {}, texts[PANELS[i]]), screen))),
       element('div', { class: 'bar transport' }, this.switch, this.scrubber, this.ratio, this.use),
       this.curve.element,
       element('div', { class: 'files' }, asking(file, host, webp, gif), this.saved));
@@ -89,8 +87,8 @@ class Player {
   }
 
   start() {
-    if (film.running) return;
     at = 0;
+    film.parts = [];
     file.parts = [];
     file.changed();
     this.play(!matchMedia('(prefers-reduced-motion: reduce)').matches);
@@ -114,7 +112,7 @@ class Player {
     const { frames, texts, scrubber } = this;
     const frame = frames[at];
     const ratio = percent(frame.mask_ratio);
-    this.screens.forEach((canvas, i) => paint(canvas, PANELS[i], frame.images, frame.mask));
+    this.screens.forEach((screen, i) => paint(screen, PANELS[i], frame.images, frame.mask));
     this.ratio.textContent = ratio;
     scrubber.max = String((film.running ? frame.of : frames.length) - 1);
     scrubber.value = String(at);
@@ -155,9 +153,8 @@ class Player {
 
   /** @param {string} format */
   async save(format) {
-    if (file.running) return;
-    await file.ask({ kind: 'film', frames: FRAMES, format });
-    this.saved.querySelector('a')?.click();
+    const whole = await file.ask({ kind: 'film', frames: FRAMES, format });
+    if (whole) this.saved.querySelector('a')?.click();
   }
 
   /** Offer the file that was made last. */

@@ -1,13 +1,9 @@
 // A picture whose patches glow by values, and in which patches are pointed at.
 
 import { colourOf } from './colours.js';
-import { element, fill, svg } from './elements.js';
+import { canvas, element, svg } from './elements.js';
 import { paint } from './painting.js';
-
-/** @type {Record<string, [number, number]>} */
-const ARROWS = {
-  ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
-};
+import { pin, pinAt, pointedAt, steppedTo } from './patches.js';
 
 export class Glow {
   h = 0;
@@ -25,16 +21,15 @@ export class Glow {
   constructor(labels, hover, choose) {
     this.hover = hover;
     this.choose = choose;
-    this.canvas = /** @type {HTMLCanvasElement} */ (
-      element('canvas', { role: 'img', 'aria-label': labels.picture }));
+    this.canvas = canvas(labels.picture);
     this.grid = /** @type {SVGSVGElement} */ (svg('svg', {
       role: 'application', tabindex: '0', 'aria-label': labels.grid, preserveAspectRatio: 'none',
     }));
     this.veil = svg('path', { class: 'veil' });
-    this.marks = svg('g');
-    this.outline = svg('rect', { class: 'pin', width: '1', height: '1' });
+    this.marks = svg('g', { class: 'marks' });
+    this.outline = pin();
     this.grid.append(this.veil, this.marks, this.outline);
-    this.element = element('div', { class: 'glow' }, this.canvas, this.grid);
+    this.element = element('div', { class: 'picture' }, this.canvas, this.grid);
     this.grid.addEventListener('pointermove', (event) => {
       if (event.pointerType !== 'touch') this.#hover(this.#patchAt(event));
     });
@@ -62,8 +57,7 @@ export class Glow {
    * @param {number} max the value of the brightest glow
    */
   draw(patch, values, max) {
-    this.outline.setAttribute('x', String(patch % this.w));
-    this.outline.setAttribute('y', String(Math.floor(patch / this.w)));
+    pinAt(this.outline, this.#place(patch));
     this.marks.replaceChildren(...[...values].map(([at, value]) => {
       const t = max > 0 ? value / max : 0;
       // A frame within the patch, the more the thicker, so that the picture can be seen.
@@ -81,11 +75,7 @@ export class Glow {
 
   /** @param {MouseEvent} event */
   #patchAt(event) {
-    const box = this.grid.getBoundingClientRect();
-    const place = (/** @type {number} */ share, /** @type {number} */ count) =>
-      Math.min(Math.max(Math.floor(share * count), 0), count - 1);
-    return place((event.clientY - box.top) / box.height, this.h) * this.w
-      + place((event.clientX - box.left) / box.width, this.w);
+    return this.#number(pointedAt(event, this.grid, [this.h, this.w]));
   }
 
   /** @param {number | null} patch */
@@ -97,23 +87,22 @@ export class Glow {
 
   /** @param {KeyboardEvent} event */
   #press(event) {
-    if (!(event.key in ARROWS)) return;
+    const to = steppedTo(event.key, this.#place(this.pin), [this.h, this.w]);
+    if (!to) return;
     event.preventDefault();
-    const [down, across] = ARROWS[event.key];
-    const i = Math.min(Math.max(Math.floor(this.pin / this.w) + down, 0), this.h - 1);
-    const j = Math.min(Math.max(this.pin % this.w + across, 0), this.w - 1);
-    this.choose(i * this.w + j);
+    this.choose(this.#number(to));
   }
-}
 
-/** The colour scale from left to right, as CSS. */
-export const SCALE = `linear-gradient(to right, ${
-  Array.from({ length: 9 }, (_, i) => `rgb(${colourOf(i / 8)})`).join(', ')})`;
+  /**
+   * @param {number} patch
+   * @returns {import('./patches.js').Place}
+   */
+  #place(patch) {
+    return [Math.floor(patch / this.w), patch % this.w];
+  }
 
-/**
- * @param {number} share
- * @param {string} text with a place for its `value`
- */
-export function percent(share, text) {
-  return fill(text, { value: (100 * share).toFixed(2) });
+  /** @param {import('./patches.js').Place} place */
+  #number([row, column]) {
+    return row * this.w + column;
+  }
 }

@@ -1,7 +1,7 @@
 // Where layers and heads of a model looked from one patch.
 
-import { element, fill } from './elements.js';
-import { percent } from './glow.js';
+import { element, fill, options } from './elements.js';
+import { percent } from './scale.js';
 
 /**
  * An answer of the kind `attention`. Rows are shares: of the class token first, then of patches.
@@ -57,7 +57,7 @@ export class Looks {
       this.layer.selectedIndex = layers.length - 1;
       this.head.replaceChildren(...options([['mean', this.texts.mean], ...numbered(layers[0])]));
     }
-    const value = percent(this.shares[0], this.texts.percent);
+    const value = percent(this.shares[0], 2);
     this.classToken.textContent = fill(this.texts.class_token, { value });
   }
 
@@ -83,11 +83,6 @@ export class Looks {
 /** @param {string} name */
 function select(name) {
   return /** @type {HTMLSelectElement} */ (element('select', { name }));
-}
-
-/** @param {string[][]} choices value and text */
-function options(choices) {
-  return choices.map(([value, text]) => element('option', { value }, text));
 }
 
 /** @param {unknown[]} things */

@@ -1,16 +1,19 @@
 // Where a prediction came from: which visible patches it depends on, and where layers looked.
 
-import { Asking, isOnShow } from './asking.js';
-import { button, element, fill } from './elements.js';
-import { Glow, percent, SCALE } from './glow.js';
+import { button, choice, element, fill } from './elements.js';
+import { Glow } from './glow.js';
+import { legend } from './legend.js';
 import { Looks } from './looks.js';
+import { Question, asking } from './question.js';
+import { percent } from './scale.js';
 import { stage } from './stage.js';
 import { strongest, Study } from './study.js';
 
 const LISTED = 5;
 const MODES = /** @type {const} */ (['influence', 'attention']);
 
-// Survive a change of language.
+// These survive a change of language.
+const question = new Question();
 /** @type {Study | null} */
 let study = null;
 /** @type {typeof MODES[number]} */
@@ -31,48 +34,42 @@ class Origin {
   constructor(host) {
     const { texts } = host;
     this.texts = texts;
-    this.asking = new Asking(host, () => this.show());
-    this.modes = MODES.map((name) => button(texts[name], () => this.choose(name)));
     this.start = button('', () => this.ask(), { class: 'main' });
-    this.count = element('span', { class: 'count' });
+    this.cost = element('p', { class: 'said cost' });
+    this.told = element('p', { class: 'said told', role: 'status' });
     this.glow = new Glow({ picture: texts.picture, grid: texts.grid },
       (patch) => { this.hovered = patch; this.point(); }, (patch) => this.pin(patch));
-    this.asking.next = this.glow.grid;
     this.where = element('p', { class: 'where' });
     this.looks = new Looks(texts, () => { this.point(); this.tell(); });
     this.listed = element('p');
     this.list = element('ol');
-    this.most = element('span');
+    this.scale = element('div');
     this.unit = element('p', { class: 'said' });
-    const scale = element('div', { class: 'scale' });
-    scale.style.background = SCALE;
-    this.legend = element('div', {}, this.listed, this.list, scale,
-      element('div', { class: 'ends' }, element('span', {}, percent(0, texts.percent)), this.most), this.unit);
+    this.legend = element('div', {}, this.listed, this.list, this.scale, this.unit);
     this.about = element('p', { class: 'said' });
     this.study = element('div', { class: 'study' }, this.glow.element,
       element('div', {}, this.where, this.looks.element, this.legend, this.about));
-    const { cancel, progress, said, alert } = this.asking;
     host.element.append(
       element('div', { class: 'bar' },
-        element('span', { class: 'choice', role: 'group', 'aria-label': texts.way }, ...this.modes),
-        this.start, cancel, progress, this.count),
-      said, alert, this.study);
+        choice(texts.way, MODES.map((name) => [name, texts[name]]), mode,
+          (name) => this.choose(name)),
+        asking(question, host, this.start)),
+      this.cost, this.told, this.study);
+    question.addEventListener('change', () => this.show(), { signal: host.signal });
     stage.addEventListener('view', () => this.follow(), { signal: host.signal });
     this.follow();
   }
 
   /** Take what the panels show, unless something was found out about an earlier view. */
   follow() {
-    if (!study || !isOnShow(study.view)) {
-      this.asking.stop();
-      if (!study || study.empty) this.begin();
-    }
+    if (!study || (study.empty && !question.running)) this.begin();
     this.show();
   }
 
   /** Study the view on show; the pin stays on a grid of the same size. */
   begin() {
     const before = study;
+    question.parts = [];
     study = stage.view && new Study(stage.view, stage.images);
     if (study && study.cells.length === before?.cells.length) study.pin = before.pin;
     return study;
@@ -81,9 +78,10 @@ class Origin {
   /** @param {typeof MODES[number]} name */
   choose(name) {
     if (mode === name) return;
-    this.asking.stop();
-    this.asking.alert.textContent = '';
     mode = name;
+    question.cancel();
+    question.ended = '';
+    question.changed();
     this.look();
   }
 
@@ -97,7 +95,7 @@ class Origin {
 
   /** Show what is known of the pinned patch; what is not known of its attention is asked for. */
   look() {
-    if (mode === 'attention' && study && isOnShow(study.view) && !study.pinned) {
+    if (mode === 'attention' && study && !question.old && !study.pinned) {
       this.ask();
     } else {
       this.show();
@@ -107,55 +105,48 @@ class Origin {
 
   /** Measure, or ask where the model looked from the pinned patch. */
   async ask() {
-    const asked = study && isOnShow(study.view) ? study : this.begin();
+    const asked = study && !question.old ? study : this.begin();
     if (!asked) return;
-    let whole;
-    if (mode === 'influence') {
-      asked.changes.clear();
-      whole = await this.asking.ask({ kind: mode },
-        ({ patch, change }) => asked.changes.set(patch, change));
-    } else {
-      whole = await this.asking.ask({ kind: mode, patch: asked.pin },
-        (part) => { asked.attention = /** @type {import('./looks.js').Attention} */ (part); });
-    }
+    this.told.textContent = '';
+    if (mode === 'influence') asked.changes.clear();
+    const plan = mode === 'influence' ? { kind: mode } : { kind: mode, patch: asked.pin };
+    const whole = await question.ask(plan, async (part) => {
+      if (plan.kind === 'influence') asked.changes.set(part.patch, part.change);
+      else asked.attention = /** @type {import('./looks.js').Attention} */ (part);
+      return part;
+    });
     if (whole) this.tell();
   }
 
   show() {
     this.study.hidden = !study;
-    this.modes.forEach((one, i) => one.setAttribute('aria-pressed', String(MODES[i] === mode)));
-    if (!study) {
-      this.start.hidden = true;
-      this.count.textContent = this.texts.nothing;
-      return;
-    }
+    this.cost.hidden = !study;
+    this.start.textContent = this.texts[`${mode}_${question.old ? 'again' : 'start'}`];
+    if (!study) return;
     if (this.drawn !== study) this.glow.show(study.images, study.view.mask);
     this.drawn = study;
     this.glow.pin = study.pin;
-    this.study.classList.toggle('old', !isOnShow(study.view));
+    this.study.classList.toggle('old', question.old);
     this.looks.offer(mode === 'attention' ? study.pinned : null);
     this.control(study);
     this.point();
   }
 
   /**
-   * Bring button, progress and count up to date.
+   * Say what the answer costs or how far it is; a whole one is not asked for again.
    * @param {Study} of
    */
-  control({ view, changes, visible, pinned }) {
-    const { texts, asking } = this;
-    const old = !isOnShow(view);
-    const values = { done: changes.size, visible, runs: visible + 1 };
+  control({ changes, visible, pinned }) {
     let [whole, how] = [pinned !== null, 'one_run'];
-    asking.progress.removeAttribute('value');
     if (mode === 'influence') {
       whole = changes.size === visible;
       how = whole ? 'measured' : changes.size ? 'so_far' : 'cost';
-      asking.progress.value = changes.size / visible;
     }
-    this.start.hidden = !stage.view || asking.busy || (whole && !old);
-    this.start.textContent = texts[`${mode}_${old ? 'again' : 'start'}`];
-    this.count.textContent = fill(texts[old ? 'old' : how], values);
+    const focused = document.activeElement === this.start;
+    this.start.hidden = whole && !question.old && !question.running;
+    if (focused && this.start.hidden) this.glow.grid.focus({ preventScroll: true });
+    const values = { done: changes.size, visible, runs: visible + 1 };
+    this.cost.textContent = fill(this.texts[how], values);
   }
 
   /**
@@ -182,8 +173,8 @@ class Origin {
     this.listed.textContent = texts[mode === 'attention' ? 'looked_at'
       : study.isRemoved(patch) ? 'from_visible' : 'to_removed'];
     this.list.replaceChildren(...listed.map(([at, value]) =>
-      element('li', {}, `${this.spot(at)}: ${percent(value, texts.percent)}`)));
-    this.most.textContent = percent(max, texts.percent);
+      element('li', {}, `${this.spot(at)}: ${percent(value, 2)}`)));
+    this.scale.replaceChildren(legend([percent(0, 2), percent(max, 2)]));
     this.unit.textContent = texts[`${mode}_unit`];
     this.about.textContent = texts[`${mode}_about`];
   }
@@ -193,8 +184,8 @@ class Origin {
     if (!study) return;
     const place = this.place(study.pin);
     const [first] = strongest(this.values(study.pin), 1);
-    this.asking.said.textContent = first ? fill(this.texts.strongest, {
-      place, spot: this.spot(first[0]), value: percent(first[1], this.texts.percent),
+    this.told.textContent = first ? fill(this.texts.strongest, {
+      place, spot: this.spot(first[0]), value: percent(first[1], 2),
     }) : place;
   }
 

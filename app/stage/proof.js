@@ -1,7 +1,7 @@
 // Proof that hidden pixels do not reach a prediction: scrambled, they leave it as it was.
 
-import { Asking, isOnShow } from './asking.js';
 import { button, element, fill } from './elements.js';
+import { Question, asking } from './question.js';
 import { stage } from './stage.js';
 
 /**
@@ -15,11 +15,17 @@ import { stage } from './stage.js';
  * @property {number} largest_change of a value, in 0..1
  */
 
-/** @typedef {Comparison & {scrambled: string, answer: Comparison | null}} Answer */
+/**
+ * @typedef {object} More
+ * @property {string} original address of an image
+ * @property {number} noise
+ * @property {string} scrambled address of an image
+ * @property {Comparison | null} answer
+ * @typedef {Comparison & More} Answer
+ */
 
-// The last answer and what it is of; it survives a change of language.
-/** @type {{view: import('./stage.js').View, noise: number, answer: Answer} | null} */
-let shown = null;
+// Survives a change of language.
+const leak = new Question();
 
 /** @param {import('./stage.js').Host} host */
 export function mount(host) {
@@ -27,74 +33,64 @@ export function mount(host) {
 }
 
 class Proof {
+  /** @type {Answer | null} */
+  drawn = null;
+
   /** @param {import('./stage.js').Host} host */
   constructor(host) {
     const { texts } = host;
     this.texts = texts;
     this.start = button('', () => this.ask(), { class: 'main' });
-    this.count = element('span', { class: 'count' });
-    this.asking = new Asking(host, () => this.show());
-    this.asking.next = this.start;
     this.verdict = element('p', { class: 'verdict', role: 'status' });
-    this.pictures = element('div', { class: 'pictures' });
-    this.answer = element('div', {});
-    const { cancel, progress, said, alert } = this.asking;
+    this.pictures = element('div', { class: 'show' });
     host.element.append(
-      element('div', { class: 'bar' }, this.start, cancel, progress, this.count),
-      said, alert, this.verdict, this.pictures, this.answer,
+      asking(leak, host, this.start), this.verdict, this.pictures,
       element('p', { class: 'said' }, texts.proves));
-    stage.addEventListener('view', () => this.follow(), { signal: host.signal });
-    this.draw();
+    leak.addEventListener('change', () => this.show(), { signal: host.signal });
     this.show();
   }
 
-  follow() {
-    if (this.asked && !isOnShow(this.asked)) this.asking.stop();
-    this.show();
+  /** The newest answer. */
+  get shown() {
+    return /** @type {Answer | undefined} */ (leak.parts.at(-1));
   }
 
-  async ask() {
-    const { view } = stage;
-    if (!view) return;
-    this.asked = view;
-    const noise = shown ? shown.noise + 1 : 0;
+  ask() {
+    if (!stage.view) return;
+    const { settings, original } = stage.view;
+    const noise = this.shown ? this.shown.noise + 1 : 0;
     // The view that uses the answer is compared beside another.
-    const { settings } = view;
     const request = settings.view === 'answer' ? { ...settings, view: 'estimated' } : settings;
-    await this.asking.ask({ kind: 'leak', noise, request }, (part) => {
-      shown = { view, noise, answer: /** @type {Answer} */ (part) };
-      this.draw();
-    });
+    leak.ask({ kind: 'leak', noise, request }, async (part) => ({ ...part, original, noise }));
   }
 
   show() {
-    const { texts, asking: { busy } } = this;
-    const old = shown !== null && !isOnShow(shown.view);
-    this.start.hidden = busy || !stage.view;
-    this.start.textContent = texts[shown ? (old ? 'again' : 'another') : 'scramble'];
-    this.count.textContent = stage.view ? (old ? texts.old : '') : texts.nothing;
-    for (const one of [this.pictures, this.answer]) one.classList.toggle('old', old);
+    const { texts, shown } = this;
+    this.start.textContent = texts[shown ? (leak.old ? 'again' : 'another') : 'scramble'];
+    this.pictures.classList.toggle('old', leak.old);
+    if (!shown || shown === this.drawn) return;
+    this.drawn = shown;
+    this.draw(shown);
   }
 
-  draw() {
-    if (!shown) return;
+  /** @param {Answer} shown */
+  draw(shown) {
     const { texts } = this;
-    const { view, noise, answer } = shown;
-    this.judge(this.verdict, answer, 'leaks');
-    this.pictures.replaceChildren(
-      figure(view.original, texts.original),
-      figure(answer.scrambled, fill(texts.scrambled, { noise })),
-      figure(answer.before, texts.before), figure(answer.after, texts.after));
-    if (!answer.answer) {
-      this.answer.replaceChildren(element('p', { class: 'said' }, texts.raw));
+    const { original, noise, scrambled, before, after, answer } = shown;
+    this.judge(this.verdict, shown, 'leaks');
+    this.pictures.replaceChildren(element('div', { class: 'screens' },
+      figure(original, texts.original), figure(scrambled, fill(texts.scrambled, { noise })),
+      figure(before, texts.before), figure(after, texts.after)));
+    if (!answer) {
+      this.pictures.append(element('p', { class: 'said' }, texts.raw));
       return;
     }
     const verdict = element('p', { class: 'verdict' });
-    this.judge(verdict, answer.answer, 'answer_differs');
-    this.answer.replaceChildren(
+    this.judge(verdict, answer, 'answer_differs');
+    this.pictures.append(
       element('h3', {}, texts.answer), verdict,
-      element('div', { class: 'pictures' },
-        figure(answer.answer.before, texts.before), figure(answer.answer.after, texts.after)));
+      element('div', { class: 'screens' },
+        figure(answer.before, texts.before), figure(answer.after, texts.after)));
   }
 
   /**

@@ -1,4 +1,4 @@
-// Scales with round numbers.
+// Scales with round numbers, and shares in per cent.
 
 /**
  * Evenly spaced round numbers that cover a range.
@@ -28,6 +28,14 @@ export function ticksOver(low, high, steps) {
 export function quantile(values, share) {
   const known = values.filter((value) => !Number.isNaN(value)).sort();
   return known.length ? known[Math.round(share * (known.length - 1))] : 0;
+}
+
+/**
+ * @param {number} share 0 to 1
+ * @param {number} digits after the point
+ */
+export function percent(share, digits = 0) {
+  return `${(100 * share).toFixed(digits)} %`;
 }
 
 /** @param {number} value */

@@ -19,7 +19,8 @@ import {drawMask} from './masking.js';
  * What a part is drawn into.
  * @typedef {object} Host
  * @property {HTMLElement} element empty
- * @property {Record<string, any>} texts of the part, in the page's language
+ * @property {Record<string, any>} texts of the part, in the page's language, and those of every
+ *   `question`
  * @property {AbortSignal} signal ends the part's listeners, as it is drawn anew
  * @property {Record<string, any>} props of Gradio's component
  * @property {(event: string) => void} trigger an event of the component
@@ -147,7 +148,8 @@ export async function mount(name, host) {
   const part = await import(`./${name}.js`);
   let ended = new AbortController();
   const draw = async () => {
-    const texts = (await stage.texts())[name] ?? {};
+    const {question, [name]: own} = await stage.texts();
+    const texts = {...own, question};
     ended.abort();
     ended = new AbortController();
     const element = /** @type {HTMLElement} */ (host.element.querySelector('.part'));

@@ -35,6 +35,16 @@ def fields(message: str) -> set[str]:
     return {name for _, name, _, _ in string.Formatter().parse(message) if name}
 
 
+def leaves(section: dict[str, Any] | list[Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Texts of a section and of those in it, by their paths."""
+    items = section.items() if isinstance(section, dict) else enumerate(section)
+    for key, value in items:
+        if isinstance(value, str):
+            yield f"{path}{key}", value
+        else:
+            yield from leaves(value, f"{path}{key}.")
+
+
 def texts(language: str) -> dict[str, str]:
     return LOCALES[language]["labels"] | LOCALES[language]["sentences"]
 
@@ -45,6 +55,13 @@ def test_both_languages_say_the_same_things() -> None:
         assert [*LOCALES["en"][section]] == [*LOCALES["zh"][section]]
     for key, message in texts("en").items():
         assert fields(message) == fields(texts("zh")[key]), key
+
+
+def test_the_stage_says_the_same_things_in_both_languages() -> None:
+    english, chinese = (dict(leaves(LOCALES[each]["stage"])) for each in ("en", "zh"))
+    assert [*english] == [*chinese]
+    for key, message in english.items():
+        assert fields(message) == fields(chinese[key]), key
 
 
 @pytest.mark.parametrize("key", texts("en"))

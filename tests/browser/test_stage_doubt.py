@@ -122,7 +122,7 @@ def test_a_patch_is_pointed_at_in_all_pictures(view: Page, model: HeldReconstruc
         expect(said).to_have_text(sentence(doubt, row, column))
         for mark in view.locator("#doubt .picture rect").all():
             assert (mark.get_attribute("x"), mark.get_attribute("y")) == (str(column), str(row))
-    view.locator("#doubt .pictures").focus()
+    view.locator("#doubt .screens").focus()
     for key, place in (("ArrowUp", (2, 1)), ("ArrowLeft", (2, 0)), ("ArrowLeft", (2, 0)),
                        ("ArrowDown", (3, 0)), ("ArrowRight", (3, 1))):  # fmt: skip
         view.keyboard.press(key)
@@ -173,7 +173,7 @@ def test_maps_of_another_view_say_so(view: Page) -> None:
     measure(view, 4)
     expect(view.locator("#doubt .measured")).to_contain_text("4 masks of 75 %")
     settle(view, "mask-ratio", "ratio", 0.5)
-    status(view, "doubt", "These maps are of other settings")
+    status(view, "doubt", "This is of another picture or of other settings")
     measure(view, 8)
     expect(view.locator("#doubt .measured")).to_contain_text("8 masks of 50 %")
     expect(view.locator("#doubt .asking [role=status]")).to_have_text("")

@@ -202,7 +202,7 @@ def test_a_film_of_other_settings_says_so(view: Page) -> None:
     start(view)
     finished(view)
     slide(view, "seed", 9)
-    status(view, "film", "This film is of other settings")
+    status(view, "film", "This is of another picture or of other settings")
     expect(view.locator("#film .files button").first).to_be_disabled()
     slide(view, "seed", 2)
     finished(view)

@@ -12,6 +12,7 @@ from mae_core.inside.attention import attend
 from mae_core.inside.influence import influence
 from mae_core.reconstruct import ReconstructionRequest
 from tests.app.serving import HeldReconstructor, small_reconstructor
+from tests.browser.asking import status
 from tests.browser.conftest import PHONE, gone
 from tests.browser.test_page import pictures, slide
 
@@ -33,7 +34,7 @@ def opened_tab(page: Page) -> Locator:
 def measured(page: Page) -> Locator:
     part = opened_tab(page)
     part.get_by_role("button", name="Measure influence").click()
-    expect(part.locator(".count")).to_contain_text(MEASURED)
+    expect(part.locator(".cost")).to_contain_text(MEASURED)
     return part
 
 
@@ -58,7 +59,7 @@ def spot(patch: int) -> str:
 
 def glowing(part: Locator) -> dict[int, float]:
     """Patch -> value, of those that glow."""
-    pairs = part.locator("svg g").evaluate(
+    pairs = part.locator("svg .marks").evaluate(
         "(marks) => [...marks.children].map(({dataset}) => [dataset.patch, dataset.value])"
     )
     return {int(patch): float(value) for patch, value in pairs}
@@ -87,12 +88,12 @@ def brute_force() -> tuple[npt.NDArray[np.bool_], dict[int, npt.NDArray[np.float
 
 def test_the_glow_is_what_brute_force_finds(view: Page) -> None:
     part = opened_tab(view)
-    expect(part.locator(".count")).to_have_text(
+    expect(part.locator(".cost")).to_have_text(
         "12 visible patches: 13 runs of the model, one with all of them and one without each"
     )
     assert not glowing(part)
     part.get_by_role("button", name="Measure influence").click()
-    expect(part.locator(".count")).to_contain_text(MEASURED)
+    expect(part.locator(".cost")).to_contain_text(MEASURED)
     removed, changes = brute_force()
     found = influence(small_reconstructor(), CAT, **FIRST)
     for patch in range(SIDE**2):
@@ -142,7 +143,7 @@ def test_cancel_stops_it(view: Page, model: HeldReconstructor) -> None:
         expect(part.get_by_role("progressbar")).to_be_visible()
         assert model.begun.wait(60)
         part.get_by_role("button", name="Cancel").click()
-        expect(part.get_by_role("status")).to_have_text("Stopped.")
+        status(view, "origin", "Cancelled.")
         expect(part.get_by_role("progressbar")).to_be_hidden()
     # What was under way ends before the next request begins.
     slide(view, "seed", 9)
@@ -185,10 +186,10 @@ def test_the_newest_patch_wins(view: Page) -> None:
     part.locator("svg").focus()
     for key in ("ArrowUp", "ArrowLeft", "ArrowLeft", "ArrowUp", "ArrowRight"):
         view.keyboard.press(key)
-    last = int(part.locator("svg .pin").evaluate("(pin) => 7 * pin.y.baseVal.value"))
-    last += int(part.locator("svg .pin").evaluate("(pin) => pin.x.baseVal.value"))
+    last = int(part.locator(".pin rect").first.evaluate("({y}) => 7 * y.baseVal.value"))
+    last += int(part.locator(".pin rect").first.evaluate("({x}) => x.baseVal.value"))
     expect(part.locator(".where")).to_contain_text(spot(last))
-    expect(part.get_by_role("status")).to_contain_text("Strongest")
+    expect(part.locator(".told")).to_contain_text("Strongest")
     expect(part.get_by_role("button", name="Cancel")).to_be_hidden()
     close(glowing(part), dict(enumerate(attention_of(last).decoder[-1].mean(dim=0)[1:].tolist())))
 
@@ -198,10 +199,10 @@ def test_a_measurement_of_an_earlier_picture_is_dimmed(view: Page) -> None:
     first = glowing(part)
     slide(view, "seed", 5)
     expect(part.locator(".study.old")).to_be_visible()
-    expect(part.locator(".count")).to_have_text("This is of an earlier picture, mask or model.")
+    status(view, "origin", "This is of another picture or of other settings")
     assert glowing(part) == first
     part.get_by_role("button", name="Measure again").click()
-    expect(part.locator(".count")).to_contain_text(MEASURED)
+    expect(part.locator(".cost")).to_contain_text(MEASURED)
     expect(part.locator(".study.old")).to_have_count(0)
     assert glowing(part) != first
 
@@ -210,7 +211,7 @@ def test_another_language_keeps_the_measurement(view: Page) -> None:
     part = measured(view)
     first = glowing(part)
     view.evaluate("document.documentElement.lang = 'zh-CN'")
-    expect(part.locator(".count")).to_contain_text("12 个可见图块已全部逐一去掉")
+    expect(part.locator(".cost")).to_contain_text("12 个可见图块已全部逐一去掉")
     assert glowing(part) == first
 
 
@@ -220,7 +221,7 @@ def test_too_many_visible_patches_are_refused_in_a_sentence(view: Page) -> None:
     part = view.locator("#origin")
     view.locator("#size label", has_text="336").click()
     slide(view, "mask-ratio", 0.2)
-    expect(part.locator(".count")).to_contain_text("352 个可见图块")
+    expect(part.locator(".cost")).to_contain_text("352 个可见图块")
     part.get_by_role("button", name="测量影响").click()
     expect(part.get_by_role("alert")).to_contain_text(
         "有 352 个可见图块；逐一去掉时必须有 2 到 256 个"
@@ -235,13 +236,13 @@ def test_it_works_by_keyboard(view: Page) -> None:
     start = part.get_by_role("button", name="Measure influence")
     walk(view, start)
     view.keyboard.press("Enter")
-    expect(part.locator(".count")).to_contain_text(MEASURED)
+    expect(part.locator(".cost")).to_contain_text(MEASURED)
     # The keyboard is at the picture by now.
     expect(part.locator("svg")).to_be_focused()
     before = part.locator(".where").text_content()
     view.keyboard.press("ArrowDown")
     expect(part.locator(".where")).not_to_have_text(str(before))
-    expect(part.get_by_role("status")).to_contain_text("Strongest: row")
+    expect(part.locator(".told")).to_contain_text("Strongest: row")
     view.keyboard.press("Shift+Tab")
     expect(part.get_by_role("button", name="Attention", exact=True)).to_be_focused()
     view.keyboard.press("Space")
@@ -271,7 +272,7 @@ def test_a_finger_points_too(view: Page) -> None:
     tap_tab(view, "Where from?")
     part = view.locator("#origin")
     part.get_by_role("button", name="Measure influence").tap()
-    expect(part.locator(".count")).to_contain_text(MEASURED)
+    expect(part.locator(".cost")).to_contain_text(MEASURED)
     for patch in (16, 33):
         part.locator("svg").tap(position=place(part, patch))
         expect(part.locator(".where")).to_contain_text(spot(patch))

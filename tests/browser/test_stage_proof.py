@@ -16,6 +16,7 @@ from mae_core.images import to_pil
 from mae_core.inside.leaks import prove
 from mae_core.reconstruct import ReconstructionRequest
 from tests.app.serving import HeldReconstructor, example, small_reconstructor
+from tests.browser.asking import status
 from tests.browser.conftest import PHONE
 from tests.browser.test_page import expected, seen, slide
 from tests.browser.test_stage_origin import ON_A_PHONE, tap_tab, walk
@@ -108,7 +109,7 @@ def test_the_answers_statistics_change_it(view: Page, shown: str) -> None:
         f"by at most {100 * answer.largest_change:.3g} % of the range."
     )
     expect(verdicts.last).to_contain_text("brightness and contrast of its true pixels")
-    row = part.locator(".pictures").last
+    row = part.locator(".screens").last
     for caption, prediction in zip(("original", "scr"), answer.predictions, strict=True):
         found = pixels(row, f"Prediction from the {caption}")
         assert np.array_equal(found, np.asarray(to_pil(prediction)))
@@ -117,8 +118,8 @@ def test_the_answers_statistics_change_it(view: Page, shown: str) -> None:
 def test_a_proof_of_an_earlier_picture_is_dimmed(view: Page) -> None:
     part = scrambled(view)
     slide(view, "seed", 7)
-    expect(part.locator(".pictures.old")).to_be_visible()
-    expect(part.locator(".count")).to_have_text("This is of an earlier picture, mask or model.")
+    expect(part.locator(".show.old")).to_be_visible()
+    status(view, "proof", "This is of another picture or of other settings")
     part.get_by_role("button", name="Scramble again").click()
     expect(part.locator(".old")).to_have_count(0)
     expect(part.locator(".verdict")).to_have_text(SAME)
