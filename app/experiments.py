@@ -46,6 +46,7 @@ from mae_core.settings import VERSION, rows_of
 # Whole numbers of a plan: kind -> name -> (least, most, default).
 _NUMBERS: dict[str, dict[str, tuple[int, int, int]]] = {
     "single": {},
+    "files": {},
     "film": {"frames": (2, 37, 19)},
     "doubt": {"masks": (2, 64, 16)},
     "influence": {},
@@ -113,10 +114,11 @@ async def ask(service: ReconstructionService, plan: Plan, visitor: str) -> Parts
     Raises:
         MAEError: As `ReconstructionService.answer`.
     """
-    if plan.kind == "single":
+    if plan.kind in ("single", "files"):
+        part_of = view_of if plan.kind == "single" else files_of
         async with aclosing(service.answer(plan.values, visitor)) as answers:
             async for answer in answers:
-                yield answer if isinstance(answer, Waiting) else view_of(answer)
+                yield answer if isinstance(answer, Waiting) else part_of(answer)
         return
     if plan.kind == "models":
         yield {"models": await asyncio.to_thread(_models, service)}
@@ -140,6 +142,11 @@ def view_of(answer: Answer) -> Part:
         "facts": answer.facts,
         "settings": answer.request.to_json(),
     }
+
+
+def files_of(answer: Answer) -> Part:
+    """All panels, as `mae reconstruct` writes them."""
+    return dict(answer.panels)
 
 
 def _models(service: ReconstructionService) -> list[Part]:

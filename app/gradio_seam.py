@@ -196,12 +196,15 @@ class Sessions:
         self._app.iterators_to_reset.intersection_update(queue.event_ids_to_events)
 
 
-# Gradio's front end knows Chinese as zh-CN and zh-TW only, and looks at the browser's language
-# before the page's own head is there.
+# Gradio's front end takes the browser's language, before the page's own head is there, and knows
+# Chinese as zh-CN and zh-TW only. A link may name another language: `#...lang=zh`.
 LOCALE_SCRIPT = """
-if (/^zh(?!-(CN|TW)$)/i.test(navigator.language))
-  Object.defineProperty(navigator, 'language',
-    {value: /hk|mo|hant/i.test(navigator.language) ? 'zh-TW' : 'zh-CN'});
+{
+  const asked = /[#&]lang=(en|zh)\\b/.exec(location.hash)?.[1] ?? navigator.language;
+  const taiwan = /hk|mo|tw|hant/i.test(asked);
+  const value = /^zh/i.test(asked) ? (taiwan ? 'zh-TW' : 'zh-CN') : asked;
+  Object.defineProperty(navigator, 'language', {value});
+}
 """
 
 

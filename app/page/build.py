@@ -122,6 +122,7 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
                     strategy, fit, image_size = _choices(service)
                     model, views = _models(events, service)
             with gr.Column(elem_id="outputs", scale=3, min_width=300):
+                opener = stage_part("opener")
                 mask = stage_part("editor")
                 outputs = [
                     panels(PANELS, I18N("panels"), view, "panels"),
@@ -149,10 +150,11 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
         for moved in (mask_ratio.input, seed.input, strategy.input, rolled.then):
             moved(None, [mask_ratio, seed, strategy], mask, js=_PREVIEW)
         # What modules of the stage ask of the page's controls: a link, the history, the lecture.
-        opener = stage_part("opener", visible="hidden")
+        controls = [
+            image, grid, mask_ratio, seed, strategy, fit, model, image_size, views, mask, tabs
+        ]  # fmt: skip
         opener.input(
-            events.open, [opener, language],
-            [image, grid, mask_ratio, seed, strategy, fit, model, image_size, views, mask, tabs],
+            events.open, [opener, language], [*controls, opener],
             queue=False, js=_WITH_LANGUAGE, trigger_mode="always_last", **_PLAIN,
         )  # fmt: skip
         stage_part("opening", visible="hidden", value=film)

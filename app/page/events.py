@@ -35,8 +35,9 @@ from app.page.files import byte_file, example_file, not_uploaded, panel_file, up
 from app.request import Request
 from app.service import Answer, ReconstructionService, Waiting
 from mae_core import MAEError
-from mae_core.errors import ImageError, MaskError
+from mae_core.errors import ConfigError, ImageError, MaskError
 from mae_core.reconstruct import NORM_PIX_VIEWS
+from mae_core.settings import digest_of
 
 _logger = logging.getLogger(__name__)
 
@@ -48,6 +49,9 @@ SIZES = (336, 448, 672, 1024)
 
 # Ids of the tabs below the panels, each drawn by the module of its name.
 TABS = ("film", "doubt", "origin", "compare", "inside", "proof", "keep")
+
+# Values that settings set: see `Events.open`.
+_CONTROLS = 11
 
 _PATIENCE = f"{PATIENCE_SECONDS / 60:g}"
 
@@ -111,6 +115,7 @@ class Events:
         """
         self._service = service
         self._examples = examples
+        self._names = {digest_of(path): name for name, path in examples.items()}
         self._folder = folder
 
     async def reconstruct(
@@ -166,9 +171,9 @@ class Events:
 
         Args:
             image: The picture, a file of an ordinary photo format.
-            plan: `{"v": 1, "kind": ..., "request": ...}`, where the kind is `single`, `film`,
-                `doubt`, `influence`, `attention`, `inside`, `leak` or `models` (those that can be
-                asked), and the request is of the form of `settings` in an answer.
+            plan: `{"v": 1, "kind": ..., "request": ...}`, where the kind is `single`, `files`,
+                `film`, `doubt`, `influence`, `attention`, `inside`, `leak` or `models` (those that
+                can be asked), and the request is of the form of `settings` in an answer.
             request: The HTTP request; Gradio fills it in.
 
         Yields:
@@ -207,14 +212,24 @@ class Events:
 
         Args:
             settings: `{"example": name}` or `{"image": {"path": ...}}`, `request` as `settings` of
-                an answer, and the `tab` to be shown; each may be missing.
+                an answer, and the `tab` to be shown; each may be missing. `turn` comes back.
             language: Of the page.
             request: The HTTP request.
 
         Returns:
-            Picture, example, mask ratio, seed, strategy, fit, model, size, view, own mask, tab.
+            Picture, example, mask ratio, seed, strategy, fit, model, size, view, own mask, tab, and
+            `{"turn": ..., "problem": sentence}`. With a problem all others stay; without one the
+            sentence is empty.
         """
         settings = settings if isinstance(settings, dict) else {}
+        controls, problem = (gr.skip(),) * _CONTROLS, ""
+        try:
+            controls = self._controls(settings)
+        except Exception as error:
+            problem = sentence_for(error, _language_of(request, language))
+        return *controls, {"turn": settings.get("turn"), "problem": problem}
+
+    def _controls(self, settings: dict[str, Any]) -> tuple[Any, ...]:
         picture, example = gr.skip(), gr.skip()
         if (name := settings.get("example")) is not None:
             picture, example = self.choose_example(name), name
@@ -225,7 +240,9 @@ class Events:
         tab = settings.get("tab")
         chosen = gr.Tabs(selected=tab) if tab in TABS else gr.skip()
         if (asked := settings.get("request")) is None:
-            return picture, example, *[gr.skip()] * 8, chosen
+            return picture, example, *[gr.skip()] * (_CONTROLS - 3), chosen
+        if not isinstance(asked, dict):
+            raise ConfigError("settings are a JSON object; give them as this page wrote them")
         models = self._service.models
         wanted = Request.from_json(
             {"picture": "", **asked}, models, self._service.settings.max_image_size
@@ -315,7 +332,8 @@ class Events:
             answer: To a request.
             image: Path of the picture's file among the uploads.
         """
-        return self._addressed(view_of(answer)) | {"image": {"path": image}}
+        example = self._names.get(answer.request.picture)
+        return self._addressed(view_of(answer)) | {"image": {"path": image}, "example": example}
 
     def _size_for(self, model: Any, size: Any) -> Any:
         """The size that a model takes, by the page's choice of sizes."""

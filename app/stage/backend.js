@@ -13,7 +13,11 @@ export class AskError extends Error {}
 export async function* ask(image, plan, signal) {
   const address = new URL('gradio_api/call/ask', document.baseURI);
   const joined = await answered(await fetch(address, {
-    method: 'POST', headers: {'content-type': 'application/json'},
+    method: 'POST',
+    // The page's language, which need not be the browser's.
+    headers: {
+      'content-type': 'application/json', 'accept-language': document.documentElement.lang || '*',
+    },
     body: JSON.stringify({data: [image, plan]}),
   }));
   const {event_id: id} = await joined.json();

@@ -1,6 +1,7 @@
 // The four panels. Original and reconstruction are fetched; masked and pasted are composed here.
 
 import { loadImage, paint } from './painting.js';
+import { save } from './saving.js';
 import { stage } from './stage.js';
 
 /** @typedef {import('./stage.js').View} View */
@@ -52,7 +53,7 @@ export class Panels {
   /** @param {Element} button */
   press(button) {
     const figure = /** @type {HTMLElement} */ (button.closest('figure'));
-    if (button.className === 'download') save(figure);
+    if (button.className === 'download') saveAsPng(figure);
     else if (figure.classList.contains('large')) this.shrink();
     else this.enlarge(figure);
   }
@@ -97,17 +98,9 @@ function canvasOf(figure) {
   return /** @type {HTMLCanvasElement} */ (figure.querySelector('canvas'));
 }
 
-/**
- * Save a panel as a PNG file.
- * @param {HTMLElement} figure
- */
-function save(figure) {
+/** @param {HTMLElement} figure */
+function saveAsPng(figure) {
   canvasOf(figure).toBlob((blob) => {
-    if (!blob) return;
-    const link = document.createElement('a');
-    link.href = URL.createObjectURL(blob);
-    link.download = `${figure.dataset.name}.png`;
-    link.click();
-    URL.revokeObjectURL(link.href);
+    if (blob) save(blob, `${figure.dataset.name}.png`);
   }, 'image/png');
 }

@@ -12,6 +12,7 @@ import {drawMask} from './masking.js';
  * @property {Record<string, any>} facts
  * @property {Record<string, any>} settings the request, as the server writes it
  * @property {{path: string}} image the picture's file among the uploads
+ * @property {string | null} example name of the picture, if it is an example
  */
 
 /**
@@ -28,7 +29,8 @@ import {drawMask} from './masking.js';
 
 /**
  * Events: `view` when another view is on show, `preview` when the mask changed before its answer
- * is there, `ask` when the part named by its `detail` should ask by itself, `busy` and `language`.
+ * is there, `opener` when settings can be opened, `ask` when the part named by its `detail` should
+ * ask by itself, `busy` and `language`.
  */
 class Stage extends EventTarget {
   /** @type {View | null} */
@@ -43,11 +45,8 @@ class Stage extends EventTarget {
   /** Whether the mask is newer than the view's. */
   ahead = false;
 
-  /** @type {((settings: object) => void) | null} */
+  /** @type {((settings: object) => Promise<string>) | null} */
   opener = null;
-
-  /** Settings that were to be opened before there was an opener. @type {object | null} */
-  early = null;
 
   /** The part that asks without a press of its button, as long as it is on show; '' for none. */
   wanted = '';
@@ -119,10 +118,13 @@ class Stage extends EventTarget {
   /**
    * Set the page's controls.
    * @param {{example?: string, image?: object, request?: object, tab?: string}} settings
+   * @returns {Promise<string>} why it cannot be done, in a sentence; then all stays as it is
    */
-  open(settings) {
-    if (this.opener) this.opener(settings);
-    else this.early = settings;
+  async open(settings) {
+    if (!this.opener) {
+      await new Promise((there) => this.addEventListener('opener', there, {once: true}));
+    }
+    return await this.opener?.(settings) ?? '';
   }
 
   /**

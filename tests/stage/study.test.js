@@ -8,7 +8,7 @@ const MASK = ['0101', '1111', '1011'];
 /** A study of `MASK`, in which nothing but the mask matters. */
 function study() {
   const view = { original: '', reconstruction: '', mask: MASK, facts: {}, settings: {},
-    image: { path: '' } };
+    image: { path: '' }, example: null };
   return new Study(view, []);
 }
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mae_core.config import ModelConfig
+from mae_core.images import FITS, fitted_box, fitted_size
 from mae_core.model.masking import MAX_SEED, STRATEGIES, draw_mask, num_visible
-from mae_core.reconstruct import mask_from_drawing
+from mae_core.reconstruct import mask_from_drawing, paste_panel
 from tests.sources import ROOT
 
 GRIDS = [(14, 14), (7, 7), (16, 12), (9, 21), (1, 5), (64, 64)]
@@ -117,6 +119,38 @@ def test_a_picture_is_the_mask_that_the_library_makes_of_it(node: str) -> None:
     for one, rows in zip(given, json.loads(run(node, PICTURE, given)), strict=True):
         removed = mask_from_drawing(np.array(one["rows"]), (224, 224), ModelConfig())
         assert rows == ["".join(map(str, row)) for row in removed.astype(int).tolist()]
+
+
+PASTED = """
+import { removedBoxes, shownPart } from './app/stage/geometry.js';
+console.log(JSON.stringify(given.map(({ size, fit, side, mask }) => {
+  const part = shownPart(size, fit, side);
+  return { part, boxes: removedBoxes(mask, part) };
+})));
+"""
+
+
+def test_a_prediction_is_pasted_where_the_library_pastes_it(node: str) -> None:
+    chance = random.Random(13)
+    cases: list[dict[str, Any]] = []
+    for number in range(60):
+        fit, size = FITS[number % 3], (chance.randint(20, 400), chance.randint(20, 400))
+        side = chance.choice((48, 112, 224))
+        w, h = fitted_size(size, fit, image_size=side, patch_size=16)
+        mask = ["".join(chance.choice("01") for _ in range(w // 16)) for _ in range(h // 16)]
+        cases.append({"size": size, "fit": fit, "side": side, "mask": mask, "panel": (w, h)})
+    for case, found in zip(cases, json.loads(run(node, PASTED, cases)), strict=True):
+        part = found["part"]
+        left, top, right, bottom = fitted_box(case["size"], case["fit"], case["side"])
+        assert part == {"x": left, "y": top, "width": right - left, "height": bottom - top}
+        pasted = Image.new("L", case["size"])
+        for box in found["boxes"]:
+            white = Image.new("L", (box["width"], box["height"]), 255)
+            pasted.paste(white, (box["x"], box["y"]))
+        removed = np.array([[cell == "1" for cell in row] for row in case["mask"]])
+        prediction = Image.new("L", case["panel"], 255)
+        wanted = paste_panel(Image.new("L", case["size"]), prediction, removed, case["fit"])
+        assert np.array_equal(np.asarray(pasted), np.asarray(wanted)), case
 
 
 ZIP = """
