@@ -74,7 +74,10 @@ export class Curve {
         visibility: value === null ? 'hidden' : undefined,
       })));
     points[at].values.forEach((value, line) => {
-      this.values[line].textContent = value === null ? '–' : `${value.toFixed(1)} dB`;
+      const output = this.values[line];
+      output.textContent = value === null ? '–' : `${value.toFixed(1)} dB`;
+      const item = /** @type {HTMLElement} */ (output.closest('li'));
+      item.hidden = points.every(({ values }) => values[line] === null);
     });
   }
 }

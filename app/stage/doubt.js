@@ -84,6 +84,10 @@ class Maps {
       element('div', { class: 'bar' }, texts.masks, choices, asking(doubt, host, start)),
       element('p', { class: 'said' }, texts.cost), this.own, this.show);
     doubt.addEventListener('change', () => this.update(), { signal });
+    stage.addEventListener('ask', (event) => {
+      const wanted = /** @type {CustomEvent} */ (event).detail === 'doubt';
+      if (wanted && !doubt.running && (doubt.old || !doubt.parts.length)) this.start();
+    }, { signal });
     this.update();
   }
 
