@@ -7,16 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
+from app.models.served import ServedModel
 from app.page.build import EXAMPLES
 from app.service import ReconstructionService
-from mae_core import Reconstruction
+from app.settings import AppSettings
+from mae_core import MaskedAutoencoder, Reconstruction
+from mae_core.inside.snapshots import rebuild_by_snapshots
 from mae_core.inside.sweep import baseline_psnr, film_ratios, sweep
-from tests.app.serving import HeldReconstructor
+from mae_core.weights.formats import save_weights
+from tests.app.serving import CONFIG, HeldReconstructor, served, small_reconstructor
 from tests.browser.asking import Answers, awaited, settle, status, whole_width
-from tests.browser.conftest import DESKTOP, PHONE, TIMEOUT, gone
+from tests.browser.conftest import DESKTOP, PHONE, TIMEOUT, gone, opened, watched
 from tests.browser.test_page import seen, slide
 
 pytestmark = pytest.mark.browser
@@ -229,3 +234,40 @@ def test_another_language_keeps_the_film(view: Page, frames: list[Reconstruction
     view.evaluate("document.documentElement.lang = 'zh-CN'")
     expect(view.locator("#film figcaption").first).to_have_text("掩码后")
     shows(view, frames[7])
+
+
+def test_a_model_without_snapshots_says_how_to_get_them(view: Page) -> None:
+    view.get_by_role("button", name="Film of its training").click()
+    alert = view.locator("#film [role=alert]").first
+    expect(alert).to_contain_text("small-random has no snapshots of its training")
+    expect(alert).to_contain_text("train with snapshots=8")
+
+
+def test_a_training_run_is_a_film_of_its_snapshots(browser: Browser, tmp_path: Path) -> None:
+    for step in (3, 6, 12):
+        torch.manual_seed(step)
+        path = tmp_path / "snapshots" / f"step-{step:06d}.safetensors"
+        save_weights(path, MaskedAutoencoder(CONFIG), record={"step": step, "steps": 12})
+    save_weights(tmp_path / "weights.safetensors", small_reconstructor().model, record={})
+    run = ServedModel.open(str(tmp_path), device="cpu")
+    service = ReconstructionService({"run": run}, settings=AppSettings(rate=0))
+    films = [
+        result for _, result in rebuild_by_snapshots(
+            tmp_path, EXAMPLES / "cat.jpg", seed=2, device="cpu"
+        )
+    ]  # fmt: skip
+    with served(service) as url:
+        context = browser.new_context(reduced_motion="reduce", locale="en-US")
+        with watched(context, url):
+            page = opened(context, url, updates=False)
+            page.get_by_role("button", name="Film of its training").click()
+            expect(page.locator("#film .ratio")).to_have_text("step 3")
+            gone(page, lambda: page.locator("#film .curve .mark").count() < 4 and "frames miss")
+            page.locator("#film input[type=range]").fill("2")
+            expect(page.locator("#film .ratio")).to_have_text("step 12")
+            for pixels, name in zip(screens(page), PANELS, strict=True):
+                assert np.array_equal(pixels, np.asarray(films[2].panels()[name])), name
+            # What is of ratios only.
+            expect(page.get_by_role("button", name="Use this ratio")).to_be_hidden()
+            expect(page.get_by_role("button", name="Save as WebP")).to_be_hidden()
+        context.close()
