@@ -8,9 +8,10 @@ Each part is a dictionary of plain data and pictures. Every run of the model is 
 """
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from cachetools import LRUCache, cached
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from app.models.zerogpu import ZeroGPUReconstructor
 from app.pictures import PictureSource
@@ -61,6 +64,9 @@ KINDS = tuple(_NUMBERS)
 # Classical inpainting and the encoding of films take seconds for large pictures: one at a time, so
 # that films leave the cores to the line.
 _films = ThreadPoolExecutor(1, "films")
+
+# Masks of pictures whose baselines are kept.
+_BASELINES = 4096
 
 # Of a panel in a film that is saved, in pixels.
 _FILM_SIDE = 512
@@ -165,23 +171,24 @@ async def _film(service: ReconstructionService, job: Job, plan: Plan, visitor: s
     loop = asyncio.get_running_loop()
     frames: list[Image.Image] = []
     done = 0
-    async with aclosing(service.series(job, masks, visitor)) as steps:
-        async for step in steps:
-            if isinstance(step, Waiting):
-                yield step
-                continue
-            answer, _ = step
-            ratio = ratios[done]
-            done += 1
-            if plan.format:
-                frames.append(await loop.run_in_executor(_films, _frame, answer.panels, ratio))
-            yield {
-                **view_of(answer), "done": done, "of": len(ratios), "mask_ratio": ratio,
-                "baselines": await loop.run_in_executor(_films, _baselines, answer),
-            }  # fmt: skip
-    if plan.format:
-        film = await loop.run_in_executor(_films, encode_film, frames, plan.format)
-        yield {"file": film, "name": f"film.{plan.format}"}
+    async with service.films if plan.format else nullcontext():
+        async with aclosing(service.series(job, masks, visitor)) as steps:
+            async for step in steps:
+                if isinstance(step, Waiting):
+                    yield step
+                    continue
+                answer, _ = step
+                ratio = ratios[done]
+                done += 1
+                if plan.format:
+                    frames.append(await loop.run_in_executor(_films, _frame, answer.panels, ratio))
+                yield {
+                    **view_of(answer), "done": done, "of": len(ratios), "mask_ratio": ratio,
+                    "baselines": await loop.run_in_executor(_films, _baselines, answer),
+                }  # fmt: skip
+        if plan.format:
+            film = await loop.run_in_executor(_films, encode_film, frames, plan.format)
+            yield {"file": film, "name": f"film.{plan.format}"}
 
 
 def _frame(panels: Mapping[str, Image.Image], mask_ratio: float) -> Image.Image:
@@ -193,6 +200,10 @@ def _frame(panels: Mapping[str, Image.Image], mask_ratio: float) -> Image.Image:
     return film_frame(reduced, mask_ratio)
 
 
+@cached(
+    LRUCache(_BASELINES), lock=threading.Lock(),
+    key=lambda answer: (answer.mask, hash(answer.panels["original"].tobytes())),
+)  # fmt: skip
 def _baselines(answer: Answer) -> dict[str, float | None]:
     removed = np.array([[cell == "1" for cell in row] for row in answer.mask])
     pixels = np.asarray(answer.panels["original"].convert("RGB"), np.float32) / 255
@@ -211,12 +222,15 @@ async def _doubt(service: ReconstructionService, job: Job, plan: Plan, visitor: 
                 continue
             result = _exact(step)
             original = result.original
-            doubt.add(result)
+            await asyncio.to_thread(doubt.add, result)
             yield {"done": doubt.runs, "of": len(masks)}
     assert original is not None
-    yield {
+    yield {"mask_ratio": drawn.ratio} | await asyncio.to_thread(_doubt_part, doubt, original)
+
+
+def _doubt_part(doubt: Doubt, original: Tensor) -> Part:
+    return {
         "runs": doubt.runs,
-        "mask_ratio": drawn.ratio,
         "hidden": doubt.hidden.tolist(),
         "original": to_pil(original),
         "mean": to_pil(torch.from_numpy(doubt.mean).float()),
@@ -254,12 +268,13 @@ async def _influence(service: ReconstructionService, job: Job, plan: Plan, visit
     without = leave_one_out(before.removed)
     masks = [Mask(rows=rows_of(removed)) for _, removed in without]
     count = 0
-    async with aclosing(service.series(job, masks, visitor, exact=True)) as steps:
+    series = service.series(job, masks, visitor, exact=True, begun=True)
+    async with aclosing(series) as steps:
         async for step in steps:
             if isinstance(step, Waiting):
                 yield step
                 continue
-            change = patch_change(before, _exact(step)).ravel()
+            change = (await asyncio.to_thread(patch_change, before, _exact(step))).ravel()
             count += 1
             yield {
                 "done": count, "of": len(masks), "patch": without[count - 1][0],
@@ -279,7 +294,9 @@ async def _attention(service: ReconstructionService, job: Job, plan: Plan, visit
     measure = partial(_attend, patch=plan.number)
     async with aclosing(service.measure(job, measure, visitor)) as steps:
         async for step in steps:
-            yield step if isinstance(step, Waiting) else _attention_part(step)
+            if not isinstance(step, Waiting):
+                step = await asyncio.to_thread(_attention_part, step)
+            yield step
 
 
 def _attend(
@@ -344,7 +361,8 @@ async def _training(service: ReconstructionService, job: Job, plan: Plan, visito
         )  # fmt: skip
     for done, (step, path) in enumerate(snapshots.items(), 1):
         measure = partial(_by_snapshot, path=path)
-        async with aclosing(service.measure(job, measure, visitor)) as results:
+        begun = done > 1
+        async with aclosing(service.measure(job, measure, visitor, begun=begun)) as results:
             async for result in results:
                 if isinstance(result, Waiting):
                     yield result

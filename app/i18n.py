@@ -79,14 +79,17 @@ def _busy_sentence(error: BusyError, language: str) -> str:
     return text(f"busy_{error.reason}", language, waiting=error.waiting, when=when)
 
 
-def line_sentence(place: int, seconds: float | None, language: str) -> str:
+def line_sentence(place: int, seconds: float | None, language: str, *, paused: bool = False) -> str:
     """Where in the line a request is; without a full stop.
 
     Args:
         place: 0 = being computed; n = its turn is the n-th from now.
         seconds: How long that takes, where it is known.
         language: One of `LANGUAGES`.
+        paused: Whether the next of its runs is not in line yet.
     """
+    if paused:
+        return text("line_paused", language)
     key = ("line_computing", "line_next", "line_one")[place] if place < 3 else "line_many"
     line = text(key, language, count=place - 1)
     if seconds is None:
@@ -95,7 +98,7 @@ def line_sentence(place: int, seconds: float | None, language: str) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return str(max(1, math.ceil(seconds)))
+    return str(max(1, math.ceil(min(seconds, 3600))))
 
 
 def progress_sentence(offer: Offer, language: str) -> str:

@@ -74,6 +74,9 @@ _DECODERS = 4
 # Hung runs before the process should be restarted.
 _MOST_HUNG = 3
 
+# Of 37 frames, each takes up to 90 MB.
+_MOST_FILMS = 2
+
 # Each worker may hold a decoded upload and a run's activations.
 _MOST_WORKERS = 8
 
@@ -102,10 +105,12 @@ class Waiting:
     Attributes:
         place: 0 = being computed; n = its run is the n-th from now.
         seconds: What that takes by the latest runs; None while nothing has been run.
+        paused: Whether its next run waits until the visitor may ask again, for `seconds`.
     """
 
     place: int
     seconds: float | None
+    paused: bool = False
 
 
 # A question about a picture that is not answered by panels: in a worker, with the model for itself.
@@ -135,7 +140,7 @@ class Job:
 _Computed = tuple[Any, Reconstruction | None, int]
 
 # Answers of a series that are there or on their way, the oldest first, with their keys in line.
-_Pending = deque[tuple["asyncio.Future[_Computed] | Answer", Hashable]]
+_Pending = deque[tuple["asyncio.Future[_Computed]", Hashable]]
 
 
 class ReconstructionService:
@@ -148,6 +153,7 @@ class ReconstructionService:
         names: Of the models given at the start, the default first.
         settings: What visitors may ask for, and how much of it.
         metrics: The numbers about what was answered.
+        films: To be held while a film is made that is saved as a file.
     """
 
     def __init__(
@@ -197,6 +203,8 @@ class ReconstructionService:
             seconds=settings.request_seconds,
         )
         self.metrics = Metrics()
+        # Films to be saved that are made at the same time; each keeps its frames till the end.
+        self.films = asyncio.Semaphore(_MOST_FILMS)
         self._watch()
 
     @classmethod
@@ -399,22 +407,35 @@ class ReconstructionService:
         Raises:
             MAEError: As `answer`.
         """
-        return await asyncio.to_thread(self._prepare, values)
+        began = time.monotonic()
+        try:
+            return await asyncio.to_thread(self._prepare, values)
+        except Exception as error:
+            self.metrics.count(_outcome_of(error), time.monotonic() - began)
+            raise
 
     async def series(
-        self, job: Job, masks: Sequence[Mask], visitor: str, *, exact: bool = False
+        self,
+        job: Job,
+        masks: Sequence[Mask],
+        visitor: str,
+        *,
+        exact: bool = False,
+        begun: bool = False,
     ) -> AsyncGenerator[Waiting | tuple[Answer, Reconstruction | None], None]:
         """The answers to one request under several masks, in order, as they come.
 
         An answer comes with its result, or without where it is from the cache. Each mask is a
-        request in line and in the visitor's rate, like any other; a visitor beyond the rate waits
-        between them.
+        request in line, and one in the visitor's rate even where it is cached; a visitor beyond the
+        rate waits between them.
 
         Args:
             job: From `prepare`.
             masks: In place of the request's own.
             visitor: As for `answer`.
             exact: Whether each result is needed, so that no answer comes from the cache.
+            begun: Whether the question has begun before, so that it waits in place of being
+                refused where the visitor asks too often.
 
         Raises:
             MAEError: As `answer`.
@@ -422,18 +443,22 @@ class ReconstructionService:
         pending: _Pending = deque()
         # As many as may share a run, so that others come in between.
         most = max(1, min(job.served.max_batch, self.settings.per_visitor // 2))
+        if job.served.runs_alone(job.request):
+            most = 1
         with self._recorded(job.request.model) as fields:
             fields["runs"] = len(masks)
             try:
                 for i, mask in enumerate(masks):
                     one = replace(job, request=replace(job.request, mask=mask))
+                    async for waiting in self._turn(visitor, first=i == 0 and not begun):
+                        yield waiting
                     kept = None if exact else self._kept(one)
-                    while kept is None and (wait := self._wait_for_rate(visitor)):
-                        if i == 0:
-                            raise BusyError(self._line.waiting, "rate", wait)
-                        yield Waiting(0, None)
-                        await asyncio.sleep(min(wait, _SIGN_SECONDS))
-                    pending.append((kept, None) if kept else self._submit(one, visitor))
+                    while not (
+                        entry := self._entered(one, kept, visitor, first=i == 0 and not begun)
+                    ):
+                        yield Waiting(0, None, paused=True)
+                        await asyncio.sleep(_LOOK_SECONDS)
+                    pending.append(entry)
                     if len(pending) == most:
                         async for step in self._oldest(pending):
                             yield step
@@ -442,18 +467,41 @@ class ReconstructionService:
                         yield step
             finally:
                 for outcome, _ in pending:
-                    if not isinstance(outcome, Answer):
-                        outcome.cancel()
+                    outcome.cancel()
+
+    async def _turn(self, visitor: str, *, first: bool) -> AsyncGenerator[Waiting, None]:
+        """Take one run from the visitor's rate; only the first of a question is refused.
+
+        The others leave half of what may come at once, for what the visitor asks meanwhile.
+        """
+        if first:
+            self._charge(visitor)
+            return
+        spare = self.settings.rate / 12
+        while wait := self._rate.take(visitor, 1, spare) if self._rate else 0.0:
+            yield Waiting(0, wait, paused=True)
+            await asyncio.sleep(min(wait, _SIGN_SECONDS))
+
+    def _entered(
+        self, job: Job, kept: Answer | None, visitor: str, *, first: bool
+    ) -> tuple["asyncio.Future[_Computed]", Hashable] | None:
+        """The job in the line; None if there is no place yet for another one of a question."""
+        if kept is not None:
+            done: asyncio.Future[_Computed] = asyncio.get_running_loop().create_future()
+            done.set_result((kept, None, 0))
+            return done, None
+        try:
+            return self._submit(job, visitor)
+        except BusyError as error:
+            if first or error.reason not in ("visitor", "full"):
+                raise
+            return None
 
     async def _oldest(
         self, pending: "_Pending"
     ) -> AsyncGenerator[Waiting | tuple[Answer, Reconstruction | None], None]:
         """Wait for the oldest answer, and take it out."""
         outcome, key = pending[0]
-        if isinstance(outcome, Answer):
-            pending.popleft()
-            yield outcome, None
-            return
         async for waiting in self._waiting(outcome, key):
             yield waiting
         pending.popleft()
@@ -461,7 +509,7 @@ class ReconstructionService:
         yield answer, result
 
     async def measure(
-        self, job: Job, measure: Measure, visitor: str, runs: int = 1
+        self, job: Job, measure: Measure, visitor: str, runs: int = 1, *, begun: bool = False
     ) -> AsyncGenerator[Waiting | Any, None]:
         """What a function says of a request, in a worker; its value is the last item.
 
@@ -470,12 +518,15 @@ class ReconstructionService:
             measure: Takes the model and the request with its decoded picture.
             visitor: As for `answer`.
             runs: How many runs of the model it costs.
+            begun: As for `series`.
 
         Raises:
             MAEError: As `answer`.
         """
         with self._recorded(job.request.model) as fields:
-            self._charge(visitor, runs)
+            for i in range(runs):
+                async for waiting in self._turn(visitor, first=i == 0 and not begun):
+                    yield waiting
             outcome, key = self._submit(replace(job, measure=measure), visitor)
             fields["runs"] = runs
             try:
@@ -513,11 +564,9 @@ class ReconstructionService:
             answer = self._answers.get((job.request.key, job.version))
         return answer and _as_asked(answer, job.request)
 
-    def _wait_for_rate(self, visitor: str, runs: int = 1) -> float:
-        return self._rate.take(visitor, runs) if self._rate else 0.0
-
-    def _charge(self, visitor: str, runs: int = 1) -> None:
-        if wait := self._wait_for_rate(visitor, runs):
+    def _charge(self, visitor: str) -> None:
+        wait = self._rate.take(visitor) if self._rate else 0.0
+        if wait:
             raise BusyError(self._line.waiting, "rate", wait)
 
     def _submit(self, job: Job, visitor: str) -> tuple["asyncio.Future[_Computed]", Hashable]:

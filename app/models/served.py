@@ -180,12 +180,19 @@ class ServedModel:
             return 1
         return _MAX_BATCH.get(reconstructor.device.type, 1)
 
+    def runs_alone(self, request: Request) -> bool:
+        """Whether the picture is so large that no other shares its forward pass."""
+        return 2 * self._side(request) ** 2 > MAX_PATCHES
+
     def batch_key(self, request: Request) -> Hashable:
         """Equal for requests that may share a forward pass; unique for a large picture."""
-        side = (request.image_size or self.config.image_size) // self.config.patch_size
-        if 2 * side**2 > MAX_PATCHES:
+        if self.runs_alone(request):
             return object()
-        return self.name, self.version, request.batch_key(side)
+        return self.name, self.version, request.batch_key(self._side(request))
+
+    def _side(self, request: Request) -> int:
+        """Patches along a side of a square picture."""
+        return (request.image_size or self.config.image_size) // self.config.patch_size
 
     def run(
         self, requests: Sequence[ReconstructionRequest]

@@ -185,7 +185,8 @@ class Events:
         async with aclosing(parts):
             async for part in parts:
                 if isinstance(part, Waiting):
-                    yield {"waiting": line_sentence(part.place, part.seconds, language)}
+                    sentence = line_sentence(part.place, part.seconds, language, paused=part.paused)
+                    yield {"waiting": sentence}
                 else:
                     yield await asyncio.to_thread(self._addressed, part)
 

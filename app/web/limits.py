@@ -50,8 +50,13 @@ class RateLimiter:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def take(self, visitor: str, amount: float = 1) -> float:
+    def take(self, visitor: str, amount: float = 1, spare: float = 0) -> float:
         """Take an amount, if it is there.
+
+        Args:
+            visitor: Whose bucket.
+            amount: How much.
+            spare: How much has to be left in the bucket, if it can hold both.
 
         Returns:
             0.0 if it was taken; otherwise nothing was, and this is the number of seconds until it
@@ -61,8 +66,8 @@ class RateLimiter:
             now = self._clock()
             left, then = self._buckets.pop(visitor, (self._burst, now))
             left = min(self._burst, left + (now - then) * self._per_second)
-            missing = amount - left
-            self._buckets[visitor] = (left if missing > 0 else -missing, now)
+            missing = amount + max(0.0, min(spare, self._burst - amount)) - left
+            self._buckets[visitor] = (left if missing > 0 else left - amount, now)
             if len(self._buckets) > self._max_visitors:
                 self._buckets.popitem(last=False)
         if amount > self._burst:

@@ -228,7 +228,7 @@ def test_a_question_costs_as_many_runs_as_it_takes(
     taken: list[float] = []
     assert service._rate is not None
     monkeypatch.setattr(
-        service._rate, "take", lambda visitor, amount=1: taken.append(amount) or 0.0
+        service._rate, "take", lambda visitor, amount=1, spare=0: taken.append(amount) or 0.0
     )
     parts_of(service, plan(kind, **values))
     assert sum(taken) == runs
@@ -240,7 +240,7 @@ def test_a_visitor_beyond_the_rate_waits_between_the_runs_of_a_question(
     service = small_service(AppSettings(rate=6000))
     waits = iter([0.0, 0.01, 0.01, 0.0, 0.0, 5.0])
     assert service._rate is not None
-    monkeypatch.setattr(service._rate, "take", lambda visitor, amount=1: next(waits))
+    monkeypatch.setattr(service._rate, "take", lambda visitor, amount=1, spare=0: next(waits))
     assert len(parts_of(service, plan("film", frames=3))) == 3
     # Nothing that has begun is waited for.
     with pytest.raises(BusyError):
@@ -317,3 +317,20 @@ def test_a_training_run_is_seen_by_its_snapshots(tmp_path: Path) -> None:
 def test_a_model_without_snapshots_says_how_to_get_them() -> None:
     with pytest.raises(ConfigError, match=r"no snapshots of its training; train with snapshots=8"):
         parts_of(small_service(), plan("training"))
+
+
+def test_a_long_question_leaves_the_visitor_half_of_what_may_come_at_once() -> None:
+    model = HeldReconstructor()
+    settings = AppSettings(rate=60, workers=1, max_batch=1)
+    service = ReconstructionService({"small-random": model}, settings=settings)
+
+    async def both() -> int:
+        async with aclosing(ask(service, plan("doubt", masks=30), "visitor")) as parts:
+            async for part in parts:
+                if isinstance(part, Waiting) and part.paused:
+                    break
+            # What the page asks meanwhile is answered.
+            return len(await _collected(service, plan("single"), "visitor"))
+
+    assert asyncio.run(both()) == 1
+    assert len(model.sizes) <= 7
