@@ -654,6 +654,9 @@ class ReconstructionService:
     def _keep(self, request: Request, result: Reconstruction, state: ModelState) -> Answer:
         licence = self.offer(request.model).licence
         facts = state.facts(result) | ({"licence": licence} if licence else {})
+        served = self._models.get(request.model)
+        if served is not None and (snapshots := len(served.snapshots)):
+            facts["snapshots"] = snapshots
         rows = rows_of(result.removed)
         shown = request
         if request.mask.drawing:

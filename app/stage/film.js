@@ -32,13 +32,12 @@ const RATIOS = [0.95, 0.75, 0.5, 0.25, 0.05];
  * @param {import('./stage.js').View} view
  */
 const about = ({ settings: { picture, fit, model, image_size: size, view, mask } }) =>
-  [picture, fit, model, size, view, mask.strategy, mask.seed,
-    ...kind === 'training' ? [mask.ratio, mask.rows] : []];
+  [picture, fit, model, size, view, mask.strategy, mask.seed];
 
 // These survive a change of language.
-/** @type {'film' | 'training'} */
+const films = { film: new Question(about), training: new Question() };
+/** The one on show. @type {keyof typeof films} */
 let kind = 'film';
-const film = new Question(about);
 const file = new Question(about);
 let at = 0;
 let playing = false;
@@ -73,7 +72,8 @@ class Player {
     const [webp, gif] = FORMATS.map((format) => button(fill(texts.save, {
       format: format === 'webp' ? 'WebP' : 'GIF',
     }), () => this.save(format), { class: format }));
-    this.files = element('div', { class: 'files' }, asking(file, host, webp, gif), this.saved);
+    this.files = element('div', { class: 'files' }, asking(file, host, webp, gif),
+      element('p', { class: 'said' }, fill(texts.save_cost, { frames: FRAMES })), this.saved);
     this.show = element('div', { class: 'show', hidden: '' },
       element('div', { class: 'screens' }, ...this.screens.map((screen, i) =>
         element('figure', {}, element('figcaption', {}, texts[PANELS[i]]), screen))),
@@ -84,9 +84,12 @@ class Player {
     const training = button(texts.training, () => this.start('training'), {
       title: texts.training_hint,
     });
-    host.element.append(element('p', {}, texts.what), asking(film, host, start, training),
+    this.training = asking(films.training, host, training);
+    host.element.append(element('p', {}, texts.what), asking(films.film, host, start), this.training,
       element('p', { class: 'said' }, fill(texts.cost, { frames: FRAMES })), this.own, this.show);
-    film.addEventListener('change', () => this.update(), { signal });
+    for (const film of Object.values(films)) {
+      film.addEventListener('change', () => this.update(), { signal });
+    }
     file.addEventListener('change', () => this.offer(), { signal });
     this.update();
     this.offer();
@@ -94,24 +97,33 @@ class Player {
 
   /** The frames that are there. */
   get frames() {
-    return /** @type {Frame[]} */ (film.parts);
+    return /** @type {Frame[]} */ (films[kind].parts);
   }
 
   /** @param {typeof kind} wanted */
   start(wanted) {
+    const plan = wanted === 'film' ? { kind: wanted, frames: FRAMES } : { kind: wanted };
+    films[wanted].ask(plan, async (part) => {
+      const images = await Promise.all([part.original, part.reconstruction].map(loadImage));
+      // What is on show stays until there is a frame in its place.
+      if (part.done === 1) this.begin(wanted);
+      return { ...part, images };
+    });
+  }
+
+  /** @param {typeof kind} wanted whose first frame is there */
+  begin(wanted) {
     kind = wanted;
-    at = 0;
-    film.parts = [];
+    at = this.rested = 0;
+    playing = !matchMedia('(prefers-reduced-motion: reduce)').matches;
     file.parts = [];
     file.changed();
-    this.play(!matchMedia('(prefers-reduced-motion: reduce)').matches);
-    film.ask(kind === 'film' ? { kind, frames: FRAMES } : { kind }, async (part) => ({
-      ...part, images: await Promise.all([part.original, part.reconstruction].map(loadImage)),
-    }));
   }
 
   update() {
     const { frames } = this;
+    const film = films[kind];
+    this.training.hidden = !stage.view?.facts.snapshots;
     this.own.hidden = !stage.view?.settings.mask.rows.length;
     this.show.hidden = !frames.length;
     this.show.classList.toggle('old', film.old);
@@ -128,7 +140,7 @@ class Player {
     const now = this.label(frame);
     this.screens.forEach((screen, i) => paint(screen, PANELS[i], frame.images, frame.mask));
     this.ratio.textContent = now;
-    scrubber.max = String((film.running ? frame.of : frames.length) - 1);
+    scrubber.max = String((films[kind].running ? frame.of : frames.length) - 1);
     scrubber.value = String(at);
     scrubber.setAttribute('aria-valuetext', now);
     scrubber.setAttribute('aria-label', kind === 'film' ? texts.ratio : texts.steps);
@@ -165,7 +177,7 @@ class Player {
   tick() {
     if (!playing || !this.frames.length || !this.host.element.checkVisibility()) return;
     if (at < this.frames.length - 1) at += 1;
-    else if (film.running || ++this.rested < REST) return;
+    else if (films[kind].running || ++this.rested < REST) return;
     else at = this.rested = 0;
     this.draw();
   }
@@ -199,7 +211,8 @@ class Player {
 
 /** Whether all frames are there. */
 function whole() {
-  return film.parts.length > 0 && film.parts.length === film.parts[0].of;
+  const { parts } = films[kind];
+  return parts.length > 0 && parts.length === parts[0].of;
 }
 
 /**
@@ -215,6 +228,6 @@ function shareOf({ mask_ratio: ratio, done, of }) {
  * @param {number} share
  */
 function nearest(share) {
-  const distances = film.parts.map((frame) => Math.abs(shareOf(frame) - share));
+  const distances = films[kind].parts.map((frame) => Math.abs(shareOf(frame) - share));
   return distances.indexOf(Math.min(...distances));
 }

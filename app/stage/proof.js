@@ -42,9 +42,10 @@ class Proof {
     this.texts = texts;
     this.start = button('', () => this.ask(), { class: 'main' });
     this.verdict = element('p', { class: 'verdict', role: 'status' });
-    this.pictures = element('div', { class: 'show' });
+    this.pictures = element('div');
+    this.answer = element('div', { class: 'show' }, this.verdict, this.pictures);
     host.element.append(
-      asking(leak, host, this.start), this.verdict, this.pictures,
+      asking(leak, host, this.start), this.answer,
       element('p', { class: 'said' }, texts.proves));
     leak.addEventListener('change', () => this.show(), { signal: host.signal });
     this.show();
@@ -67,7 +68,7 @@ class Proof {
   show() {
     const { texts, shown } = this;
     this.start.textContent = texts[shown ? (leak.old ? 'again' : 'another') : 'scramble'];
-    this.pictures.classList.toggle('old', leak.old);
+    this.answer.classList.toggle('old', leak.old);
     if (!shown || shown === this.drawn) return;
     this.drawn = shown;
     this.draw(shown);

@@ -4,6 +4,8 @@ import { AskError } from './backend.js';
 import { button, element, fill } from './elements.js';
 import { stage } from './stage.js';
 
+const SIGNS = ['done', 'of', 'waiting'];
+
 /** Its event `change` follows each change. It outlives the elements that show it. */
 export class Question extends EventTarget {
   /** Of the newest answer that has begun to come. @type {Record<string, any>[]} */
@@ -84,7 +86,9 @@ export class Question extends EventTarget {
     const parts = [];
     for await (const part of answer) {
       if (signal.aborted) return;
-      if (!part.waiting) parts.push(await prepare(part));
+      // What says only how far the answer is takes no result's place.
+      const isSign = Object.keys(part).every((name) => SIGNS.includes(name));
+      if (!isSign) parts.push(await prepare(part));
       if (signal.aborted) return;
       if (parts.length) Object.assign(this, { parts, key });
       this.last = part.waiting ? { ...this.last, ...part } : part;

@@ -236,11 +236,9 @@ def test_another_language_keeps_the_film(view: Page, frames: list[Reconstruction
     shows(view, frames[7])
 
 
-def test_a_model_without_snapshots_says_how_to_get_them(view: Page) -> None:
-    view.get_by_role("button", name="Film of its training").click()
-    alert = view.locator("#film [role=alert]").first
-    expect(alert).to_contain_text("small-random has no snapshots of its training")
-    expect(alert).to_contain_text("train with snapshots=8")
+def test_a_model_without_snapshots_offers_no_film_of_its_training(view: Page) -> None:
+    expect(view.get_by_role("button", name="Make the film")).to_be_visible()
+    expect(view.get_by_role("button", name="Film of its training")).to_be_hidden()
 
 
 def test_a_training_run_is_a_film_of_its_snapshots(browser: Browser, tmp_path: Path) -> None:
