@@ -1,9 +1,8 @@
 // Doubt: where the model errs and where it disagrees with itself, over many masks of one ratio.
 
-import { paintMap } from './colours.js';
 import { button, canvas, choice, element, fill, svg } from './elements.js';
 import { legend } from './legend.js';
-import { loadImage } from './painting.js';
+import { loadImage, paint, paintValues, pixelsOf } from './painting.js';
 import { pin, pinAt, pointedAt, steppedTo } from './patches.js';
 import { Question, asking } from './question.js';
 import { percent, quantile, ticksOver } from './scale.js';
@@ -120,19 +119,19 @@ class Maps {
 
   /** @param {Result} result */
   draw(result) {
-    const { runs, mask_ratio: ratio, mean_psnr: mean, single_psnr: single, hidden } = result;
+    const { runs, mask_ratio: ratio, mean_psnr: mean, single_psnr: single, hidden, images } = result;
     const measured = fill(this.texts.measured, { runs, ratio: percent(ratio) });
     const psnr = mean === null || single === null ? []
       : [fill(this.texts.psnr, { mean: mean.toFixed(1), single: single.toFixed(1) })];
     this.measured.replaceChildren(element('strong', {}, measured),
       ...psnr.map((words) => element('span', {}, words)));
-    this.canvases.forEach((screen, i) => copy(screen, result.images[PICTURES[i]]));
-    const canvases = MAPS.map((name) => this.canvases[PICTURES.indexOf(name)]);
-    const values = MAPS.map((name, i) => valuesOf(canvases[i], result[name].scale));
+    this.canvases.forEach((screen, i) => paint(screen, 'original', [images[PICTURES[i]]], []));
+    const values = MAPS.map((name) => valuesOf(pixelsOf(images[name]), result[name].scale));
     const high = Math.max(...values.map((pixels) => quantile(pixels, SHARE_ON_SCALE)));
     const ticks = ticksOver(0, 100 * high, STEPS);
     const max = ticks[ticks.length - 1];
-    canvases.forEach((map, i) => colour(map, values[i], max / 100));
+    MAPS.forEach((name, i) => paintValues(
+      this.canvases[PICTURES.indexOf(name)], values[i], images[name].width, max / 100));
     this.grids.forEach((grid) => {
       grid.setAttribute('viewBox', `0 0 ${hidden[0].length} ${hidden.length}`);
     });
@@ -142,9 +141,8 @@ class Maps {
   /** @param {number[]} ticks in per cent */
   scale(ticks) {
     const { texts } = this;
-    const none = /** @type {HTMLCanvasElement} */ (
-      element('canvas', { width: '8', height: '8', 'aria-hidden': 'true' }));
-    colour(none, new Float32Array(64).fill(NaN), 1);
+    const none = /** @type {HTMLCanvasElement} */ (element('canvas', { 'aria-hidden': 'true' }));
+    paintValues(none, new Float32Array(64).fill(NaN), 8, 1);
     const last = ticks.length - 1;
     this.legend.replaceChildren(element('span', {}, texts.scale),
       legend(ticks.map((tick, i) => `${i === last ? '≥ ' : ''}${tick} %`)),
@@ -210,39 +208,11 @@ function worst(rows) {
 }
 
 /**
- * @param {HTMLCanvasElement} canvas
- * @param {HTMLImageElement} image
- */
-function copy(canvas, image) {
-  canvas.width = image.naturalWidth;
-  canvas.height = image.naturalHeight;
-  contextOf(canvas).drawImage(image, 0, 0);
-}
-
-/**
  * Values of a map; NaN where there is none.
- * @param {HTMLCanvasElement} canvas
+ * @param {ImageData} picture
  * @param {number} scale value of level 65535
  */
-function valuesOf(canvas, scale) {
-  const { data } = contextOf(canvas).getImageData(0, 0, canvas.width, canvas.height);
-  return Float32Array.from({ length: canvas.width * canvas.height }, (_, at) =>
+function valuesOf({ data }, scale) {
+  return Float32Array.from({ length: data.length / 4 }, (_, at) =>
     (data[4 * at + 2] ? (256 * data[4 * at] + data[4 * at + 1]) / 65535 * scale : NaN));
-}
-
-/**
- * @param {HTMLCanvasElement} canvas
- * @param {Float32Array} values one a pixel
- * @param {number} max
- */
-function colour(canvas, values, max) {
-  const image = new ImageData(canvas.width, canvas.height);
-  paintMap(image, values, max);
-  contextOf(canvas).putImageData(image, 0, 0);
-}
-
-/** @param {HTMLCanvasElement} canvas */
-function contextOf(canvas) {
-  return /** @type {CanvasRenderingContext2D} */ (
-    canvas.getContext('2d', { willReadFrequently: true }));
 }

@@ -5,6 +5,7 @@ import { fromPicture } from './drawing.js';
 import { button, choice, element, fill, select, svg } from './elements.js';
 import { History } from './history.js';
 import { Mask } from './mask.js';
+import { pixelsOf } from './painting.js';
 import { patchAt, steppedTo } from './patches.js';
 import { PRESETS } from './presets.js';
 import { stage } from './stage.js';
@@ -342,11 +343,7 @@ class Editor {
     input.value = '';
     if (!file || !stage.mask.length) return;
     try {
-      const bitmap = await createImageBitmap(file);
-      const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-      const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext('2d'));
-      context.drawImage(bitmap, 0, 0);
-      const pixels = context.getImageData(0, 0, bitmap.width, bitmap.height);
+      const pixels = pixelsOf(await createImageBitmap(file));
       const rows = fromPicture(pixels, [stage.mask.length, stage.mask[0].length]);
       this.change((mask) => mask.set(rows));
     } catch {

@@ -44,13 +44,22 @@ export function button(text, does, attributes = {}) {
  * @param {(value: string) => void} does
  */
 export function select(label, choices, does) {
-  const made = /** @type {HTMLSelectElement} */ (element('select', { 'aria-label': label },
-    element('option', { value: '' }, label), ...options(choices)));
+  const made = list(label, [['', label], ...choices]);
   made.addEventListener('change', () => {
     if (made.value) does(made.value);
     made.value = '';
   });
   return made;
+}
+
+/**
+ * A list from which one value is chosen.
+ * @param {string} label
+ * @param {string[][]} choices value and text
+ */
+export function list(label, choices) {
+  return /** @type {HTMLSelectElement} */ (
+    element('select', { 'aria-label': label }, ...options(choices)));
 }
 
 /** @param {string[][]} choices value and text */

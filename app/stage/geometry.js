@@ -1,5 +1,7 @@
 // Where the panels lie in a picture of any size, by the rules of `mae_core`.
 
+import { halfToEven } from './rounding.js';
+
 /** @typedef {{x: number, y: number, width: number, height: number}} Box */
 
 /**
@@ -27,15 +29,6 @@ function middle(length, short, side) {
   const scaled = Math.floor(length * side / short);
   const start = halfToEven((scaled - side) / 2);
   return [start, start + side].map((edge) => halfToEven(edge * length / scaled));
-}
-
-/**
- * Python's `round`.
- * @param {number} value
- */
-function halfToEven(value) {
-  const down = Math.floor(value);
-  return value - down === 0.5 ? down + down % 2 : Math.round(value);
 }
 
 /**

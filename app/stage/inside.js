@@ -1,8 +1,8 @@
 // How the model works on this picture: its stages in one diagram, walked through, and their cost.
 
-import { AskError } from './backend.js';
-import { colourOf } from './colours.js';
 import { button, element, fill } from './elements.js';
+import { legend } from './legend.js';
+import { Question, asking } from './question.js';
 import { stage } from './stage.js';
 import { CLASS_TOKEN, MASK_TOKEN, column, grid, plain, shade, thumbnail } from './tokens.js';
 
@@ -24,6 +24,7 @@ import { CLASS_TOKEN, MASK_TOKEN, column, grid, plain, shade, thumbnail } from '
  * @property {number} encoder_flops_all
  * @property {number} encoder_parameters
  * @property {number} decoder_parameters
+ * @property {HTMLImageElement[]} images original and reconstruction
  */
 
 const STEPS = [
@@ -33,9 +34,8 @@ const STEPS = [
 /** How long a step is on show, in milliseconds. */
 const STEP_TIME = 5000;
 
-// What survives a change of language.
-/** @type {{view: object, images: HTMLImageElement[], trace: Trace} | null} */
-let last = null;
+// These survive a change of language.
+const question = new Question();
 let at = 0;
 
 /** @param {import('./stage.js').Host} host */
@@ -44,15 +44,14 @@ export function mount(host) {
 }
 
 class Inside {
-  /** @type {AbortController | null} */
-  asking = null;
-  /** The view that was asked about last. @type {object | null} */
-  asked = last?.view ?? null;
+  /** @type {Trace | null} */
+  drawn = null;
   /** @type {ReturnType<typeof setInterval> | undefined} */
   playing = undefined;
 
   /** @param {import('./stage.js').Host} host */
-  constructor({ element: into, texts, signal }) {
+  constructor(host) {
+    const { element: into, texts, signal } = host;
     this.into = into;
     this.texts = texts;
     const language = stage.language;
@@ -60,14 +59,13 @@ class Inside {
     this.short = new Intl.NumberFormat(language, { maximumSignificantDigits: 3 });
     this.narrow = matchMedia('(max-width: 760px)');
     this.still = matchMedia('(prefers-reduced-motion: reduce)');
-    this.said = element('p', { class: 'said', role: 'status' });
-    this.alert = element('p', { role: 'alert' });
+    this.again = button(texts.again, () => this.ask());
     this.cost = element('div', { class: 'cost' });
     this.play = button(texts.play, () => this.run(!this.playing), { class: 'main' });
     this.step = element('output', { class: 'count' });
     this.sentence = element('p', { class: 'sentence', role: 'status' });
     this.diagram = element('ol', { class: 'diagram', tabindex: '0', 'aria-label': texts.diagram });
-    this.legend = element('p', { class: 'legend' });
+    this.legend = element('div', { class: 'legend' });
     this.body = element('div', { class: 'body', hidden: '' }, this.cost,
       element('div', { class: 'walk' },
         element('div', { class: 'bar', title: texts.keys },
@@ -75,65 +73,52 @@ class Inside {
           button(texts.next, () => this.go(at + 1)), this.step),
         this.sentence),
       this.diagram, this.legend);
-    into.append(element('p', {}, texts.intro), this.said, this.alert, this.body);
+    // Before `asking`, which moves the keyboard's focus to the button.
+    question.addEventListener('change', () => this.show(), { signal });
+    this.show();
+    into.append(element('p', {}, texts.intro), asking(question, host, this.again), this.body);
     into.addEventListener('keydown', (event) => this.key(event));
     stage.addEventListener('view', () => this.update(), { signal });
-    this.narrow.addEventListener('change', () => this.show(), { signal });
+    this.narrow.addEventListener('change', () => this.draw(), { signal });
     // A tab that is hidden asks nothing, and catches up when it is shown.
     const seen = new ResizeObserver(() => this.update());
     seen.observe(into);
     signal.addEventListener('abort', () => {
       seen.disconnect();
-      this.asking?.abort();
       this.run(false);
     });
-    this.show();
     this.update();
   }
 
   /** Ask about the view on show, unless that has been done. */
-  async update() {
-    const { view, images } = stage;
-    if (!this.into.clientWidth || view === this.asked) return;
-    this.asked = view;
-    this.asking?.abort();
-    if (!view) return;
-    const asking = this.asking = new AbortController();
-    this.said.textContent = this.texts.asking;
-    this.alert.replaceChildren();
-    this.body.classList.add('old');
-    try {
-      for await (const part of stage.ask({ kind: 'inside' }, asking.signal)) {
-        if (part.waiting) this.said.textContent = part.waiting;
-        else last = { view, images, trace: /** @type {Trace} */ (part) };
-      }
-      if (asking.signal.aborted) return;
-      this.said.textContent = '';
-      this.show();
-    } catch (error) {
-      if (!asking.signal.aborted) this.fail(error);
-    }
+  update() {
+    if (this.into.clientWidth && question.asked !== question.keyNow) this.ask();
   }
 
-  /** @param {unknown} error */
-  fail(error) {
-    this.said.textContent = last ? this.texts.older : '';
-    this.alert.replaceChildren(
-      error instanceof AskError ? error.message : this.texts.lost, ' ',
-      button(this.texts.again, () => {
-        this.asked = null;
-        this.update();
-      }));
+  ask() {
+    const { images } = stage;
+    question.ask({ kind: 'inside' }, async (trace) => ({ ...trace, images }));
+  }
+
+  /** The newest answer. */
+  get trace() {
+    return /** @type {Trace | undefined} */ (question.parts.at(-1));
   }
 
   show() {
-    this.body.hidden = !last;
-    if (!last) return;
-    this.body.classList.toggle('old', last.view !== stage.view);
-    const { trace } = last;
+    this.again.hidden = !question.ended;
+    this.body.classList.toggle('old', question.old);
+    if (this.trace && this.trace !== this.drawn) this.draw();
+  }
+
+  draw() {
+    const { trace } = this;
+    this.body.hidden = !trace;
+    if (!trace) return;
+    this.drawn = trace;
     this.cost.replaceChildren(...this.bars(trace));
     const left = this.diagram.scrollLeft;
-    this.diagram.replaceChildren(...this.stages(last.images, trace));
+    this.diagram.replaceChildren(...this.stages(trace));
     this.diagram.scrollLeft = left;
     this.legend.replaceChildren(...this.colours(trace));
     this.mark();
@@ -178,16 +163,14 @@ class Inside {
     return fill(this.texts.less, { factor: (all / flops).toFixed(1) });
   }
 
-  /**
-   * @param {HTMLImageElement[]} images original and reconstruction
-   * @param {Trace} trace
-   */
-  stages([original, reconstruction], trace) {
+  /** @param {Trace} trace */
+  stages(trace) {
     const { texts } = this;
+    const [original, reconstruction] = trace.images;
     const { grid_size: size, ids_keep: kept, ids_restore: places, encoder_ids: ids } = trace;
     const [, w] = size;
     const across = this.narrow.matches;
-    const counts = countsOf(trace);
+    const { from, to } = countsOf(trace).decoder_embed;
     /** @type {number[]} */
     const order = [];
     places.forEach((place, patch) => { order[place] = patch; });
@@ -214,8 +197,9 @@ class Inside {
         const cells = changes.map((change) => shade(most ? change / most : 0));
         return this.block(block, column(label, across, [all[0], ...cells]));
       }),
-      decoder_embed: [element('span', { class: 'arrow', 'aria-hidden': 'true' },
-        `${counts.decoder_embed.from} → ${counts.decoder_embed.to}`)],
+      decoder_embed: [
+        element('span', { class: 'arrow', 'aria-hidden': 'true' }, `${from} → ${to}`),
+      ],
       restore: [grid(texts.alt_restore, w, restored)],
       decoder_block: trace.stages.filter(({ name }) => name === 'decoder_block')
         .map((_, block) => this.block(block, column(texts.alt_decoder, across, all))),
@@ -229,7 +213,7 @@ class Inside {
       return element('li', { 'data-step': name },
         element('h3', {}, texts[name]),
         element('div', { class: 'drawn' }, ...pictures),
-        element('p', {}, this.count(name, counts, ids.length > kept.length)),
+        element('p', {}, this.words('count', name, trace)),
         element('p', { class: 'said' }, flops ? fill(texts.flops, { flops: this.giga(flops) }) : ''));
     });
   }
@@ -244,30 +228,32 @@ class Inside {
   }
 
   /**
+   * A text about a step; of a model whose encoder gets a token for each patch, some are others.
+   * @param {'count' | 'say'} kind
    * @param {string} step
-   * @param {ReturnType<typeof countsOf>} counts
-   * @param {boolean} all whether the encoder gets a token for each patch
+   * @param {Trace} trace
    */
-  count(step, counts, all) {
+  words(kind, step, trace) {
     const { texts } = this;
-    if (step === 'keep') return fill(texts[all ? 'count_keep_all' : 'count_keep'], counts.keep);
-    return fill(texts[`count_${step}`] ?? texts.count_tokens, Reflect.get(counts, step));
+    const every = trace.encoder_ids.length > trace.ids_keep.length;
+    const name = `${kind}_${step}`;
+    const values = step === 'price' ? {
+      flops: this.giga(trace.encoder_flops), all: this.giga(trace.encoder_flops_all),
+      less: this.less(trace.encoder_flops, trace.encoder_flops_all),
+    } : Reflect.get(countsOf(trace), step);
+    return fill((every && texts[`${name}_all`]) || (texts[name] ?? texts.count_tokens), values);
   }
 
   /** @param {Trace} trace */
   colours(trace) {
     const { texts } = this;
-    const scale = element('span', { class: 'scale', 'aria-hidden': 'true' });
     const swatch = (/** @type {string} */ colour) => {
       const made = element('span', { class: 'swatch', 'aria-hidden': 'true' });
       made.style.background = colour;
       return made;
     };
-    const colours = Array.from({ length: 9 }, (_, i) => `rgb(${colourOf(i / 8).join(' ')})`);
-    scale.style.background = `linear-gradient(to right, ${colours.join(', ')})`;
     return [
-      element('span', {}, texts.legend), '0', scale, this.short.format(mostOf(trace)),
-      element('span', {}, texts.legend_unit), swatch(CLASS_TOKEN), texts.class_token,
+      texts.legend, legend(['0', this.short.format(mostOf(trace))]), texts.legend_unit, swatch(CLASS_TOKEN), texts.class_token,
       swatch(MASK_TOKEN), texts.mask_token,
     ];
   }
@@ -277,7 +263,7 @@ class Inside {
     at = Math.min(Math.max(step, 0), STEPS.length - 1);
     if (at === STEPS.length - 1) this.run(false);
     this.mark();
-    const place = this.diagram.querySelector('[aria-current]') ?? this.cost;
+    const place = this.diagram.querySelector('[aria-current=step]') ?? this.cost;
     place.scrollIntoView({
       block: 'nearest', inline: 'center', behavior: this.still.matches ? 'auto' : 'smooth',
     });
@@ -285,32 +271,17 @@ class Inside {
 
   /** Mark the stage of the step, and say what happens there. */
   mark() {
-    if (!last) return;
+    const { trace } = this;
+    if (!trace) return;
     const step = STEPS[at];
     for (const one of this.diagram.children) {
-      const current = one instanceof HTMLElement && one.dataset.step === step;
-      if (current) one.setAttribute('aria-current', 'step');
-      else one.removeAttribute('aria-current');
+      const current = one.getAttribute('data-step') === step;
+      one.setAttribute('aria-current', current ? 'step' : 'false');
     }
     this.cost.classList.toggle('current', step === 'price');
     this.step.textContent = fill(this.texts.step, { step: at + 1, steps: STEPS.length });
-    const sentence = this.sentenceOf(step, last.trace);
+    const sentence = this.words('say', step, trace);
     if (this.sentence.textContent !== sentence) this.sentence.textContent = sentence;
-  }
-
-  /**
-   * @param {string} step
-   * @param {Trace} trace
-   */
-  sentenceOf(step, trace) {
-    const { texts } = this;
-    const every = trace.encoder_ids.length > trace.ids_keep.length;
-    const counts = Reflect.get(countsOf(trace), step);
-    const values = step === 'price' ? {
-      flops: this.giga(trace.encoder_flops), all: this.giga(trace.encoder_flops_all),
-      less: this.less(trace.encoder_flops, trace.encoder_flops_all),
-    } : counts;
-    return fill((every && texts[`say_${step}_all`]) || texts[`say_${step}`], values);
   }
 
   /** @param {boolean} on */

@@ -1,7 +1,7 @@
 // Keep and share: settings, a link, files, code, and the history of this visit.
 
 import { AskError } from './backend.js';
-import { button, element, fill } from './elements.js';
+import { button, choice, element, fill } from './elements.js';
 import { toFragment } from './link.js';
 import { paste, PasteError } from './paste.js';
 import { visits } from './recorder.js';
@@ -131,9 +131,10 @@ class Keep {
   }
 
   files() {
+    const { question } = this.texts;
     const said = status();
-    const progress = element('progress', { hidden: '', 'aria-label': this.texts.working });
-    const cancel = button(this.texts.cancel, () => this.job?.abort(), { hidden: '' });
+    const progress = element('progress', { hidden: '', 'aria-label': question.progress });
+    const cancel = button(question.cancel, () => this.job?.abort(), { hidden: '' });
     const work = async (/** @type {(signal: AbortSignal) => Promise<void>} */ does) => {
       this.job?.abort();
       const job = new AbortController();
@@ -179,17 +180,15 @@ class Keep {
     const shown = element('code');
     const box = element('pre', { tabindex: '0', 'aria-label': this.texts.snippet }, shown);
     const picture = /** @type {HTMLAnchorElement} */ (element('a', { download: '' }));
-    const choices = CODES.map((name) => button(this.texts[name], () => {
-      this.code = name;
-      this.show();
-    }, { 'data-code': name }));
+    const choices = choice(this.texts.snippet, CODES.map((name) => [name, this.texts[name]]),
+      this.code, (name) => {
+        this.code = name;
+        this.show();
+      });
     this.showCode = (/** @type {View} */ view) => {
       const file = fileOf(view);
       shown.textContent = snippets[this.code]({
         settings: view.settings, file, page: pageAddress().href,
-      });
-      choices.forEach((choice) => {
-        choice.setAttribute('aria-pressed', String(choice.dataset.code === this.code));
       });
       picture.textContent = fill(this.texts.save_picture, { name: file });
       picture.href = addressOf(view.image.path);
@@ -198,8 +197,7 @@ class Keep {
     };
     return this.block('snippet', [
       element('div', { class: 'bar' },
-        element('span', { class: 'choice', role: 'group', 'aria-label': this.texts.snippet },
-          ...choices),
+        choices,
         this.press('copy_code',
           async () => this.copied(await copy(shown.textContent ?? '', box), said)),
         picture, said),

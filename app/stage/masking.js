@@ -1,6 +1,7 @@
 // Masks drawn from a seed: the same as those of `mae_core.model.masking`, whose docstrings say why.
 
 import { Mersenne } from './mersenne.js';
+import { halfToEven } from './rounding.js';
 
 /** @typedef {[h: number, w: number]} Grid rows and columns of patches */
 /** @typedef {'random' | 'block' | 'grid'} Strategy */
@@ -90,21 +91,11 @@ function drawBlock([h, w], generator) {
   const [low, high] = BLOCK_LOG_ASPECT;
   const area = h * w * (smallest + (largest - smallest) * generator.float());
   const aspect = Math.exp(low + (high - low) * generator.float());
-  const height = Math.min(Math.max(roundHalfEven(Math.sqrt(area * aspect)), 1), h);
-  const width = Math.min(Math.max(roundHalfEven(Math.sqrt(area / aspect)), 1), w);
-  const top = roundHalfEven((h - height) * generator.float());
-  const left = roundHalfEven((w - width) * generator.float());
+  const height = Math.min(Math.max(halfToEven(Math.sqrt(area * aspect)), 1), h);
+  const width = Math.min(Math.max(halfToEven(Math.sqrt(area / aspect)), 1), w);
+  const top = halfToEven((h - height) * generator.float());
+  const left = halfToEven((w - width) * generator.float());
   return { top, left, height, width };
-}
-
-/**
- * As `numpy.rint`; Math.round rounds halves up.
- * @param {number} value
- */
-function roundHalfEven(value) {
-  const below = Math.floor(value);
-  if (value - below === 0.5) return below % 2 ? below + 1 : below;
-  return Math.round(value);
 }
 
 /**

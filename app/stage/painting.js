@@ -1,4 +1,6 @@
-// Pictures of a view, and panels composed of them.
+// Pictures of a view, panels composed of them, and maps of values.
+
+import { paintMap } from './colours.js';
 
 /** Colour of removed patches, as `mae_core` draws them. */
 const REMOVED = 'rgb(128 128 128)';
@@ -46,4 +48,27 @@ export function paint(canvas, name, [original, reconstruction], mask) {
     if (name === 'masked') context.fillRect(...place);
     else context.drawImage(reconstruction, ...place, ...place);
   }));
+}
+
+/**
+ * @param {HTMLCanvasElement} canvas takes the size of the map
+ * @param {Float32Array} values row by row; NaN where there is none
+ * @param {number} width of the map
+ * @param {number} max the value at the light end of the scale
+ */
+export function paintValues(canvas, values, width, max) {
+  const image = new ImageData(width, values.length / width);
+  paintMap(image, values, max);
+  canvas.width = image.width;
+  canvas.height = image.height;
+  canvas.getContext('2d')?.putImageData(image, 0, 0);
+}
+
+/** @param {HTMLImageElement | ImageBitmap} picture */
+export function pixelsOf(picture) {
+  const { width, height } = picture;
+  const context = /** @type {OffscreenCanvasRenderingContext2D} */ (
+    new OffscreenCanvas(width, height).getContext('2d'));
+  context.drawImage(picture, 0, 0);
+  return context.getImageData(0, 0, width, height);
 }

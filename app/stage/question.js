@@ -27,14 +27,14 @@ export class Question extends EventTarget {
   ended = '';
 
   /** Key of the view that was asked about last. */
-  #asked = '';
+  asked = '';
 
   /** @param {(view: import('./stage.js').View) => unknown[]} about what of a view counts */
   constructor(about = all) {
     super();
     this.about = about;
     stage.addEventListener('view', () => {
-      if (this.#asked !== this.keyNow) this.cancel();
+      if (this.asked !== this.keyNow) this.cancel();
       this.changed();
     });
   }
@@ -60,7 +60,7 @@ export class Question extends EventTarget {
     this.running?.abort();
     const running = new AbortController();
     const { signal } = running;
-    this.#asked = this.keyNow;
+    this.asked = this.keyNow;
     Object.assign(this, { running, last: {}, ended: '' });
     this.changed();
     /** @type {typeof this.ended} */
@@ -82,7 +82,7 @@ export class Question extends EventTarget {
    * @param {(part: Record<string, any>) => Promise<Record<string, any>>} prepare
    */
   async #take(answer, signal, prepare) {
-    const key = this.#asked;
+    const key = this.asked;
     const parts = [];
     for await (const part of answer) {
       if (signal.aborted) return;

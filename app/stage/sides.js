@@ -1,27 +1,29 @@
 // The two sides of a comparison, in words and figures.
 
 import { element, fill } from './elements.js';
+import { pixelsOf } from './painting.js';
 
 /**
  * An answer with its pictures, original and reconstruction.
  * @typedef {{view: import('./stage.js').View, images: HTMLImageElement[]}} Side
+ * @typedef {{a: Side, b: Side}} Pair
  */
 
 /** @typedef {Record<string, string>} Texts of the part */
 
 /**
- * What a side is called: only what differs from the other, or all where nothing does.
+ * What A and B are called: only what differs, or all where nothing does.
  * @param {Texts} texts
- * @param {string} name
- * @param {Side} side
- * @param {Side} other
+ * @param {Pair} pair
  */
-export function caption(texts, name, side, other) {
-  const lines = [side, other].map((one) => [
+export function captions(texts, { a, b }) {
+  const lines = [a, b].map((one) => [
     one.view.facts.model, maskOf(texts, one), viewOf(texts, one),
   ]);
-  const differing = lines[0].filter((text, i) => text !== lines[1][i]);
-  return `${name}: ${(differing.length ? differing : lines[0].slice(0, 2)).join(' · ')}`;
+  return lines.map((line, i) => {
+    const differing = line.filter((text, j) => text !== lines[1 - i][j]);
+    return `${'AB'[i]}: ${(differing.length ? differing : line.slice(0, 2)).join(' · ')}`;
+  });
 }
 
 /**
@@ -46,7 +48,7 @@ function viewOf(texts, { view: { facts } }) {
 /**
  * A table of both, and of how much B has more.
  * @param {Texts} texts
- * @param {{a: Side, b: Side}} pair
+ * @param {Pair} pair
  * @returns {HTMLElement}
  */
 export function figures(texts, { a, b }) {
@@ -72,14 +74,6 @@ export function figures(texts, { a, b }) {
   const head = ['A', 'B', 'B − A'].map((text) => element('th', { scope: 'col' }, text));
   return element('table', {}, element('caption', {}, texts.figures),
     element('thead', {}, element('tr', {}, element('td'), ...head)), element('tbody', {}, ...cells));
-}
-
-/** @param {HTMLImageElement} image */
-export function pixelsOf(image) {
-  const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
-  const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext('2d'));
-  context.drawImage(image, 0, 0);
-  return context.getImageData(0, 0, canvas.width, canvas.height);
 }
 
 /**

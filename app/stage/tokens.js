@@ -1,6 +1,7 @@
 // Pictures of patches and tokens, as a model has them at one stage.
 
 import { colourOf } from './colours.js';
+import { canvas } from './elements.js';
 
 /** @typedef {(context: CanvasRenderingContext2D, x: number, y: number, side: number) => void} Cell */
 
@@ -22,7 +23,7 @@ const COLUMN = [32, 340], LYING = [32, 256];
  */
 export function grid(label, columns, cells) {
   const rows = Math.ceil(cells.length / columns);
-  return canvas(label, [columns, rows], SIDE / Math.max(columns, rows), cells, (i) => [
+  return picture(label, [columns, rows], SIDE / Math.max(columns, rows), cells, (i) => [
     i % columns, Math.floor(i / columns),
   ]);
 }
@@ -40,7 +41,7 @@ export function column(label, across, cells) {
   const rows = Math.ceil(cells.length / abreast);
   const fitting = Math.min(length / rows, width / abreast);
   const place = (/** @type {number} */ i) => [i % abreast, Math.floor(i / abreast)];
-  return canvas(label, across ? [rows, abreast] : [abreast, rows], fitting, cells, (i) => {
+  return picture(label, across ? [rows, abreast] : [abreast, rows], fitting, cells, (i) => {
     return across ? place(i).reverse() : place(i);
   });
 }
@@ -89,13 +90,11 @@ export function shade(value) {
  * @param {Cell[]} cells
  * @param {(i: number) => number[]} place column and row of a cell
  */
-function canvas(label, [columns, rows], side, cells, place) {
-  const made = document.createElement('canvas');
+function picture(label, [columns, rows], side, cells, place) {
+  const made = canvas(label);
   made.width = Math.round(columns * side * SHARP);
   made.height = Math.round(rows * side * SHARP);
   made.style.width = `${made.width / SHARP}px`;
-  made.setAttribute('role', 'img');
-  made.setAttribute('aria-label', label);
   const context = /** @type {CanvasRenderingContext2D} */ (made.getContext('2d'));
   const gap = side > 4 ? SHARP : side > 2 ? 1 : 0;
   cells.forEach((cell, i) => {

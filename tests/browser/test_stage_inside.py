@@ -215,7 +215,8 @@ def test_a_refusal_is_said_and_can_be_asked_again(view: Page) -> None:
     view.unroute("**/gradio_api/call/ask/*")
     found.get_by_role("button", name="Try again").click()
     expect(step(found, "patches")).to_be_visible()
-    expect(found.get_by_role("alert")).to_be_empty()
+    expect(found.get_by_role("alert")).to_be_hidden()
+    expect(found.get_by_role("button", name="Try again")).to_be_hidden()
 
 
 ON_A_PHONE = {"viewport": PHONE, "is_mobile": True, "has_touch": True}
