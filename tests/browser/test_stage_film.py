@@ -120,6 +120,9 @@ def test_frames_that_are_there_can_be_seen_while_others_arrive(
     finished(view)
 
 
+@pytest.mark.parametrize(
+    "view", [{"reduced_motion": "no-preference"}], indirect=True, ids=["moving"]
+)
 def test_it_plays_until_it_is_paused(view: Page) -> None:
     start(view)
     scrubber = view.locator("#film .transport input")
