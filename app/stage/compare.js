@@ -126,40 +126,59 @@ class Compare {
 
   /** Offer values of what B differs in. */
   offer() {
-    const { mask } = stage.view?.settings ?? { mask: { seed: 0, ratio: 0.75 } };
-    const { texts } = this;
+    const settings = stage.view?.settings ?? { mask: { seed: 0, ratio: 0.75 } };
+    const { mask } = settings;
     const what = this.what.value;
-    const before = this.value.dataset.of === what ? this.value.value : null;
-    /** @type {Record<string, string[][]>} */
-    const lists = {
-      model: this.models.map(({ name, state, bytes }) => [
-        name, state === 'ready' ? name : fill(texts[`model_${state}`] ?? texts.model_pending, {
-          name, size: bytes ? Math.round(bytes / 1e6) : '?',
-        }),
-      ]),
-      strategy: STRATEGIES.map((name) => [name, texts[name]]),
-      view: VIEWS.map((name) => [name, texts[name]]),
-    };
-    const numbers = {
-      seed: { min: '0', step: '1', value: String(mask.seed + 1) },
-      ratio: { min: '0.05', max: '0.95', step: '0.01', value: mask.ratio > 0.6 ? '0.5' : '0.9' },
-    };
-    const value = what in lists ? list(texts[what], lists[what])
-      : /** @type {HTMLInputElement} */ (element('input', {
-        type: 'number', 'aria-label': texts[what], required: '', ...Reflect.get(numbers, what),
-      }));
+    // What A has is no other.
+    const own = String(mask[what] ?? settings[what]);
+    const chosen = this.value.dataset.of === what && this.value.value !== own;
+    const value = this.field(what, mask);
     value.dataset.of = what;
-    const others = {
-      model: this.other,
-      strategy: STRATEGIES.find((name) => name !== mask.strategy),
-      view: VIEWS.find((name) => name !== stage.view?.settings.view),
-    };
-    value.value = before ?? Reflect.get(others, what) ?? value.value;
+    value.required = true;
+    for (const option of value.querySelectorAll('option')) option.disabled = option.value === own;
+    value.value = chosen ? this.value.value : this.suggested(what, own) ?? value.value;
     const focused = this.value === document.activeElement;
     if (this.value === this.what) this.what.after(value);
     else this.value.replaceWith(value);
     this.value = value;
     if (focused) value.focus();
+  }
+
+  /**
+   * @param {string} what B differs in
+   * @param {string} own value of A
+   * @returns {string | undefined}
+   */
+  suggested(what, own) {
+    if (what === 'model') return this.other ?? '';
+    return { strategy: STRATEGIES, view: VIEWS }[what]?.find((name) => name !== own);
+  }
+
+  /**
+   * @param {string} what B differs in
+   * @param {Record<string, number>} mask of A
+   */
+  field(what, mask) {
+    const { texts } = this;
+    const named = (/** @type {readonly string[]} */ names) => names.map((name) => [name, texts[name]]);
+    if (what === 'model') {
+      const none = this.other ? [] : [['', texts.no_model]];
+      return list(texts.model, [...none, ...this.models.map((model) => this.option(model))]);
+    }
+    if (what === 'strategy') return list(texts.strategy, named(STRATEGIES));
+    if (what === 'view') return list(texts.view, named(VIEWS));
+    const numbers = what === 'seed' ? { min: '0', step: '1', value: String(mask.seed + 1) }
+      : { min: '0.05', max: '0.95', step: '0.01', value: mask.ratio > 0.6 ? '0.5' : '0.9' };
+    return /** @type {HTMLInputElement} */ (element('input', {
+      type: 'number', 'aria-label': texts[what], ...numbers,
+    }));
+  }
+
+  /** @param {{name: string, state: string, bytes: number | null}} model */
+  option({ name, state, bytes }) {
+    if (state === 'ready') return [name, name];
+    const text = this.texts[`model_${state}`] ?? this.texts.model_pending;
+    return [name, fill(text, { name, size: bytes ? Math.round(bytes / 1e6) : '?' })];
   }
 
   /**
@@ -212,6 +231,7 @@ class Compare {
     this.what.querySelector('[value=view]')
       ?.toggleAttribute('disabled', stage.view.facts.view === null);
     if (!this.listed) this.list();
+    this.offer();
     this.show();
   }
 
@@ -311,7 +331,8 @@ class Compare {
     const [before, after] = [a, b].map(({ view: { facts } }) => `${facts.width} × ${facts.height}`);
     const said = [];
     if (following && a.view === b.view) said.push(texts.follow_hint);
-    else if (!following && a.view !== stage.view) said.push(texts.older);
+    else if (!following && stage.view && !alike(a.view, stage.view)) said.push(texts.older);
+    else if (alike(a.view, b.view)) said.push(texts.alike);
     if (before !== after) said.push(fill(texts.scaled, { a: before, b: after }));
     else if (!comparable) said.push(texts.other_picture);
     if (a.view.mask.join() !== b.view.mask.join()) said.push(texts.other_patches);
@@ -325,4 +346,13 @@ class Compare {
     this.original.setAttribute('aria-pressed', String(on));
     this.repaint();
   }
+}
+
+/**
+ * Whether two views answer the same request about one picture.
+ * @param {import('./stage.js').View} one
+ * @param {import('./stage.js').View} other
+ */
+function alike({ settings: one }, { settings: other }) {
+  return JSON.stringify(one) === JSON.stringify(other);
 }

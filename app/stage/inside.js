@@ -32,6 +32,8 @@ const STEPS = [
   'predict', 'price',
 ];
 /** How long a step is on show, in milliseconds. */
+/** Milliseconds that a view stays before it is asked about: a slider passes many. */
+const REST = 300;
 const STEP_TIME = 5000;
 
 // These survive a change of language.
@@ -48,6 +50,8 @@ class Inside {
   drawn = null;
   /** @type {ReturnType<typeof setInterval> | undefined} */
   playing = undefined;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  resting = undefined;
 
   /** @param {import('./stage.js').Host} host */
   constructor(host) {
@@ -84,15 +88,19 @@ class Inside {
     const seen = new ResizeObserver(() => this.update());
     seen.observe(into);
     signal.addEventListener('abort', () => {
+      clearTimeout(this.resting);
       seen.disconnect();
       this.run(false);
     });
     this.update();
   }
 
-  /** Ask about the view on show, unless that has been done. */
+  /** Ask about the view on show once it stays, unless that has been done. */
   update() {
-    if (this.into.clientWidth && question.asked !== question.keyNow) this.ask();
+    clearTimeout(this.resting);
+    this.resting = setTimeout(() => {
+      if (this.into.clientWidth && question.asked !== question.keyNow) this.ask();
+    }, REST);
   }
 
   ask() {
@@ -263,10 +271,15 @@ class Inside {
     at = Math.min(Math.max(step, 0), STEPS.length - 1);
     if (at === STEPS.length - 1) this.run(false);
     this.mark();
-    const place = this.diagram.querySelector('[aria-current=step]') ?? this.cost;
-    place.scrollIntoView({
-      block: 'nearest', inline: 'center', behavior: this.still.matches ? 'auto' : 'smooth',
-    });
+    // The diagram alone: the page stays where the visitor has it.
+    const place = /** @type {HTMLElement | null} */ (
+      this.diagram.querySelector('[aria-current=step]'));
+    if (place) {
+      this.diagram.scrollTo({
+        left: place.offsetLeft - (this.diagram.clientWidth - place.clientWidth) / 2,
+        behavior: this.still.matches ? 'auto' : 'smooth',
+      });
+    }
   }
 
   /** Mark the stage of the step, and say what happens there. */

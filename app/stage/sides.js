@@ -61,8 +61,11 @@ export function figures(texts, { a, b }) {
       facts.map((one) => one.patches - one.visible), 0],
     [texts.psnr, [], facts.map((one) => one.psnr), 2],
     [texts.ssim, [], facts.map((one) => one.ssim), 3],
-    [texts.time, [], facts.map((one) => 1000 * one.seconds), 0],
   ];
+  // Of one model, they differ by what else the machine did.
+  if (facts[0].model !== facts[1].model) {
+    rows.push([texts.time, facts.map((one) => decimals(1000 * one.seconds, 0)), null, 0]);
+  }
   if (facts.some(({ view }) => view !== null)) {
     rows.splice(2, 0, [texts.view, [a, b].map((one) => viewOf(texts, one)), null, 0]);
   }
