@@ -96,20 +96,32 @@ class Plan:
         """A plan from anything that JSON holds; the service checks its request.
 
         Raises:
-            ConfigError: If it is of another version or form.
+            ConfigError: If it is of another version or form, or has what its kind does not take.
         """
         asked = data.get("request") if isinstance(data, Mapping) else None
         if not isinstance(data, Mapping) or not isinstance(asked, Mapping):
-            raise ConfigError("a question is a JSON object with v, kind and request")
-        if data.get("v") != VERSION:
-            raise ConfigError(f"this question is of version {data.get('v')!r}; give v = {VERSION}")
+            raise ConfigError(
+                "a question is a JSON object with v, kind and request", code="no_question"
+            )
+        version = data.get("v")
+        if version != VERSION or isinstance(version, bool):
+            raise ConfigError(
+                f"this question is of version {version!r:.40}; give v = {VERSION}",
+                code="version", given=f"{version!r:.40}", allowed=VERSION,
+            )  # fmt: skip
         kind = check_choice("kind", data.get("kind"), KINDS)
+        own = [*_NUMBERS[kind], *(["format"] if kind == "film" else [])]
+        names = ["v", "kind", "request", *own]
+        if unknown := [name for name in data if name not in names]:
+            given, allowed = f"{unknown[0]!r:.40}", ", ".join(names)
+            raise ConfigError(
+                f"a question of the kind {kind} has no {given}; it has {allowed}",
+                code="no_field", kind=kind, given=given, allowed=allowed,
+            )  # fmt: skip
         number = 0
         for name, (least, most, default) in _NUMBERS[kind].items():
             number = check_whole(name, data.get(name, default), least, most)
-        form = data.get("format", "")
-        if form:
-            form = check_choice("format", form, FILM_FORMATS)
+        form = check_choice("format", data["format"], FILM_FORMATS) if "format" in data else ""
         values = Request.values_of(asked) | {"image": image}
         return cls(kind, values, number, form)
 

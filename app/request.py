@@ -87,7 +87,10 @@ class Request(Settings):
         mask = data.get("mask")
         mask = mask if isinstance(mask, dict) else {}
         if mask.get("drawing"):
-            raise ConfigError("settings with a drawn mask need its picture; give rows of 0 and 1")
+            raise ConfigError(
+                "settings with a drawn mask need its picture; give rows of 0 and 1",
+                code="drawn_mask",
+            )
         rows = mask.get("rows") or None
         own = [*rows] if isinstance(rows, tuple) else rows
         return {**data, **mask, "mask_ratio": mask.get("ratio"), "mask": own}

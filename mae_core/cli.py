@@ -144,7 +144,8 @@ def _add_reconstruct(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="of the mask; 0")
     add("--settings", metavar="FILE",
         help="settings.json of the page or of this command, in place of the flags that it has: "
-        "all but --bands and --range")  # fmt: skip
+        "all but --bands, --range and --device; weights that mae fetch does not list are given by "
+        "--weights again")  # fmt: skip
     add("--mask", metavar="FILE",
         help="own mask, a PNG or .npy as large as IMAGE or the grid of patches: what is not black, "
         "0 or transparent is removed, a patch by its majority")  # fmt: skip
@@ -167,7 +168,8 @@ def _reconstruct(args: argparse.Namespace) -> int:
         mae reconstruct photo.jpg --weights runs/mine --mask drawn.png --out panels
 
     It writes original.png, masked.png, reconstruction.png, pasted.png, their row panels.png,
-    metrics.json, and settings.json, with which the same panels are made again:
+    metrics.json, and settings.json, with which the panels are made again, to the same bytes on the
+    same kind of machine and in the same precision:
 
         mae reconstruct photo.jpg --settings panels/settings.json --out again
     """
@@ -215,7 +217,7 @@ def _request_of(
     from mae_core.photographs import read_file
     from mae_core.reconstruct import ReconstructionRequest
     from mae_core.settings import digest_of, read_settings
-    from mae_core.weights.registry import weights_name
+    from mae_core.weights.registry import list_weights, weights_name
 
     names = ("mask_ratio", "seed", "strategy", "fit", "image_size", "view")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
@@ -232,6 +234,12 @@ def _request_of(
         raise ConfigError(
             f"--weights is {weights_name(args.weights)}, and the settings are of "
             f"{settings.model}; give these, or leave --weights out"
+        )
+    # Settings come from strangers too: they choose neither a path nor a repository of the hub.
+    if not args.weights and settings.model not in list_weights():
+        raise ConfigError(
+            f"the settings are of {settings.model!r:.80}, which is no name that mae fetch lists; "
+            "give these weights by --weights"
         )
     if drawing:
         if not args.mask:

@@ -1,7 +1,10 @@
 """Settings that replay: one reconstruction as JSON, as the page and `mae reconstruct` write it.
 
 settings = read_settings("settings.json")
-Reconstructor(load(settings.model))(**vars(settings.of("photo.jpg")))
+Reconstructor(load("runs/mine"))(**vars(settings.of("photo.jpg")))
+
+By the same weights the panels are the same bytes on the same kind of machine and in the same
+precision, neither of which the settings hold.
 """
 
 import dataclasses
@@ -79,7 +82,8 @@ class Settings:
         picture: `digest_of` its file.
         mask: Which patches are removed.
         fit: `crop`, `squash` or `whole`.
-        model: Name of the weights.
+        model: Name of the weights. In a stranger's file it may be any text: see that
+            `list_weights` has it before `load`, which takes paths and repositories too.
         image_size: Pixels that the fit aims at, a multiple of the model's patch side; None is
             the model's own.
         view: One of `NORM_PIX_VIEWS`, of models that predict normalised pixels.
@@ -112,10 +116,15 @@ def read_settings(source: str | Path | Mapping[str, Any]) -> Settings:
 
     Raises:
         ConfigError: If the file cannot be read, or holds another version or form, or a value that
-            is not allowed.
+            is not allowed, or the source is neither.
         MaskError: If rows of the own mask are not equally long, or remove every patch.
     """
     data = _read_json(Path(source).expanduser()) if isinstance(source, str | Path) else source
+    if not isinstance(data, Mapping):
+        raise ConfigError(
+            f"settings are given as {source!r:.40}; give the path of a settings.json, or a mapping "
+            "as Settings.to_json gives it"
+        )
     version = data.get("v")
     if version != VERSION or isinstance(version, bool):
         raise ConfigError(
@@ -174,8 +183,10 @@ def save_settings(
         CheckpointError: If the file cannot be written.
     """
     rows = () if request.mask is None else rows_of(request.mask)
-    mask = Mask(request.strategy, request.mask_ratio, request.seed, rows)
-    settings = Settings(picture, mask, request.fit, model, request.image_size, request.view)
+    # NumPy's numbers too, which JSON cannot hold.
+    mask = Mask(request.strategy, float(request.mask_ratio), int(request.seed), rows)
+    size = None if request.image_size is None else int(request.image_size)
+    settings = Settings(picture, mask, request.fit, model, size, request.view)
     text = json.dumps(settings.to_json(), indent=2) + "\n"
     write_atomically(Path(path), methodcaller("write_text", text))
 

@@ -171,9 +171,13 @@ class Events:
 
         Args:
             image: The picture, a file of an ordinary photo format.
-            plan: `{"v": 1, "kind": ..., "request": ...}`, where the kind is `single`, `files`,
-                `film`, `doubt`, `influence`, `attention`, `inside`, `leak` or `models` (those that
-                can be asked), and the request is of the form of `settings` in an answer.
+            plan: `{"v": 1, "kind": ..., "request": ...}`, the request of the form of `settings` in
+                an answer. The kinds, and what some take besides, with the value if not given:
+                `single`; `files`, the four panels; `film` (`frames`, 2 to 37, 19; `format`, webp or
+                gif, for a file too); `doubt` (`masks`, 2 to 64, 16); `influence`; `attention`
+                (`patch`, its number from 0, 0); `inside`; `leak` (`noise`, a seed from 0, 0);
+                `training`, the picture by each snapshot of a run; `models`, those that can be
+                asked. Anything else is refused.
             request: The HTTP request; Gradio fills it in.
 
         Yields:

@@ -77,7 +77,10 @@ def attention(
     """
     h, w = grid_size = model.grid_of(images)
     if patch not in range(h * w):
-        raise ConfigError(f"patch is {patch!r}; this image has {h * w}: give 0 to {h * w - 1}")
+        raise ConfigError(
+            f"patch is {patch!r}; this image has {h * w}: give 0 to {h * w - 1}",
+            code="no_patch", given=patch, patches=h * w, most=h * w - 1,
+        )  # fmt: skip
     device = model.pos_embed.device
     images, patch_mask = images.to(device), patch_mask.to(device)
     columns: list[int] = model.encoder_ids(patch_mask)[0].tolist()

@@ -58,7 +58,8 @@ class Doubt:
         if result.view == "normalized":
             raise ConfigError(
                 "the view normalized cannot be compared with the original; choose estimated or "
-                "answer"
+                "answer",
+                code="not_comparable",
             )
         pixels: _Floats = result.reconstruction.double().numpy()
         if not self.runs:

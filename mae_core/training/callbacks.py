@@ -117,7 +117,10 @@ class Snapshots(Callback):
         self._steps = {config.steps >> i for i in range(config.snapshots)} - {0}
 
     def on_step(self, state: RunState) -> None:
-        """Write the model as it is exported, at a few steps; a failure is logged."""
+        """Write the model, averaged with `ema`, at a few steps; a failure is logged.
+
+        It is float16 whatever `export_dtype` is: there are many, and they are only looked at.
+        """
         if state.step in self._steps:
             path = self._folder / f"step-{state.step:06d}.safetensors"
             record = {"step": state.step, "steps": self._total}

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 from collections.abc import Sequence
 from contextlib import aclosing
 from itertools import pairwise
@@ -14,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from app.experiments import KINDS, Plan, ask
+from app.experiments import _NUMBERS, KINDS, Plan, ask
+from app.i18n import LOCALES, error_sentence
 from app.line import BusyError
 from app.models.served import ServedModel
+from app.page.events import Events
 from app.service import ReconstructionService, Waiting
 from app.settings import AppSettings
 from mae_core import MAEError, MaskedAutoencoder, Reconstruction, Reconstructor
@@ -59,6 +62,9 @@ class CountingReconstructor(Reconstructor):
         return super().batch(requests)
 
 
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
 def plan(kind: str, **values: Any) -> Plan:
     return Plan.from_json({"v": VERSION, "kind": kind, "request": REQUEST, **values}, CAT)
 
@@ -77,16 +83,39 @@ def parts_of(service: ReconstructionService, asked: Plan) -> list[dict[str, Any]
         (None, "JSON object with v, kind and request"),
         ({"v": VERSION, "kind": "film"}, "JSON object with v, kind and request"),
         ({"v": 99, "kind": "film", "request": REQUEST}, "give v = 1"),
+        ({"v": True, "kind": "film", "request": REQUEST}, "of version True; give v = 1"),
         ({"v": VERSION, "kind": "story", "request": REQUEST}, "kind is 'story'; choose"),
         ({"v": VERSION, "kind": "film", "request": REQUEST, "frames": 1}, "frames is 1; .* 2 to"),
         ({"v": VERSION, "kind": "doubt", "request": REQUEST, "masks": "x"}, "masks is 'x'; .* 64"),
         ({"v": VERSION, "kind": "film", "request": REQUEST, "format": "mp4"}, "webp, gif"),
+        ({"v": VERSION, "kind": "film", "request": REQUEST, "format": []}, r"format is \[\]"),
+        ({"v": VERSION, "kind": "doubt", "request": REQUEST, "mask": 4},
+         "kind doubt has no 'mask'; it has v, kind, request, masks"),
+        ({"v": VERSION, "kind": "doubt", "request": REQUEST, "format": "gif"}, "no 'format'"),
+        ({"v": VERSION, "kind": "single", "request": REQUEST, "frames": 5}, "no 'frames'"),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_plan_of_another_form_is_refused(data: object, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=words) as caught:
         Plan.from_json(data, CAT)
+    assert told_of_its_own(caught.value)
+
+
+def told_of_its_own(error: MAEError) -> bool:
+    """Whether the Chinese sentence is more than that of any value which is not offered."""
+    return error_sentence(error, "zh") not in ("", LOCALES["zh"]["errors"]["other"])
+
+
+@pytest.mark.parametrize("text", [README, Events.ask.__doc__ or ""], ids=["README", "ask"])
+def test_all_kinds_and_numbers_are_in_the_docs(text: str) -> None:
+    prose = " ".join(text.split())
+    for kind, numbers in _NUMBERS.items():
+        for name, (least, most, default) in numbers.items():
+            bounds = f", {least} to {most}, {default}" if least else ", [^)]*0"
+            assert re.search(rf"`{kind}` \([^)]*`{name}`{bounds}[^)]*\)", prose), name
+        assert f"`{kind}`" in prose
+    assert re.search(r"`film` \([^)]*`format`", prose)
 
 
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {"models"}))
@@ -193,8 +222,23 @@ def test_attention_is_that_of_the_library() -> None:
 
 
 def test_a_patch_that_is_not_there_is_refused() -> None:
-    with pytest.raises(MAEError, match="give 0 to 48"):
+    with pytest.raises(MAEError, match="give 0 to 48") as caught:
         parts_of(small_service(), plan("attention", patch=49))
+    assert error_sentence(caught.value, "zh") == (
+        "patch 为 49；这张图片有 49 个图块，请给出 0 到 48。"
+    )
+
+
+def test_questions_that_cannot_be_answered_say_why_in_chinese() -> None:
+    service = ReconstructionService({"small-random": small_reconstructor(norm_pix=True)})
+    drawn = REQUEST | {"mask": MASK | {"drawing": "digest"}}
+    for request, words in (
+        (REQUEST | {"view": "normalized"}, "normalized cannot be compared"),
+        (drawn, "need its picture"),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught:
+            parts_of(service, plan("doubt", request=request))
+        assert told_of_its_own(caught.value)
 
 
 def test_stages_are_counted_from_the_model() -> None:

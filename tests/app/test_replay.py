@@ -1,4 +1,7 @@
-"""`mae reconstruct --settings` makes the files that the page gave out, byte by byte."""
+"""`mae reconstruct --settings` makes the files that the page gave out, byte by byte.
+
+On the same machine and in the same precision.
+"""
 
 import io
 import json
@@ -12,7 +15,7 @@ from PIL import Image
 from app.page.files import panel_file
 from app.request import parse
 from app.service import ReconstructionService
-from mae_core import devices
+from mae_core import Reconstructor, devices
 from mae_core.cli import mae
 from mae_core.settings import digest_of
 from mae_core.weights.formats import save_weights
@@ -41,25 +44,32 @@ DRAWING = encoded(Image.fromarray(np.array(ROWS, np.uint8) * 255).resize((451, 3
 
 
 @pytest.mark.parametrize(
-    ("image", "values"),
+    ("image", "values", "precision"),
     [
-        (example("cat"), {"seed": 2}),
-        (turned(), {"fit": "whole", "strategy": "block", "mask_ratio": 0.5, "seed": 2**63 - 1}),
-        (transparent(), {"fit": "squash", "mask": ROWS}),
-        (example("cat"), {"fit": "squash", "mask": DRAWING}),
+        (example("cat"), {"seed": 2}, "float32"),
+        (example("cat"), {"seed": 2}, "auto"),
+        (turned(), {"fit": "whole", "strategy": "block", "mask_ratio": 0.5, "seed": 2**63 - 1},
+         "float32"),
+        (transparent(), {"fit": "squash", "mask": ROWS}, "float32"),
+        (example("cat"), {"fit": "squash", "mask": DRAWING}, "float32"),
     ],
-    ids=["example", "turned", "transparent", "drawn"],
-)
+    ids=["example", "default precision", "turned", "transparent", "drawn"],
+)  # fmt: skip
 def test_settings_of_the_page_make_its_files_again(
-    service: ReconstructionService, image: bytes, values: dict[str, Any], tmp_path: Path,
+    image: bytes, values: dict[str, Any], precision: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: False)
+    # The command has no flag for it.
+    if precision == "float32":
+        monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: False)
+    model = small_reconstructor().model
+    reconstructor = Reconstructor(model, "small-random", device="cpu", precision=precision)
+    service = ReconstructionService({"small-random": reconstructor})
     asked = {"image": image, "mask_ratio": 0.75, "seed": 0, **values}
     answer = service.reconstruct(**asked)
     request = parse(asked, "small-random", 1024, digest_of)  # type: ignore[arg-type]
 
-    save_weights(tmp_path / "small-random.safetensors", small_reconstructor().model, record={})
+    save_weights(tmp_path / "small-random.safetensors", model, record={})
     (tmp_path / "picture").write_bytes(image)
     (tmp_path / "drawing").write_bytes(DRAWING)
     (tmp_path / "settings.json").write_text(json.dumps(request.to_json()))

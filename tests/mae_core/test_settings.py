@@ -80,6 +80,12 @@ def test_settings_of_another_form_are_refused(changes: dict[str, Any], words: st
         read_settings({**PLAIN.to_json(), **changes})
 
 
+@pytest.mark.parametrize("source", [[], None, 5])
+def test_what_is_no_settings_is_refused(source: Any) -> None:
+    with pytest.raises(ConfigError, match="settings are given as .*; give the path of a settings"):
+        read_settings(source)
+
+
 def test_files_that_hold_no_settings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     with pytest.raises(ConfigError, match="no settings can be read at .*No such file"):
@@ -105,6 +111,13 @@ def test_a_request_is_saved_and_made_again(tmp_path: Path) -> None:
         assert (again.mask is None) == (request.mask is None)
     np.testing.assert_array_equal(again.mask, mask)
     assert rows_of(mask) == ("10", "00")
+
+
+def test_numpys_numbers_are_saved(tmp_path: Path) -> None:
+    numbers = ReconstructionRequest("a", np.float32(0.5), np.int64(5), image_size=np.int32(96))
+    save_settings(tmp_path / "settings.json", numbers, "digest", "mae-tiny")
+    again = read_settings(tmp_path / "settings.json").of("a")
+    assert again == ReconstructionRequest("a", 0.5, 5, image_size=96)
 
 
 def test_a_digest_is_of_the_files_bytes(tmp_path: Path) -> None:
@@ -187,6 +200,21 @@ def test_settings_name_the_weights(tmp_path: Path) -> None:
     settings = ["--settings", str(tmp_path / "settings.json"), "--out", str(tmp_path)]
     assert mae([*command, *settings]) == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["model"] == "mae-tiny"
+
+
+@pytest.mark.parametrize("model", ["me/model", "small", "small.safetensors", "TMP", ""])
+def test_settings_choose_neither_a_path_nor_a_repository(
+    command: list[str], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = str(tmp_path / "small.safetensors") if model == "TMP" else model
+    given = replace(PLAIN, model=model, picture=digest_of(command[1]))
+    (tmp_path / "settings.json").write_text(json.dumps(given.to_json()))
+    replay = [*command[:2], "--settings", "settings.json", "--out", str(tmp_path / "out")]
+    words = f"the settings are of '{model[:20]}.*; give these weights by --weights"
+    with pytest.raises(ConfigError, match=words):
+        mae(replay)
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_picture_is_taken_with_a_warning(
