@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { page } from './page.js';
+import { drawn, page } from './page.js';
 
 /** @type {string[]} */
 const asked = [];
@@ -11,7 +11,7 @@ const root = page(async (url) => {
   asked.push(url);
   return answers.shift() ?? Response.error();
 });
-const { stage } = await import('../../app/stage/stage.js');
+const { mount, stage } = await import('../../app/stage/stage.js');
 
 test('texts are fetched once for each language, and again after a failure', async () => {
   answers.push(Response.json({}, { status: 500 }), Response.json({ stage: { a: 'b' } }));
@@ -38,4 +38,21 @@ test('values that the server refuses draw no mask', () => {
   assert.equal(stage.mask, before);
   stage.draw('random', 0.5, 2);
   assert.equal(stage.mask.join('').replaceAll('0', '').length, 4);
+});
+
+test('a part that is drawn anew hears no values any more', async () => {
+  /** @type {(() => void)[]} */
+  const changes = [];
+  await mount('../../tests/stage/page', /** @type {any} */ ({
+    element: { querySelector: () => ({ replaceChildren() {} }) },
+    watch: (/** @type {string[]} */ _, /** @type {() => void} */ changed) => changes.push(changed),
+  }));
+  /** @type {string[]} */
+  const heard = [];
+  drawn[0].watch(['value'], () => heard.push('first'));
+  stage.dispatchEvent(new Event('language'));
+  await new Promise(setImmediate);
+  drawn[1].watch(['value'], () => heard.push('second'));
+  for (const changed of changes) changed();
+  assert.deepEqual(heard, ['second']);
 });
