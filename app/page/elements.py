@@ -168,6 +168,7 @@ def stage_part(
         js_on_load=f"import({module}).then((m) => "
         f"m.mount('{name}', {{element, props, trigger, watch}}));",
         apply_default_css=False,
+        visible=visible,
         elem_id=name,
     )
 

@@ -8,7 +8,9 @@ export class AskError extends Error {}
  * @param {{path: string}} image a file among the uploads
  * @param {object} plan see `app/experiments.py`
  * @param {AbortSignal} signal gives the question up, in the server too
- * @returns {AsyncGenerator<Record<string, any>>} parts of the answer as they come
+ * @returns {AsyncGenerator<Record<string, any>>} parts of the answer as they come; whoever stops
+ *   early gives the question up
+ * @throws {AskError} if the server says why there is no answer; another error if it does not
  */
 export async function* ask(image, plan, signal) {
   const address = new URL('gradio_api/call/ask', document.baseURI);
@@ -26,10 +28,20 @@ export async function* ask(image, plan, signal) {
   const stream = await answered(await fetch(`${address}/${id}`, {signal: opened.signal}));
   if (signal.aborted) opened.abort();
   signal.addEventListener('abort', () => opened.abort(), {once: true});
-  for await (const {event, data} of messages(stream)) {
-    if (event === 'generating') yield data[0];
-    if (event === 'error') throw new AskError(data?.error ?? String(data));
-    if (event === 'complete') return;
+  let whole = false;
+  try {
+    for await (const {event, data} of messages(stream)) {
+      if (event === 'generating') yield data[0];
+      if (event === 'error') throw failure(data?.error ?? data);
+      if (event === 'complete') {
+        whole = true;
+        return;
+      }
+    }
+    throw new Error('the answer ended before it was complete');
+  } finally {
+    // The server closes a stream that is complete.
+    if (!whole) opened.abort();
   }
 }
 
@@ -37,7 +49,13 @@ export async function* ask(image, plan, signal) {
 async function answered(response) {
   if (response.ok) return response;
   const said = await response.json().catch(() => ({}));
-  throw new AskError(said.detail ?? response.statusText);
+  throw failure(said.detail ?? response.statusText);
+}
+
+/** @param {unknown} said by the server; null where it has no words for its error */
+function failure(said) {
+  const told = typeof said === 'string' && said;
+  return told ? new AskError(told) : new Error(`no answer: ${JSON.stringify(said)}`);
 }
 
 /**

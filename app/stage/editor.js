@@ -2,7 +2,7 @@
 
 import { brushed } from './brush.js';
 import { fromPicture } from './drawing.js';
-import { button, choice, element, fill, select, svg } from './elements.js';
+import { button, choice, element, fill, svg } from './elements.js';
 import { History } from './history.js';
 import { Mask } from './mask.js';
 import { pixelsOf } from './painting.js';
@@ -12,6 +12,8 @@ import { stage } from './stage.js';
 
 const TOOLS = /** @type {const} */ (['flip', 'hide', 'show']);
 const LARGEST_BRUSH = 4;
+/** Side of the mask on a shape's button, in patches: halves are halves, and the border is thin. */
+const ICON = 8;
 
 // Survives a change of language.
 /** @type {History | null} */
@@ -28,7 +30,10 @@ class Editor {
   brush = 0;
   /** Where the keyboard's cursor is, in patches. @type {import('./patches.js').Place} */
   cursor = [0, 0];
-  /** @type {{value: 0 | 1, at: import('./brush.js').Point, mask: Mask} | null} */
+  /**
+   * Of one pointer; of the keyboard it is over at once, and `pointer` null.
+   * @type {{value: 0 | 1, at: import('./brush.js').Point, mask: Mask, pointer: number | null} | null}
+   */
   stroke = null;
 
   /** @param {import('./stage.js').Host} host */
@@ -83,13 +88,19 @@ class Editor {
       type: 'file', accept: 'image/*', hidden: '',
     }));
     file.addEventListener('change', () => this.picture(file));
-    const presets = select(texts.presets, Object.keys(PRESETS).map((name) => [name, texts[name]]),
-      (name) => this.change((mask) => mask.preset(/** @type {keyof typeof PRESETS} */ (name))));
+    const names = /** @type {(keyof typeof PRESETS)[]} */ (Object.keys(PRESETS));
+    const shapes = names.map((name) => {
+      const does = () => this.change((mask) => mask.preset(name));
+      const shape = button('', does, { title: texts[name], 'aria-label': texts[name] });
+      shape.append(icon(name));
+      return shape;
+    });
     this.more = element('div', { class: 'tools', hidden: '' },
       choice(texts.tool, TOOLS.map((name) => [name, texts[name], texts[`${name}_hint`]]), this.tool,
         (name) => { this.tool = name; }),
       element('label', { class: 'brush' }, texts.brush, this.size),
-      presets, act('invert', () => this.change((mask) => mask.invert())),
+      element('span', { class: 'shapes', role: 'group', 'aria-label': texts.presets }, ...shapes),
+      act('invert', () => this.change((mask) => mask.invert())),
       act('clear', () => this.change((mask) => mask.fill(0))),
       act('load', () => file.click()), file);
     this.host.element.append(
@@ -177,27 +188,41 @@ class Editor {
     return [at.y, at.x];
   }
 
+  /**
+   * Whether a press begins a stroke: that of a second finger or of the middle button does not.
+   * @param {PointerEvent} event
+   */
+  draws({ target, pointerType, isPrimary, button: pressed }) {
+    const on = target instanceof Element && target.closest('svg.grid');
+    const scrolls = pointerType === 'touch' && !this.armed;
+    return on && !scrolls && isPrimary && [0, 2].includes(pressed);
+  }
+
   /** @param {PointerEvent} event */
   down(event) {
-    const on = event.target instanceof Element && event.target.closest('svg.grid');
-    if (!on || (event.pointerType === 'touch' && !this.armed) || event.button > 2) return;
+    if (!this.draws(event)) return;
     const at = this.place(event);
     if (!at || !stage.mask.length) return;
     event.preventDefault();
+    this.end();
     this.grid?.focus({ preventScroll: true });
-    this.begin(at, event.shiftKey || event.button === 2);
+    this.grid?.setPointerCapture(event.pointerId);
+    this.begin(at, event.shiftKey || event.button === 2, event.pointerId);
   }
 
   /**
    * @param {import('./brush.js').Point} at
    * @param {boolean} opposite of what the tool does
+   * @param {number | null} pointer
    */
-  begin(at, opposite) {
+  begin(at, opposite, pointer = null) {
+    // The sliders' masks are not in the history until one is edited.
+    history?.push(stage.mask);
     const mask = this.mask;
     const [i, j] = patchAt(at, [mask.h, mask.w]);
     const removed = mask.cells[i * mask.w + j] === 1;
     const value = this.tool === 'flip' ? !removed : this.tool === 'hide';
-    this.stroke = { value: value !== opposite ? 1 : 0, at, mask };
+    this.stroke = { value: value !== opposite ? 1 : 0, at, mask, pointer };
     this.paint(at);
   }
 
@@ -213,13 +238,21 @@ class Editor {
 
   /** @param {PointerEvent} event */
   move(event) {
-    const at = this.place(event);
-    if (!this.stroke || !at) return;
+    if (this.stroke?.pointer !== event.pointerId) return;
+    // The button was released where the page did not hear of it.
+    if (!event.buttons) this.end();
+    const at = this.stroke && this.place(event);
+    if (!at) return;
     event.preventDefault();
     this.paint(at);
   }
 
-  up() {
+  /** @param {PointerEvent} event */
+  up(event) {
+    if (this.stroke?.pointer === event.pointerId) this.end();
+  }
+
+  end() {
     if (!this.stroke) return;
     history?.push(this.stroke.mask.rows);
     this.stroke = null;
@@ -267,8 +300,8 @@ class Editor {
   touch(opposite) {
     const [y, x] = this.cursor;
     this.begin([y + 0.5, x + 0.5], opposite);
-    this.up();
-    this.where();
+    this.end();
+    this.where(this.said?.textContent ?? '');
   }
 
   /** @param {number} by */
@@ -284,11 +317,15 @@ class Editor {
     this.where();
   }
 
-  /** Say where the cursor is, for those who do not see it. */
-  where() {
+  /**
+   * Say where the cursor is, for those who do not see it.
+   * @param {string} before a sentence that is still to be heard
+   */
+  where(before = '') {
     const [y, x] = this.cursor;
     const state = stage.mask[y][x] === '1' ? this.texts.removed : this.texts.visible;
-    this.say(fill(this.texts.where, { row: y + 1, column: x + 1, state }));
+    const at = fill(this.texts.where, { row: y + 1, column: x + 1, state });
+    this.say(before ? `${before} ${at}` : at);
   }
 
   /** @param {string} text */
@@ -300,6 +337,7 @@ class Editor {
   change(edit) {
     if (!stage.mask.length) return;
     const mask = this.mask;
+    history?.push(stage.mask);
     this.say(edit(mask) ? '' : this.texts.last);
     history?.push(mask.rows);
     this.send(mask.rows);
@@ -307,6 +345,8 @@ class Editor {
 
   /** @param {'undo' | 'redo'} which */
   step(which) {
+    if (!stage.mask.length) return;
+    if (which === 'undo') history?.push(stage.mask);
     const rows = history?.[which]();
     if (rows) this.send(rows);
   }
@@ -350,4 +390,17 @@ class Editor {
       this.say(this.texts.unreadable);
     }
   }
+}
+
+/**
+ * A small picture of a shape.
+ * @param {keyof typeof PRESETS} name
+ */
+function icon(name) {
+  const mask = new Mask([ICON, ICON]);
+  mask.preset(name);
+  const squares = [...mask.cells].map((removed, patch) =>
+    (removed ? `M${patch % ICON} ${Math.floor(patch / ICON)}h1v1h-1z` : ''));
+  return svg('svg', { viewBox: `0 0 ${ICON} ${ICON}`, 'aria-hidden': 'true' },
+    svg('path', { d: squares.join('') }));
 }

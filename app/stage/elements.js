@@ -37,6 +37,7 @@ export function button(text, does, attributes = {}) {
   return /** @type {HTMLButtonElement} */ (made);
 }
 
+<<<<<<< HEAD
 /**
  * A list from which one thing is done at a time; it shows its label again afterwards.
  * @param {string} label
@@ -62,6 +63,8 @@ export function list(label, choices) {
     element('select', { 'aria-label': label }, ...options(choices)));
 }
 
+=======
+>>>>>>> edit
 /** @param {string[][]} choices value and text */
 export function options(choices) {
   return choices.map(([value, text]) => element('option', { value }, text));

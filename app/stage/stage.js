@@ -1,7 +1,10 @@
 // What the parts of the stage share: the view on show, the texts, and how to ask.
 
 import {ask} from './backend.js';
-import {drawMask} from './masking.js';
+import {drawMask, STRATEGIES} from './masking.js';
+
+/** Mask ratios that `app/request.py` takes. */
+const [LEAST, MOST] = [0.05, 0.95];
 
 /**
  * An answer on show, and what it is an answer to.
@@ -24,7 +27,8 @@ import {drawMask} from './masking.js';
  * @property {AbortSignal} signal ends the part's listeners, as it is drawn anew
  * @property {Record<string, any>} props of Gradio's component
  * @property {(event: string) => void} trigger an event of the component
- * @property {(names: string[], changed: () => void) => void} watch values of the component
+ * @property {(names: string[], changed: () => void) => void} watch values of the component, until
+ *   `signal` ends it
  */
 
 /**
@@ -51,6 +55,9 @@ class Stage extends EventTarget {
   /** The part that asks without a press of its button, as long as it is on show; '' for none. */
   wanted = '';
 
+  /** By language. @type {Record<string, Promise<Record<string, any>>>} */
+  #texts = {};
+
   constructor() {
     super();
     new MutationObserver(() => this.dispatchEvent(new Event('language')))
@@ -61,10 +68,19 @@ class Stage extends EventTarget {
     return document.documentElement.lang.startsWith('zh') ? 'zh' : 'en';
   }
 
-  /** Texts of all parts. */
-  async texts() {
-    const response = await fetch(new URL(`locales/${this.language}.json`, document.baseURI));
-    return (await response.json()).stage;
+  /** Texts of all parts, fetched once for each language. */
+  texts() {
+    const {language} = this;
+    const fetched = async () => {
+      const response = await fetch(new URL(`locales/${language}.json`, document.baseURI));
+      if (!response.ok) throw new Error(`no texts: ${response.status}`);
+      return (await response.json()).stage;
+    };
+    this.#texts[language] ??= fetched().catch((error) => {
+      delete this.#texts[language];
+      throw error;
+    });
+    return this.#texts[language];
   }
 
   /**
@@ -94,13 +110,16 @@ class Stage extends EventTarget {
   }
 
   /**
-   * Show the mask of the sliders at once.
+   * Show the mask of the sliders at once; of values that the server refuses there is none.
    * @param {import('./masking.js').Strategy} strategy
-   * @param {number} ratio
-   * @param {number} seed
+   * @param {number | null} ratio null where a field is empty
+   * @param {number | null} seed
    */
   draw(strategy, ratio, seed) {
-    if (!this.mask.length) return;
+    const allowed = STRATEGIES.includes(strategy)
+      && typeof ratio === 'number' && ratio >= LEAST && ratio <= MOST
+      && typeof seed === 'number' && Number.isSafeInteger(seed) && seed >= 0;
+    if (!this.mask.length || !allowed) return;
     const grid = /** @type {[number, number]} */ ([this.mask.length, this.mask[0].length]);
     this.preview(drawMask(strategy, grid, ratio, seed).rows);
   }
@@ -147,16 +166,26 @@ export const stage = new Stage();
 export async function mount(name, host) {
   const part = await import(`./${name}.js`);
   let ended = new AbortController();
+  let turn = 0;
   const draw = async () => {
-    const {question, [name]: own} = await stage.texts();
+    const present = ++turn;
+    // Without texts the part stays as it is, until the language changes again.
+    const all = await stage.texts().catch(console.warn);
+    if (!all || present !== turn) return;
+    const {question, [name]: own} = all;
     const texts = {...own, question};
     ended.abort();
     ended = new AbortController();
+    const {signal} = ended;
+    /** @type {Host['watch']} */
+    const watch = (names, changed) => host.watch(names, () => {
+      if (!signal.aborted) changed();
+    });
     const element = /** @type {HTMLElement} */ (host.element.querySelector('.part'));
     element.replaceChildren();
     // A part listens from the moment that it is mounted.
     const missed = stage.wanted;
-    await part.mount({...host, element, texts, signal: ended.signal});
+    await part.mount({...host, element, texts, signal, watch});
     if (missed === name && stage.wanted === name) stage.want(name);
   };
   stage.addEventListener('language', draw);
