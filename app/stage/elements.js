@@ -37,22 +37,6 @@ export function button(text, does, attributes = {}) {
   return /** @type {HTMLButtonElement} */ (made);
 }
 
-<<<<<<< HEAD
-/**
- * A list from which one thing is done at a time; it shows its label again afterwards.
- * @param {string} label
- * @param {string[][]} choices value and text
- * @param {(value: string) => void} does
- */
-export function select(label, choices, does) {
-  const made = list(label, [['', label], ...choices]);
-  made.addEventListener('change', () => {
-    if (made.value) does(made.value);
-    made.value = '';
-  });
-  return made;
-}
-
 /**
  * A list from which one value is chosen.
  * @param {string} label
@@ -63,8 +47,6 @@ export function list(label, choices) {
     element('select', { 'aria-label': label }, ...options(choices)));
 }
 
-=======
->>>>>>> edit
 /** @param {string[][]} choices value and text */
 export function options(choices) {
   return choices.map(([value, text]) => element('option', { value }, text));
