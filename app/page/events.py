@@ -223,8 +223,8 @@ class Events:
 
         Returns:
             Picture, example, mask ratio, seed, strategy, fit, model, size, view, own mask, tab, and
-            `{"turn": ..., "problem": sentence}`. With a problem all others stay; without one the
-            sentence is empty.
+            `answer` of the opener, `{"turn": ..., "problem": sentence}`. With a problem all others
+            stay; without one the sentence is empty.
         """
         settings = settings if isinstance(settings, dict) else {}
         controls, problem = (gr.skip(),) * _CONTROLS, ""
@@ -232,7 +232,8 @@ class Events:
             controls = self._controls(settings)
         except Exception as error:
             problem = sentence_for(error, _language_of(request, language))
-        return *controls, {"turn": settings.get("turn"), "problem": problem}
+        # Not its value, where newer settings may wait for their turn by now.
+        return *controls, gr.update(answer={"turn": settings.get("turn"), "problem": problem})
 
     def _controls(self, settings: dict[str, Any]) -> tuple[Any, ...]:
         picture, example = gr.skip(), gr.skip()

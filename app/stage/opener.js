@@ -20,8 +20,8 @@ export function mount({ element, texts, signal, props, trigger, watch }) {
     trigger('input');
   });
   stage.dispatchEvent(new Event('opener'));
-  watch(['value'], () => {
-    if (props.value?.turn === turn && 'problem' in props.value) settle(props.value.problem);
+  watch(['answer'], () => {
+    if (props.answer.turn === turn) settle(props.answer.problem);
   });
 
   /** @param {string} text @param {string} role */
