@@ -267,8 +267,9 @@ class Editor {
   /** @param {KeyboardEvent} event */
   key(event) {
     const { target } = event;
-    if (!(target instanceof Element) || !target.closest('svg.grid') || !stage.mask.length) return;
-    if (this.press(event)) event.preventDefault();
+    if (!(target instanceof Element) || !stage.mask.length) return;
+    const undoes = (event.ctrlKey || event.metaKey) && target.closest('#editor');
+    if ((undoes || target.closest('svg.grid')) && this.press(event)) event.preventDefault();
   }
 
   /**
