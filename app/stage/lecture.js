@@ -33,7 +33,7 @@ const STEPS = [
 const KEYS = { ArrowRight: 1, PageDown: 1, ArrowLeft: -1, PageUp: -1 };
 
 // What takes the arrow keys itself.
-const FIELDS = 'input, select, textarea, [role=application]';
+const FIELDS = 'input, select, textarea, [role=application], [role=tab]';
 
 // Survives a change of language.
 /** Number of the step on show; 0 without a lecture. */
@@ -180,7 +180,7 @@ class Lecture {
 
   /** @param {KeyboardEvent} event */
   key(event) {
-    if (!at || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (!at || event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey) return;
     const { key, target } = event;
     if (key === 'Escape') this.end();
     if (!(key in KEYS) || (target instanceof Element && target.closest(FIELDS))) return;

@@ -23,9 +23,10 @@ export async function mount({ props, signal }) {
     document.addEventListener(touch, end, { signal: ended.signal, capture: true });
   }
   const frames = await Promise.all(film.frames.map(loadImage)).catch(() => []);
-  if (!stage.view) {
+  if (!stage.view && !ended.signal.aborted) {
     await new Promise((resolve) => {
-      stage.addEventListener('view', resolve, { once: true, signal: ended.signal });
+      stage.addEventListener('view', resolve, { once: true });
+      ended.signal.addEventListener('abort', resolve);
     });
   }
   if (ended.signal.aborted || !frames.length || stage.view?.reconstruction !== film.before) return;

@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 from app.i18n import LOCALES
 from app.service import ReconstructionService
 from tests.app.serving import example
-from tests.browser.conftest import PHONE, gone, opened
+from tests.browser.conftest import PHONE, gone
 from tests.browser.test_page import expected, pictures, shows, slide
 
 pytestmark = pytest.mark.browser
@@ -97,14 +97,15 @@ def test_eight_steps_by_arrow_keys(view: Page, request: pytest.FixtureRequest) -
     settled(view, 7)
 
 
-def test_many_presses_end_at_the_last_step(view: Page) -> None:
-    view.locator("#lecture .begin").press("Enter")
-    for _ in range(4):
-        view.keyboard.press("ArrowRight")
-    assert settled(view, 5)["settings"]["mask"]["strategy"] == "block"
-
-
 def test_the_end_brings_the_page_back(view: Page, service: ReconstructionService) -> None:
+    view.locator("#panel-masked svg.grid").click(position={"x": 4, "y": 4})
+    view.wait_for_function("() => document.querySelector('[data-view]').dataset.view"
+                           ".includes('\"rows\":[\"')")  # fmt: skip
+    own = pictures(view)
+    view.locator("#lecture .begin").click()
+    settled(view, 1)
+    view.locator("#lecture .end").click()
+    gone(view, lambda: pictures(view) != own and "another picture")
     view.locator("#examples button[data-name=dogs]").click()
     slide(view, "mask-ratio", 0.5)
     slide(view, "seed", 9)
@@ -128,55 +129,50 @@ def test_the_end_brings_the_page_back(view: Page, service: ReconstructionService
     expect(view.locator("#lecture .begin")).to_be_focused()
 
 
-def test_an_own_mask_comes_back(view: Page) -> None:
-    view.locator("#panel-masked svg.grid").click(position={"x": 4, "y": 4})
-    view.wait_for_function("() => document.querySelector('[data-view]').dataset.view"
-                           ".includes('\"rows\":[\"')")  # fmt: skip
-    before = pictures(view)
-    view.locator("#lecture .begin").click()
-    settled(view, 1)
-    view.locator("#lecture .end").click()
-    gone(view, lambda: pictures(view) != before and "another picture")
+def test_a_link_opens_its_step(view: Page) -> None:
+    url, before = view.url, pictures(view)
+    for step, (_, ratio, strategy, tab) in enumerate(STEPS, 1):
+        view.goto(f"{url}#lecture={step}")
+        mask = settled(view, step)["settings"]["mask"]
+        assert (mask["ratio"], mask["strategy"]) == (ratio, strategy)
+        if tab:
+            expect(view.locator(f"#{tab} .part")).to_be_visible()
+        view.keyboard.press("Escape")
+        assert view.url == url
+        expect(view.locator("#mask-ratio input[type=number]")).to_have_value("0.75")
+        gone(view, lambda: pictures(view) != before and "other pictures")
 
 
-@pytest.mark.parametrize("step", range(1, 9))
-def test_a_link_opens_its_step(view: Page, step: int) -> None:
-    page = opened(view.context, f"{view.url}#lecture={step}", updates=False)
-    mask = settled(page, step)["settings"]["mask"]
-    assert (mask["ratio"], mask["strategy"]) == STEPS[step - 1][1:3]
-    if tab := STEPS[step - 1][3]:
-        expect(page.locator(f"#{tab} .part")).to_be_visible()
-    page.keyboard.press("Escape")
-    assert page.url == view.url
-    expect(page.locator("#mask-ratio input[type=number]")).to_have_value("0.75")
-
-
-def test_numbers_are_links(view: Page) -> None:
-    view.locator("#lecture .begin").click()
-    view.get_by_role("link", name="Step 5 of 8").click()
-    settled(view, 5)
-    assert view.url.endswith("#lecture=5")
-
-
-def test_a_part_is_asked_when_its_step_is_on_show(view: Page) -> None:
+def test_presses_in_quick_succession(view: Page) -> None:
     view.evaluate(
         "import(new URL('stage/stage.js', document.baseURI)).then(({stage}) => {"
         " window.asked = [];"
         " stage.addEventListener('ask', (event) => window.asked.push("
         "[event.detail, stage.view.settings.mask.strategy])); })"
     )
-    view.locator("#lecture .begin").click()
-    view.get_by_role("link", name="Step 5 of 8").click()
-    settled(view, 5)
+    view.locator("#lecture .begin").press("Enter")
+    for _ in range(4):
+        view.keyboard.press("ArrowRight")
+    assert settled(view, 5)["settings"]["mask"]["strategy"] == "block"
+    # A part is asked when its step is on show: once as the view is there, and once more if the
+    # part was mounted later.
     assert view.evaluate("window.asked") == []
     view.keyboard.press("ArrowRight")
     settled(view, 6)
-    # Once as the view is there, and once for a part that was mounted later.
     assert {*map(tuple, view.evaluate("window.asked"))} == {("inside", "random")}
-
-
-def test_what_is_drawn_in_the_last_step_does_not_take_the_arrow_keys(view: Page) -> None:
-    view.locator("#lecture .begin").click()
+    # The numbers are links.
+    view.get_by_role("link", name="Step 5 of 8").click()
+    settled(view, 5)
+    assert view.url.endswith("#lecture=5")
+    # What takes an arrow key itself keeps it.
+    view.evaluate(
+        "document.querySelector('#panels').addEventListener('keydown',"
+        " (event) => event.preventDefault(), { once: true })"
+    )
+    view.locator("#panels").dispatch_event("keydown", {"key": "ArrowRight"})
+    view.locator("#tabs [role=tab]").first.dispatch_event("keydown", {"key": "ArrowRight"})
+    settled(view, 5)
+    # What is drawn in the last step does not.
     view.get_by_role("link", name="Step 8 of 8").click()
     settled(view, 8)
     view.locator("#panel-masked svg.grid").click(position={"x": 4, "y": 4})

@@ -16,6 +16,7 @@ from mae_core.inside.sweep import film_ratios
 from tests.app.serving import example
 from tests.browser.conftest import DESKTOP, TIMEOUT, watched
 from tests.browser.test_page import differing, expected, panel, shows, slide
+from tests.browser.test_stage_lecture import settled
 
 pytestmark = pytest.mark.browser
 
@@ -41,6 +42,14 @@ HELD = """
     return real(does, wait, ...others);
   };
 """
+# As at the beginning of a visit, in a page that is open.
+AGAIN = """async () => {
+  const {mount} = await import(new URL('stage/opening.js', document.baseURI));
+  const {props} = gradio_config.components.find(({props}) => props.elem_id === 'opening');
+  sessionStorage.removeItem('opened');
+  window.played = false;
+  mount({props, signal: new AbortController().signal}).then(() => { window.played = true; });
+}"""
 Visit = Callable[..., Page]
 
 
@@ -78,6 +87,10 @@ def over(page: Page) -> None:
     page.locator("#panels:not(.film)").wait_for()
 
 
+def again(page: Page) -> None:
+    page.evaluate(AGAIN)
+
+
 def fetched(page: Page) -> list[str]:
     names: list[str] = page.evaluate(
         "performance.getEntriesByType('resource').map((entry) => entry.name)"
@@ -105,9 +118,12 @@ def test_the_first_view_moves_once_and_ends_as_it_is(visit: Visit, first: dict[s
     shows(page, first)
 
 
-def test_its_frames_are_the_models(visit: Visit, service: ReconstructionService) -> None:
+def test_whatever_the_visitor_does_ends_it(
+    visit: Visit, service: ReconstructionService, first: dict[str, Any]
+) -> None:
     page = visit(HELD)
     begun(page)
+    # The frames are the model's.
     wanted = expected(service, example("cat"), 0.95, 2)
     masked, reconstruction = panel(page, "masked"), panel(page, "reconstruction")
     assert masked is not None
@@ -118,36 +134,20 @@ def test_its_frames_are_the_models(visit: Visit, service: ReconstructionService)
     with Image.open(file) as frame:
         error = np.abs(np.asarray(frame.convert("RGB")).astype(int) - reconstruction)
     assert error.max() <= 2
-
-
-TOUCHES: dict[str, Callable[[Page], None]] = {
-    "pointer": lambda page: page.mouse.down(),
-    "key": lambda page: page.keyboard.press("Shift"),
-    "wheel": lambda page: page.mouse.wheel(0, 1),
-}
-
-
-@pytest.mark.parametrize("touch", TOUCHES)
-def test_the_first_touch_ends_it(visit: Visit, first: dict[str, Any], touch: str) -> None:
-    page = visit(HELD)
-    begun(page)
-    assert differing(page, first)
-    TOUCHES[touch](page)
-    over(page)
-    shows(page, first)
-
-
-def test_a_moved_control_ends_it(visit: Visit, service: ReconstructionService) -> None:
-    page = visit(HELD)
-    begun(page)
-    slide(page, "mask-ratio", 0.5)
-    over(page)
-    shows(page, expected(service, example("cat"), 0.5, 2))
-
-
-def test_it_is_not_taken_for_an_own_mask(visit: Visit, first: dict[str, Any]) -> None:
-    page = visit(HELD)
-    begun(page)
+    touches: list[Callable[[], None]] = [
+        lambda: page.keyboard.press("Shift"),
+        lambda: page.mouse.wheel(0, 1),
+        page.mouse.down,
+    ]
+    for touch in touches:
+        assert differing(page, first)
+        touch()
+        over(page)
+        shows(page, first)
+        again(page)
+        begun(page)
+    page.mouse.up()
+    # It is not taken for an own mask.
     state = "import(new URL('stage/stage.js', document.baseURI)).then(({stage}) => [stage.mask," \
         " stage.view.mask, stage.ahead])"  # fmt: skip
     mask, true, ahead = page.evaluate(state)
@@ -159,16 +159,44 @@ def test_it_is_not_taken_for_an_own_mask(visit: Visit, first: dict[str, Any]) ->
     page.locator("#panel-masked svg.grid").click(position={"x": 4, "y": 4})
     page.locator("#editor .undo:not([disabled])").click()
     shows(page, first)
+    again(page)
+    begun(page)
+    slide(page, "mask-ratio", 0.5)
+    over(page)
+    shows(page, expected(service, example("cat"), 0.5, 2))
 
 
-@pytest.mark.parametrize(
-    ("path", "options"),
-    [("/", {"reduced_motion": "reduce"}), ("/#lecture=2", {}), ("/#s=x", {})],
-    ids=["reduced", "lecture", "link"],
-)
-def test_it_does_not_run(visit: Visit, path: str, options: dict[str, Any]) -> None:
-    page = visit(RECORD, path=path, **options)
+def test_it_does_not_run(visit: Visit) -> None:
+    # The lecture begins in its place.
+    page = visit(RECORD, path="/#lecture=6")
+    mask = settled(page, 6)["settings"]["mask"]
+    assert (mask["ratio"], mask["strategy"]) == (0.75, "random")
+    expect(page.locator("#inside .part")).to_be_visible()
     page.wait_for_load_state("networkidle")
+    assert page.evaluate("window.frames_seen.length") == 0
+    page.evaluate("location.hash = '#s=x'")
+    again(page)
+    page.evaluate("history.replaceState(null, '', '/')")
+    page.emulate_media(reduced_motion="reduce")
+    again(page)
+    page.wait_for_function("window.played")
     assert page.evaluate("window.frames_seen.length") == 0
     assert not fetched(page)
     assert all(panel(page, name) is not None for name in PANELS)
+    # Nor after a touch before the first view.
+    page.emulate_media(reduced_motion="no-preference")
+    module = "const {stage} = await import(new URL('stage/stage.js', document.baseURI));"
+    page.evaluate("async () => {" + module + "window.view = stage.view; stage.view = null; }")
+    again(page)
+    page.wait_for_load_state("networkidle")
+    assert not page.evaluate("window.played")
+    page.keyboard.press("Shift")
+    page.wait_for_function("window.played")
+    page.evaluate("async () => {" + module + "stage.show(window.view, stage.images); }")
+    assert page.evaluate("window.frames_seen.length") == 0
+    # It could have.
+    again(page)
+    begun(page)
+    page.keyboard.press("Escape")
+    assert "#" not in page.url
+    expect(page.locator("#mask-ratio input[type=number]")).to_have_value("0.75")
