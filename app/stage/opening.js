@@ -23,12 +23,7 @@ export async function mount({ props, signal }) {
     document.addEventListener(touch, end, { signal: ended.signal, capture: true });
   }
   const frames = await Promise.all(film.frames.map(loadImage)).catch(() => []);
-  if (!stage.view && !ended.signal.aborted) {
-    await new Promise((resolve) => {
-      stage.addEventListener('view', resolve, { once: true });
-      ended.signal.addEventListener('abort', resolve);
-    });
-  }
+  await firstView(ended.signal);
   if (ended.signal.aborted || !frames.length || stage.view?.reconstruction !== film.before) return;
   for (const change of ['view', 'preview']) {
     stage.addEventListener(change, end, { signal: ended.signal });
@@ -48,6 +43,18 @@ function isFirst() {
     // Forbidden to a page within another site's.
     return false;
   }
+}
+
+/**
+ * Wait until there is a view.
+ * @param {AbortSignal} signal ends the waiting
+ */
+async function firstView(signal) {
+  if (stage.view || signal.aborted) return;
+  await new Promise((resolve) => {
+    stage.addEventListener('view', resolve, { once: true });
+    signal.addEventListener('abort', resolve);
+  });
 }
 
 /**
