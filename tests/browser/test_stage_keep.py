@@ -173,26 +173,26 @@ def test_a_link_of_ones_own_picture_has_its_settings_only(
     fresh.close()
 
 
-@pytest.mark.parametrize(
-    ("fragment", "sentence"),
-    [
-        ("#s=%25%25", "damaged"),
-        ("#s=e30", "damaged"),  # {}
-        ("#s=eyJ2IjoxLCJyZXF1ZXN0I", "damaged"),
-        # {"v":1,"request":{"v":1,"model":"none"}}
-        ("#s=eyJ2IjoxLCJyZXF1ZXN0Ijp7InYiOjEsIm1vZGVsIjoibm9uZSJ9fQ", "cannot be opened"),
-        ("#s=eyJ2IjoxLCJleGFtcGxlIjoibm9uZSJ9", "no such example"),
-        ("#s=eyJ2IjoxLCJyZXF1ZXN0IjpbXX0", "JSON object"),  # {"v":1,"request":[]}
-    ],
-)
-def test_a_damaged_link_gets_a_sentence_and_the_page_goes_on(
-    view: Page, page_url: str, fragment: str, sentence: str
-) -> None:
-    page = opened(view.context, page_url + fragment, updates=False)
-    expect(page.locator("#opener [role=alert]")).to_contain_text(sentence)
-    assert pictures(page) == pictures(view)
-    page.locator("#opener button").click()
-    expect(page.locator("#opener")).to_be_hidden()
+DAMAGED = [
+    ("#s=%25%25", "damaged"),
+    ("#s=e30", "damaged"),  # {}
+    ("#s=eyJ2IjoxLCJyZXF1ZXN0I", "damaged"),
+    # {"v":1,"request":{"v":1,"model":"none"}}
+    ("#s=eyJ2IjoxLCJyZXF1ZXN0Ijp7InYiOjEsIm1vZGVsIjoibm9uZSJ9fQ", "cannot be opened"),
+    ("#s=eyJ2IjoxLCJleGFtcGxlIjoibm9uZSJ9", "no such example"),
+    ("#s=eyJ2IjoxLCJyZXF1ZXN0IjpbXX0", "JSON object"),  # {"v":1,"request":[]}
+]
+
+
+def test_a_damaged_link_gets_a_sentence_and_the_page_goes_on(view: Page, page_url: str) -> None:
+    page = opened(view.context, page_url + DAMAGED[0][0], updates=False)
+    for fragment, sentence in DAMAGED:
+        # The first as the page opens, the others in the page's address.
+        page.evaluate("(hash) => { location.hash = hash; }", fragment)
+        expect(page.locator("#opener [role=alert]")).to_contain_text(sentence)
+        assert pictures(page) == pictures(view)
+        page.locator("#opener button").click()
+        expect(page.locator("#opener")).to_be_hidden()
     slide(page, "mask-ratio", 0.5)
     gone(page, lambda: on_show(page)["settings"]["mask"]["ratio"] != 0.5 and "another ratio")
 
@@ -210,7 +210,6 @@ def test_where_copying_is_forbidden_the_text_is_selected(view: Page) -> None:
     assert view.evaluate("String(getSelection())").startswith("import mae_core")
 
 
-@EITHER
 def test_settings_and_zip_are_what_the_command_line_makes(view: Page, tmp_path: Path) -> None:
     slide(view, "seed", 5)
     gone(view, lambda: on_show(view)["settings"]["mask"]["seed"] != 5 and "another seed")
@@ -306,7 +305,7 @@ def turned(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("fit", ["Crop", "Squash", "Whole"])
+@pytest.mark.parametrize("fit", ["Crop", "Whole"])
 def test_the_prediction_is_pasted_into_the_whole_picture(view: Page, fit: str) -> None:
     picture = draw_picture(4, 900, 700).convert("RGB")
     before = pictures(view)
@@ -348,7 +347,6 @@ def visits(page: Page) -> Locator:
     return page.locator("#keep .history li button")
 
 
-@EITHER
 def test_the_history_brings_views_back_after_a_reload(view: Page) -> None:
     view.evaluate("sessionStorage.clear()")
     view.reload()
