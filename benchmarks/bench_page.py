@@ -52,7 +52,7 @@ ACTS = {
   // 37 and 196 have no common divisor: each patch comes once.
   const patch = 37 * number % 196;
   const at = {
-    bubbles: true, pointerType: 'mouse',
+    bubbles: true, pointerType: 'mouse', pointerId: 1, isPrimary: true, buttons: 1,
     clientX: left + width * (patch % 14 + 0.5) / 14,
     clientY: top + height * (Math.floor(patch / 14) + 0.5) / 14,
   };
