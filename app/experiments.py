@@ -133,10 +133,13 @@ async def ask(service: ReconstructionService, plan: Plan, visitor: str) -> Parts
         MAEError: As `ReconstructionService.answer`.
     """
     if plan.kind in ("single", "files"):
-        part_of = view_of if plan.kind == "single" else files_of
         async with aclosing(service.answer(plan.values, visitor)) as answers:
             async for answer in answers:
-                yield answer if isinstance(answer, Waiting) else part_of(answer)
+                if isinstance(answer, Waiting):
+                    yield answer
+                else:
+                    # All panels are those that `mae reconstruct` writes.
+                    yield view_of(answer) if plan.kind == "single" else dict(answer.panels)
         return
     if plan.kind == "models":
         yield {"models": await asyncio.to_thread(_models, service)}
@@ -160,11 +163,6 @@ def view_of(answer: Answer) -> Part:
         "facts": answer.facts,
         "settings": answer.request.to_json(),
     }
-
-
-def files_of(answer: Answer) -> Part:
-    """All panels, as `mae reconstruct` writes them."""
-    return dict(answer.panels)
 
 
 def _models(service: ReconstructionService) -> list[Part]:
@@ -303,18 +301,12 @@ def _exact(step: tuple[Answer, Reconstruction | None]) -> Reconstruction:
 
 async def _attention(service: ReconstructionService, job: Job, plan: Plan, visitor: str) -> Parts:
     """Attention of one patch by layer and head."""
-    measure = partial(_attend, patch=plan.number)
+    measure = partial(attend, patch=plan.number)
     async with aclosing(service.measure(job, measure, visitor)) as steps:
         async for step in steps:
             if not isinstance(step, Waiting):
                 step = await asyncio.to_thread(_attention_part, step)
             yield step
-
-
-def _attend(
-    reconstructor: Reconstructor, request: ReconstructionRequest, *, patch: int
-) -> Attention:
-    return attend(reconstructor, request, patch)
 
 
 def _attention_part(attention: Attention) -> Part:

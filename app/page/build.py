@@ -98,13 +98,7 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
     if film:
         kept.update(address.partition("=")[2] for address in film["frames"])
     with page:
-        with gr.Row(elem_id="header"):
-            gr.HTML(
-                label=I18N("title"), html_template="<h1>${label}</h1>", js_on_load=None,
-                apply_default_css=False, elem_id="title",
-            )  # fmt: skip
-            gr.Markdown(I18N("tagline"), elem_id="tagline")
-            stage_part("lecture")
+        _header()
         language = gr.Textbox(visible="hidden", show_label=False, elem_id="language")
         with gr.Row(elem_id="workbench"):
             with gr.Column(elem_id="inputs", scale=1, min_width=300):
@@ -128,10 +122,7 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
                     panels(PANELS, I18N("panels"), view, "panels"),
                     facts_line(I18N("facts"), facts, "facts"),
                 ]
-                with gr.Tabs(elem_id="tabs") as tabs:
-                    for name in TABS:
-                        with gr.Tab(I18N(f"tab_{name}"), id=name):
-                            stage_part(name)
+                tabs = _tabs()
                 gr.Markdown(I18N("trust"), elem_id="trust")
                 gr.Markdown(I18N("legend"), elem_id="legend")
         # By the names of `app.request`.
@@ -164,6 +155,24 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
     gradio_seam.keep_waiting_sessions(page)
     gradio_seam.answer_errors(page, as_gradio_error)
     return page, folder
+
+
+def _header() -> None:
+    with gr.Row(elem_id="header"):
+        gr.HTML(
+            label=I18N("title"), html_template="<h1>${label}</h1>", js_on_load=None,
+            apply_default_css=False, elem_id="title",
+        )  # fmt: skip
+        gr.Markdown(I18N("tagline"), elem_id="tagline")
+        stage_part("lecture")
+
+
+def _tabs() -> Any:
+    with gr.Tabs(elem_id="tabs") as tabs:
+        for name in TABS:
+            with gr.Tab(I18N(f"tab_{name}"), id=name):
+                stage_part(name)
+    return tabs
 
 
 def _first_outputs(

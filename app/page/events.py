@@ -157,7 +157,7 @@ class Events:
         async with aclosing(self._answer(values, request)) as steps:
             async for step in steps:
                 if isinstance(step, Answer):
-                    files = await asyncio.to_thread(self._files, step, PANELS)
+                    files = await asyncio.to_thread(self._files, step)
                     original, masked, reconstruction, pasted = (
                         gr.FileData(path=str(path), orig_name=path.name) for path in files
                     )
@@ -327,9 +327,9 @@ class Events:
             async for step in steps:
                 yield step
 
-    def _files(self, answer: Answer, names: tuple[str, ...]) -> list[Path]:
+    def _files(self, answer: Answer) -> list[Path]:
         self._folder.check_space()
-        return [panel_file(answer.panels[name], name, self._folder.path) for name in names]
+        return [panel_file(answer.panels[name], name, self._folder.path) for name in PANELS]
 
     def view(self, answer: Answer, image: str) -> dict[str, Any]:
         """What the stage shows of an answer, and what further questions need.
