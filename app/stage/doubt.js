@@ -145,7 +145,7 @@ class Maps {
     paintValues(none, new Float32Array(64).fill(NaN), 8, 1);
     const last = ticks.length - 1;
     this.legend.replaceChildren(element('span', {}, texts.scale),
-      legend(ticks.map((tick, i) => `${i === last ? '≥ ' : ''}${tick} %`)),
+      legend(ticks.map((tick, i) => `${i === last ? '≥ ' : ''}${tick}%`)),
       element('span', { class: 'none' }, none, texts.none));
   }
 

@@ -54,6 +54,9 @@ class Editor {
         handle.call(this, /** @type {PointerEvent} */ (event));
       }, { signal });
     }
+    stage.addEventListener('ask', (event) => {
+      if (/** @type {CustomEvent} */ (event).detail === 'editor') this.arm(true);
+    }, { signal });
     host.watch(['value'], () => this.opened());
     this.show();
   }
@@ -71,7 +74,10 @@ class Editor {
     const { texts } = this;
     const act = (/** @type {string} */ name, /** @type {() => void} */ does) =>
       button(texts[name], does, { class: name, title: texts[`${name}_hint`] ?? texts[name] });
-    this.draw = button(texts.draw, () => this.arm(!this.armed), {
+    this.draw = button(texts.draw, () => {
+      this.arm(!this.armed);
+      if (this.armed) this.grid?.focus({ preventScroll: true });
+    }, {
       class: 'draw', 'aria-pressed': 'false', title: texts.draw_hint,
     });
     this.count = element('output', { class: 'count', for: 'panel-masked' });
@@ -118,7 +124,6 @@ class Editor {
     this.draw?.setAttribute('aria-pressed', String(armed));
     if (this.more) this.more.hidden = !armed;
     this.grid?.classList.toggle('armed', armed);
-    if (armed) this.grid?.focus({ preventScroll: true });
   }
 
   /** Bring grid, count and buttons up to the mask on show. */

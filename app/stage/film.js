@@ -1,4 +1,4 @@
-// Films, played and scrubbed: of the ratio, by nested masks from 95 to 5 %, which can be saved as a
+// Films, played and scrubbed: of the ratio, by nested masks from 95% to 5%, which can be saved as a
 // file too; and of the model's training, by the snapshots of its run.
 
 import { Curve } from './curve.js';

@@ -224,7 +224,6 @@ class Keep {
   show() {
     const { view } = stage;
     for (const made of this.needy) made.disabled = !view;
-    this.job?.abort();
     this.mark();
     if (!view) return;
     this.showCode?.(view);

@@ -12,6 +12,7 @@ import { stage } from './stage.js';
  * @property {import('./masking.js').Strategy} [strategy] of the mask
  * @property {keyof typeof import('./presets.js').PRESETS} [preset] an own mask in its place
  * @property {string} [tab] whose part asks by itself
+ * @property {string} [part] that asks by itself, if it has no tab
  */
 
 const EXAMPLE = 'cat';
@@ -26,7 +27,7 @@ const STEPS = [
   { shows: 'original masked pasted', strategy: 'block' },
   { shows: 'masked tabs', tab: 'inside' },
   { shows: 'original pasted tabs', tab: 'doubt' },
-  { shows: 'masked pasted editor', preset: 'centre' },
+  { shows: 'masked pasted editor', preset: 'centre', part: 'editor' },
 ];
 
 /** Presenters send Page Up and Page Down. @type {Record<string, number>} */
@@ -44,6 +45,8 @@ let before = null;
 let address = '';
 /** Whether the panels show what the step asks for. */
 let settled = false;
+/** Why they cannot, in a sentence. */
+let problem = '';
 
 /** @param {import('./stage.js').Host} host */
 export function mount(host) {
@@ -82,10 +85,11 @@ class Lecture {
     return fill(this.texts.count, { step, steps: STEPS.length });
   }
 
-  /** Open the step that the page's address names. */
+  /** Open the step that the page's address names; another address takes the page from the lecture. */
   linked() {
     const step = /^#lecture=(\d+)$/.exec(location.hash)?.[1];
     if (step) this.go(Number(step));
+    else this.leave();
   }
 
   /** @param {number} step is brought into range */
@@ -99,9 +103,19 @@ class Lecture {
     settled = false;
     if (stage.view) this.set();
     // The first view is on its way where the example is chosen; else there is no picture.
-    else if (chosen() !== EXAMPLE) stage.open({ example: EXAMPLE });
+    else if (chosen() !== EXAMPLE) this.open({ example: EXAMPLE });
     this.draw();
     scrollTo(0, 0);
+  }
+
+  /** @param {Parameters<typeof stage.open>[0]} settings */
+  async open(settings) {
+    const step = at;
+    problem = '';
+    const found = await stage.open(settings);
+    if (!found || step !== at) return;
+    problem = found;
+    this.draw();
   }
 
   /** Set the page's controls to the step's. */
@@ -113,7 +127,7 @@ class Lecture {
     const own = Mask.fromRows(view.mask);
     if (preset) own.preset(preset);
     const mask = { ratio, strategy, seed: SEED, rows: preset ? own.rows : [], drawing: '' };
-    stage.open({
+    this.open({
       example: chosen() === EXAMPLE ? undefined : EXAMPLE, tab: wanted,
       request: { ...settings, fit: 'crop', image_size: null, mask },
     });
@@ -133,19 +147,24 @@ class Lecture {
     const shown = stage.view && isOf(stage.view.settings, step) && chosen() === EXAMPLE;
     if (settled || !shown) return;
     settled = true;
-    stage.want(step.tab ?? '');
+    stage.want(step.tab ?? step.part ?? '');
   }
 
   /** Bring the page back as it was. */
   end() {
     if (!at) return;
-    at = 0;
     history.replaceState(history.state, '', address);
-    stage.want('');
     if (before) stage.open(before);
-    before = null;
-    this.draw();
+    this.leave();
     this.begin.focus();
+  }
+
+  /** End it with the page as it is. */
+  leave() {
+    at = 0;
+    before = null;
+    stage.want('');
+    this.draw();
   }
 
   draw() {
@@ -158,8 +177,8 @@ class Lecture {
       return;
     }
     dataset.lecture = STEPS[at - 1].shows;
-    this.sentence.textContent = fill(this.texts.sentences[at - 1], this.figures());
-    this.sentence.setAttribute('aria-busy', String(!settled));
+    this.sentence.textContent = problem || fill(this.texts.sentences[at - 1], this.figures());
+    this.sentence.setAttribute('aria-busy', String(!settled && !problem));
     this.count.textContent = this.countOf(at);
     this.links.forEach((link, i) => {
       if (i + 1 === at) link.setAttribute('aria-current', 'step');

@@ -35,7 +35,7 @@ export function quantile(values, share) {
  * @param {number} digits after the point
  */
 export function percent(share, digits = 0) {
-  return `${(100 * share).toFixed(digits)} %`;
+  return `${(100 * share).toFixed(digits)}%`;
 }
 
 /** @param {number} value */

@@ -47,7 +47,7 @@ def sentence(doubt: Doubt, row: int, column: int) -> str:
 
     def shown(patches: Any) -> str:
         value = patches[row, column]
-        return "unknown" if np.isnan(value) else f"{100 * value:.1f} %"
+        return "unknown" if np.isnan(value) else f"{100 * value:.1f}%"
 
     return (
         f"Row {row + 1}, column {column + 1}: error {shown(doubt.patch_error)}, disagreement "
@@ -98,7 +98,7 @@ def test_doubt_is_that_of_the_library(
         np.testing.assert_allclose(patches, getattr(doubt, f"patch_{name}"), rtol=0, atol=1e-3)
 
     expect(view.locator("#doubt .measured")).to_contain_text(
-        f"{masks} masks of {round(100 * ratio)} %PSNR of hidden pixels: mean picture "
+        f"{masks} masks of {round(100 * ratio)}%PSNR of hidden pixels: mean picture "
         f"{doubt.mean_psnr:.1f} dB, a single mask {doubt.single_psnr:.1f} dB on average"
     )
     top = view.locator("#doubt .ticks span").last.inner_text()
@@ -175,17 +175,17 @@ def test_another_view_gives_the_question_up(
 
 def test_maps_of_another_view_say_so(view: Page) -> None:
     measure(view, 4)
-    expect(view.locator("#doubt .measured")).to_contain_text("4 masks of 75 %")
+    expect(view.locator("#doubt .measured")).to_contain_text("4 masks of 75%")
     settle(view, "mask-ratio", "ratio", 0.5)
     status(view, "doubt", "This is of another picture or of other settings")
     measure(view, 8)
-    expect(view.locator("#doubt .measured")).to_contain_text("8 masks of 50 %")
+    expect(view.locator("#doubt .measured")).to_contain_text("8 masks of 50%")
     expect(view.locator("#doubt .asking [role=status]")).to_have_text("")
 
 
 def test_another_language_keeps_the_maps(view: Page) -> None:
     measure(view, 4)
-    expect(view.locator("#doubt .measured")).to_contain_text("4 masks of 75 %")
+    expect(view.locator("#doubt .measured")).to_contain_text("4 masks of 75%")
     view.evaluate("document.documentElement.lang = 'zh-CN'")
-    expect(view.locator("#doubt .measured")).to_contain_text("4 个掩码，比例 75 %")
+    expect(view.locator("#doubt .measured")).to_contain_text("4 个掩码，比例 75%")
     expect(view.locator("#doubt figcaption").last).to_have_text("分歧")

@@ -77,7 +77,7 @@ def test_a_stroke_is_the_mask_that_python_gets(view: Page, service: Reconstructi
     answered(view, hidden, service)
     removed = sum(map(str.count, hidden, "1" * 7))
     expect(view.locator("#editor .count")).to_have_text(
-        f"{removed} of 49 patches removed · {round(100 * removed / 49)} %"
+        f"{removed} of 49 patches removed · {round(100 * removed / 49)}%"
     )
     view.keyboard.press("Control+z")
     answered(view, before, service)
@@ -234,7 +234,7 @@ def test_an_own_mask_stays_with_another_picture_and_another_size(view: Page) -> 
     view.locator("#size").get_by_label("336").check(force=True)
     # Three times as fine.
     gone(view, lambda: rows(view) != ["1" * 9 + "0" * 12] * 21 and f"{rows(view)[:1]}")
-    expect(view.locator("#editor .count")).to_have_text("189 of 441 patches removed · 43 %")
+    expect(view.locator("#editor .count")).to_have_text("189 of 441 patches removed · 43%")
 
 
 @pytest.mark.parametrize(

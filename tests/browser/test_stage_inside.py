@@ -186,7 +186,7 @@ def test_the_newest_view_wins(view: Page) -> None:
     assert len(held) == 2
     held[0].continue_()
     view.unroute("**/gradio_api/call/ask/*")
-    expect(found.locator(".cost h3")).to_contain_text("90 % removed")
+    expect(found.locator(".cost h3")).to_contain_text("90% removed")
 
 
 def test_only_an_open_tab_asks(view: Page, asked: list[str]) -> None:

@@ -366,8 +366,8 @@ def test_the_history_brings_views_back_after_a_reload(view: Page) -> None:
     keep(view)
     names = [str(button.get_attribute("aria-label")) for button in visits(view).all()]
     assert names[0].startswith("mine.png, own mask of 7")
-    assert names[1].startswith("mine.png, 75 %, seed 2, mae-tiny, ")
-    assert names[2].startswith("cat, 75 %, seed 2, mae-tiny, ")
+    assert names[1].startswith("mine.png, 75%, seed 2, mae-tiny, ")
+    assert names[2].startswith("cat, 75%, seed 2, mae-tiny, ")
     visits(view).nth(1).click()
     gone(view, lambda: on_show(view)["settings"] != mine["settings"] and "another view")
     gone(view, lambda: pictures(view) != mine_pictures and "other pictures")

@@ -87,8 +87,9 @@ def test_eight_steps_by_arrow_keys(view: Page, request: pytest.FixtureRequest) -
         inside(view)
         assert view.url.endswith(f"/#lecture={step}")
         view.keyboard.press("ArrowRight")
-    # The last step stays, and the way back is the same.
+    # The last step stays, with the tools to draw by; and the way back is the same.
     settled(view, 8)
+    expect(view.locator("#editor .tools")).to_be_visible()
     view.keyboard.press("ArrowLeft")
     assert settled(view, 7)["settings"]["mask"]["rows"] == []
     view.keyboard.press("PageUp")
@@ -197,3 +198,30 @@ def test_a_phone_has_buttons_in_reach(view: Page) -> None:
             view.locator("#lecture .next").tap()
     view.locator("#lecture .end").tap()
     expect(view.locator("#lecture .begin")).to_be_visible()
+
+
+def test_another_address_ends_it(view: Page) -> None:
+    view.locator("#lecture .begin").press("Enter")
+    settled(view, 1)
+    view.evaluate("location.hash = '#s=eyJ2IjoxLCJleGFtcGxlIjoiZG9ncyJ9'")  # {"v":1,"example":"dogs"}
+    expect(view.locator("#lecture .begin")).to_be_visible()
+    expect(view.locator("#examples button[data-name=dogs]")).to_have_attribute(
+        "aria-pressed", "true"
+    )
+    assert "#s=" in view.url
+    expect(view.locator("#lecture .sentence")).to_be_hidden()
+
+
+def test_a_step_that_cannot_be_set_says_why(view: Page) -> None:
+    view.evaluate("""async () => {
+      const {stage} = await import(new URL('stage/stage.js', document.baseURI));
+      const {opener} = stage;
+      stage.opener = async (settings) => {
+        stage.opener = opener;
+        return 'There is no such model.';
+      };
+    }""")
+    view.locator("#lecture .begin").press("Enter")
+    expect(view.locator("#lecture .sentence")).to_have_text("There is no such model.")
+    view.keyboard.press("ArrowRight")
+    settled(view, 2)

@@ -108,7 +108,7 @@ def test_the_glow_is_what_brute_force_finds(view: Page) -> None:
         close(glowing(part), wanted)
         strongest = sorted(wanted, key=lambda one: -wanted[one])[:5]
         assert part.locator("ol li").all_text_contents() == [
-            f"{spot(one)}: {100 * glowing(part)[one]:.2f} %" for one in strongest
+            f"{spot(one)}: {100 * glowing(part)[one]:.2f}%" for one in strongest
         ]
 
 
@@ -167,7 +167,7 @@ def test_attention_is_what_python_says(view: Page) -> None:
     expect(part.get_by_text("The encoder never sees a removed patch")).to_be_visible()
     mean = attention_of(removed).decoder[-1].mean(dim=0).tolist()
     close(glowing(part), dict(enumerate(mean[1:])))
-    expect(part.get_by_text("To the class token")).to_contain_text(f"{100 * mean[0]:.2f} %")
+    expect(part.get_by_text("To the class token")).to_contain_text(f"{100 * mean[0]:.2f}%")
     part.get_by_label("Head").select_option("2")
     close(glowing(part), dict(enumerate(attention_of(removed).decoder[-1, 1, 1:].tolist())))
 

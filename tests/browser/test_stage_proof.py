@@ -106,7 +106,7 @@ def test_the_answers_statistics_change_it(view: Page, shown: str) -> None:
     assert answer.changed_values > 20_000
     expect(verdicts.last).to_contain_text(
         f"Not the same: {answer.changed_values:,} of 37,632 values differ, "
-        f"by at most {100 * answer.largest_change:.3g} % of the range."
+        f"by at most {100 * answer.largest_change:.3g}% of the range."
     )
     expect(verdicts.last).to_contain_text("brightness and contrast of its true pixels")
     row = part.locator(".screens").last
