@@ -2,7 +2,6 @@
 
 import io
 import json
-import statistics
 import struct
 import time
 import zlib
@@ -340,17 +339,13 @@ def test_a_call_that_is_too_long_is_not_taken(api: Api) -> None:
     assert api.call([api.cat, *CONTROLS])[0] == "complete"
 
 
-def test_one_hundred_calls(client: Client) -> None:
-    picture, seconds = handle_file(CAT), []
-    for i in range(100):
-        mask_ratio = round(0.05 + 0.9 * (i * 37 % 100) / 99, 2)
-        begun = time.perf_counter()
-        facts = ask(client, image=picture, mask_ratio=mask_ratio, seed=i)[4]
-        seconds.append(time.perf_counter() - begun)
-        assert (facts["mask_ratio"], facts["seed"]) == (mask_ratio, i)
+def test_calls_of_every_ratio(client: Client) -> None:
+    picture = handle_file(CAT)
+    for seed in range(20):
+        mask_ratio = round(0.05 + 0.9 * (seed * 7 % 20) / 19, 2)
+        facts = ask(client, image=picture, mask_ratio=mask_ratio, seed=seed)[4]
+        assert (facts["mask_ratio"], facts["seed"]) == (mask_ratio, seed)
         assert facts["visible"] == max(1, int(round(49 * (1 - mask_ratio), 9)))
-    p50, p95 = statistics.median(seconds), statistics.quantiles(seconds, n=20)[18]
-    print(f"100 calls: p50 {p50 * 1000:.0f} ms, p95 {p95 * 1000:.0f} ms")
 
 
 @pytest.fixture

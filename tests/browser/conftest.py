@@ -63,15 +63,15 @@ def page_url(service: ReconstructionService) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def contexts(browser: Browser) -> dict[str, BrowserContext]:
-    """One for each set of options; pages of one share the browser's cache."""
+def pages(browser: Browser) -> dict[str, Page]:
+    """One for each set of options: to open its address again takes a third of a new one's time."""
     return {}
 
 
 @pytest.fixture
 def view(
     browser: Browser,
-    contexts: dict[str, BrowserContext],
+    pages: dict[str, Page],
     page_url: str,
     service: ReconstructionService,
     request: pytest.FixtureRequest,
@@ -79,17 +79,19 @@ def view(
     """The page, on a desktop, in English and without motion unless parametrized; free of errors."""
     still = {"viewport": DESKTOP, "locale": "en-US", "reduced_motion": "reduce"}
     options = still | getattr(request, "param", {})
-    if str(options) not in contexts:
-        contexts[str(options)] = browser.new_context(**options)
-    context = contexts[str(options)]
-    with watched(context, page_url):
-        page = opened(context, page_url, updates=any(service.progress.values()))
+    if str(options) not in pages:
+        pages[str(options)] = browser.new_context(**options).new_page()
+    page = pages[str(options)]
+    with watched(page.context, page_url):
+        opened(page, page_url, updates=any(service.progress.values()))
         yield page
+    page.unroute_all()
+    page.goto("about:blank")
 
 
 @contextmanager
 def watched(context: BrowserContext, page_url: str) -> Iterator[None]:
-    """Close all pages at the end, and see that none complained or asked another server."""
+    """See that no page complains or asks another server; keep only the first at the end."""
     complaints: list[str] = []
     foreign: list[str] = []
     listeners: dict[Any, Callable[[Any], None]] = {
@@ -109,22 +111,21 @@ def watched(context: BrowserContext, page_url: str) -> Iterator[None]:
             page.evaluate("0")
         for event, listener in listeners.items():
             context.remove_listener(event, listener)
-        for page in context.pages:
+        for page in context.pages[1:]:
             page.close()
     assert not complaints
     assert not foreign, "the page asked another server"
 
 
-def opened(context: BrowserContext, url: str, *, updates: bool) -> Page:
-    """A new page that nobody has touched, at rest.
+def opened(page: Page, url: str, *, updates: bool) -> Page:
+    """The page at an address, which nobody has touched, at rest.
 
     Args:
-        context: Where to open it.
-        url: The page's address.
+        page: Where to open it.
+        url: The address.
         updates: Whether it asks for its panels anew as it opens, as it does while a model is
             being trained; then it is at rest when it has them.
     """
-    page = context.new_page()
     page.set_default_timeout(TIMEOUT)
     streams: list[str] = []
     # The client cuts a stream when it has all that it waits for, if the server is not first.
@@ -133,6 +134,7 @@ def opened(context: BrowserContext, url: str, *, updates: bool) -> Page:
     page.goto(url)
     page.locator("#panel-pasted:not(.empty) canvas").wait_for()
     page.locator("#panels [data-view]").wait_for()
+    page.locator("#editor .draw").wait_for()
     gone(page, lambda: updates and not streams and "it got no panels as it opened")
     page.locator("#facts .pending").wait_for(state="detached")
     # Pictures that have not come have no size, and move what is around them when they do.

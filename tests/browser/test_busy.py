@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
@@ -16,7 +17,7 @@ from mae_core.weights.formats import save_weights
 from tests.app.serving import HeldReconstructor, example, served, small_reconstructor
 from tests.app.test_api import CONTROLS, Api
 from tests.browser.conftest import DESKTOP, PHONE, TIMEOUT, gone, watched
-from tests.browser.test_page import expected, pictures, seen, shows, slide
+from tests.browser.test_page import expected, panel, pictures, seen, shows, slide
 
 pytestmark = pytest.mark.browser
 
@@ -79,9 +80,12 @@ def test_who_waits_sees_the_place(
         slide(view, "seed", 7)
         seen(view, "3 requests are ahead of yours")
         expect(view.locator("#facts .waiting")).to_be_visible()
-        # What is there stays until there is something else.
-        assert pictures(view) == before
-    shows(view, expected(service, example("cat"), 0.75, 7))
+        meanwhile, masked = pictures(view), panel(view, "masked")
+        # What the page can draw itself follows; the rest stays until there is something else.
+        assert meanwhile == before | {"masked": meanwhile["masked"]}
+    last = expected(service, example("cat"), 0.75, 7)
+    assert np.array_equal(masked, last["masked"])
+    shows(view, last)
     expect(view.locator("#facts .waiting")).to_have_count(0)
 
 

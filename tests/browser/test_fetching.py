@@ -118,7 +118,7 @@ def test_a_model_is_fetched_while_others_are_answered(
     seen(view, f"Fetching {name}")
     expect(view.locator("#facts progress[value]")).to_have_count(1)
     expect(view.locator("#panels figure:not(.empty)")).to_have_count(0)
-    other = opened(view.context, view.url, updates=False)
+    other = opened(view.context.new_page(), view.url, updates=False)
     slide(other, "seed", 5)
     shows(other, expected(service, example("cat"), 0.75, 5))
     assert service.offer(name).state == "fetching"

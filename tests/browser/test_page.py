@@ -101,7 +101,7 @@ def test_the_first_view_shows_an_example_reconstructed(
 
 
 def test_a_second_visit_fetches_no_panel_and_no_thumbnail_again(view: Page) -> None:
-    again = opened(view.context, view.url, updates=False)
+    again = opened(view.context.new_page(), view.url, updates=False)
     fetched = again.evaluate(
         "performance.getEntriesByType('resource').map((e) => [e.name, e.transferSize])"
         ".filter(([name]) => /[.]png$|[/]thumbnails[/]/.test(name))"

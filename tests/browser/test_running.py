@@ -45,7 +45,7 @@ def model_shown(page: Page, text: str) -> None:
 
 def another(page: Page) -> Page:
     """The page once more, opened now. Leaving a page cuts its streams, and it says so."""
-    return opened(page.context, page.url, updates=True)
+    return opened(page.context.new_page(), page.url, updates=True)
 
 
 def test_the_list_says_how_far_a_run_is(view: Page) -> None:

@@ -2,11 +2,10 @@
 
 import io
 import json
-import os
 import re
+import runpy
 import shutil
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 from app.service import ReconstructionService
 from app.settings import AppSettings
 from mae_core import Reconstructor, load
+from mae_core.cli import mae
 from mae_core.reconstruct import paste_panel
 from tests.app.serving import encoded, example
 from tests.browser.conftest import DESKTOP, PHONE, gone, opened
 from tests.browser.test_page import changed, choose_file, panel, pictures, seen, slide
 from tests.pictures import draw_picture
-from tests.sources import ROOT
 
 pytestmark = pytest.mark.browser
 
@@ -87,12 +86,6 @@ def own_mask(page: Page) -> None:
     assert on_show(page)["settings"]["mask"]["rows"] == on_show(page)["mask"]
 
 
-def run(command: list[str], folder: Path) -> None:
-    environ = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def panels_in(folder: Path) -> dict[str, bytes]:
     return {f"{name}.png": (folder / f"{name}.png").read_bytes() for name in PANELS}
 
@@ -115,7 +108,7 @@ def test_a_link_gives_a_fresh_profile_the_same_panels(
     assert link.startswith(f"{page_url}/#s=")
 
     fresh = browser.new_context(locale="de-DE", viewport=DESKTOP)
-    page = opened(fresh, link, updates=False)
+    page = opened(fresh.new_page(), link, updates=False)
     gone(page, lambda: on_show(page)["mask"] != on_show(view)["mask"] and "another mask")
     gone(page, lambda: pictures(page) != pictures(view) and "other panels")
     assert on_show(page)["settings"] == on_show(view)["settings"]
@@ -135,20 +128,20 @@ def test_a_link_brings_its_language_and_its_tab(
     view: Page, browser: Browser, page_url: str
 ) -> None:
     chinese = browser.new_context(locale="zh-CN", viewport=DESKTOP)
-    page = opened(chinese, page_url, updates=False)
+    page = opened(chinese.new_page(), page_url, updates=False)
     page.locator("#tabs [role=tab]", has_text="保存").click()
     link = page.get_by_role("textbox", name="链接").input_value()
     chinese.close()
 
     fresh = browser.new_context(locale="en-US", viewport=DESKTOP)
-    page = opened(fresh, link, updates=False)
+    page = opened(fresh.new_page(), link, updates=False)
     expect(page.get_by_role("tab", name="保存")).to_be_visible()
     assert page.evaluate("document.documentElement.lang") == "zh-CN"
     script = """async (language) => {
       const {toFragment} = await import(new URL('stage/link.js', document.baseURI));
       return toFragment({example: 'dogs', tab: 'keep'}, language);
     }"""
-    page = opened(fresh, page_url + page.evaluate(script, "en"), updates=False)
+    page = opened(fresh.new_page(), page_url + page.evaluate(script, "en"), updates=False)
     expect(page.locator("#keep .keep")).to_be_visible()
     gone(page, lambda: on_show(page)["example"] != "dogs" and "another picture")
     fresh.close()
@@ -166,7 +159,7 @@ def test_a_link_of_ones_own_picture_has_its_settings_only(
     expect(part.get_by_text("Your picture does not travel")).to_be_visible()
     link = part.get_by_role("textbox", name="Link").input_value()
     fresh = browser.new_context(locale="en-US")
-    page = opened(fresh, link, updates=False)
+    page = opened(fresh.new_page(), link, updates=False)
     gone(page, lambda: on_show(page)["settings"]["mask"]["seed"] != 41 and "another seed")
     assert on_show(page)["example"] == "cat"
     expect(page.locator("#opener [role=status]")).to_contain_text("does not travel")
@@ -185,7 +178,7 @@ DAMAGED = [
 
 
 def test_a_damaged_link_gets_a_sentence_and_the_page_goes_on(view: Page, page_url: str) -> None:
-    page = opened(view.context, page_url + DAMAGED[0][0], updates=False)
+    page = opened(view.context.new_page(), page_url + DAMAGED[0][0], updates=False)
     for fragment, sentence in DAMAGED:
         # The first as the page opens, the others in the page's address.
         page.evaluate("(hash) => { location.hash = hash; }", fragment)
@@ -221,10 +214,10 @@ def test_settings_and_zip_are_what_the_command_line_makes(view: Page, tmp_path: 
         assert json.loads(files["facts.json"]) == on_show(view)["facts"]
         (tmp_path / "settings.json").write_bytes(settings)
         (tmp_path / "cat.jpg").write_bytes(example("cat"))
-        command = "from mae_core.cli import mae; import sys; sys.exit(mae(sys.argv[1:]))"
         out = tmp_path / str(number)
-        run([sys.executable, "-c", command, "reconstruct", "cat.jpg", "--settings",
-             "settings.json", "--device", "cpu", "--out", str(out)], tmp_path)  # fmt: skip
+        picture, settings_file = str(tmp_path / "cat.jpg"), str(tmp_path / "settings.json")
+        command = ["reconstruct", picture, "--settings", settings_file, "--device", "cpu"]
+        assert mae([*command, "--out", str(out)]) == 0
         assert panels_in(out) == {name: files[name] for name in panels_in(out)}
         # And the same with a mask drawn by hand.
         own_mask(view)
@@ -273,7 +266,9 @@ def test_damaged_settings_get_a_sentence_and_change_nothing(view: Page) -> None:
 
 
 @pytest.mark.parametrize("drawn", [False, True], ids=["seed", "own-mask"])
-def test_the_code_runs_and_makes_the_same_panels(view: Page, tmp_path: Path, drawn: bool) -> None:
+def test_the_code_runs_and_makes_the_same_panels(
+    view: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: bool
+) -> None:
     if drawn:
         own_mask(view)
     files = zipped(view)
@@ -281,19 +276,19 @@ def test_the_code_runs_and_makes_the_same_panels(view: Page, tmp_path: Path, dra
     picture = saved(view, part.get_by_role("link", name="Save cat.jpg"))
     assert picture == example("cat")
     wanted = {f"{name}.png": files[f"{name}.png"] for name in PANELS}
-    for name, command, result in [
-        ("Python", [sys.executable], "panels"),
-        ("Python, through this page", [sys.executable], "."),
-        ("cURL", ["sh"], "."),
-    ]:
+    for name, result in [("Python", "panels"), ("Python, through this page", "."), ("cURL", ".")]:
         part.get_by_role("button", name=name, exact=True).click()
         folder = tmp_path / name
         folder.mkdir()
         (folder / "cat.jpg").write_bytes(picture)
         (folder / "code").write_text(str(part.locator("pre").text_content()), "utf-8")
-        if command == ["sh"] and shutil.which("curl") is None:
+        monkeypatch.chdir(folder)
+        if name != "cURL":
+            runpy.run_path("code")
+        elif shutil.which("curl") is None:
             pytest.skip("there is no curl")
-        run([*command, "code"], folder)
+        else:
+            subprocess.run(["sh", "code"], check=True)
         assert panels_in(folder / result) == wanted, name
 
 
