@@ -105,7 +105,7 @@ def test_doubt_is_that_of_the_library(
     assert top.startswith("≥ ")
     for name in MAPS:
         given = [None if np.isnan(v) else v for v in decoded(view, result[name]).ravel().tolist()]
-        wrong = view.evaluate(COLOURED, [name.title(), given, float(top[2:-2]) / 100])
+        wrong = view.evaluate(COLOURED, [name.title(), given, float(top[2:-1]) / 100])
         assert wrong == 0
     whole_width(view)
 
