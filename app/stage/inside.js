@@ -148,7 +148,7 @@ class Inside {
         }), ' · ', element('strong', {}, this.less(Number(flops), Number(all)))));
     });
     return [
-      element('h3', {}, fill(texts.cost, { percent: Math.round(100 * trace.mask_ratio) })),
+      element('h2', {}, fill(texts.cost, { percent: Math.round(100 * trace.mask_ratio) })),
       ...rows,
       element('p', { class: 'said' }, texts.unit, ' ', fill(texts.parameters, {
         encoder: this.whole.format(trace.encoder_parameters),
@@ -219,7 +219,7 @@ class Inside {
       const flops = trace.stages.filter((one) => stepOf(one.name) === name)
         .reduce((sum, one) => sum + one.flops, 0);
       return element('li', { 'data-step': name },
-        element('h3', {}, texts[name]),
+        element('h2', {}, texts[name]),
         element('div', { class: 'drawn' }, ...pictures),
         element('p', {}, this.words('count', name, trace)),
         element('p', { class: 'said' }, flops ? fill(texts.flops, { flops: this.giga(flops) }) : ''));

@@ -48,7 +48,7 @@ class Keep {
    * @param {string} wide
    */
   block(name, children, wide = '') {
-    const title = element('h3', { id: `keep-${name}` }, this.texts[name]);
+    const title = element('h2', { id: `keep-${name}` }, this.texts[name]);
     return element('section', { class: `${name} ${wide}`, 'aria-labelledby': title.id }, title,
       element('p', { class: 'hint' }, this.texts[`${name}_hint`]), ...children);
   }

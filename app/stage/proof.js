@@ -89,7 +89,7 @@ class Proof {
     const verdict = element('p', { class: 'verdict' });
     this.judge(verdict, answer, 'answer_differs');
     this.pictures.append(
-      element('h3', {}, texts.answer), verdict,
+      element('h2', {}, texts.answer), verdict,
       element('div', { class: 'screens' },
         figure(answer.before, texts.before), figure(answer.after, texts.after)));
   }

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from app.service import ReconstructionService
 from tests.browser.conftest import gone
@@ -43,6 +43,15 @@ def tab(page: Page, name: str) -> None:
         page.locator("#tabs .overflow-menu > button").click()
         found = page.locator("#tabs .overflow-dropdown button", has_text=name)
     found.click()
+
+
+def walk(page: Page, to: Locator) -> None:
+    """Press Tab until something has the focus."""
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if to.evaluate("(element) => element === document.activeElement"):
+            return
+    raise AssertionError(f"the keyboard does not reach {to}")
 
 
 def whole_width(page: Page) -> None:

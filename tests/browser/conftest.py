@@ -23,6 +23,14 @@ ARGUMENTS = [
 DESKTOP = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
 
+ON_A_PHONE = {"viewport": PHONE, "is_mobile": True, "has_touch": True}
+ON_A_CHINESE_PHONE = ON_A_PHONE | {"locale": "zh-CN"}
+# Of a test of `view`.
+on_a_phone = pytest.mark.parametrize("view", [ON_A_PHONE], indirect=True, ids=["phone"])
+on_a_chinese_phone = pytest.mark.parametrize(
+    "view", [ON_A_CHINESE_PHONE], indirect=True, ids=["phone"]
+)
+
 # Milliseconds; a machine that does much else at a time is slow.
 TIMEOUT = 60_000
 expect.set_options(timeout=TIMEOUT)

@@ -16,12 +16,18 @@ from app.settings import AppSettings
 from mae_core.weights.formats import save_weights
 from tests.app.serving import HeldReconstructor, example, served, small_reconstructor
 from tests.app.test_api import CONTROLS, Api
-from tests.browser.conftest import DESKTOP, PHONE, TIMEOUT, gone, watched
+from tests.browser.conftest import (
+    DESKTOP,
+    ON_A_CHINESE_PHONE,
+    PHONE,
+    TIMEOUT,
+    gone,
+    on_a_chinese_phone,
+    watched,
+)
 from tests.browser.test_page import expected, panel, pictures, seen, shows, slide
 
 pytestmark = pytest.mark.browser
-
-ON_A_PHONE = {"viewport": PHONE, "is_mobile": True, "has_touch": True, "locale": "zh-CN"}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,7 @@ def test_who_waits_sees_the_place(
     expect(view.locator("#facts .waiting")).to_have_count(0)
 
 
-@pytest.mark.parametrize("view", [ON_A_PHONE], indirect=True, ids=["phone"])
+@on_a_chinese_phone
 def test_the_place_fits_a_chinese_phone(
     view: Page, service: ReconstructionService, model: HeldReconstructor
 ) -> None:
@@ -160,7 +166,7 @@ def page_without_weights(folder: Path) -> Iterator[tuple[str, ReconstructionServ
     ("options", "failed", "words"),
     [
         ({"viewport": DESKTOP, "locale": "en-US"}, "missing · cannot be used now", "missing"),
-        (ON_A_PHONE, "missing · 暂时无法使用", "这个模型无法使用"),
+        (ON_A_CHINESE_PHONE, "missing · 暂时无法使用", "这个模型无法使用"),
     ],
     ids=["desktop", "chinese phone"],
 )

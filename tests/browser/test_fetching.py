@@ -16,7 +16,7 @@ from mae_core.weights.formats import save_weights
 from mae_core.weights.hub import Progress
 from mae_core.weights.registry import list_weights
 from tests.app.serving import example, small_reconstructor
-from tests.browser.conftest import PHONE, TIMEOUT, opened
+from tests.browser.conftest import PHONE, TIMEOUT, on_a_chinese_phone, opened
 from tests.browser.test_page import expected, seen, shows, slide
 from tests.downloading import isolate, use_hub
 from tests.hub import Hub, running_hub
@@ -24,8 +24,6 @@ from tests.hub import Hub, running_hub
 pytestmark = pytest.mark.browser
 
 LONG = "me/a-name-that-is-longer-than-others"
-
-ON_A_PHONE = {"viewport": PHONE, "is_mobile": True, "has_touch": True, "locale": "zh-CN"}
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +181,7 @@ def test_a_size_makes_larger_panels(view: Page, service: ReconstructionService) 
     shows(view, expected(service, example("cat"), 0.75, 2, "random", "crop", None, 448))
 
 
-@pytest.mark.parametrize("view", [ON_A_PHONE], indirect=True, ids=["phone"])
+@on_a_chinese_phone
 def test_a_chinese_phone_has_room_for_all_of_it(
     view: Page, hub: Hub, gate: threading.Event, flowers: bytes
 ) -> None:

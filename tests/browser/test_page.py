@@ -16,7 +16,7 @@ from app.page.build import EXAMPLES
 from app.page.events import PANELS
 from app.service import ReconstructionService
 from tests.app.serving import HeldReconstructor, encoded, example
-from tests.browser.conftest import DESKTOP, PHONE, gone, opened
+from tests.browser.conftest import DESKTOP, PHONE, gone, on_a_phone, opened
 
 pytestmark = pytest.mark.browser
 
@@ -329,10 +329,7 @@ def test_panels_stand_side_by_side_on_a_desktop(view: Page) -> None:
     assert places[-1]["y"] + places[-1]["height"] < DESKTOP["height"]
 
 
-ON_A_PHONE = {"viewport": PHONE, "is_mobile": True, "has_touch": True}
-
-
-@pytest.mark.parametrize("view", [ON_A_PHONE], indirect=True, ids=["phone"])
+@on_a_phone
 def test_a_phone_shows_two_by_two_without_sideways_scroll(view: Page) -> None:
     width = view.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert width[0] <= width[1] == PHONE["width"]

@@ -13,7 +13,8 @@ from app.service import Answer, ReconstructionService
 from app.settings import AppSettings
 from mae_core import MaskedAutoencoder, Reconstructor
 from tests.app.serving import CONFIG, HeldReconstructor, example, small_reconstructor
-from tests.browser.conftest import PHONE, gone
+from tests.browser.asking import tab
+from tests.browser.conftest import PHONE, gone, on_a_phone
 
 pytestmark = pytest.mark.browser
 
@@ -38,12 +39,7 @@ def service(model: HeldReconstructor) -> ReconstructionService:
 def part(page: Page) -> Locator:
     """The part, with its tab open and its models known."""
     if page.locator("#compare button.main").is_hidden():
-        tab = page.get_by_role("tab", name="Compare")
-        if tab.count():
-            tab.click()
-        else:
-            page.get_by_label("More tabs").click()
-            page.locator(".overflow-dropdown button", has_text="Compare").click()
+        tab(page, "Compare")
     found = page.locator("#compare")
     expect(found.get_by_label("Model", exact=True).locator("option")).to_have_count(5)
     return found
@@ -285,10 +281,7 @@ def test_a_model_that_is_not_there_yet_is_said_and_can_be_asked_again(
     expect(found.get_by_role("alert")).to_be_hidden()
 
 
-ON_A_PHONE = {"viewport": PHONE, "is_mobile": True, "has_touch": True}
-
-
-@pytest.mark.parametrize("view", [ON_A_PHONE], indirect=True, ids=["phone"])
+@on_a_phone
 def test_a_phone_compares_without_sideways_scroll(
     view: Page, service: ReconstructionService
 ) -> None:

@@ -14,7 +14,8 @@ from mae_core.inside.stages import trace
 from mae_core.model.mae import forward_flops, module_flops
 from mae_core.reconstruct import ReconstructionRequest
 from tests.app.serving import CONFIG, HeldReconstructor, example
-from tests.browser.conftest import PHONE, gone
+from tests.browser.asking import tab
+from tests.browser.conftest import PHONE, gone, on_a_phone
 from tests.browser.test_page import slide
 
 pytestmark = pytest.mark.browser
@@ -43,12 +44,7 @@ def asked(view: Page) -> list[str]:
 
 def part(page: Page) -> Locator:
     """The part, with its tab open and its diagram drawn."""
-    tab = page.get_by_role("tab", name="Inside")
-    if tab.count():
-        tab.click()
-    else:
-        page.get_by_label("More tabs").click()
-        page.locator(".overflow-dropdown button", has_text="Inside").click()
+    tab(page, "Inside")
     found = page.locator("#inside")
     found.locator(".diagram li").first.wait_for()
     return found
@@ -186,7 +182,7 @@ def test_the_newest_view_wins(view: Page) -> None:
     assert len(held) == 2
     held[0].continue_()
     view.unroute("**/gradio_api/call/ask/*")
-    expect(found.locator(".cost h3")).to_contain_text("90% removed")
+    expect(found.locator(".cost h2")).to_contain_text("90% removed")
 
 
 def test_only_an_open_tab_asks(view: Page, asked: list[str]) -> None:
@@ -219,10 +215,7 @@ def test_a_refusal_is_said_and_can_be_asked_again(view: Page) -> None:
     expect(found.get_by_role("button", name="Try again")).to_be_hidden()
 
 
-ON_A_PHONE = {"viewport": PHONE, "is_mobile": True, "has_touch": True}
-
-
-@pytest.mark.parametrize("view", [ON_A_PHONE], indirect=True, ids=["phone"])
+@on_a_phone
 def test_on_a_phone_the_stages_stand_one_below_the_other(view: Page) -> None:
     found = part(view)
     width = view.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")

@@ -21,6 +21,7 @@ from mae_core import Reconstructor, load
 from mae_core.cli import mae
 from mae_core.reconstruct import paste_panel
 from tests.app.serving import encoded, example
+from tests.browser.asking import tab
 from tests.browser.conftest import DESKTOP, PHONE, gone, opened
 from tests.browser.test_page import changed, choose_file, panel, pictures, seen, slide
 from tests.pictures import draw_picture
@@ -44,13 +45,7 @@ def service() -> ReconstructionService:
 
 def keep(page: Page) -> Locator:
     """The part, with its tab open."""
-    tab = page.locator("#tabs [role=tab]", has_text="Keep and share")
-    page.locator("#tabs [role=tab]").first.wait_for()
-    narrow = page.evaluate("innerWidth < 800")
-    if narrow and not tab.is_visible():
-        page.locator("#tabs .overflow-menu > button").click()
-        tab = page.locator("#tabs .overflow-dropdown button", has_text="Keep and share")
-    tab.click()
+    tab(page, "Keep and share")
     part = page.locator("#keep .keep")
     expect(part.get_by_role("button", name="Copy link")).to_be_enabled()
     return part

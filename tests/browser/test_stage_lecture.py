@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 from app.i18n import LOCALES
 from app.service import ReconstructionService
 from tests.app.serving import example
-from tests.browser.conftest import PHONE, gone
+from tests.browser.conftest import PHONE, gone, on_a_phone
 from tests.browser.test_page import expected, pictures, shows, slide
 
 pytestmark = pytest.mark.browser
@@ -181,10 +181,7 @@ def test_presses_in_quick_succession(view: Page) -> None:
     settled(view, 7)
 
 
-ON_A_PHONE = {"viewport": PHONE, "is_mobile": True, "has_touch": True}
-
-
-@pytest.mark.parametrize("view", [ON_A_PHONE], indirect=True, ids=["phone"])
+@on_a_phone
 def test_a_phone_has_buttons_in_reach(view: Page) -> None:
     view.locator("#lecture .begin").tap()
     for step in range(1, 9):
@@ -203,7 +200,9 @@ def test_a_phone_has_buttons_in_reach(view: Page) -> None:
 def test_another_address_ends_it(view: Page) -> None:
     view.locator("#lecture .begin").press("Enter")
     settled(view, 1)
-    view.evaluate("location.hash = '#s=eyJ2IjoxLCJleGFtcGxlIjoiZG9ncyJ9'")  # {"v":1,"example":"dogs"}
+    view.evaluate(
+        "location.hash = '#s=eyJ2IjoxLCJleGFtcGxlIjoiZG9ncyJ9'"
+    )  # {"v":1,"example":"dogs"}
     expect(view.locator("#lecture .begin")).to_be_visible()
     expect(view.locator("#examples button[data-name=dogs]")).to_have_attribute(
         "aria-pressed", "true"

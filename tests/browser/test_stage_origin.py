@@ -12,8 +12,8 @@ from mae_core.inside.attention import attend
 from mae_core.inside.influence import influence
 from mae_core.reconstruct import ReconstructionRequest
 from tests.app.serving import HeldReconstructor, small_reconstructor
-from tests.browser.asking import status
-from tests.browser.conftest import PHONE, gone
+from tests.browser.asking import status, tab, walk
+from tests.browser.conftest import gone, on_a_phone
 from tests.browser.test_page import pictures, slide
 
 pytestmark = pytest.mark.browser
@@ -26,7 +26,7 @@ MEASURED = "All 12 visible patches left out in turn"
 
 
 def opened_tab(page: Page) -> Locator:
-    page.get_by_role("tab", name="Where from?").click()
+    tab(page, "Where from?")
     page.locator("#origin .study").wait_for()
     return page.locator("#origin")
 
@@ -250,26 +250,9 @@ def test_it_works_by_keyboard(view: Page) -> None:
     walk(view, part.get_by_label("Layer"))
 
 
-def walk(page: Page, to: Locator) -> None:
-    """Press Tab until something has the focus."""
-    for _ in range(20):
-        page.keyboard.press("Tab")
-        if to.evaluate("(element) => element === document.activeElement"):
-            return
-    raise AssertionError(f"the keyboard does not reach {to}")
-
-
-ON_A_PHONE = {"viewport": PHONE, "is_mobile": True, "has_touch": True}
-
-
-def tap_tab(page: Page, name: str) -> None:
-    page.get_by_role("button", name="More tabs").tap()
-    page.locator("#tabs .overflow-dropdown button", has_text=name).tap()
-
-
-@pytest.mark.parametrize("view", [ON_A_PHONE], indirect=True, ids=["phone"])
+@on_a_phone
 def test_a_finger_points_too(view: Page) -> None:
-    tap_tab(view, "Where from?")
+    tab(view, "Where from?")
     part = view.locator("#origin")
     part.get_by_role("button", name="Measure influence").tap()
     expect(part.locator(".cost")).to_contain_text(MEASURED)

@@ -16,10 +16,9 @@ from mae_core.images import to_pil
 from mae_core.inside.leaks import prove
 from mae_core.reconstruct import ReconstructionRequest
 from tests.app.serving import HeldReconstructor, example, small_reconstructor
-from tests.browser.asking import status
-from tests.browser.conftest import PHONE
+from tests.browser.asking import status, tab, walk
+from tests.browser.conftest import PHONE, on_a_phone
 from tests.browser.test_page import expected, seen, slide
-from tests.browser.test_stage_origin import ON_A_PHONE, tap_tab, walk
 
 pytestmark = pytest.mark.browser
 
@@ -35,7 +34,7 @@ def service(model: HeldReconstructor) -> ReconstructionService:
 
 
 def opened_tab(page: Page) -> Locator:
-    page.get_by_role("tab", name="No leak").click()
+    tab(page, "No leak")
     part = page.locator("#proof")
     part.get_by_text("The model gets the same visible patches").wait_for()
     return part
@@ -139,9 +138,9 @@ def test_it_works_by_keyboard(view: Page) -> None:
     expect(part.locator("figcaption", has_text="noise 1")).to_be_visible()
 
 
-@pytest.mark.parametrize("view", [ON_A_PHONE], indirect=True, ids=["phone"])
+@on_a_phone
 def test_a_phone_shows_the_proof(view: Page) -> None:
-    tap_tab(view, "No leak")
+    tab(view, "No leak")
     part = view.locator("#proof")
     part.get_by_role("button", name="Scramble the hidden pixels").tap()
     expect(part.locator(".verdict")).to_have_text(SAME)
