@@ -59,7 +59,9 @@ class Lecture {
     this.texts = texts;
     this.begin = button(texts.begin, () => { this.go(1); this.next.focus(); },
       { class: 'begin', title: texts.hint });
-    this.sentence = element('p', { class: 'sentence', 'aria-live': 'polite' });
+    this.sentence = element('p', {
+      class: 'sentence', 'aria-live': 'polite', role: 'heading', 'aria-level': '1',
+    });
     this.count = element('span', { class: 'count' });
     this.links = STEPS.map((_, i) => element('a', {
       href: addressOf(i + 1), 'aria-label': this.countOf(i + 1),

@@ -98,8 +98,10 @@ def one_process(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     "fields",
     [
         pytest.param([], id="averaged"),
-        pytest.param(["system.accumulate=2"], id="averaged and accumulated"),
-        pytest.param(["system.checkpoint_activations=true"], id="averaged and recomputed"),
+        pytest.param(
+            ["system.accumulate=2", "system.checkpoint_activations=true"],
+            id="averaged, accumulated and recomputed",
+        ),
     ],
 )
 def test_two_processes_do_what_one_does(

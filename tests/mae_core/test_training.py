@@ -752,7 +752,7 @@ def _command(out: Path, folder: Path, *module: str) -> list[str]:
     ]  # fmt: skip
     return [
         sys.executable, "-m", *(module or ["mae_core.train"]), "quick", f"data.folder={folder}",
-        f"out={out}", "steps=150", "batch_size=4", "save_every=3", "eval_every=1000", *small,
+        f"out={out}", "steps=60", "batch_size=4", "save_every=3", "eval_every=1000", *small,
     ]  # fmt: skip
 
 
