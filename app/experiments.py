@@ -181,6 +181,9 @@ async def _film(service: ReconstructionService, job: Job, plan: Plan, visitor: s
     loop = asyncio.get_running_loop()
     frames: list[Image.Image] = []
     done = 0
+    while plan.format and service.films.locked():
+        yield Waiting(0, None, paused=True)
+        await asyncio.sleep(1)
     async with service.films if plan.format else nullcontext():
         async with aclosing(service.series(job, masks, visitor)) as steps:
             async for step in steps:

@@ -59,8 +59,8 @@ def error_sentence(error: MAEError, language: str) -> str:
         return _busy_sentence(error, language)
     if isinstance(error, TookTooLongError):
         return text("too_long", language, seconds=f"{error.seconds:g}")
-    if language != "en":
-        errors = LOCALES[language]["errors"]
+    errors = LOCALES[language]["errors"]
+    if language != "en" or error.code in errors:
         limits = asdict(ImageLimits())
         limits["max_mib"] = limits["max_bytes"] >> 20
         sentence: str = errors.get(error.code, errors["other"]).format(**limits, **error.parameters)

@@ -5,7 +5,7 @@ A value is named as in the API: `image`, `mask_ratio`, `seed`, `strategy`, `fit`
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from app.pictures import PictureFile, PictureSource
@@ -79,13 +79,27 @@ class Request(Settings):
 
     @staticmethod
     def values_of(data: Mapping[str, Any]) -> dict[str, Any]:
-        """What `to_json` gave by the names of the API, unchecked and without the picture.
+        """What `to_json` gave by the names of the API, its values unchecked, without the picture.
 
         Raises:
-            ConfigError: If the mask is a drawing.
+            ConfigError: If it is of another version, has a field that settings have not, or the
+                mask is a drawing.
         """
+        version = data.get("v", VERSION)
+        if version != VERSION or isinstance(version, bool):
+            raise ConfigError(
+                f"these settings are of version {_shown(version)}; give settings of version "
+                f"{VERSION}, as this page wrote them",
+                code="version", given=_shown(version), allowed=VERSION,
+            )  # fmt: skip
         mask = data.get("mask")
         mask = mask if isinstance(mask, dict) else {}
+        for given, names in ((data, {"v", *_names(Settings)}), (mask, _names(Mask))):
+            if unknown := [name for name in given if name not in names]:
+                raise ConfigError(
+                    f"settings have no {_shown(unknown[0])}; leave it out",
+                    code="no_setting", given=_shown(unknown[0]),
+                )  # fmt: skip
         if mask.get("drawing"):
             raise ConfigError(
                 "settings with a drawn mask need its picture; give rows of 0 and 1",
@@ -94,6 +108,10 @@ class Request(Settings):
         rows = mask.get("rows") or None
         own = [*rows] if isinstance(rows, tuple) else rows
         return {**data, **mask, "mask_ratio": mask.get("ratio"), "mask": own}
+
+
+def _names(kind: type[Settings] | type[Mask]) -> set[str]:
+    return {field.name for field in fields(kind)}
 
 
 def check_source(image: object) -> PictureSource:

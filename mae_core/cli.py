@@ -233,7 +233,7 @@ def _request_of(
     if args.weights and weights_name(args.weights) != settings.model:
         raise ConfigError(
             f"--weights is {weights_name(args.weights)}, and the settings are of "
-            f"{settings.model}; give these, or leave --weights out"
+            f"{settings.model!r:.80}; give these, or leave --weights out"
         )
     # Settings come from strangers too: they choose neither a path nor a repository of the hub.
     if not args.weights and settings.model not in list_weights():

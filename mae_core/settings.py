@@ -47,6 +47,10 @@ SETTINGS_FILE = "settings.json"
 _MAX_BYTES = 2**20
 
 
+# SHA-256 of a file, in hexadecimal; empty for none.
+Digest = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+
+
 @dataclasses.dataclass(frozen=True)
 class Mask:
     """Which patches are removed: drawn from a seed, or one's own.
@@ -66,7 +70,7 @@ class Mask:
     ratio: Share = 0.75
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     rows: tuple[Annotated[str, Field(pattern="^[01]+$")], ...] = ()
-    drawing: str = ""
+    drawing: Digest = ""
 
     @property
     def removed(self) -> list[list[bool]] | None:
@@ -91,7 +95,7 @@ class Settings:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    picture: str
+    picture: Digest
     mask: Mask
     fit: str
     model: str

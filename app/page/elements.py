@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+from app.i18n import LOCALES, text
 
 _THUMBNAIL_SIDE = 144
 
@@ -162,11 +165,14 @@ def stage_part(
         value: What the module starts from.
     """
     module = "new URL('stage/stage.js', document.baseURI)"
+    failed = json.dumps({language: text("not_loaded", language) for language in LOCALES})
     return gr.HTML(
         value,
         html_template='<section class="part"></section>',
         js_on_load=f"import({module}).then((m) => "
-        f"m.mount('{name}', {{element, props, trigger, watch}}));",
+        f"m.mount('{name}', {{element, props, trigger, watch}})).catch((error) => {{"
+        "console.warn(error); element.querySelector('.part').textContent = "
+        f"{failed}[document.documentElement.lang.startsWith('zh') ? 'zh' : 'en']; }});",
         apply_default_css=False,
         visible=visible,
         elem_id=name,

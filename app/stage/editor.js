@@ -129,7 +129,11 @@ class Editor {
   /** Bring grid, count and buttons up to the mask on show. */
   show() {
     const { mask: rows } = stage;
-    if (!rows.length) return;
+    this.draw?.toggleAttribute('disabled', !rows.length);
+    if (!rows.length) {
+      if (this.count) this.count.textContent = '';
+      return;
+    }
     const mask = this.mask;
     if (history?.rows.length !== rows.length || history.rows[0].length !== rows[0].length) {
       history = new History(rows);
@@ -355,6 +359,8 @@ class Editor {
     if (which === 'undo') history?.push(stage.mask);
     const rows = history?.[which]();
     if (rows) this.send(rows);
+    if (document.activeElement === this.grid) this.where();
+    else this.say('');
   }
 
   /** Give the mask to the sliders again. */
@@ -388,14 +394,30 @@ class Editor {
     const [file] = input.files ?? [];
     input.value = '';
     if (!file || !stage.mask.length) return;
+    let pixels;
     try {
-      const pixels = pixelsOf(await createImageBitmap(file));
-      const rows = fromPicture(pixels, [stage.mask.length, stage.mask[0].length]);
-      this.change((mask) => mask.set(rows));
+      pixels = pixelsOf(await fitted(file));
     } catch {
       this.say(this.texts.unreadable);
+      return;
     }
+    if (!stage.mask.length) return;
+    const rows = fromPicture(pixels, [stage.mask.length, stage.mask[0].length]);
+    this.change((mask) => mask.set(rows));
   }
+}
+
+/**
+ * A drawing, cut as the picture on show is.
+ * @param {File} file
+ */
+async function fitted(file) {
+  const whole = await createImageBitmap(file);
+  if (stage.view?.settings.fit !== 'crop') return whole;
+  const { width, height } = whole;
+  const side = Math.min(width, height);
+  return createImageBitmap(whole, Math.round((width - side) / 2), Math.round((height - side) / 2),
+    side, side);
 }
 
 /**

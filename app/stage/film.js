@@ -127,7 +127,7 @@ class Player {
     this.own.hidden = !stage.view?.settings.mask.rows.length;
     this.show.hidden = !frames.length;
     this.show.classList.toggle('old', film.old);
-    this.host.element.querySelectorAll('.files button').forEach((save) => {
+    this.host.element.querySelectorAll('.files button:not(.cancel)').forEach((save) => {
       save.toggleAttribute('disabled', film.old || Boolean(film.running) || !whole());
     });
     for (const ofRatio of [this.use, this.files]) ofRatio.hidden = kind === 'training';

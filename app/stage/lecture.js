@@ -17,6 +17,8 @@ import { stage } from './stage.js';
 
 const EXAMPLE = 'cat';
 const SEED = 2;
+/** Between looks at whether an answer has come, in milliseconds. */
+const LOOK = 50;
 
 /** By the order of the sentences in the locales. @type {Step[]} */
 const STEPS = [
@@ -54,6 +56,8 @@ export function mount(host) {
 }
 
 class Lecture {
+  waits = false;
+
   /** @param {import('./stage.js').Host} host */
   constructor({ element: section, texts, signal }) {
     this.texts = texts;
@@ -103,11 +107,22 @@ class Lecture {
     history.replaceState(history.state, '', addressOf(at));
     stage.want('');
     settled = false;
-    if (stage.view) this.set();
-    // The first view is on its way where the example is chosen; else there is no picture.
-    else if (chosen() !== EXAMPLE) this.open({ example: EXAMPLE });
+    this.proceed();
     this.draw();
     scrollTo(0, 0);
+  }
+
+  /** Set the step, or have its picture where there is none. */
+  async proceed() {
+    if (this.waits) return;
+    this.waits = true;
+    // What the visitor asked for last is what the end brings back.
+    while (at && !before && onItsWay()) await new Promise((later) => setTimeout(later, LOOK));
+    this.waits = false;
+    if (!at) return;
+    if (stage.view) this.set();
+    // The first view is on its way where the example is chosen.
+    else if (chosen() !== EXAMPLE) this.open({ example: EXAMPLE });
   }
 
   /** @param {Parameters<typeof stage.open>[0]} settings */
@@ -137,9 +152,9 @@ class Lecture {
   }
 
   viewed() {
-    if (!at || !stage.view) return;
+    if (!at) return;
     if (before) this.settle();
-    else this.set();
+    else this.proceed();
     this.draw();
   }
 
@@ -233,6 +248,11 @@ function isOf({ mask, fit, image_size: size }, { ratio = 0.75, strategy = 'rando
  */
 function addressOf(step) {
   return location.pathname + location.search + (step ? `#lecture=${step}` : '');
+}
+
+/** Whether the answer to what the controls say is not there yet. */
+function onItsWay() {
+  return stage.ahead || Boolean(document.querySelector('#facts .pending'));
 }
 
 /** Name of the example on show. */

@@ -13,6 +13,10 @@ let started = false;
 /** @param {import('./stage.js').Host} host */
 export function mount({ element, texts, signal, props, trigger, watch }) {
   stage.opener = (settings) => new Promise((resolve) => {
+    if (settings.request?.mask?.seed > Number.MAX_SAFE_INTEGER) {
+      resolve(texts.large_seed);
+      return;
+    }
     // Of several at once the last one counts.
     settle('');
     settle = resolve;

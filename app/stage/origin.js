@@ -7,7 +7,7 @@ import { Looks } from './looks.js';
 import { Question, asking } from './question.js';
 import { percent } from './scale.js';
 import { stage } from './stage.js';
-import { strongest, Study } from './study.js';
+import { MOST_LEFT_OUT, strongest, Study } from './study.js';
 
 const LISTED = 5;
 const MODES = /** @type {const} */ (['influence', 'attention']);
@@ -81,6 +81,10 @@ class Origin {
     mode = name;
     question.cancel();
     question.ended = '';
+    // Of an earlier view there may be nothing of this kind.
+    if (question.old && !(mode === 'attention' ? study?.attention : study?.changes.size)) {
+      this.begin();
+    }
     question.changed();
     this.look();
   }
@@ -136,16 +140,19 @@ class Origin {
    * Say what the answer costs or how far it is; a whole one is not asked for again.
    * @param {Study} of
    */
-  control({ changes, visible, pinned }) {
+  control({ changes, visible, measurable, cells, pinned }) {
     let [whole, how] = [pinned !== null, 'one_run'];
     if (mode === 'influence') {
       whole = changes.size === visible;
       how = whole ? 'measured' : changes.size ? 'so_far' : 'cost';
+      if (!measurable) [whole, how] = [true, 'impossible'];
     }
     const focused = document.activeElement === this.start;
     this.start.hidden = whole && !question.old && !question.running;
     if (focused && this.start.hidden) this.glow.grid.focus({ preventScroll: true });
-    const values = { done: changes.size, visible, runs: visible + 1 };
+    const values = {
+      done: changes.size, visible, runs: visible + 1, patches: cells.length, most: MOST_LEFT_OUT,
+    };
     this.cost.textContent = fill(this.texts[how], values);
   }
 

@@ -49,7 +49,7 @@ class Stage extends EventTarget {
   /** Whether the mask is newer than the view's. */
   ahead = false;
 
-  /** @type {((settings: object) => Promise<string>) | null} */
+  /** @type {((settings: Record<string, any>) => Promise<string>) | null} */
   opener = null;
 
   /** The part that asks without a press of its button, as long as it is on show; '' for none. */

@@ -2,6 +2,9 @@
 
 /** @typedef {Map<number, number>} Values patch number -> value; patches are numbered row by row */
 
+/** Of `MAX_RUNS` in `mae_core/inside/influence.py`. */
+export const MOST_LEFT_OUT = 256;
+
 /** What was found out about one view. */
 export class Study {
   /** @type {Map<number, number[]>} visible patch -> change of each of the L patches without it */
@@ -23,6 +26,12 @@ export class Study {
   /** How many patches are visible. */
   get visible() {
     return [...this.cells].filter((cell) => cell === '0').length;
+  }
+
+  /** Whether visible patches can be left out in turn. */
+  get measurable() {
+    const { visible, cells } = this;
+    return visible >= 2 && visible <= MOST_LEFT_OUT && visible < cells.length;
   }
 
   get empty() {

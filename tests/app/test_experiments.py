@@ -93,6 +93,8 @@ def parts_of(service: ReconstructionService, asked: Plan) -> list[dict[str, Any]
          "kind doubt has no 'mask'; it has v, kind, request, masks"),
         ({"v": VERSION, "kind": "doubt", "request": REQUEST, "format": "gif"}, "no 'format'"),
         ({"v": VERSION, "kind": "single", "request": REQUEST, "frames": 5}, "no 'frames'"),
+        ({"v": VERSION, "kind": "film", "request": {**REQUEST, "v": 99}}, "are of version 99"),
+        ({"v": VERSION, "kind": "film", "request": {**REQUEST, "speed": 1}}, "have no 'speed'"),
     ],
     ids=str,
 )  # fmt: skip
@@ -378,3 +380,23 @@ def test_a_long_question_leaves_the_visitor_half_of_what_may_come_at_once() -> N
 
     assert asyncio.run(both()) == 1
     assert len(model.sizes) <= 7
+
+
+def test_who_saves_a_film_while_another_is_saved_is_told_to_wait() -> None:
+    service = ReconstructionService({"small-random": small_reconstructor()})
+
+    async def both() -> tuple[object, list[object]]:
+        held = 0
+        while not service.films.locked():
+            await service.films.acquire()
+            held += 1
+        parts = ask(service, plan("film", frames=2, format="webp"), "visitor")
+        first = await anext(parts)
+        for _ in range(held):
+            service.films.release()
+        return first, [part async for part in parts if not isinstance(part, Waiting)]
+
+    first, rest = asyncio.run(both())
+    assert isinstance(first, Waiting)
+    assert first.paused
+    assert len(rest) == 3

@@ -32,6 +32,9 @@ def test_a_request_is_the_same_after_json(request_: Request) -> None:
     [
         ({"v": 2}, "of version 2"),
         ({"v": None}, "of version None"),
+        ({"v": True}, "of version True"),
+        ({"speed": 3}, "no 'speed'; leave it out"),
+        ({"mask": {"ratio": 0.5, "seed": 0, "fit": "whole"}}, "no 'fit'; leave it out"),
         ({"mask": None}, "not complete"),
         ({"picture": 5}, "not complete"),
         ({"model": "secret"}, "choose mae-tiny, other"),

@@ -9,10 +9,13 @@ from PIL import Image
 from playwright.sync_api import Page, Route, expect
 
 from app.service import ReconstructionService
-from tests.app.serving import HeldReconstructor, example
+from mae_core import ModelConfig
+from mae_core.reconstruct import mask_from_drawing
+from mae_core.settings import rows_of
+from tests.app.serving import HeldReconstructor, encoded, example
 from tests.browser.asking import settle
 from tests.browser.conftest import PHONE, gone
-from tests.browser.test_page import panel, shows, slide
+from tests.browser.test_page import choose_file, panel, shows, slide
 
 pytestmark = pytest.mark.browser
 
@@ -176,6 +179,42 @@ def test_a_black_and_white_picture_is_a_mask(view: Page, service: Reconstruction
     )
     expect(view.locator("#editor .said")).to_contain_text("cannot be read")
     assert rows(view) == ["1110000"] * 7
+
+
+def test_a_drawing_is_cut_as_the_picture_is(view: Page) -> None:
+    pixels = np.zeros((100, 150, 3), np.uint8)
+    pixels[:, :45] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    view.get_by_role("button", name="Draw the mask").click()
+    view.locator("#editor input[type=file]").set_input_files(
+        {"name": "mask.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    )
+    config = ModelConfig(image_size=112, patch_size=16)
+    wanted = mask_from_drawing(pixels[:, :, 0], (150, 100), config)
+    assert wanted.any()
+    gone(view, lambda: rows(view) != list(rows_of(wanted)) and f"it is {rows(view)}")
+
+
+def test_who_hears_the_page_hears_what_undo_did(view: Page) -> None:
+    grid = view.locator(GRID)
+    grid.focus()
+    said = view.locator("#editor .said")
+    before = ("visible", "removed") if rows(view)[3][3] == "0" else ("removed", "visible")
+    grid.press("Space")
+    expect(said).to_have_text(f"Row 4, column 4: {before[1]}")
+    grid.press("Control+z")
+    expect(said).to_have_text(f"Row 4, column 4: {before[0]}")
+
+
+def test_without_a_reconstruction_there_is_nothing_to_draw_on(view: Page) -> None:
+    choose_file(view, "tiny.png", encoded(Image.new("RGB", (3, 2))))
+    draw = view.get_by_role("button", name="Draw the mask")
+    expect(draw).to_be_disabled()
+    expect(view.locator("#editor .count")).to_have_text("")
+    expect(view.locator("#film [role=status]").first).to_have_text(
+        "There is no reconstruction to ask about."
+    )
 
 
 def test_the_sliders_take_the_mask_back(view: Page, service: ReconstructionService) -> None:

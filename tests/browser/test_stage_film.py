@@ -189,6 +189,21 @@ def test_the_film_is_saved_as_a_file(
         assert film.size == (3 * 112 + 2 * 8, 112 + 8 + 6)
 
 
+def test_saving_can_be_cancelled_while_another_film_is_made(
+    view: Page, model: HeldReconstructor
+) -> None:
+    start(view)
+    finished(view)
+    with model.held():
+        settle(view, "seed", "seed", 2)
+        view.get_by_role("button", name="Save as GIF").click()
+        start(view)
+        cancel = view.locator("#film .files").get_by_role("button", name="Cancel")
+        expect(cancel).to_be_enabled()
+        cancel.click()
+        expect(cancel).to_be_hidden()
+
+
 def test_the_curve_scrubs_and_a_ratio_can_be_used(view: Page) -> None:
     start(view)
     finished(view)

@@ -252,6 +252,7 @@ def test_damaged_settings_get_a_sentence_and_change_nothing(view: Page) -> None:
         (json.dumps(settings | {"v": 9}).encode(), "of version 9"),
         (json.dumps(settings | {"model": "none"}).encode(), "Model is 'none'"),
         (json.dumps(settings | {"mask": {"ratio": 7, "seed": 1}}).encode(), "mask_ratio is 7"),
+        (json.dumps(settings | {"mask": {"seed": 2**53 + 1}}).encode(), "beyond 9007199254740991"),
     ]:
         load_settings(view, data)
         expect(keep(view).locator(".settings [role=alert]")).to_contain_text(sentence)

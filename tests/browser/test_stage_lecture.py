@@ -197,6 +197,15 @@ def test_a_phone_has_buttons_in_reach(view: Page) -> None:
     expect(view.locator("#lecture .begin")).to_be_visible()
 
 
+def test_the_end_brings_back_what_was_asked_for_last(view: Page) -> None:
+    slide(view, "seed", 41)
+    view.locator("#lecture .begin").press("Enter")
+    settled(view, 1)
+    view.keyboard.press("Escape")
+    expect(view.locator("#seed input[type=number]")).to_have_value("41")
+    view.locator("[data-view*='\"seed\":41']").wait_for(state="attached")
+
+
 def test_another_address_ends_it(view: Page) -> None:
     view.locator("#lecture .begin").press("Enter")
     settled(view, 1)

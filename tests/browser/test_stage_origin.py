@@ -216,16 +216,23 @@ def test_another_language_keeps_the_measurement(view: Page) -> None:
 
 
 @pytest.mark.parametrize("view", [{"locale": "zh-CN"}], indirect=True, ids=["zh-CN"])
-def test_too_many_visible_patches_are_refused_in_a_sentence(view: Page) -> None:
+def test_too_many_visible_patches_are_not_left_out(view: Page) -> None:
     view.get_by_role("tab", name="依据何处").click()
     part = view.locator("#origin")
     view.locator("#size label", has_text="336").click()
     slide(view, "mask-ratio", 0.2)
-    expect(part.locator(".cost")).to_contain_text("352 个可见图块")
-    part.get_by_role("button", name="测量影响").click()
-    expect(part.get_by_role("alert")).to_contain_text(
-        "有 352 个可见图块；逐一去掉时必须有 2 到 256 个"
-    )
+    expect(part.locator(".cost")).to_contain_text("441 个图块中有 352 个可见")
+    expect(part.locator(".cost")).to_contain_text("可见图块必须有 2 到 256 个")
+    expect(part.get_by_role("button", name="测量影响")).to_be_hidden()
+
+
+def test_attention_after_another_view_is_of_that_view(view: Page) -> None:
+    part = measured(view)
+    slide(view, "seed", 9)
+    expect(part.get_by_role("button", name="Measure again")).to_be_visible()
+    part.get_by_role("button", name="Attention", exact=True).click()
+    expect(part.get_by_text("It attends most to these patches:")).to_be_visible()
+    expect(part.locator(".study.old")).to_have_count(0)
 
 
 def test_it_works_by_keyboard(view: Page) -> None:

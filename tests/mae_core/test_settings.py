@@ -19,12 +19,13 @@ from mae_core.settings import Mask, Settings, digest_of, read_settings, rows_of,
 from mae_core.weights.formats import save_weights
 from tests.pictures import draw_picture
 
-PLAIN = Settings("digest", Mask(), "crop", "mae-tiny", None, "estimated")
+DIGEST = "0123456789abcdef" * 4
+PLAIN = Settings(DIGEST, Mask(), "crop", "mae-tiny", None, "estimated")
 ALL = [
     PLAIN,
-    Settings("digest", Mask("grid", 0.5, MAX_SEED), "whole", "me/model", 448, "answer"),
-    Settings("digest", Mask(rows=("0110", "1001")), "squash", "mae-tiny", None, "normalized"),
-    Settings("digest", Mask(drawing="digest"), "crop", "mae-tiny", None, "estimated"),
+    Settings(DIGEST, Mask("grid", 0.5, MAX_SEED), "whole", "me/model", 448, "answer"),
+    Settings(DIGEST, Mask(rows=("0110", "1001")), "squash", "mae-tiny", None, "normalized"),
+    Settings(DIGEST, Mask(drawing=DIGEST), "crop", "mae-tiny", None, "estimated"),
 ]
 PANELS = ("original", "masked", "reconstruction", "pasted", "panels")
 
@@ -41,7 +42,7 @@ def test_settings_are_the_same_after_json(settings: Settings, tmp_path: Path) ->
 def test_the_form_is_the_one_that_was_given_out() -> None:
     assert json.loads(json.dumps(ALL[2].to_json())) == {
         "v": 1,
-        "picture": "digest",
+        "picture": DIGEST,
         "mask": {
             "strategy": "random", "ratio": 0.75, "seed": 0, "rows": ["0110", "1001"], "drawing": "",
         },
@@ -58,6 +59,8 @@ def test_the_form_is_the_one_that_was_given_out() -> None:
         ({"v": 2}, "of version 2; give settings of version 1"),
         ({"v": True}, "of version True"),
         ({"v": None}, "of version None"),
+        ({"picture": "\x1b[31m"}, "settings.picture=.*String should match"),
+        ({"picture": f"{DIGEST}\n"}, "settings.picture=.*String should match"),
         ({"mask": None}, "settings.mask=None: .* give a mapping"),
         ({"picture": 5}, "settings.picture=5: Input should be a valid string"),
         ({"fit": "stretch"}, "settings.fit='stretch': choose crop, squash, whole"),
@@ -105,7 +108,7 @@ def test_a_request_is_saved_and_made_again(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "settings.json"
     drawn = ReconstructionRequest("a", 0.1 + 0.2, 5, "block", "whole", None, 96, "answer")
     for request in (drawn, replace(drawn, mask=mask)):
-        save_settings(path, request, "digest", "mae-tiny")
+        save_settings(path, request, DIGEST, "mae-tiny")
         again = read_settings(path).of("a")
         assert replace(again, mask=None) == drawn
         assert (again.mask is None) == (request.mask is None)
@@ -115,7 +118,7 @@ def test_a_request_is_saved_and_made_again(tmp_path: Path) -> None:
 
 def test_numpys_numbers_are_saved(tmp_path: Path) -> None:
     numbers = ReconstructionRequest("a", np.float32(0.5), np.int64(5), image_size=np.int32(96))
-    save_settings(tmp_path / "settings.json", numbers, "digest", "mae-tiny")
+    save_settings(tmp_path / "settings.json", numbers, DIGEST, "mae-tiny")
     again = read_settings(tmp_path / "settings.json").of("a")
     assert again == ReconstructionRequest("a", 0.5, 5, image_size=96)
 
@@ -188,7 +191,7 @@ def test_flags_that_the_settings_have_are_refused_beside_them(
         with pytest.raises(ConfigError, match=f"say what {flag} says; leave one of the two out"):
             mae([*replay, flag, value])
     replay[3] = "mae-tiny"
-    with pytest.raises(ConfigError, match="--weights is mae-tiny, and the settings are of small"):
+    with pytest.raises(ConfigError, match="--weights is mae-tiny, and the settings are of 'small'"):
         mae(replay)
 
 

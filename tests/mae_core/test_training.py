@@ -483,7 +483,7 @@ def test_weights_to_begin_with_bring_their_shape(run_config: MakeRun) -> None:
     assert weights.config == first.model
     assert weights.record["init_from"] == "run"
     with pytest.raises(ConfigError, match="an encoder of another shape; give model.depth=2"):
-        train(replace(first, out="new", init_from=out), **{"model.depth": 3})
+        train(replace(first, out=f"{out}-deeper", init_from=out), **{"model.depth": 3})
 
 
 @pytest.mark.parametrize(("ema", "decays"), [(0.999, (1 / 10, 2 / 11)), (0.15, (1 / 10, 0.15))])

@@ -8,7 +8,9 @@ test('a link comes back as it was', () => {
   const fragment = toFragment(link, 'zh');
   assert.match(fragment, /^#s=[A-Za-z0-9_-]+&lang=zh$/);
   assert.deepEqual(fromFragment(fragment), link);
-  assert.deepEqual(fromFragment(toFragment({}, 'en')), {});
+  const nothing = { example: undefined, request: undefined, tab: undefined };
+  assert.deepEqual(fromFragment(toFragment({}, 'en')), nothing);
+  assert.deepEqual(fromFragment(`#s=${btoa('{"v":1,"image":{"path":"a"}}')}`), nothing);
 });
 
 test('other fragments are no links', () => {
