@@ -123,6 +123,7 @@ class Lecture {
     if (stage.view) this.set();
     // The first view is on its way where the example is chosen.
     else if (chosen() !== EXAMPLE) this.open({ example: EXAMPLE });
+    this.draw();
   }
 
   /** @param {Parameters<typeof stage.open>[0]} settings */
@@ -252,7 +253,9 @@ function addressOf(step) {
 
 /** Whether the answer to what the controls say is not there yet. */
 function onItsWay() {
-  return stage.ahead || Boolean(document.querySelector('#facts .pending'));
+  const { mask, view } = stage;
+  return mask.join() !== (view?.mask ?? []).join()
+    || Boolean(document.querySelector('#facts .pending'));
 }
 
 /** Name of the example on show. */
