@@ -8,6 +8,10 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
+# Threads that wait give way: where two tests compute at a time they spin each other's cores away
+# otherwise, and those of training take two to three times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # Settings read the environment: those of a page in a test are what the test gives.
 for name in [*os.environ]:
     if name in ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "SPACE_ID") or (
