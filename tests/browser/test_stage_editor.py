@@ -1,6 +1,5 @@
 """The visitor's own mask, painted over the masked panel."""
 
-import io
 import json
 
 import numpy as np
@@ -170,19 +169,19 @@ def test_shapes_and_what_is_done_to_all(view: Page, service: ReconstructionServi
     assert previewed(view) == ["0" * 7] * 7
 
 
+def load_drawing(page: Page, data: bytes) -> None:
+    page.locator("#editor input[type=file]").set_input_files(
+        {"name": "mask.png", "mimeType": "image/png", "buffer": data}
+    )
+
+
 def test_a_black_and_white_picture_is_a_mask(view: Page, service: ReconstructionService) -> None:
     pixels = np.zeros((70, 70), np.uint8)
     pixels[:, :30] = 255
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
     view.get_by_role("button", name="Draw the mask").click()
-    view.locator("#editor input[type=file]").set_input_files(
-        {"name": "mask.png", "mimeType": "image/png", "buffer": file.getvalue()}
-    )
+    load_drawing(view, encoded(Image.fromarray(pixels)))
     answered(view, ["1110000"] * 7, service)
-    view.locator("#editor input[type=file]").set_input_files(
-        {"name": "mask.png", "mimeType": "image/png", "buffer": b"no picture"}
-    )
+    load_drawing(view, b"no picture")
     expect(view.locator("#editor .said")).to_contain_text("cannot be read")
     assert rows(view) == ["1110000"] * 7
 
@@ -190,12 +189,8 @@ def test_a_black_and_white_picture_is_a_mask(view: Page, service: Reconstruction
 def test_a_drawing_is_cut_as_the_picture_is(view: Page) -> None:
     pixels = np.zeros((100, 150, 3), np.uint8)
     pixels[:, :45] = 255
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
     view.get_by_role("button", name="Draw the mask").click()
-    view.locator("#editor input[type=file]").set_input_files(
-        {"name": "mask.png", "mimeType": "image/png", "buffer": file.getvalue()}
-    )
+    load_drawing(view, encoded(Image.fromarray(pixels)))
     config = ModelConfig(image_size=112, patch_size=16)
     wanted = mask_from_drawing(pixels[:, :, 0], (150, 100), config)
     assert wanted.any()
