@@ -11,14 +11,14 @@ import { stage } from './stage.js';
  * @property {number} [ratio] of the mask
  * @property {import('./masking.js').Strategy} [strategy] of the mask
  * @property {keyof typeof import('./presets.js').PRESETS} [preset] an own mask in its place
- * @property {string} [tab] whose part asks by itself
- * @property {string} [part] that asks by itself, if it has no tab
+ * @property {string} [tab] to open, whose part asks by itself
+ * @property {string} [part] that gets ready by itself, if it is in no tab
  */
 
 const EXAMPLE = 'cat';
 const SEED = 2;
-/** Between looks at whether an answer has come, in milliseconds. */
-const LOOK = 50;
+/** Between checks whether an answer has come. */
+const CHECK_MILLISECONDS = 50;
 
 /** By the order of the sentences in the locales. @type {Step[]} */
 const STEPS = [
@@ -91,7 +91,7 @@ class Lecture {
     return fill(this.texts.count, { step, steps: STEPS.length });
   }
 
-  /** Open the step that the page's address names; another address takes the page from the lecture. */
+  /** Open the step that the page's address names; end the lecture at any other address. */
   linked() {
     const step = /^#lecture=(\d+)$/.exec(location.hash)?.[1];
     if (step) this.go(Number(step));
@@ -107,6 +107,7 @@ class Lecture {
     history.replaceState(history.state, '', addressOf(at));
     stage.want('');
     settled = false;
+    problem = '';
     this.proceed();
     this.draw();
     scrollTo(0, 0);
@@ -117,7 +118,9 @@ class Lecture {
     if (this.waits) return;
     this.waits = true;
     // What the visitor asked for last is what the end brings back.
-    while (at && !before && onItsWay()) await new Promise((later) => setTimeout(later, LOOK));
+    while (at && !before && isPending()) {
+      await new Promise((later) => setTimeout(later, CHECK_MILLISECONDS));
+    }
     this.waits = false;
     if (!at) return;
     if (stage.view) this.set();
@@ -129,7 +132,6 @@ class Lecture {
   /** @param {Parameters<typeof stage.open>[0]} settings */
   async open(settings) {
     const step = at;
-    problem = '';
     const found = await stage.open(settings);
     if (!found || step !== at) return;
     problem = found;
@@ -252,7 +254,7 @@ function addressOf(step) {
 }
 
 /** Whether the answer to what the controls say is not there yet. */
-function onItsWay() {
+function isPending() {
   const { mask, view } = stage;
   return mask.join() !== (view?.mask ?? []).join()
     || Boolean(document.querySelector('#facts .pending'));

@@ -32,7 +32,8 @@ export function fromFragment(fragment) {
   if (code === null) return null;
   const bytes = atob(code.replace(/-/g, '+').replace(/_/g, '/'));
   const encoded = Uint8Array.from(bytes, (byte) => byte.charCodeAt(0));
-  const { v, example, request, tab } = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(encoded));
+  const text = new TextDecoder('utf-8', { fatal: true }).decode(encoded);
+  const { v, example, request, tab } = JSON.parse(text);
   if (v !== VERSION) throw new Error(`a link of version ${v}`);
   return { example, request, tab };
 }

@@ -38,6 +38,7 @@ def awaited(service: ReconstructionService) -> bool:
 
 def tab(page: Page, name: str) -> None:
     """Open a tab below the panels; where there is no room for its name, from a list."""
+    page.locator("#tabs [role=tab]").first.wait_for()
     found = page.get_by_role("tab", name=name)
     if not found.is_visible():
         page.locator("#tabs .overflow-menu > button").click()
