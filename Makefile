@@ -50,7 +50,7 @@ check: $(DEV) check-stage
 
 ifneq ($(NODE),)
 test-stage:
-	node --test --test-reporter=spec tests/stage/*.test.js
+	node --test --test-reporter=spec tests/stage/*.test.js tests/web/*.test.js
 
 check-stage: $(NODE_MODULES)
 	node_modules/.bin/tsc

@@ -14,6 +14,6 @@ export default [
       'prefer-const': 'error',
     },
   },
-  { files: ['app/stage/**'], languageOptions: { globals: globals.browser } },
-  { files: ['tests/stage/**'], languageOptions: { globals: globals.node } },
+  { files: ['app/stage/**', 'web/**'], languageOptions: { globals: globals.browser } },
+  { files: ['tests/stage/**', 'tests/web/**'], languageOptions: { globals: globals.node } },
 ];

@@ -1,7 +1,9 @@
 """What every test starts from: no network, and property tests that always try the same cases."""
 
 import os
+import shutil
 
+import pytest
 from hypothesis import settings
 
 # Before anything imports them: nothing is fetched, nothing is reported.
@@ -22,3 +24,15 @@ for name in [*os.environ]:
 # No deadline: a busy machine is no bug.
 settings.register_profile("steady", derandomize=True, deadline=None, database=None)
 settings.load_profile("steady")
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """Path of Node.js."""
+    path = shutil.which("node")
+    if path is None:
+        reason = "no Node.js on this machine: no node is on the PATH"
+        if os.environ.get("MAE_REQUIRE_NODE") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path

@@ -2,47 +2,23 @@
 
 import io
 import json
-import os
 import random
-import shutil
-import subprocess
 import zipfile
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from mae_core.config import ModelConfig
 from mae_core.images import FITS, fitted_box, fitted_size
 from mae_core.model.masking import MAX_SEED, STRATEGIES, draw_mask, num_visible
 from mae_core.reconstruct import mask_from_drawing, paste_panel
+from tests.javascript import run
 from tests.sources import ROOT
 
 GRIDS = [(14, 14), (7, 7), (16, 12), (9, 21), (1, 5), (64, 64)]
 RATIOS = [0, 0.05, 0.25, 0.5, 0.6, 0.75, 0.9, 0.95, 1]
 SEEDS = [0, 2, 2**31, 2**32 - 1, 2**32 + 2, 2**53 - 1, 2**53 + 1, MAX_SEED]
-
-
-@pytest.fixture(scope="module")
-def node() -> str:
-    """Path of Node.js."""
-    path = shutil.which("node")
-    if path is None:
-        reason = "no Node.js on this machine: no node is on the PATH"
-        if os.environ.get("MAE_REQUIRE_NODE") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return path
-
-
-def run(node: str, script: str, given: object = None) -> bytes:
-    """What a script writes to standard output; it has `given` as a constant of that name."""
-    code = "import { readFileSync } from 'node:fs';\nconst given = JSON.parse(readFileSync(0));\n"
-    return subprocess.run(
-        [node, "--input-type=module", "--eval", code + script],
-        cwd=ROOT, input=json.dumps(given).encode(), stdout=subprocess.PIPE, check=True,
-    ).stdout  # fmt: skip
 
 
 def drawn(case: dict[str, Any]) -> dict[str, Any]:
