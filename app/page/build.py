@@ -119,7 +119,7 @@ def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:
                 opener = stage_part("opener")
                 mask = stage_part("editor")
                 outputs = [
-                    panels(PANELS, I18N("panels"), view, "panels"),
+                    panels(I18N("panels"), view, "panels"),
                     facts_line(I18N("facts"), facts, "facts"),
                 ]
                 tabs = _tabs()

@@ -34,54 +34,27 @@ element.addEventListener('click', (event) => {
 });
 """
 
-# The label is the titles and the names of the buttons, in the browser's language.
-_PANELS = """${(() => {
-  const [download, enlarge, failed, ...titles] = label.split(' · ');
-  const icons = {
-    download: '<path d="M12 4v11m-5-4 5 5 5-5M5 20h14"/>',
-    enlarge: '<path d="M4 9V4h5M20 15v5h-5M4 4l6 6m10 10-6-6"/>',
-  };
-  const button = (name, title) => `<button type="button" class="${name}" aria-label="${title}"
-    title="${title}"><svg viewBox="0 0 24 24" aria-hidden="true">${icons[name]}</svg></button>`;
-  return titles.map((title, i) => `<figure id="panel-${names[i]}" data-name="${names[i]}">
-    <figcaption>${title}<span>${button('download', `${download}: ${title}`)}
-    ${button('enlarge', `${enlarge}: ${title}`)}</span></figcaption>
-    <div class="picture"><canvas role="img" aria-label="${title}"></canvas>
-    ${names[i] === 'masked' ? '<svg class="grid" tabindex="0" role="application"></svg>' : ''}
-    </div></figure>`).join('') +
-    `<p role="alert" hidden>${failed}</p>`;
-})()}"""
-
-_DRAW = """
+# The label is in the browser's language, which may change.
+_PANELS = """
 import(new URL('stage/panels.js', document.baseURI)).then(({Panels}) => {
-  const panels = new Panels(element);
-  panels.show(props.value);
-  watch(['value', 'label'], () => panels.show(props.value));
+  const panels = new Panels(element.querySelector('.panels'));
+  const name = () => {
+    panels.name(props.label);
+    panels.show(props.value);
+  };
+  name();
+  watch(['value'], () => panels.show(props.value));
+  watch(['label'], name);
 });
 """
 
-# The label is the sentence with {placeholders}, in the browser's language; its parts become
-# one element each, so that a narrow page breaks the line between facts.
-_FACTS = """${(() => {
-  const safe = (text) => String(text).replace(/[&<>"']/g, (c) => '&#' + c.charCodeAt(0) + ';');
-  if (!value || !label) return '';
-  if (value.waiting) return '<div class="waiting" role="status">' + safe(value.waiting) +
-    '<progress max="1"' + (value.fraction == null ? '' : ' value="' + value.fraction + '"') +
-    '></progress>' + (value.hint ? '<small>' + safe(value.hint) + '</small>' : '') + '</div>';
-  if (value.error) return '<strong role="alert">' + safe(value.error) + '</strong>';
-  const shown = {
-    visible: value.visible,
-    patches: value.patches,
-    psnr: value.psnr == null ? '–' : value.psnr.toFixed(1),
-    milliseconds: Math.round(value.seconds * 1000),
-    device: String(value.device).toUpperCase(),
-    model: value.model + (value.step == null ? '' : ` (${value.step} / ${value.steps})`)
-      + (value.licence ? ` (${value.licence})` : ''),
-  };
-  const fill = (part) => part.replace(/[{](.*?)[}]/g, (_, name) => safe(shown[name]));
-  const note = value.note ? '<em>' + safe(value.note) + '</em>' : '';
-  return note + label.split(' · ').map((part) => '<span>' + fill(part) + '</span>').join('');
-})()}"""
+_FACTS = """
+import(new URL('stage/facts.js', document.baseURI)).then(({showFacts}) => {
+  const show = () => showFacts(element.querySelector('.facts'), props.value, props.label);
+  show();
+  watch(['value', 'label'], show);
+});
+"""
 
 
 def example_grid(paths: Iterable[Path], label: Any, value: str, elem_id: str) -> gr.HTML:
@@ -132,11 +105,10 @@ def _thumbnail(path: Path) -> tuple[str, bytes]:
     return f"{hashlib.sha256(data).hexdigest()[:16]}.jpg", data
 
 
-def panels(names: Iterable[str], label: Any, value: dict[str, Any] | None, elem_id: str) -> gr.HTML:
+def panels(label: Any, value: dict[str, Any] | None, elem_id: str) -> gr.HTML:
     """The four panels, drawn by `stage/panels.js`.
 
     Args:
-        names: Of the panels, in order.
         label: Words for download, enlarge and a failure, and the titles of the panels, joined by
             " · ".
         value: Addresses of `original` and `reconstruction`, and `mask` as rows of 0 and 1; None
@@ -146,9 +118,8 @@ def panels(names: Iterable[str], label: Any, value: dict[str, Any] | None, elem_
     return gr.HTML(
         value,
         label=label,
-        names=list(names),
-        html_template=_PANELS,
-        js_on_load=_DRAW,
+        html_template='<div class="panels"></div>',
+        js_on_load=_PANELS,
         apply_default_css=False,
         elem_id=elem_id,
     )
@@ -180,7 +151,7 @@ def stage_part(
 
 
 def facts_line(label: Any, value: dict[str, Any] | None, elem_id: str) -> gr.HTML:
-    """A line of facts about a reconstruction, or why there is none.
+    """A line of facts about a reconstruction, or why there is none, drawn by `stage/facts.js`.
 
     Args:
         label: A sentence with `{visible}`, `{patches}`, `{psnr}`, `{milliseconds}`, `{device}` and
@@ -193,8 +164,8 @@ def facts_line(label: Any, value: dict[str, Any] | None, elem_id: str) -> gr.HTM
     return gr.HTML(
         value,
         label=label,
-        html_template=_FACTS,
-        js_on_load=None,
+        html_template='<div class="facts"></div>',
+        js_on_load=_FACTS,
         apply_default_css=False,
         elem_id=elem_id,
     )

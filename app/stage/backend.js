@@ -1,4 +1,14 @@
-// How questions reach the server: Gradio's queue, as its other clients use it.
+// How questions reach the server: Gradio's queue, as its other clients use it. A page without a
+// server has another module in its place, with the same names: `web/backend-onnx.js`.
+
+/** What can be shown of where a prediction came from, by the names of `origin.js`. */
+export const ORIGINS = /** @type {const} */ (['influence', 'attention']);
+
+/** Files that a film can be saved as. */
+export const FILMS = ['webp', 'gif'];
+
+/** Code that makes a view again, by the names of `snippets.js`. */
+export const CODES = /** @type {const} */ (['python', 'client', 'curl']);
 
 /** An error that the server put into words. */
 export class AskError extends Error {}
@@ -43,6 +53,15 @@ export async function* ask(image, plan, signal) {
     // The server closes a stream that is complete.
     if (!whole) opened.abort();
   }
+}
+
+/**
+ * Address of a picture's file.
+ * @param {string} path of an upload
+ */
+export function addressOf(path) {
+  const encoded = path.split('/').map(encodeURIComponent).join('/');
+  return new URL(`gradio_api/file=${encoded}`, document.baseURI).href;
 }
 
 /** @param {Response} response */

@@ -1,6 +1,7 @@
 // Films, played and scrubbed: of the ratio, by nested masks from 95% to 5%, which can be saved as a
 // file too; and of the model's training, by the snapshots of its run.
 
+import { FILMS } from './backend.js';
 import { Curve } from './curve.js';
 import { button, canvas, element, fill } from './elements.js';
 import { loadImage, paint } from './painting.js';
@@ -22,7 +23,6 @@ const FRAMES = 19;
 const SECONDS = 0.25;
 /** Frames' time that the last one stays. */
 const REST = 4;
-const FORMATS = ['webp', 'gif'];
 const PANELS = ['masked', 'reconstruction', 'pasted'];
 const [MOST, LEAST] = [0.95, 0.05];
 const RATIOS = [0.95, 0.75, 0.5, 0.25, 0.05];
@@ -69,10 +69,10 @@ class Player {
     this.curve = new Curve(texts, [texts.reconstruction, texts.mean_colour, texts.telea],
       (share) => this.scrub(nearest(share)));
     this.saved = element('span', { role: 'status' });
-    const [webp, gif] = FORMATS.map((format) => button(fill(texts.save, {
+    const [first, ...others] = FILMS.map((format) => button(fill(texts.save, {
       format: format === 'webp' ? 'WebP' : 'GIF',
     }), () => this.save(format), { class: format }));
-    this.files = element('div', { class: 'files' }, asking(file, host, webp, gif),
+    this.files = element('div', { class: 'files' }, asking(file, host, first, ...others),
       element('p', { class: 'said' }, fill(texts.save_cost, { frames: FRAMES })), this.saved);
     this.show = element('div', { class: 'show', hidden: '' },
       element('div', { class: 'screens' }, ...this.screens.map((screen, i) =>

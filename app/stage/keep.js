@@ -1,6 +1,6 @@
 // Keep and share: settings, a link, files, code, and the history of this visit.
 
-import { AskError } from './backend.js';
+import { addressOf, AskError, CODES } from './backend.js';
 import { button, choice, element, fill } from './elements.js';
 import { toFragment } from './link.js';
 import { paste, PasteError } from './paste.js';
@@ -14,7 +14,6 @@ import { zip } from './zip.js';
 /** @typedef {import('./stage.js').View} View */
 /** @typedef {import('./visits.js').Visit} Visit */
 
-const CODES = /** @type {const} */ (['python', 'client', 'curl']);
 const PANELS = ['original', 'masked', 'reconstruction', 'pasted'];
 
 /** @param {import('./stage.js').Host} host */
@@ -306,15 +305,6 @@ function pretty(data) {
 /** The page's address without the fragment. */
 function pageAddress() {
   return new URL('.', document.baseURI);
-}
-
-/**
- * Address of an uploaded file.
- * @param {string} path
- */
-function addressOf(path) {
-  const encoded = path.split('/').map(encodeURIComponent).join('/');
-  return new URL(`gradio_api/file=${encoded}`, document.baseURI).href;
 }
 
 /** @param {Pick<View, 'image'>} view */

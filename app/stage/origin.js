@@ -1,5 +1,6 @@
 // Where a prediction came from: which visible patches it depends on, and where layers looked.
 
+import { ORIGINS } from './backend.js';
 import { button, choice, element, fill } from './elements.js';
 import { Glow } from './glow.js';
 import { legend } from './legend.js';
@@ -10,13 +11,12 @@ import { stage } from './stage.js';
 import { MOST_LEFT_OUT, strongest, Study } from './study.js';
 
 const LISTED = 5;
-const MODES = /** @type {const} */ (['influence', 'attention']);
 
 // These survive a change of language.
 const question = new Question();
 /** @type {Study | null} */
 let study = null;
-/** @type {typeof MODES[number]} */
+/** @type {typeof ORIGINS[number]} */
 let mode = 'influence';
 
 /** @param {import('./stage.js').Host} host */
@@ -51,8 +51,8 @@ class Origin {
       element('div', {}, this.where, this.looks.element, this.legend, this.about));
     host.element.append(
       element('div', { class: 'bar' },
-        choice(texts.way, MODES.map((name) => [name, texts[name]]), mode,
-          (name) => this.choose(name)),
+        ...(ORIGINS.length < 2 ? [] : [choice(texts.way, ORIGINS.map((name) => [name, texts[name]]),
+          mode, (name) => this.choose(name))]),
         asking(question, host, this.start)),
       this.cost, this.told, this.study);
     question.addEventListener('change', () => this.show(), { signal: host.signal });
@@ -75,7 +75,7 @@ class Origin {
     return study;
   }
 
-  /** @param {typeof MODES[number]} name */
+  /** @param {typeof ORIGINS[number]} name */
   choose(name) {
     if (mode === name) return;
     mode = name;

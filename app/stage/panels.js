@@ -1,21 +1,30 @@
 // The four panels. Original and reconstruction are fetched; masked and pasted are composed here.
 
+import { button, element, svg } from './elements.js';
 import { loadImage, paint } from './painting.js';
 import { save } from './saving.js';
 import { stage } from './stage.js';
 
 /** @typedef {import('./stage.js').View} View */
 
+const NAMES = ['original', 'masked', 'reconstruction', 'pasted'];
+
+/** Drawings of the buttons, in a square of 24. */
+const ICONS = {
+  download: 'M12 4v11m-5-4 5 5 5-5M5 20h14',
+  enlarge: 'M4 9V4h5M20 15v5h-5M4 4l6 6m10 10-6-6',
+};
+
 export class Panels {
-  /** @param {HTMLElement} element holds a `figure` with a `canvas` for each panel */
+  /** @param {HTMLElement} element is filled with a `figure` for each panel */
   constructor(element) {
     this.element = element;
     this.shown = 0;
     /** @type {HTMLElement[]} what cannot be reached while a panel is large */
     this.behind = [];
     element.addEventListener('click', (event) => {
-      const button = /** @type {Element} */ (event.target).closest('figure button');
-      if (button) this.press(button);
+      const pressed = /** @type {Element} */ (event.target).closest('figure button');
+      if (pressed) this.press(pressed);
     });
     document.addEventListener('keydown', (event) => {
       if (event.key === 'Escape') this.shrink();
@@ -26,6 +35,18 @@ export class Panels {
         paint(masked, 'masked', stage.images, maskOf('masked'));
       }
     });
+  }
+
+  /**
+   * Name the panels, which are empty until a view is shown again.
+   * @param {string} label words for download, enlarge and a failure, and the titles of the panels,
+   *   joined by " · "
+   */
+  name(label) {
+    const [download, enlarge, failed, ...titles] = label.split(' · ');
+    this.element.replaceChildren(...NAMES.map((name, i) => figureOf(name, titles[i], {
+      download: `${download}: ${titles[i]}`, enlarge: `${enlarge}: ${titles[i]}`,
+    })), element('p', { role: 'alert', hidden: '' }, failed));
   }
 
   /**
@@ -50,10 +71,10 @@ export class Panels {
     this.element.dataset.view = shown ? JSON.stringify(view) : '';
   }
 
-  /** @param {Element} button */
-  press(button) {
-    const figure = /** @type {HTMLElement} */ (button.closest('figure'));
-    if (button.className === 'download') saveAsPng(figure);
+  /** @param {Element} pressed button of a panel */
+  press(pressed) {
+    const figure = /** @type {HTMLElement} */ (pressed.closest('figure'));
+    if (pressed.className === 'download') saveAsPng(figure);
     else if (figure.classList.contains('large')) this.shrink();
     else this.enlarge(figure);
   }
@@ -80,6 +101,30 @@ export class Panels {
     this.element.querySelector('figure.large')?.classList.remove('large');
     for (const other of this.behind.splice(0)) other.inert = false;
   }
+}
+
+/**
+ * An empty panel.
+ * @param {string} name
+ * @param {string} title
+ * @param {Record<keyof typeof ICONS, string>} hints of its buttons
+ */
+function figureOf(name, title, hints) {
+  const buttons = /** @type {(keyof typeof ICONS)[]} */ (['download', 'enlarge']).map((action) => {
+    const made = button('', () => {}, {
+      class: action, 'aria-label': hints[action], title: hints[action],
+    });
+    made.append(svg('svg', { viewBox: '0 0 24 24', 'aria-hidden': 'true' },
+      svg('path', { d: ICONS[action] })));
+    return made;
+  });
+  const picture = element('div', { class: 'picture' },
+    element('canvas', { role: 'img', 'aria-label': title }));
+  if (name === 'masked') {
+    picture.append(svg('svg', { class: 'grid', tabindex: '0', role: 'application' }));
+  }
+  return element('figure', { id: `panel-${name}`, 'data-name': name },
+    element('figcaption', {}, title, element('span', {}, ...buttons)), picture);
 }
 
 /**
