@@ -1,0 +1,235 @@
+// How questions are answered without a server: by a worker of this page. It has the names of
+// `app/stage/backend.js`, in whose place the build puts it.
+
+import { Problem } from './problem.js';
+
+/** An error in words. */
+export class AskError extends Error {}
+
+/** What can be shown of where a prediction came from: attention takes the page with a server. */
+export const ORIGINS = /** @type {const} */ (['influence']);
+
+/** Files that a film can be saved as. */
+export const FILMS = ['webp'];
+
+/** Code that makes a view again, by the names of `snippets.js`. */
+export const CODES = /** @type {const} */ (['python']);
+
+/** Most pictures of the visitor's that are kept; a tab is no album. */
+const MOST_PICTURES = 16;
+
+/** A file of a model that takes longer than this to be tried is taken for a trap. */
+const TRIAL_MILLISECONDS = 120_000;
+
+/**
+ * @typedef {object} Answering
+ * @property {(part: Record<string, any>) => void} part
+ * @property {() => void} whole
+ * @property {(error: Error) => void} failed
+ */
+
+/**
+ * Events: `progress`, whose detail is how far a model is: {name, done, total}; null once it is
+ * there.
+ */
+class Backend extends EventTarget {
+  /** Pictures of the visitor's, by their paths. @type {Map<string, {file: File, address: string}>} */
+  #pictures = new Map();
+  #count = 0;
+
+  /** @type {Map<number, Answering>} */
+  #answering = new Map();
+
+  /** @type {Worker | null} */
+  #worker = null;
+
+  /** Texts of the section `web`, in the page's language. @type {Record<string, string>} */
+  texts = {};
+
+  /** Files of the visitor's own models, by their names. @type {Map<string, File>} */
+  #own = new Map();
+
+  /** What can be run, the default first. @type {Record<string, any>[]} */
+  models = [];
+
+  /** What runs it: `wasm` or `webgpu`. */
+  device = 'wasm';
+
+  /**
+   * @param {Record<string, any>[]} models descriptions, the default first
+   * @param {string} device
+   */
+  start(models, device) {
+    this.#worker?.terminate();
+    this.models = models;
+    this.device = device;
+    for (const { failed } of this.#answering.values()) failed(new Error('the worker was ended'));
+    this.#answering.clear();
+    const worker = new Worker(new URL('worker.js', import.meta.url), { type: 'module' });
+    worker.addEventListener('message', ({ data }) => this.#hear(data));
+    worker.addEventListener('error', (event) => {
+      event.preventDefault();
+      for (const { failed } of this.#answering.values()) failed(new Problem('no_worker'));
+      this.#answering.clear();
+    });
+    worker.postMessage({ type: 'start', models, device, files: this.#own });
+    this.#worker = worker;
+  }
+
+  /**
+   * @param {File} file
+   * @returns {string} its path
+   */
+  keep(file) {
+    const path = `pictures/${++this.#count}/${file.name}`;
+    this.#pictures.set(path, { file, address: URL.createObjectURL(file) });
+    const [[oldest, { address }]] = this.#pictures;
+    if (this.#pictures.size > MOST_PICTURES) {
+      this.#pictures.delete(oldest);
+      URL.revokeObjectURL(address);
+    }
+    return path;
+  }
+
+  /** @param {string} path */
+  has(path) {
+    return this.#pictures.has(path) || path.startsWith('examples/');
+  }
+
+  /** @param {string} path of a picture that there is */
+  address(path) {
+    return this.#pictures.get(path)?.address ?? new URL(path, document.baseURI).href;
+  }
+
+  /**
+   * Add a model of the visitor's own, once it has been tried.
+   * @param {File} file
+   * @returns {Promise<Record<string, any>>} its description
+   * @throws {Problem} if it cannot be run
+   */
+  async add(file) {
+    const trial = new AbortController();
+    const timer = setTimeout(() => {
+      trial.abort(new Problem('model_slow', { seconds: TRIAL_MILLISECONDS / 1000 }));
+      this.start(this.models, this.device);
+    }, TRIAL_MILLISECONDS);
+    try {
+      for await (const { description } of this.#stream({ type: 'add', file }, trial.signal)) {
+        // One of the same name takes its place.
+        const others = this.models.filter(({ name }) => name !== description.name);
+        this.models = [...others, description];
+        this.#own.set(description.name, file);
+        return description;
+      }
+    } finally {
+      clearTimeout(timer);
+    }
+    throw new Problem('no_worker');
+  }
+
+  /**
+   * @param {{path: string}} image
+   * @param {Record<string, any>} plan
+   * @param {AbortSignal} signal
+   */
+  async* ask({ path }, plan, signal) {
+    if (!this.has(path)) throw new Problem('picture_gone');
+    yield* this.#stream({ type: 'ask', path, address: this.address(path), plan }, signal);
+  }
+
+  /**
+   * @param {Record<string, any>} message
+   * @param {AbortSignal} signal
+   * @returns {AsyncGenerator<Record<string, any>>}
+   */
+  async* #stream(message, signal) {
+    const id = ++this.#count;
+    /** @type {Record<string, any>[]} */
+    const parts = [];
+    /** @type {Error | null} */
+    let error = null;
+    let ended = false;
+    let wake = () => {};
+    const end = (/** @type {Error | null} */ why) => {
+      ended = true;
+      error = why;
+      wake();
+    };
+    this.#answering.set(id, {
+      part: (part) => { parts.push(part); wake(); },
+      whole: () => end(null),
+      failed: end,
+    });
+    const give = () => end(signal.reason);
+    if (signal.aborted) give();
+    signal.addEventListener('abort', give, { once: true });
+    this.#worker?.postMessage({ ...message, id });
+    try {
+      for (;;) {
+        const part = parts.shift();
+        if (part) yield part;
+        else if (ended) break;
+        else await new Promise((resolve) => { wake = () => resolve(undefined); });
+      }
+      if (error) throw error;
+    } finally {
+      signal.removeEventListener('abort', give);
+      this.#answering.delete(id);
+      this.#worker?.postMessage({ type: 'stop', id });
+    }
+  }
+
+  /** @param {Record<string, any>} message of the worker */
+  #hear({ id, type, part, text, values, message, ...progress }) {
+    if (type === 'progress') {
+      const detail = progress.total ? progress : null;
+      this.dispatchEvent(new CustomEvent('progress', { detail }));
+      return;
+    }
+    const answering = this.#answering.get(id);
+    if (type === 'part') answering?.part(part);
+    if (type === 'whole') answering?.whole();
+    if (type === 'failed') {
+      answering?.failed(text ? new Problem(text, values) : new Error(message));
+    }
+  }
+}
+
+export const backend = new Backend();
+
+/**
+ * A sentence about an error, in the page's language.
+ * @param {unknown} error
+ */
+export function sentenceFor(error) {
+  const { texts } = backend;
+  if (!(error instanceof Problem)) {
+    console.warn(error);
+    return texts.unknown;
+  }
+  return texts[error.text].replace(/[{](.*?)[}]/g, (_, name) => String(error.values[name]));
+}
+
+/**
+ * Ask about a picture: see `app/stage/backend.js`.
+ * @param {{path: string}} image
+ * @param {object} plan see `experiments.js`
+ * @param {AbortSignal} signal
+ * @returns {AsyncGenerator<Record<string, any>>}
+ * @throws {AskError} if there is a sentence why there is no answer
+ */
+export async function* ask(image, plan, signal) {
+  try {
+    yield* backend.ask(image, plan, signal);
+  } catch (error) {
+    throw signal.aborted ? error : new AskError(sentenceFor(error));
+  }
+}
+
+/**
+ * Address of a picture's file.
+ * @param {string} path
+ */
+export function addressOf(path) {
+  return backend.address(path);
+}

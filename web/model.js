@@ -1,0 +1,142 @@
+// A model's file: what it says of itself, and whether it can be run here.
+
+import { Problem } from './problem.js';
+
+/**
+ * @typedef {object} Description what `mae export-web` writes
+ * @property {string} name
+ * @property {string} [address] of the file; a file of the visitor's own has none
+ * @property {string} [sha256] of the file
+ * @property {number} [bytes] of the file
+ * @property {string | null} licence
+ * @property {'pixels' | 'norm_pix'} target
+ * @property {number[]} mean of each channel
+ * @property {number[]} std of each channel
+ * @property {number} patch_size in pixels
+ * @property {[number, number]} grid rows and columns of patches
+ * @property {string} storage of the weights
+ * @property {number | null} step of training
+ * @property {number | null} steps of the whole training
+ * @property {Record<string, any>} config
+ */
+
+/** Bytes of a visitor's own file: a tab has room for few copies of it. */
+export const MOST_BYTES = 1024 ** 3;
+
+const VERSION = 1;
+const PROPERTY = 'mae_web';
+const MOST_PATCHES = 4096;
+
+// Of ONNX's protocol buffers: the fields of ModelProto and of StringStringEntryProto that are read.
+const METADATA_PROPS = 14;
+const [KEY, VALUE] = [1, 2];
+const [VARINT, FIXED_64, LENGTH, FIXED_32] = [0, 1, 2, 5];
+
+/**
+ * What a file says of itself.
+ * @param {Uint8Array} bytes of an ONNX file
+ * @returns {Description}
+ * @throws {Problem} if it is no file that `mae export-web` wrote
+ */
+export function readDescription(bytes) {
+  let found;
+  try {
+    for (const [field, value] of fieldsOf(bytes)) {
+      if (field !== METADATA_PROPS) continue;
+      const entry = new Map(fieldsOf(value));
+      if (textOf(entry.get(KEY)) === PROPERTY) found = JSON.parse(textOf(entry.get(VALUE)));
+    }
+  } catch { /* It is no such file. */ }
+  if (!found) throw new Problem('model_file');
+  checkDescription(found);
+  return found;
+}
+
+/**
+ * The fields of a message that have a length, as they are stored.
+ * @param {Uint8Array} bytes
+ * @returns {Generator<[field: number, value: Uint8Array]>}
+ * @throws {RangeError} if the bytes are no message
+ */
+function* fieldsOf(bytes) {
+  let at = 0;
+  const number = () => {
+    let value = 0;
+    for (let place = 1; ; place *= 128) {
+      if (at >= bytes.length || place > 2 ** 49) throw new RangeError('no number');
+      const byte = bytes[at++];
+      value += (byte & 127) * place;
+      if (byte < 128) return value;
+    }
+  };
+  while (at < bytes.length) {
+    const tag = number();
+    const kind = tag % 8;
+    if (kind === VARINT) number();
+    else if (kind === FIXED_64) at += 8;
+    else if (kind === FIXED_32) at += 4;
+    else if (kind === LENGTH) {
+      const length = number();
+      if (at + length > bytes.length) throw new RangeError('cut short');
+      yield [Math.floor(tag / 8), bytes.subarray(at, at + length)];
+      at += length;
+    } else {
+      throw new RangeError(`no field is of the kind ${kind}`);
+    }
+  }
+}
+
+/** @param {Uint8Array | undefined} bytes */
+function textOf(bytes) {
+  return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
+}
+
+/**
+ * @param {any} said by a file
+ * @throws {Problem} if a value is not allowed
+ */
+function checkDescription(said) {
+  if (said.v !== VERSION) {
+    throw new Problem('model_version', { given: short(said.v), allowed: VERSION });
+  }
+  const whole = (/** @type {unknown} */ value, /** @type {number} */ most) =>
+    Number.isInteger(value) && Number(value) >= 1 && Number(value) <= most;
+  const numbers = (/** @type {unknown} */ values) => Array.isArray(values) && values.length === 3
+    && values.every((value) => Number.isFinite(value));
+  const [h, w] = Array.isArray(said.grid) ? said.grid : [];
+  /** @type {Record<string, boolean>} */
+  const allowed = {
+    name: typeof said.name === 'string' && /^[\w.-]{1,100}$/.test(said.name),
+    target: ['pixels', 'norm_pix'].includes(said.target),
+    mean: numbers(said.mean),
+    std: numbers(said.std) && said.std.every((/** @type {number} */ value) => value > 0),
+    patch_size: whole(said.patch_size, 256),
+    grid: said.grid?.length === 2 && whole(h, MOST_PATCHES) && whole(w, MOST_PATCHES)
+      && h === w && h > 1 && h * w <= MOST_PATCHES && h * said.patch_size <= 1024,
+    storage: ['int8', 'float16', 'float32'].includes(said.storage),
+    licence: said.licence === null || (typeof said.licence === 'string' && said.licence.length < 200),
+    step: [said.step, said.steps].every((step) => step === null || Number.isInteger(step)),
+    config: typeof said.config === 'object' && said.config !== null,
+  };
+  const wrong = Object.keys(allowed).find((name) => !allowed[name]);
+  if (wrong) throw new Problem('model_value', { name: wrong, given: short(said[wrong]) });
+}
+
+/**
+ * A value of any type, as an error may show it.
+ * @param {unknown} value
+ */
+function short(value) {
+  const text = String(JSON.stringify(value));
+  return text.length > 40 ? `${text.slice(0, 37)}...` : text;
+}
+
+/**
+ * @param {import('onnxruntime-web').InferenceSession} session of a visitor's own file
+ * @throws {Problem} if its graph takes or gives other things than those that the page knows
+ */
+export function checkGraph({ inputNames, outputNames }) {
+  const given = [...inputNames, ...outputNames].join(', ');
+  const allowed = 'images, ids_keep, ids_restore, pred, changes';
+  if (given !== allowed) throw new Problem('model_graph', { given: short(given), allowed });
+}

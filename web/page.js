@@ -1,0 +1,361 @@
+// The page without a server: its controls, its panels, and the parts of the stage.
+
+import { element, fill } from '../app/stage/elements.js';
+import { showFacts } from '../app/stage/facts.js';
+import { Panels } from '../app/stage/panels.js';
+import { stage } from '../app/stage/stage.js';
+import { backend, sentenceFor } from './backend-onnx.js';
+import { Controls } from './controls.js';
+import { checkRequest } from './experiments.js';
+import { Host } from './host.js';
+import { Problem } from './problem.js';
+import { Tabs } from './tabs.js';
+
+const LANGUAGES = { en: 'English', zh: '中文' };
+const LANGUAGE_KEY = 'mae.language';
+
+const FIRST_EXAMPLE = 'cat';
+
+/** The page goes on without a service worker that takes longer than this. */
+const WORKER_MILLISECONDS = 3000;
+
+/** Of a download, between two signs of how far it is. */
+const SIGN_MILLISECONDS = 100;
+
+class Page {
+  /** The newest answer is on its way. */
+  running = false;
+
+  /** Something changed since it was asked for. */
+  changed = false;
+
+  /** The facts line's value, which is drawn anew in another language. @type {any} */
+  facts = null;
+
+  /**
+   * @param {string[]} examples names
+   * @param {Record<string, any>[]} models descriptions
+   */
+  constructor(examples, models) {
+    this.examples = examples;
+    this.controls = new Controls(byId('choose'), byId('options'), examples, models);
+    this.controls.addressOf = (path) => backend.address(path);
+    this.panels = new Panels(byId('panels').querySelector('.panels'));
+    this.tabs = new Tabs(byId('tabs'));
+    this.opener = new Host('opener');
+    this.editor = new Host('editor');
+    this.lecture = new Host('lecture');
+    this.#hear();
+  }
+
+  #hear() {
+    const { controls } = this;
+    controls.addEventListener('input', () => this.update());
+    controls.addEventListener('drawn', () => {
+      const { strategy, ratio, seed } = controls.values;
+      stage.draw(strategy, ratio, seed);
+      this.editor.set('value', null);
+    });
+    controls.addEventListener('picture', (event) => this.take(detailOf(event)));
+    controls.addEventListener('model', (event) => this.take(detailOf(event)));
+    this.editor.addEventListener('input', () => this.update());
+    this.opener.addEventListener('input', () => this.open(this.opener.props.value));
+    backend.addEventListener('progress', (event) => this.#progress(detailOf(event)));
+    stage.addEventListener('language', () => this.speak());
+    document.addEventListener('dragover', (event) => event.preventDefault());
+    document.addEventListener('drop', (event) => this.#given(event, event.dataTransfer));
+    document.addEventListener('paste', (event) => this.#given(event, event.clipboardData));
+  }
+
+  /** Say everything in the page's language. */
+  async speak() {
+    const response = await fetch(`locales/${stage.language}.json`);
+    const { labels, sentences, web } = await response.json();
+    Object.assign(this, { labels, sentences, web });
+    backend.texts = web;
+    document.title = labels.title;
+    byId('title').querySelector('h1').textContent = labels.title;
+    byId('tagline').querySelector('p').textContent = web.tagline;
+    byId('trust').querySelector('p').replaceChildren(...rich(labels.trust));
+    byId('legend').querySelector('p').replaceChildren(...rich(labels.legend));
+    byId('language').replaceChildren(...languages());
+    this.controls.draw(labels, web);
+    this.tabs.label(labels);
+    this.panels.name(labels.panels);
+    if (stage.view) this.panels.show(stage.view);
+    this.say(this.facts);
+  }
+
+  /** Ask for the view of the controls; of many changes the last one counts. */
+  async update() {
+    this.changed = true;
+    if (this.running) return;
+    this.running = true;
+    byId('facts').querySelector('.html-container').classList.add('pending');
+    while (this.changed) {
+      this.changed = false;
+      await this.#ask();
+    }
+    this.running = false;
+    byId('facts').querySelector('.html-container').classList.remove('pending');
+  }
+
+  async #ask() {
+    const { path, example, device } = this.controls.values;
+    if (device !== backend.device) backend.start(backend.models, device);
+    const plan = { v: 1, kind: 'single', request: this.request() };
+    try {
+      for await (const part of backend.ask({ path }, plan, new AbortController().signal)) {
+        const view = /** @type {import('../app/stage/stage.js').View} */ (
+          { ...part, image: { path }, example });
+        await this.panels.show(view);
+        this.say({ ...view.facts, note: this.sentences[`note_${view.facts.view}`] });
+      }
+    } catch (error) {
+      await this.panels.show(null);
+      this.say({ error: sentenceFor(error) });
+    }
+  }
+
+  /** The request of the controls and the editor, as settings. */
+  request() {
+    const { ratio, seed, strategy, fit, model, view } = this.controls.values;
+    const [h, w] = backend.models.find(({ name }) => name === model)?.grid ?? [1, 1];
+    /** @type {string[]} */
+    const rows = this.editor.props.value ?? [];
+    return {
+      v: 1, picture: '', fit, model, image_size: null, view,
+      mask: { strategy, ratio, seed, rows: stretched(rows, h, w), drawing: '' },
+    };
+  }
+
+  /**
+   * Set the controls by a link, a file, the history or the lecture: see `Stage.open`.
+   * @param {Record<string, any>} settings
+   */
+  open(settings) {
+    let problem = '';
+    try {
+      this.#set(settings);
+      this.update();
+    } catch (error) {
+      problem = sentenceFor(error);
+    }
+    this.opener.set('answer', { turn: settings.turn, problem });
+  }
+
+  /** @param {Record<string, any>} settings */
+  #set({ example, image, request, tab }) {
+    /** @type {Partial<import('./controls.js').Values>} */
+    const values = {};
+    if (example) {
+      if (!this.examples.includes(example)) throw new Problem('no_example');
+      Object.assign(values, { example, path: addressOfExample(example) });
+    } else if (image) {
+      if (!backend.has(image.path)) throw new Problem('picture_gone');
+      Object.assign(values, { example: null, path: image.path });
+    }
+    let rows = this.editor.props.value;
+    if (request) {
+      const names = backend.models.map(({ name }) => name);
+      const { mask, fit, model, view } = checkRequest(request, names);
+      const { ratio, seed, strategy } = mask;
+      Object.assign(values, { ratio, seed, strategy, fit, model, view });
+      rows = mask.rows.length ? mask.rows : null;
+    }
+    this.controls.set(values);
+    this.editor.set('value', rows);
+    if (tab) this.tabs.open(tab);
+  }
+
+  /**
+   * Take a file of the visitor's: a picture, a model or settings.
+   * @param {File} file
+   */
+  async take(file) {
+    const ending = file.name.toLowerCase().split('.').at(-1);
+    if (ending === 'onnx') {
+      await this.#takeModel(file);
+    } else if (ending === 'json') {
+      const request = await file.text().then(JSON.parse).catch(() => null);
+      const problem = request ? await stage.open({ request }) : this.web.no_settings;
+      if (problem) this.say({ error: problem });
+    } else {
+      this.controls.set({ example: null, path: backend.keep(file) });
+      this.update();
+    }
+  }
+
+  /** @param {File} file */
+  async #takeModel(file) {
+    this.say({ waiting: fill(this.web.trying, { name: file.name }), fraction: null, hint: null });
+    try {
+      const { name } = await backend.add(file);
+      this.controls.models = backend.models;
+      this.controls.set({ model: name });
+      this.controls.draw(this.labels, this.web);
+      this.update();
+    } catch (error) {
+      // What is on show stays.
+      this.say({ error: sentenceFor(error) });
+    }
+  }
+
+  /**
+   * @param {Event} event
+   * @param {DataTransfer | null} data
+   */
+  #given(event, data) {
+    const [file] = data?.files ?? [];
+    if (event.type === 'drop') event.preventDefault();
+    if (file) this.take(file);
+  }
+
+  /** @param {{name: string, done: number, total: number} | null} progress of a file on its way */
+  #progress(progress) {
+    const now = performance.now();
+    if (!progress || now - (this.signed ?? 0) < SIGN_MILLISECONDS) return;
+    this.signed = now;
+    const { name, done, total } = progress;
+    this.say({
+      waiting: fill(this.web.fetching, {
+        name, done: (done / 1e6).toFixed(1), size: (total / 1e6).toFixed(1),
+      }),
+      fraction: done / total, hint: null,
+    });
+  }
+
+  /** @param {any} facts as `showFacts` takes them */
+  say(facts) {
+    this.facts = facts;
+    showFacts(/** @type {HTMLElement} */ (byId('facts').querySelector('.facts')), facts,
+      this.labels.facts);
+  }
+}
+
+/** Read what the page is made of, and draw it. */
+async function begin() {
+  document.documentElement.lang = firstLanguage();
+  followTheme();
+  const controlled = registered();
+  const [examples, { models }] = await Promise.all(['examples.json', 'models/index.json']
+    .map((address) => fetch(address).then((response) => response.json())));
+  for (const model of models) {
+    model.address = new URL(`models/${model.file}`, document.baseURI).href;
+  }
+  const page = new Page(examples, models);
+  page.controls.set({ example: FIRST_EXAMPLE, path: addressOfExample(FIRST_EXAMPLE) });
+  await page.speak();
+  // Then the worker is under the same policy as the page, and large files are kept.
+  await controlled;
+  backend.start(models, 'wasm');
+  page.update();
+  await page.opener.mount();
+  await page.editor.mount();
+  await page.lecture.mount();
+  page.tabs.open('film');
+}
+
+/** Have this page's service worker, if the browser has such; it is waited for, but not for long. */
+async function registered() {
+  if (!('serviceWorker' in navigator)) return;
+  const { serviceWorker } = navigator;
+  const there = new Promise((resolve) => {
+    if (serviceWorker.controller) resolve(true);
+    serviceWorker.addEventListener('controllerchange', resolve);
+    setTimeout(resolve, WORKER_MILLISECONDS);
+  });
+  try {
+    await serviceWorker.register('sw.js');
+    await there;
+  } catch (error) {
+    console.warn(error);
+  }
+}
+
+/** The language of the link, of the last visit, or of the browser. */
+function firstLanguage() {
+  const [wanted] = [
+    new URLSearchParams(location.hash.slice(1)).get('lang'), storage()?.getItem(LANGUAGE_KEY),
+    ...navigator.languages,
+  ].filter((language) => language && language.slice(0, 2) in LANGUAGES);
+  return wanted?.startsWith('zh') ? 'zh-CN' : 'en';
+}
+
+function languages() {
+  return Object.entries(LANGUAGES).map(([language, name]) => {
+    const made = element('button', {
+      type: 'button', lang: language, 'aria-pressed': String(stage.language === language),
+    }, name);
+    made.addEventListener('click', () => {
+      storage()?.setItem(LANGUAGE_KEY, language);
+      document.documentElement.lang = language === 'zh' ? 'zh-CN' : 'en';
+    });
+    return made;
+  });
+}
+
+/** What outlives a visit; it is forbidden to a page within another site's. */
+function storage() {
+  try {
+    return localStorage;
+  } catch {
+    return null;
+  }
+}
+
+/** The style sheets of the stage know the dark theme by a class. */
+function followTheme() {
+  const dark = matchMedia('(prefers-color-scheme: dark)');
+  const follow = () => document.body.classList.toggle('dark', dark.matches);
+  dark.addEventListener('change', follow);
+  follow();
+}
+
+/**
+ * A text with **bold** words and [links](https://...).
+ * @param {string} text
+ */
+function rich(text) {
+  return text.split(/([*]{2}.*?[*]{2}|\[.*?\]\(.*?\))/).map((part) => {
+    const [, bold] = /^[*]{2}(.*)[*]{2}$/.exec(part) ?? [];
+    const [, name, href] = /^\[(.*)\]\((.*)\)$/.exec(part) ?? [];
+    if (bold) return element('strong', {}, bold);
+    return href ? element('a', { href, rel: 'noreferrer' }, name) : part;
+  });
+}
+
+/**
+ * An own mask on a grid of (h, w), where the model has another.
+ * @param {string[]} rows
+ * @param {number} h
+ * @param {number} w
+ */
+function stretched(rows, h, w) {
+  if (!rows.length || (rows.length === h && rows[0].length === w)) return rows;
+  return Array.from({ length: h }, (_, i) => {
+    const row = rows[Math.floor(i * rows.length / h)];
+    return Array.from({ length: w }, (_, j) => row[Math.floor(j * row.length / w)]).join('');
+  });
+}
+
+/** @param {string} example */
+function addressOfExample(example) {
+  return `examples/${example}.jpg`;
+}
+
+/**
+ * An element of index.html.
+ * @param {string} id
+ * @returns {any}
+ */
+function byId(id) {
+  return document.getElementById(id);
+}
+
+/** @param {Event} event */
+function detailOf(event) {
+  return /** @type {CustomEvent} */ (event).detail;
+}
+
+begin();

@@ -1,0 +1,161 @@
+// The worker: questions in, parts of answers out. Pictures travel as addresses that hold them.
+
+import { normalise, toOriginal } from './arithmetic.js';
+import { answer, checkRequest } from './experiments.js';
+import { fitPicture, openPicture } from './pictures.js';
+import { Problem } from './problem.js';
+import { digestOf, Runtime } from './runtime.js';
+import { Turns } from './turns.js';
+
+/** @typedef {{width: number, height: number, data: Uint8Array | Uint8ClampedArray}} Raster RGB */
+
+/** Decoded pictures that are kept: going back to one takes no second decoding. */
+const MOST_PICTURES = 3;
+
+const WEBP_QUALITY = 0.85;
+
+const turns = new Turns();
+
+/** What gives a question up, by its id. @type {Map<number, AbortController>} */
+const asked = new Map();
+
+/** @type {Map<string, Promise<{digest: string, picture: import('./pictures.js').Picture}>>} */
+const pictures = new Map();
+
+/** @type {Runtime} */
+let runtime;
+
+addEventListener('message', async ({ data: { type, id, ...message } }) => {
+  if (type === 'start') {
+    const { models, device, files } = message;
+    runtime = new Runtime(models, device, files, (name, done, total) => {
+      postMessage({ type: 'progress', name, done, total });
+    });
+    return;
+  }
+  if (type === 'stop') {
+    asked.get(id)?.abort();
+    return;
+  }
+  const given = new AbortController();
+  asked.set(id, given);
+  try {
+    const parts = type === 'add' ? added(message.file) : answered(message, given.signal);
+    for await (const part of parts) {
+      if (given.signal.aborted) break;
+      postMessage({ type: 'part', id, part });
+    }
+    postMessage({ type: 'whole', id });
+  } catch (error) {
+    const told = error instanceof Problem ? { text: error.text, values: error.values } : {};
+    postMessage({ type: 'failed', id, message: String(error), ...told });
+  } finally {
+    asked.delete(id);
+  }
+});
+
+/** @param {File} file */
+async function* added(file) {
+  yield { description: await runtime.add(file) };
+}
+
+/**
+ * @param {Record<string, any>} message
+ * @param {AbortSignal} signal
+ */
+async function* answered({ path, address, plan }, signal) {
+  if (plan.kind === 'models') {
+    yield {
+      models: runtime.descriptions.map(({ name, bytes }) => ({ name, state: 'ready', bytes })),
+    };
+    return;
+  }
+  const place = plan.kind === 'single' ? 0 : 1;
+  const names = runtime.descriptions.map(({ name }) => name);
+  const request = checkRequest(plan.request, names);
+  const { digest, picture } = await opened(path, address);
+  const model = await runtime.model(request.model);
+  const { description, side } = model;
+  const fitted = fitPicture(picture, request.fit, side, description.patch_size);
+  const images = normalise(fitted.data, description.mean, description.std);
+  const job = {
+    description, images, grid: description.grid, device: runtime.device,
+    original: toOriginal(images, description),
+    settings: { ...request, picture: digest },
+    encodeStill: async (/** @type {Raster} */ raster) => {
+      const blob = await encoded(raster, 'image/webp', WEBP_QUALITY);
+      if (blob.type !== 'image/webp') throw new Problem('no_webp');
+      return new Uint8Array(await blob.arrayBuffer());
+    },
+  };
+  const run = (/** @type {import('./runtime.js').Mask} */ mask) =>
+    turns.take(place, signal, () => model.run(images, mask));
+  for await (const part of answer(plan, job, run)) yield await addressed(part);
+}
+
+/**
+ * @param {string} path
+ * @param {string} address
+ */
+function opened(path, address) {
+  const open = async () => {
+    const response = await fetch(address);
+    if (!response.ok) throw new Problem('picture_gone');
+    const blob = await response.blob();
+    // Judged before it is read whole.
+    const picture = await openPicture(blob);
+    return { picture, digest: await digestOf(new Uint8Array(await blob.arrayBuffer())) };
+  };
+  const found = pictures.get(path) ?? open();
+  pictures.delete(path);
+  pictures.set(path, found);
+  found.catch(() => pictures.delete(path));
+  const [oldest] = pictures.keys();
+  if (pictures.size > MOST_PICTURES) pictures.delete(oldest);
+  return found;
+}
+
+/**
+ * A part of an answer with addresses in place of pictures and files.
+ * @param {any} value
+ * @returns {Promise<any>}
+ */
+async function addressed(value) {
+  if (value instanceof Uint8Array) return addressOf(new Blob([value], { type: 'image/webp' }));
+  if (Array.isArray(value) || typeof value !== 'object' || !value) return value;
+  if (value.data instanceof Uint8Array || value.data instanceof Uint8ClampedArray) {
+    return addressOf(await encoded(value, 'image/png'));
+  }
+  const entries = Object.entries(value).map(async ([name, inner]) => [name, await addressed(inner)]);
+  return Object.fromEntries(await Promise.all(entries));
+}
+
+/**
+ * @param {Raster} raster
+ * @param {string} type of the file
+ * @param {number} [quality]
+ */
+function encoded({ width, height, data }, type, quality) {
+  const canvas = new OffscreenCanvas(width, height);
+  const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext('2d'));
+  const image = new ImageData(width, height);
+  for (let from = 0, to = 0; from < data.length; from += 3, to += 4) {
+    image.data[to] = data[from];
+    image.data[to + 1] = data[from + 1];
+    image.data[to + 2] = data[from + 2];
+    image.data[to + 3] = 255;
+  }
+  context.putImageData(image, 0, 0);
+  return canvas.convertToBlob({ type, quality });
+}
+
+/** @param {Blob} blob */
+function addressOf(blob) {
+  // It holds the picture itself: nobody has to say when it is no longer needed.
+  return /** @type {Promise<string>} */ (new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.addEventListener('load', () => resolve(String(reader.result)));
+    reader.addEventListener('error', () => reject(reader.error));
+    reader.readAsDataURL(blob);
+  }));
+}
