@@ -49,14 +49,14 @@ class Backend extends EventTarget {
   /** Files of the visitor's own models, by their names. @type {Map<string, File>} */
   #own = new Map();
 
-  /** What can be run, the default first. @type {Record<string, any>[]} */
+  /** What can be run, the default first. @type {import('./model.js').Description[]} */
   models = [];
 
   /** What runs it: `wasm` or `webgpu`. */
   device = 'wasm';
 
   /**
-   * @param {Record<string, any>[]} models descriptions, the default first
+   * @param {import('./model.js').Description[]} models, the default first
    * @param {string} device
    */
   start(models, device) {

@@ -41,7 +41,7 @@ export class Controls extends EventTarget {
    * @param {HTMLElement} choose
    * @param {HTMLElement} options
    * @param {string[]} examples names
-   * @param {Record<string, any>[]} models descriptions
+   * @param {import('./model.js').Description[]} models
    */
   constructor(choose, options, examples, models) {
     super();

@@ -23,7 +23,7 @@ const MILLISECONDS = 250;
 
 /**
  * @typedef {object} Job a question's picture and model
- * @property {import('./reconstruction.js').Description} description
+ * @property {import('./model.js').Description} description
  * @property {import('./request.js').Settings} settings the request, checked
  * @property {Float32Array} images (1, 3, H, W), normalised
  * @property {import('./mask.js').Grid} grid
@@ -46,14 +46,14 @@ const ANSWERS = { single, files, film, doubt, influence, inside, leak };
 /**
  * The answer to a plan, in parts as they come. Whoever stops early gives it up: no run follows.
  * @param {any} plan
- * @param {Job & {models: Offer[]}} job of a question about models only `models` is needed
+ * @param {Job | {models: Offer[]}} job the latter of a question about models
  * @param {Runs} run
  * @returns {Parts}
  * @throws {Problem} if the plan or the mask is not allowed, or the kind cannot be asked of it
  */
 export async function* answer(plan, job, run) {
   const question = readPlan(plan);
-  if (question.kind === 'models') yield { models: job.models };
+  if ('models' in job) yield { models: job.models };
   else yield* ANSWERS[question.kind](job, run, question);
 }
 

@@ -3,21 +3,18 @@
 import { Problem } from './problem.js';
 
 /**
- * @typedef {object} Description what `mae export-web` writes
+ * @typedef {import('./arithmetic.js').Units & Said} Description what `mae export-web` writes
+ * @typedef {object} Said
  * @property {string} name
  * @property {string} [address] of the file; a file of the visitor's own has none
  * @property {string} [sha256] of the file
  * @property {number} [bytes] of the file
  * @property {string | null} licence
- * @property {'pixels' | 'norm_pix'} target
- * @property {number[]} mean of each channel
- * @property {number[]} std of each channel
- * @property {number} patch_size in pixels
- * @property {[number, number]} grid rows and columns of patches
- * @property {string} storage of the weights
- * @property {number | null} step of training
+ * @property {string} storage of the weights: int8, float16 or float32
+ * @property {[h: number, w: number]} grid of patches that its table of positions is made for
+ * @property {number | null} step of its training, while that goes on
  * @property {number | null} steps of the whole training
- * @property {Record<string, any>} config
+ * @property {Record<string, any>} config by the names of `ModelConfig`
  */
 
 /** Bytes of a visitor's own file: a tab has room for few copies of it. */
@@ -139,4 +136,14 @@ export function checkGraph({ inputNames, outputNames }) {
   const given = [...inputNames, ...outputNames].join(', ');
   const allowed = 'images, ids_keep, ids_restore, pred, changes';
   if (given !== allowed) throw new Problem('model_graph', { given: short(given), allowed });
+}
+
+/**
+ * @param {Pick<import('./request.js').Settings, 'fit' | 'image_size'>} settings
+ * @param {Description} description
+ * @throws {Problem} if they ask for another grid than the file has positions for
+ */
+export function checkGrid({ fit, image_size: size }, { grid, patch_size: patch }) {
+  const side = grid[0] * patch;
+  if (fit === 'whole' || (size !== null && size !== side)) throw new Problem('one_grid', { side });
 }

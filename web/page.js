@@ -6,9 +6,10 @@ import { Panels } from '../app/stage/panels.js';
 import { stage } from '../app/stage/stage.js';
 import { backend, sentenceFor } from './backend-onnx.js';
 import { Controls } from './controls.js';
-import { checkRequest } from './experiments.js';
 import { Host } from './host.js';
+import { checkGrid } from './model.js';
 import { Problem } from './problem.js';
+import { readRequest } from './request.js';
 import { Tabs } from './tabs.js';
 
 const LANGUAGES = { en: 'English', zh: '中文' };
@@ -22,7 +23,13 @@ const WORKER_MILLISECONDS = 3000;
 /** Of a download, between two signs of how far it is. */
 const SIGN_MILLISECONDS = 100;
 
+/** Largest size that settings may ask for, in pixels; here it has to be the model's. */
+const MOST_SIDE = 1024;
+
 class Page {
+  /** Texts of the page with a server. @type {Record<string, Record<string, string>>} */
+  texts = { labels: {}, sentences: {} };
+
   /** The newest answer is on its way. */
   running = false;
 
@@ -32,9 +39,12 @@ class Page {
   /** The facts line's value, which is drawn anew in another language. @type {any} */
   facts = null;
 
+  /** When a sign of progress was shown last. */
+  signed = 0;
+
   /**
    * @param {string[]} examples names
-   * @param {Record<string, any>[]} models descriptions
+   * @param {import('./model.js').Description[]} models
    */
   constructor(examples, models) {
     this.examples = examples;
@@ -71,7 +81,7 @@ class Page {
   async speak() {
     const response = await fetch(`locales/${stage.language}.json`);
     const { labels, sentences, web } = await response.json();
-    Object.assign(this, { labels, sentences, web });
+    this.texts = { labels, sentences };
     backend.texts = web;
     document.title = labels.title;
     byId('title').querySelector('h1').textContent = labels.title;
@@ -109,7 +119,7 @@ class Page {
         const view = /** @type {import('../app/stage/stage.js').View} */ (
           { ...part, image: { path }, example });
         await this.panels.show(view);
-        this.say({ ...view.facts, note: this.sentences[`note_${view.facts.view}`] });
+        this.say({ ...view.facts, note: this.texts.sentences[`note_${view.facts.view}`] });
       }
     } catch (error) {
       await this.panels.show(null);
@@ -157,9 +167,12 @@ class Page {
     }
     let rows = this.editor.props.value;
     if (request) {
-      const names = backend.models.map(({ name }) => name);
-      const { mask, fit, model, view } = checkRequest(request, names);
+      const { models } = backend;
+      const settings = readRequest(request, { models, most: MOST_SIDE, picture: '' });
+      const { mask, fit, model, view } = settings;
       const { ratio, seed, strategy } = mask;
+      const description = models.find(({ name }) => name === model);
+      if (description) checkGrid(settings, description);
       Object.assign(values, { ratio, seed, strategy, fit, model, view });
       rows = mask.rows.length ? mask.rows : null;
     }
@@ -178,7 +191,7 @@ class Page {
       await this.#takeModel(file);
     } else if (ending === 'json') {
       const request = await file.text().then(JSON.parse).catch(() => null);
-      const problem = request ? await stage.open({ request }) : this.web.no_settings;
+      const problem = request ? await stage.open({ request }) : backend.texts.no_settings;
       if (problem) this.say({ error: problem });
     } else {
       this.controls.set({ example: null, path: backend.keep(file) });
@@ -188,12 +201,12 @@ class Page {
 
   /** @param {File} file */
   async #takeModel(file) {
-    this.say({ waiting: fill(this.web.trying, { name: file.name }), fraction: null, hint: null });
+    this.say({ waiting: fill(backend.texts.trying, { name: file.name }), fraction: null, hint: null });
     try {
       const { name } = await backend.add(file);
       this.controls.models = backend.models;
       this.controls.set({ model: name });
-      this.controls.draw(this.labels, this.web);
+      this.controls.draw(this.texts.labels, backend.texts);
       this.update();
     } catch (error) {
       // What is on show stays.
@@ -214,11 +227,11 @@ class Page {
   /** @param {{name: string, done: number, total: number} | null} progress of a file on its way */
   #progress(progress) {
     const now = performance.now();
-    if (!progress || now - (this.signed ?? 0) < SIGN_MILLISECONDS) return;
+    if (!progress || now - this.signed < SIGN_MILLISECONDS) return;
     this.signed = now;
     const { name, done, total } = progress;
     this.say({
-      waiting: fill(this.web.fetching, {
+      waiting: fill(backend.texts.fetching, {
         name, done: (done / 1e6).toFixed(1), size: (total / 1e6).toFixed(1),
       }),
       fraction: done / total, hint: null,
@@ -229,7 +242,7 @@ class Page {
   say(facts) {
     this.facts = facts;
     showFacts(/** @type {HTMLElement} */ (byId('facts').querySelector('.facts')), facts,
-      this.labels.facts);
+      this.texts.labels.facts);
   }
 }
 
@@ -238,8 +251,9 @@ async function begin() {
   document.documentElement.lang = firstLanguage();
   followTheme();
   const controlled = registered();
-  const [examples, { models }] = await Promise.all(['examples.json', 'models/index.json']
-    .map((address) => fetch(address).then((response) => response.json())));
+  /** @type {[string[], {models: import('./model.js').Description[]}]} */
+  const [examples, { models }] = /** @type {any} */ (await Promise.all(['examples.json', 'models/index.json']
+    .map((address) => fetch(address).then((response) => response.json()))));
   for (const model of models) {
     model.address = new URL(`models/${model.file}`, document.baseURI).href;
   }

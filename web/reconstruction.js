@@ -6,19 +6,8 @@ import { finer, gridOf } from './patches.js';
 
 /** @typedef {import('./arithmetic.js').Raster} Raster */
 /** @typedef {import('./mask.js').Mask} Mask */
+/** @typedef {import('./model.js').Description} Description */
 /** @typedef {import('./request.js').Settings} Settings */
-
-/**
- * @typedef {object} OfDescription what `mae export-web` writes of a model beside its units
- * @property {string} name
- * @property {string | null} licence
- * @property {string} storage of the weights: int8, float16 or float32
- * @property {[h: number, w: number]} grid that its table of positions is made for
- * @property {number | null} step of its training, while that goes on
- * @property {number | null} steps
- * @property {Record<string, any>} config by the names of `ModelConfig`
- * @typedef {import('./arithmetic.js').Units & OfDescription} Description
- */
 
 /**
  * What the model gave.

@@ -6,8 +6,8 @@ import { Problem } from './problem.js';
 /**
  * @typedef {import('./model.js').Description} Description
  * @typedef {import('onnxruntime-web')} Ort
- * @typedef {{rows: string[], idsKeep: number[], idsRestore: number[]}} Mask
- * @typedef {{pred: Float32Array, changes: Float32Array, seconds: number}} Output
+ * @typedef {import('./mask.js').Mask} Mask
+ * @typedef {import('./reconstruction.js').Run} Run
  */
 
 /** Sessions at a time: two that are compared. */
@@ -185,7 +185,7 @@ export class Model {
   /**
    * @param {Float32Array} images (1, 3, H, W) normalised
    * @param {Mask} mask
-   * @returns {Promise<Output>}
+   * @returns {Promise<Run>}
    * @throws {Problem} if it does not run, or gives something else than a prediction
    */
   async run(images, { idsKeep, idsRestore }) {

@@ -1,16 +1,21 @@
 // The worker: questions in, parts of answers out. Pictures travel as addresses that hold them.
 
-import { normalise, toOriginal } from './arithmetic.js';
-import { answer, checkRequest } from './experiments.js';
+import { normalise } from './arithmetic.js';
+import { answer } from './experiments.js';
+import { checkGrid } from './model.js';
 import { fitPicture, openPicture } from './pictures.js';
 import { Problem } from './problem.js';
+import { readPlan, readRequest } from './request.js';
 import { digestOf, Runtime } from './runtime.js';
 import { Turns } from './turns.js';
 
-/** @typedef {{width: number, height: number, data: Uint8Array | Uint8ClampedArray}} Raster RGB */
+/** @typedef {import('./arithmetic.js').Raster} Raster */
 
 /** Decoded pictures that are kept: going back to one takes no second decoding. */
 const MOST_PICTURES = 3;
+
+/** Largest size that a request may ask for, in pixels. */
+const MOST_SIDE = 1024;
 
 const WEBP_QUALITY = 0.85;
 
@@ -64,32 +69,33 @@ async function* added(file) {
  * @param {AbortSignal} signal
  */
 async function* answered({ path, address, plan }, signal) {
-  if (plan.kind === 'models') {
-    yield {
-      models: runtime.descriptions.map(({ name, bytes }) => ({ name, state: 'ready', bytes })),
-    };
+  const { kind, request } = readPlan(plan);
+  if (kind === 'models') {
+    const models = runtime.descriptions.map(({ name, bytes = null }) =>
+      ({ name, state: /** @type {const} */ ('ready'), bytes }));
+    yield* answer(plan, { models }, async () => { throw new Error('no model is run'); });
     return;
   }
-  const place = plan.kind === 'single' ? 0 : 1;
-  const names = runtime.descriptions.map(({ name }) => name);
-  const request = checkRequest(plan.request, names);
   const { digest, picture } = await opened(path, address);
-  const model = await runtime.model(request.model);
+  const settings = readRequest(request, {
+    models: runtime.descriptions, most: MOST_SIDE, picture: digest,
+  });
+  const model = await runtime.model(settings.model);
   const { description, side } = model;
-  const fitted = fitPicture(picture, request.fit, side, description.patch_size);
-  const images = normalise(fitted.data, description.mean, description.std);
+  checkGrid(settings, description);
+  const fitted = fitPicture(picture, settings.fit, side, description.patch_size);
   const job = {
-    description, images, grid: description.grid, device: runtime.device,
-    original: toOriginal(images, description),
-    settings: { ...request, picture: digest },
+    description, settings, grid: description.grid, device: runtime.device,
+    images: normalise(fitted.data, description.mean, description.std),
     encodeStill: async (/** @type {Raster} */ raster) => {
       const blob = await encoded(raster, 'image/webp', WEBP_QUALITY);
       if (blob.type !== 'image/webp') throw new Problem('no_webp');
       return new Uint8Array(await blob.arrayBuffer());
     },
   };
-  const run = (/** @type {import('./runtime.js').Mask} */ mask) =>
-    turns.take(place, signal, () => model.run(images, mask));
+  const place = kind === 'single' ? 0 : 1;
+  /** @type {import('./experiments.js').Runs} */
+  const run = (mask, images) => turns.take(place, signal, () => model.run(images, mask));
   for await (const part of answer(plan, job, run)) yield await addressed(part);
 }
 
