@@ -29,8 +29,7 @@ const TRIAL_MILLISECONDS = 120_000;
  */
 
 /**
- * Events: `progress`, whose detail is how far a model is: {name, done, total}; null once it is
- * there.
+ * Event: `progress`, whose detail {done, total} is how many bytes of what is fetched are there.
  */
 class Backend extends EventTarget {
   /** Pictures of the visitor's, by their paths. @type {Map<string, {file: File, address: string}>} */
@@ -180,12 +179,8 @@ class Backend extends EventTarget {
   }
 
   /** @param {Record<string, any>} message of the worker */
-  #hear({ id, type, part, text, values, message, ...progress }) {
-    if (type === 'progress') {
-      const detail = progress.total ? progress : null;
-      this.dispatchEvent(new CustomEvent('progress', { detail }));
-      return;
-    }
+  #hear({ id, type, part, text, values, message, ...detail }) {
+    if (type === 'progress') this.dispatchEvent(new CustomEvent(type, { detail }));
     const answering = this.#answering.get(id);
     if (type === 'part') answering?.part(part);
     if (type === 'whole') answering?.whole();

@@ -34,6 +34,9 @@ export class Controls extends EventTarget {
     view: 'estimated', device: 'wasm',
   };
 
+  /** Whether there is a graphics card that a page may use. */
+  graphics = false;
+
   /** @type {(() => void)[]} bring an element up to the values */
   #shown = [];
 
@@ -176,9 +179,8 @@ export class Controls extends EventTarget {
       if (Number(number.value) !== this.values[name] || number.value === '') number.value = value;
     });
     return element('div', { id, class: 'slider' },
-      element('div', { class: 'head' }, element('strong', {}, label),
-        element('span', { class: 'info-text' }, hint), number),
-      slider);
+      element('div', { class: 'head' }, element('strong', {}, label), number), slider,
+      element('span', { class: 'info-text' }, hint));
   }
 
   /**
@@ -197,7 +199,7 @@ export class Controls extends EventTarget {
     const group = element('fieldset', { id: name, class: 'radio' }, element('legend', {}, label),
       element('div', { class: 'wrap' }, ...made));
     // Where there is no choice.
-    if (name === 'device') group.hidden = !('gpu' in navigator);
+    if (name === 'device') group.hidden = !this.graphics;
     if (name === 'view') {
       this.#shown.push(() => {
         group.hidden = this.models.find((model) => model.name === this.values.model)?.target !== 'norm_pix';
@@ -208,14 +210,19 @@ export class Controls extends EventTarget {
 
   #model() {
     const { labels = {}, texts = {} } = this;
-    const choices = this.models.map(({ name, bytes }) =>
+    const choices = this.models.map(({ name, bytes = 0 }) =>
       [name, fill(texts.model_size, { name, size: (bytes / 1e6).toFixed(1) })]);
     const select = list(labels.model, choices);
     select.addEventListener('change', () => this.#change({ model: select.value }));
     this.#shown.push(() => { select.value = this.values.model; });
     const input = file('.onnx', (given) => this.#give('model', given));
+    const licence = element('small');
+    this.#shown.push(() => {
+      licence.textContent = this.models.find(({ name }) => name === select.value)?.licence ?? '';
+    });
     return element('div', { id: 'model' }, element('strong', {}, labels.model), select,
-      button(texts.open_model, () => input.click(), { title: texts.open_model_hint }), input);
+      button(texts.open_model, () => input.click(), { title: texts.open_model_hint }), input,
+      licence);
   }
 
   /**

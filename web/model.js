@@ -6,7 +6,8 @@ import { Problem } from './problem.js';
  * @typedef {import('./arithmetic.js').Units & Said} Description what `mae export-web` writes
  * @typedef {object} Said
  * @property {string} name
- * @property {string} [address] of the file; a file of the visitor's own has none
+ * @property {string} [file] its name; a file of the visitor's own has none, nor
+ * @property {string} [address]
  * @property {string} [sha256] of the file
  * @property {number} [bytes] of the file
  * @property {string | null} licence
@@ -22,7 +23,7 @@ export const MOST_BYTES = 1024 ** 3;
 
 const VERSION = 1;
 const PROPERTY = 'mae_web';
-const MOST_PATCHES = 4096;
+const [MOST_PATCHES, MOST_SIDE] = [4096, 1024];
 
 // Of ONNX's protocol buffers: the fields of ModelProto and of StringStringEntryProto that are read.
 const METADATA_PROPS = 14;
@@ -88,6 +89,35 @@ function textOf(bytes) {
   return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
 }
 
+const isWhole = (/** @type {unknown} */ value) => Number.isInteger(value) && Number(value) >= 1;
+const isText = (/** @type {unknown} */ value) => typeof value === 'string' && value.length < 200;
+const areThree = (/** @type {unknown} */ values) =>
+  Array.isArray(values) && values.length === 3 && values.every(Number.isFinite);
+const isStep = (/** @type {unknown} */ value) => value === null || Number.isInteger(value);
+
+/**
+ * What a description may say.
+ * @type {Record<string, (value: any, said: any) => boolean>}
+ */
+const ALLOWED = {
+  name: (value) => isText(value) && /^[\w.-]+$/.test(value),
+  target: (value) => ['pixels', 'norm_pix'].includes(value),
+  mean: areThree,
+  std: (values) => areThree(values) && Math.min(...values) > 0,
+  patch_size: isWhole,
+  // Pictures are cut square.
+  grid: (grid, { patch_size: patch }) => {
+    const [h, w, ...more] = Array.isArray(grid) ? grid : [];
+    return !more.length && isWhole(h) && h === w && h > 1
+      && h * w <= MOST_PATCHES && h * patch <= MOST_SIDE;
+  },
+  storage: (value) => ['int8', 'float16', 'float32'].includes(value),
+  licence: (value) => value === null || isText(value),
+  step: isStep,
+  steps: isStep,
+  config: (value) => typeof value === 'object' && value !== null,
+};
+
 /**
  * @param {any} said by a file
  * @throws {Problem} if a value is not allowed
@@ -96,26 +126,7 @@ function checkDescription(said) {
   if (said.v !== VERSION) {
     throw new Problem('model_version', { given: short(said.v), allowed: VERSION });
   }
-  const whole = (/** @type {unknown} */ value, /** @type {number} */ most) =>
-    Number.isInteger(value) && Number(value) >= 1 && Number(value) <= most;
-  const numbers = (/** @type {unknown} */ values) => Array.isArray(values) && values.length === 3
-    && values.every((value) => Number.isFinite(value));
-  const [h, w] = Array.isArray(said.grid) ? said.grid : [];
-  /** @type {Record<string, boolean>} */
-  const allowed = {
-    name: typeof said.name === 'string' && /^[\w.-]{1,100}$/.test(said.name),
-    target: ['pixels', 'norm_pix'].includes(said.target),
-    mean: numbers(said.mean),
-    std: numbers(said.std) && said.std.every((/** @type {number} */ value) => value > 0),
-    patch_size: whole(said.patch_size, 256),
-    grid: said.grid?.length === 2 && whole(h, MOST_PATCHES) && whole(w, MOST_PATCHES)
-      && h === w && h > 1 && h * w <= MOST_PATCHES && h * said.patch_size <= 1024,
-    storage: ['int8', 'float16', 'float32'].includes(said.storage),
-    licence: said.licence === null || (typeof said.licence === 'string' && said.licence.length < 200),
-    step: [said.step, said.steps].every((step) => step === null || Number.isInteger(step)),
-    config: typeof said.config === 'object' && said.config !== null,
-  };
-  const wrong = Object.keys(allowed).find((name) => !allowed[name]);
+  const wrong = Object.keys(ALLOWED).find((name) => !ALLOWED[name](said[name], said));
   if (wrong) throw new Problem('model_value', { name: wrong, given: short(said[wrong]) });
 }
 

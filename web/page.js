@@ -119,7 +119,10 @@ class Page {
         const view = /** @type {import('../app/stage/stage.js').View} */ (
           { ...part, image: { path }, example });
         await this.panels.show(view);
-        this.say({ ...view.facts, note: this.texts.sentences[`note_${view.facts.view}`] });
+        // The licence stands below the list of models.
+        this.say({
+          ...view.facts, licence: null, note: this.texts.sentences[`note_${view.facts.view}`],
+        });
       }
     } catch (error) {
       await this.panels.show(null);
@@ -224,16 +227,15 @@ class Page {
     if (file) this.take(file);
   }
 
-  /** @param {{name: string, done: number, total: number} | null} progress of a file on its way */
-  #progress(progress) {
+  /** @param {{done: number, total: number}} progress in bytes of what is fetched */
+  #progress({ done, total }) {
     const now = performance.now();
-    if (!progress || now - this.signed < SIGN_MILLISECONDS) return;
+    if (!total || now - this.signed < SIGN_MILLISECONDS) return;
     this.signed = now;
-    const { name, done, total } = progress;
+    const [fetched, size] = [done, total].map((bytes) => (bytes / 1e6).toFixed(1));
+    const { model: name } = this.controls.values;
     this.say({
-      waiting: fill(backend.texts.fetching, {
-        name, done: (done / 1e6).toFixed(1), size: (total / 1e6).toFixed(1),
-      }),
+      waiting: fill(backend.texts.fetching, { name, done: fetched, size }),
       fraction: done / total, hint: null,
     });
   }
@@ -258,6 +260,7 @@ async function begin() {
     model.address = new URL(`models/${model.file}`, document.baseURI).href;
   }
   const page = new Page(examples, models);
+  page.controls.graphics = Boolean(await navigator.gpu?.requestAdapter());
   page.controls.set({ example: FIRST_EXAMPLE, path: addressOfExample(FIRST_EXAMPLE) });
   await page.speak();
   // Then the worker is under the same policy as the page, and large files are kept.

@@ -25,6 +25,9 @@ export class Runtime {
   /** @type {Promise<Ort> | null} */
   #ort = null;
 
+  /** Bytes of files on their way. @type {Map<string, {done: number, total: number}>} */
+  #transfers = new Map();
+
   /** Of models that were used, the latest last. @type {Map<string, Promise<Model>>} */
   #models = new Map();
 
@@ -32,8 +35,8 @@ export class Runtime {
    * @param {Description[]} descriptions
    * @param {'wasm' | 'webgpu'} device
    * @param {Map<string, Blob>} files of the visitor's own models, by their names
-   * @param {(name: string, done: number, total: number) => void} progress of a file on its way;
-   *   `total` is 0 at its end
+   * @param {(done: number, total: number) => void} progress in bytes of what is fetched; both are
+   *   0 at its end
    */
   constructor(descriptions, device, files, progress) {
     this.descriptions = descriptions;
@@ -98,9 +101,11 @@ export class Runtime {
   async #load(description) {
     const { name, address, sha256 } = description;
     const file = this.files.get(name);
-    const bytes = file ? new Uint8Array(await file.arrayBuffer())
-      : await this.#fetched(new URL(String(address)), name);
-    if (!file && await digestOf(bytes) !== sha256) throw new Problem('model_damaged', { name });
+    if (file) return this.#model(description, new Uint8Array(await file.arrayBuffer()));
+    const [bytes] = await Promise.all([
+      this.#fetched(new URL(String(address)), name), this.#started(),
+    ]);
+    if (await digestOf(bytes) !== sha256) throw new Problem('model_damaged', { name });
     return this.#model(description, bytes);
   }
 
@@ -150,21 +155,33 @@ export class Runtime {
    * @returns {Promise<Uint8Array<ArrayBuffer>>}
    */
   async #fetched(address, name) {
+    const transfer = { done: 0, total: 0 };
     let bytes;
+    this.#transfers.set(name, transfer);
     try {
       const response = await fetch(address);
       if (!response.ok || !response.body) throw new Error(`${address}: ${response.status}`);
-      const total = Number(response.headers.get('content-length'));
-      bytes = await collected(response.body, (done) => this.progress(name, done, total));
+      transfer.total = Number(response.headers.get('content-length'));
+      bytes = await collected(response.body, (done) => {
+        transfer.done = done;
+        this.#tell();
+      });
     } catch (error) {
       console.warn(error);
       throw new Problem('no_file', { name });
     } finally {
-      this.progress(name, 0, 0);
+      this.#transfers.delete(name);
+      this.#tell();
     }
     if (!GZIP.every((byte, i) => bytes[i] === byte)) return bytes;
     const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'));
     return new Uint8Array(await new Response(plain).arrayBuffer());
+  }
+
+  #tell() {
+    const all = [...this.#transfers.values()];
+    this.progress(all.reduce((sum, { done }) => sum + done, 0),
+      all.reduce((sum, { total }) => sum + total, 0));
   }
 }
 

@@ -33,8 +33,8 @@ let runtime;
 addEventListener('message', async ({ data: { type, id, ...message } }) => {
   if (type === 'start') {
     const { models, device, files } = message;
-    runtime = new Runtime(models, device, files, (name, done, total) => {
-      postMessage({ type: 'progress', name, done, total });
+    runtime = new Runtime(models, device, files, (done, total) => {
+      postMessage({ type: 'progress', done, total });
     });
     return;
   }
@@ -127,7 +127,7 @@ function opened(path, address) {
  * @returns {Promise<any>}
  */
 async function addressed(value) {
-  if (value instanceof Uint8Array) return addressOf(new Blob([value], { type: 'image/webp' }));
+  if (value instanceof Uint8Array) return addressOf(new Blob([/** @type {Uint8Array<ArrayBuffer>} */ (value)], { type: 'image/webp' }));
   if (Array.isArray(value) || typeof value !== 'object' || !value) return value;
   if (value.data instanceof Uint8Array || value.data instanceof Uint8ClampedArray) {
     return addressOf(await encoded(value, 'image/png'));
