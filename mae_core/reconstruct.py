@@ -54,6 +54,7 @@ from mae_core.model.mae import MaskedAutoencoder, forward_flops
 from mae_core.model.masking import PatchMask, custom_mask, draw_mask
 from mae_core.model.patches import (
     denormalize_patches,
+    grid_of,
     patch_statistics,
     patchify,
     pixel_mask,
@@ -76,6 +77,7 @@ __all__ = [
     "paste_back",
     "paste_panel",
     "rebuild",
+    "to_pixels",
 ]
 
 # How a model of per-patch normalised pixels can be shown (see `rebuild`), the default first.
@@ -617,19 +619,42 @@ def rebuild(
     pred = model.decode(latent, patch_mask.ids_restore.to(device), grid_size).float().cpu()
     target = model.target(images)
     loss = torch.stack([*map(reconstruction_loss, pred, target, patch_mask.mask)])  # (N,)
-    patches = model.patches_from(pred)
-    mean = torch.tensor(config.mean).view(1, -1, 1, 1)
-    std = torch.tensor(config.std).view(1, -1, 1, 1)
-    scale: Tensor | float = std
-    shift: Tensor | float = mean
+    pixels = to_pixels(config, model.patches_from(pred), images, patch_mask, view)
+    return Rebuilt(_shown(config, images), pixels, loss, view if config.norm_pix else None)
+
+
+def to_pixels(
+    config: ModelConfig, patches: Tensor, images: Tensor, patch_mask: PatchMask,
+    view: str = "estimated",
+) -> Tensor:  # fmt: skip
+    """Bring predicted patches back to pixels in 0..1; all tensors are on the CPU.
+
+    Args:
+        config: Of the model that predicted them.
+        patches: (N, L, P), as `MaskedAutoencoder.patches_from` gives them.
+        images: (N, C, H, W), normalised: what the model was given.
+        patch_mask: N masks.
+        view: As in `rebuild`.
+
+    Returns:
+        (N, C, H, W).
+    """
+    _check_view(view)
+    grid_size = grid_of(images.shape[2], images.shape[3], config.patch_size)
     if config.norm_pix and view == "normalized":
-        scale, shift = _NORMALIZED_CONTRAST, 0.5
-    elif config.norm_pix:
+        grey = unpatchify(patches, config.patch_size, grid_size) * _NORMALIZED_CONTRAST + 0.5
+        return grey.clamp(0, 1)
+    if config.norm_pix:
         statistics = (
             patch_statistics(patchify(images, config.patch_size))
             if view == "answer"
             else estimate_statistics(images, patch_mask.mask, grid_size, config.patch_size)
         )
         patches = denormalize_patches(patches, statistics)
-    pixels = (unpatchify(patches, config.patch_size, grid_size) * scale + shift).clamp(0, 1)
-    return Rebuilt(images * std + mean, pixels, loss, view if config.norm_pix else None)
+    return _shown(config, unpatchify(patches, config.patch_size, grid_size)).clamp(0, 1)
+
+
+def _shown(config: ModelConfig, images: Tensor) -> Tensor:
+    """Normalised images as pixels."""
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (config.mean, config.std))
+    return images * std + mean

@@ -28,6 +28,7 @@ from mae_core.weights.registry import (
     read_weights,
     weights_name,
 )
+from mae_core.weights.web import WEB_PROPERTY, WebLoss, export_web
 
 __all__ = [
     "CHECKPOINT_FILE",
@@ -37,12 +38,15 @@ __all__ = [
     "RUN_FILES",
     "SIDECAR_FILES",
     "UPLOAD_STATUSES",
+    "WEB_PROPERTY",
     "WEIGHTS_FILE",
     "Hints",
     "Kind",
+    "WebLoss",
     "Weights",
     "WeightsEntry",
     "choose_files",
+    "export_web",
     "find",
     "is_decoder_key",
     "is_offline",

@@ -51,7 +51,7 @@ def export_program(
     facts = {PROGRAM_FACTS: json.dumps(describe(weights.config, grid_size))}
     # Through memory: where a write to the disk fails, torch's own writer ends the process.
     content = io.BytesIO()
-    torch.export.save(_trace(weights, grid_size), content, extra_files=facts)
+    torch.export.save(trace(weights, grid_size), content, extra_files=facts)
     write_atomically(path, lambda partial: partial.write_bytes(content.getbuffer()))
 
 
@@ -87,15 +87,9 @@ def export_onnx(weights: Weights, path: Path, *, image_size: tuple[int, int] | N
         ConfigError: If a side is no multiple of the patch side, or the grid is a single patch.
         CheckpointError: If the file cannot be written.
     """
-    try:
-        for name in ("onnx", "onnxscript"):
-            importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(
-            "ONNX files need the packages onnx and onnxscript; pip install -r requirements-onnx.txt"
-        ) from error
+    check_packages("onnx", "onnxscript")
     grid_size = _grid_for(weights.config, image_size)
-    program = _translate(_trace(weights, grid_size))
+    program = translate(trace(weights, grid_size), ("pred", "latent"))
     program.model.metadata_props.update(describe(weights.config, grid_size))
 
     def write(partial: Path) -> None:
@@ -112,6 +106,21 @@ def export_onnx(weights: Weights, path: Path, *, image_size: tuple[int, int] | N
             graph.replace(partial)
 
     write_atomically(path, write)
+
+
+def check_packages(*names: str) -> None:
+    """Refuse to begin what needs packages that are missing.
+
+    Raises:
+        ConfigError: If one of them is not installed.
+    """
+    try:
+        for name in names:
+            importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"ONNX files need the packages {', '.join(names)}; pip install -r requirements-onnx.txt"
+        ) from error
 
 
 def describe(config: ModelConfig, grid_size: tuple[int, int]) -> dict[str, str]:
@@ -136,7 +145,7 @@ def describe(config: ModelConfig, grid_size: tuple[int, int]) -> dict[str, str]:
     }
 
 
-class _Graph(MaskedAutoencoder):
+class Graph(MaskedAutoencoder):
     """A model whose position tables are those of one grid, and whose mask is an input."""
 
     def __init__(self, weights: Weights, grid_size: tuple[int, int]) -> None:
@@ -160,8 +169,10 @@ class _Graph(MaskedAutoencoder):
         return self.patches_from(pred), latent
 
     def decode(self, latent: Tensor, ids_restore: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        # As the base does, but with one mask token that all removed patches are taken from: a
-        # tensor of L - K mask tokens would tie the graph to masks that remove two or more.
+        """As the base does, but with one mask token that all removed patches are taken from.
+
+        A tensor of L - K mask tokens would tie the graph to masks that remove two or more.
+        """
         tokens = self.decoder_embed(latent)  # (N, 1 + K, E)
         mask_token = self.mask_token.expand(tokens.shape[0], 1, -1)
         rows = torch.cat((tokens[:, 1:], mask_token), dim=1)  # (N, K + 1, E)
@@ -185,7 +196,9 @@ def _grid_for(config: ModelConfig, image_size: tuple[int, int] | None) -> tuple[
     return grid_size
 
 
-def _trace(weights: Weights, grid_size: tuple[int, int]) -> torch.export.ExportedProgram:
+def trace(
+    weights: Weights, grid_size: tuple[int, int], graph: type[Graph] = Graph
+) -> torch.export.ExportedProgram:
     """The graph, with N and K left open."""
     config, length = weights.config, grid_size[0] * grid_size[1]
     height, width = (side * config.patch_size for side in grid_size)
@@ -195,8 +208,8 @@ def _trace(weights: Weights, grid_size: tuple[int, int]) -> torch.export.Exporte
     n, k = torch.export.Dim("N", min=1), torch.export.Dim("K", min=1, max=length)
     shapes = {"images": {0: n}, "ids_keep": {0: n, 1: k}, "ids_restore": {0: n}}
     with warnings.catch_warnings(action="ignore"):
-        graph = _Graph(weights, grid_size).eval()
-        program = torch.export.export(graph, examples, dynamic_shapes=shapes)
+        module = graph(weights, grid_size).eval()
+        program = torch.export.export(module, examples, dynamic_shapes=shapes)
     # Three empty images, of no use in a file.
     program.example_inputs = None
     # They would say where on somebody's disk this file lies.
@@ -205,12 +218,15 @@ def _trace(weights: Weights, grid_size: tuple[int, int]) -> torch.export.Exporte
     return program
 
 
-def _translate(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
+def translate(
+    program: torch.export.ExportedProgram, outputs: tuple[str, str]
+) -> torch.onnx.ONNXProgram:
+    """The ONNX form of what `trace` gave, with names for what goes in and comes out."""
     # By name, so that the file's sizes are called that.
     shapes = {"images": {0: "N"}, "ids_keep": {0: "N", 1: "K"}, "ids_restore": {0: "N"}}
     with warnings.catch_warnings(action="ignore"):
         translated = torch.onnx.export(
-            program, (), input_names=tuple(shapes), output_names=("pred", "latent"),
+            program, (), input_names=tuple(shapes), output_names=outputs,
             opset_version=ONNX_OPSET, dynamic_shapes=shapes, verbose=False,
         )  # fmt: skip
     assert translated is not None

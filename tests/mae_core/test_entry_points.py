@@ -114,6 +114,7 @@ def test_reconstruct_writes_the_picture_in_its_own_size(
         (["train", "quick", "steps=0"], "steps=0: Input should be"),
         (["pack", "missing", "out"], "not a folder"),
         (["push", "nothing", "me/x"], "not the folder of a run"),
+        (["export-web", "mae-tiny"], "the following arguments are required: --out; see mae exp"),
         (["trian", "quick"], "mae has no command 'trian'; did you mean train?"),
         (["info", "mae-tiny", "--jsn"], "mae info has no --jsn; see mae info --help"),
         (["info", ""], "no weights are named; give a name, a file, a folder or USER/NAME"),
@@ -163,7 +164,8 @@ def test_help_names_every_command_and_what_the_library_takes(
             main(command)
         assert ended.value.code == 0
         listed = capsys.readouterr().out
-        assert all(f"\n    {name}" in listed for name in ("reconstruct", "train", "push"))
+        names = ("reconstruct", "train", "export-web", "push")
+        assert all(f"\n    {name}" in listed for name in names)
     assert (cli.STRATEGIES, cli.FITS) == (masking.STRATEGIES, images.FITS)
     assert (NORM_PIX_VIEWS, tuple(TARGETS)) == (cli.VIEWS, cli.FORMATS)
 

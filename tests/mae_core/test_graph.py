@@ -302,12 +302,12 @@ def test_a_model_too_large_for_one_file_has_a_data_file(
 
 @pytest.fixture(scope="module")
 def traced(micro: Weights) -> torch.export.ExportedProgram:
-    return graph._trace(micro, (4, 4))
+    return graph.trace(micro, (4, 4))
 
 
 @pytest.fixture(scope="module")
 def translated(traced: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
-    return graph._translate(traced)
+    return graph.translate(traced, ("pred", "latent"))
 
 
 @pytest.fixture
@@ -317,8 +317,8 @@ def made_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The slow half of an export is done once for all tests that are about its files."""
-    monkeypatch.setattr(graph, "_trace", lambda weights, grid_size: traced)
-    monkeypatch.setattr(graph, "_translate", lambda program: translated)
+    monkeypatch.setattr(graph, "trace", lambda weights, grid_size: traced)
+    monkeypatch.setattr(graph, "translate", lambda program, outputs: translated)
 
 
 @contextmanager
