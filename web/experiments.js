@@ -29,9 +29,8 @@ const MILLISECONDS = 250;
  * @property {import('./mask.js').Grid} grid
  * @property {string} device where the model runs: `wasm` or `webgpu`
  * @property {(frame: Raster) => Promise<Uint8Array>} encodeStill as a WebP file
+ * @property {{name: string, state: 'ready', bytes: number | null}[]} models that there are
  */
-
-/** @typedef {{name: string, state: 'ready', bytes: number | null}} Offer a model */
 
 /**
  * Runs the model on `images` (1, 3, H, W).
@@ -46,7 +45,7 @@ const ANSWERS = { single, files, film, doubt, influence, inside, leak };
 /**
  * The answer to a plan, in parts as they come. Whoever stops early gives it up: no run follows.
  * @param {any} plan
- * @param {Job & {models: Offer[]}} job of a question about models only `models` is needed
+ * @param {Job} job of a question about models only `models` is needed
  * @param {Runs} run
  * @returns {Parts}
  * @throws {Problem} if the plan or the mask is not allowed, or the kind cannot be asked of it

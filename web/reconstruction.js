@@ -9,15 +9,18 @@ import { finer, gridOf } from './patches.js';
 /** @typedef {import('./request.js').Settings} Settings */
 
 /**
- * @typedef {object} OfDescription what `mae export-web` writes of a model beside its units
+ * @typedef {object} Description what `mae export-web` writes of a model, as far as it counts here
  * @property {string} name
+ * @property {'pixels' | 'norm_pix'} target
+ * @property {number[]} mean of each channel, in 0 to 1
+ * @property {number[]} std likewise
+ * @property {number} patch_size side of a patch in pixels
  * @property {string | null} licence
  * @property {string} storage of the weights: int8, float16 or float32
  * @property {[h: number, w: number]} grid that its table of positions is made for
  * @property {number | null} step of its training, while that goes on
  * @property {number | null} steps
  * @property {Record<string, any>} config by the names of `ModelConfig`
- * @typedef {import('./arithmetic.js').Units & OfDescription} Description
  */
 
 /**
