@@ -12,13 +12,8 @@ const { fround } = Math;
 /** Of one deviation of a patch's pixels in the view `normalized`, in pixels of 0 to 1. */
 const NORMALIZED_CONTRAST = 0.25;
 
-/**
- * @typedef {object} Units what a model's numbers mean; a part of its description
- * @property {'pixels' | 'norm_pix'} target
- * @property {number[]} mean of each channel, in 0 to 1
- * @property {number[]} std likewise
- * @property {number} patch_size side of a patch in pixels
- */
+/** @typedef {import('./model.js').Description} Description */
+/** @typedef {Pick<Description, 'target' | 'mean' | 'std' | 'patch_size'>} Units of numbers */
 
 /**
  * A picture as the model takes it.

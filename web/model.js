@@ -3,9 +3,12 @@
 import { Problem } from './problem.js';
 
 /**
- * @typedef {import('./arithmetic.js').Units & Said} Description what `mae export-web` writes
- * @typedef {object} Said
+ * @typedef {object} Description what `mae export-web` writes of a model
  * @property {string} name
+ * @property {'pixels' | 'norm_pix'} target
+ * @property {number[]} mean of each channel, in 0 to 1
+ * @property {number[]} std likewise
+ * @property {number} patch_size side of a patch in pixels
  * @property {string} [file] its name; a file of the visitor's own has none, nor
  * @property {string} [address]
  * @property {string} [sha256] of the file
@@ -147,14 +150,4 @@ export function checkGraph({ inputNames, outputNames }) {
   const given = [...inputNames, ...outputNames].join(', ');
   const allowed = 'images, ids_keep, ids_restore, pred, changes';
   if (given !== allowed) throw new Problem('model_graph', { given: short(given), allowed });
-}
-
-/**
- * @param {Pick<import('./request.js').Settings, 'fit' | 'image_size'>} settings
- * @param {Description} description
- * @throws {Problem} if they ask for another grid than the file has positions for
- */
-export function checkGrid({ fit, image_size: size }, { grid, patch_size: patch }) {
-  const side = grid[0] * patch;
-  if (fit === 'whole' || (size !== null && size !== side)) throw new Problem('one_grid', { side });
 }

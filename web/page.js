@@ -7,9 +7,8 @@ import { stage } from '../app/stage/stage.js';
 import { backend, sentenceFor } from './backend-onnx.js';
 import { Controls } from './controls.js';
 import { Host } from './host.js';
-import { checkGrid } from './model.js';
 import { Problem } from './problem.js';
-import { readRequest } from './request.js';
+import { checkRequest } from './request.js';
 import { Tabs } from './tabs.js';
 
 const LANGUAGES = { en: 'English', zh: '中文' };
@@ -22,9 +21,6 @@ const WORKER_MILLISECONDS = 3000;
 
 /** Of a download, between two signs of how far it is. */
 const SIGN_MILLISECONDS = 100;
-
-/** Largest size that settings may ask for, in pixels; here it has to be the model's. */
-const MOST_SIDE = 1024;
 
 class Page {
   /** Texts of the page with a server. @type {Record<string, Record<string, string>>} */
@@ -170,12 +166,8 @@ class Page {
     }
     let rows = this.editor.props.value;
     if (request) {
-      const { models } = backend;
-      const settings = readRequest(request, { models, most: MOST_SIDE, picture: '' });
-      const { mask, fit, model, view } = settings;
+      const { mask, fit, model, view } = checkRequest(request, backend.models);
       const { ratio, seed, strategy } = mask;
-      const description = models.find(({ name }) => name === model);
-      if (description) checkGrid(settings, description);
       Object.assign(values, { ratio, seed, strategy, fit, model, view });
       rows = mask.rows.length ? mask.rows : null;
     }

@@ -5,7 +5,8 @@ import { Problem } from './problem.js';
 
 const VERSION = 1;
 const [LEAST_RATIO, MOST_RATIO] = [0.05, 0.95];
-const FITS = ['crop', 'squash', 'whole'];
+/** A whole frame would have another grid, for which a model's file has no positions. */
+const FITS = ['crop', 'squash'];
 const VIEWS = ['estimated', 'answer', 'normalized'];
 const MAX_PATCHES = 4096;
 
@@ -32,6 +33,7 @@ const SETTINGS = ['v', 'picture', 'mask', 'fit', 'model', 'image_size', 'view'];
 const MASK = ['strategy', 'ratio', 'seed', 'rows', 'drawing'];
 
 /** @typedef {import('../app/stage/masking.js').Strategy} Strategy */
+/** @typedef {import('./model.js').Description} Description */
 
 /**
  * @typedef {object} MaskSettings
@@ -45,11 +47,11 @@ const MASK = ['strategy', 'ratio', 'seed', 'rows', 'drawing'];
 /**
  * @typedef {object} Settings one reconstruction, as `Request.to_json` has it
  * @property {1} v
- * @property {string} picture digest of its file
+ * @property {string} picture digest of its file; '' where it does not matter
  * @property {MaskSettings} mask
  * @property {string} fit
  * @property {string} model
- * @property {number | null} image_size in pixels; null for the model's own
+ * @property {number | null} image_size the model's own, in pixels or as null
  * @property {string} view
  */
 
@@ -87,20 +89,13 @@ export function readPlan(plan) {
 }
 
 /**
- * @typedef {object} Offer what a request may ask for
- * @property {{name: string, patch_size: number}[]} models descriptions, the default first
- * @property {number} most largest `image_size`
- * @property {string} picture digest of the file that is asked about
- */
-
-/**
- * The request of a plan with all its values, which are allowed; the mask's shape is not known yet.
+ * A request with all its values, which are allowed; its own mask may be of another grid.
  * @param {Record<string, any>} request as `Request.to_json` gave it; what is left out is usual
- * @param {Offer} offer
- * @returns {Settings}
+ * @param {Pick<Description, 'name' | 'grid' | 'patch_size'>[]} models the default first
+ * @returns {Settings} without the picture
  * @throws {Problem} if it is of another version or form, or a value is not allowed
  */
-export function readRequest(request, { models, most, picture }) {
+export function checkRequest(request, models) {
   checkVersion(request.v === undefined ? VERSION : request.v);
   const given = isObject(request.mask) ? request.mask : {};
   checkNames(request, SETTINGS);
@@ -109,14 +104,14 @@ export function readRequest(request, { models, most, picture }) {
   const { fit = FITS[0], view = VIEWS[0], model, image_size: size = null } = request;
   const names = models.map(({ name }) => name);
   const name = model === undefined || model === null ? names[0] : choice('model', model, names);
-  const mask = readMask(given);
+  const { grid, patch_size: side } = models[names.indexOf(name)];
   return {
     v: VERSION,
-    picture,
-    mask,
+    picture: '',
+    mask: readMask(given),
     fit: choice('fit', fit, FITS),
     model: name,
-    image_size: imageSize(size, most, models[names.indexOf(name)].patch_size),
+    image_size: imageSize(size, grid[0] * side),
     view: choice('view', view, VIEWS),
   };
 }
@@ -174,17 +169,11 @@ function ownRows(value) {
 
 /**
  * @param {unknown} value
- * @param {number} most
- * @param {number} step
+ * @param {number} own size of the model's images, the only one that its file takes
  */
-function imageSize(value, most, step) {
-  if (value === null) return null;
-  const size = whole('image_size', value, 1, most);
-  if (size % step) {
-    const near = Math.max(Math.round(size / step), 1) * step;
-    throw new Problem('image_step', { given: size, step, near });
-  }
-  return size;
+function imageSize(value, own) {
+  if (value === null || value === own) return value;
+  throw new Problem('image_size', { given: shown(value), allowed: own });
 }
 
 /** @param {unknown} version */

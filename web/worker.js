@@ -2,10 +2,9 @@
 
 import { normalise } from './arithmetic.js';
 import { answer } from './experiments.js';
-import { checkGrid } from './model.js';
 import { fitPicture, openPicture } from './pictures.js';
 import { Problem } from './problem.js';
-import { readPlan, readRequest } from './request.js';
+import { checkRequest, readPlan } from './request.js';
 import { digestOf, Runtime } from './runtime.js';
 import { Turns } from './turns.js';
 
@@ -13,9 +12,6 @@ import { Turns } from './turns.js';
 
 /** Decoded pictures that are kept: going back to one takes no second decoding. */
 const MOST_PICTURES = 3;
-
-/** Largest size that a request may ask for, in pixels. */
-const MOST_SIDE = 1024;
 
 const WEBP_QUALITY = 0.85;
 
@@ -76,13 +72,12 @@ async function* answered({ path, address, plan }, signal) {
     yield* answer(plan, { models }, async () => { throw new Error('no model is run'); });
     return;
   }
-  const { digest, picture } = await opened(path, address);
-  const settings = readRequest(request, {
-    models: runtime.descriptions, most: MOST_SIDE, picture: digest,
-  });
-  const model = await runtime.model(settings.model);
+  const checked = checkRequest(request, runtime.descriptions);
+  const [{ digest, picture }, model] = await Promise.all([
+    opened(path, address), runtime.model(checked.model),
+  ]);
+  const settings = { ...checked, picture: digest };
   const { description, side } = model;
-  checkGrid(settings, description);
   const fitted = fitPicture(picture, settings.fit, side, description.patch_size);
   const job = {
     description, settings, grid: description.grid, device: runtime.device,

@@ -11,7 +11,9 @@ const description = /** @type {any} */ ({
 const mask = { strategy: 'random', ratio: 0.5, seed: 0, rows: [], drawing: '' };
 const job = /** @type {any} */ ({
   description,
-  settings: { v: 1, picture: '', mask, fit: 'crop', model: 'tiny', image_size: null, view: 'answer' },
+  settings: {
+    v: 1, picture: '', mask, fit: 'crop', model: 'tiny', image_size: null, view: 'answer',
+  },
   images: new Float32Array(3 * 8 * 8),
   grid: [2, 2],
   device: 'webgpu',

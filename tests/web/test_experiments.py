@@ -50,7 +50,9 @@ class Asked:
 
     @functools.cached_property
     def service(self) -> ReconstructionService:
-        return ReconstructionService({NAME: self.reconstructor}, settings=AppSettings(rate=0))
+        return ReconstructionService(
+            {NAME: self.reconstructor}, settings=AppSettings(rate=0, workers=1)
+        )
 
     def wanted(self, kind: str, **values: Any) -> list[dict[str, Any]]:
         """Parts of the page with a server."""

@@ -7,30 +7,29 @@ import pytest
 
 from app.experiments import _NUMBERS, KINDS, Plan
 from app.i18n import LOCALES
-from app.request import check_patches, parse
+from app.request import check_choice, parse
 from mae_core import MAEError
 from tests.javascript import run
 
 READ = """
-import { readPlan, readRequest } from './web/request.js';
-const offer = {
-  models: [{ name: 'tiny', patch_size: 16 }, { name: 'other', patch_size: 14 }], most: 1024,
-  picture: 'digest',
-};
+import { checkRequest, readPlan } from './web/request.js';
+const models = [
+  { name: 'tiny', grid: [14, 14], patch_size: 16 }, { name: 'other', grid: [7, 7], patch_size: 14 },
+];
 console.log(JSON.stringify(given.map((plan) => {
   try {
     const { kind, request, number, format } = readPlan(plan);
-    return { kind, number, format, settings: readRequest(request, offer) };
+    return { kind, number, format, settings: checkRequest(request, models) };
   } catch ({ text, values }) {
     return { text, values };
   }
 })));
 """
-PATCHES = {"tiny": 16, "other": 14}
+MODELS = ["tiny", "other"]
 
 MASK = {"strategy": "random", "ratio": 0.5, "seed": 3, "rows": [], "drawing": ""}
 REQUEST = {
-    "v": 1, "picture": "old", "mask": MASK, "fit": "whole", "model": "tiny", "image_size": None,
+    "v": 1, "picture": "old", "mask": MASK, "fit": "squash", "model": "tiny", "image_size": None,
     "view": "answer",
 }  # fmt: skip
 
@@ -68,9 +67,8 @@ CASES: list[Any] = [
     {**ASKED, "request": {"mask": MASK}},
     *({**ASKED, "request": value} for value in OTHERS),
     *(of(**{name: value}) for name in (*REQUEST, "speed") for value in OTHERS),
-    of(fit="squash"), of(view="normalized"), of(model="other"), of(model="third"),
-    *(of(image_size=size) for size in (0, 1, 16, 17, 224, 224.0, 1024, 1025, 1040, "224")),
-    of(image_size=28, model="other"), of(image_size=32, model="other"),
+    of(fit="crop"), of(view="normalized"), of(model="other"), of(model="third"),
+    *(of(image_size=size) for size in (0, 224, 224.0, 1025, "224")),
     *(
         masked(**{name: value})
         for name in (*MASK, "colour") for value in OTHERS if value not in ([], {})
@@ -90,21 +88,16 @@ CASES: list[Any] = [
 ]  # fmt: skip
 
 # What the browser calls otherwise than Python.
-_TEXTS = {"mask": {"mask_rows", "mask_whole"}, "seed": {"whole"}, "image_size": {"whole"}}
+_TEXTS = {"mask": {"mask_rows", "mask_whole"}, "seed": {"whole"}}
 
 
 def of_python(plan: Any) -> Any:
     """What the page with a server takes; the code of an error, if it refuses it."""
     try:
         read = Plan.from_json(plan, b"")
-        models = [*PATCHES]
         model = read.values.get("model")
-        if model is None:
-            model = models[0]
-        if model not in models:
-            return "choice"
-        request = parse(read.values, str(model), 1024, lambda _: "digest")
-        check_patches(request, PATCHES[str(model)])
+        name = MODELS[0] if model is None else check_choice("model", model, MODELS)
+        request = parse(read.values, name, 1024, lambda _: "")
     except MAEError as error:
         return error.code
     return {
@@ -125,6 +118,8 @@ def test_the_browser_takes_and_refuses_what_the_server_does(found: list[Any]) ->
         wanted = of_python(case)
         if told.get("text") == "needs_server":
             assert case["kind"] in ("attention", "training")
+        elif told.get("text") == "image_size":
+            assert case["request"]["image_size"] not in (None, 224)
         elif isinstance(wanted, str):
             assert told.get("text") in _TEXTS.get(wanted, {wanted}), case
         else:
@@ -143,6 +138,14 @@ def test_seeds_beyond_what_a_browser_holds_exactly_are_refused(node: str) -> Non
     assert (told["text"], told["values"]["most"]) == ("whole", 2**53 - 1)
 
 
-def test_gif_is_the_servers(node: str) -> None:
-    (told,) = json.loads(run(node, READ, [{**ASKED, "format": "gif"}]))
-    assert (told["text"], told["values"]["allowed"]) == ("choice", "webp")
+def test_gif_and_whole_frames_are_the_servers(node: str) -> None:
+    gif, whole = json.loads(run(node, READ, [{**ASKED, "format": "gif"}, of(fit="whole")]))
+    assert (gif["text"], gif["values"]["allowed"]) == ("choice", "webp")
+    assert (whole["text"], whole["values"]["allowed"]) == ("choice", "crop, squash")
+
+
+def test_a_models_file_takes_one_size(node: str) -> None:
+    cases = [of(image_size=98, model="other"), of(image_size=224, model="other")]
+    own, other = json.loads(run(node, READ, cases))
+    assert own["settings"]["image_size"] == 98
+    assert other == {"text": "image_size", "values": {"given": "224", "allowed": 98}}
