@@ -1,6 +1,6 @@
 // What a visitor chooses: picture, mask, fit, model. The page has one set of these values.
 
-import { button, element, fill, list } from '../app/stage/elements.js';
+import { button, element, list } from '../app/stage/elements.js';
 import { STRATEGIES } from '../app/stage/masking.js';
 
 /**
@@ -211,7 +211,7 @@ export class Controls extends EventTarget {
   #model() {
     const { labels = {}, texts = {} } = this;
     const choices = this.models.map(({ name, bytes = 0 }) =>
-      [name, fill(texts.model_size, { name, size: (bytes / 1e6).toFixed(1) })]);
+      [name, `${name} · ${(bytes / 1e6).toFixed(1)} MB`]);
     const select = list(labels.model, choices);
     select.addEventListener('change', () => this.#change({ model: select.value }));
     this.#shown.push(() => { select.value = this.values.model; });

@@ -53,8 +53,8 @@ const ANSWERS = { single, files, film, doubt, influence, inside, leak };
  */
 export async function* answer(plan, job, run) {
   const question = readPlan(plan);
-  if ('models' in job) yield { models: job.models };
-  else yield* ANSWERS[question.kind](job, run, question);
+  if (question.kind === 'models') yield { models: /** @type {{models: Offer[]}} */ (job).models };
+  else yield* ANSWERS[question.kind](/** @type {Job} */ (job), run, question);
 }
 
 /**
