@@ -128,6 +128,7 @@ export class Runtime {
 
   #started() {
     const started = async () => {
+      if (!('WebAssembly' in globalThis)) throw new Problem('no_worker');
       const folder = new URL('../ort/', import.meta.url);
       /** @type {Ort} */
       const ort = await import(new URL(`ort.${this.device}.min.mjs`, folder).href);
