@@ -37,6 +37,9 @@ from mae_core.reconstruct import ReconstructionRequest
 
 EXAMPLE = Path(__file__).parent.parent / "app" / "assets" / "examples" / "cat.jpg"
 PARTS = ("join", "answer", "fetch", "paint")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 PACKAGES = ("gradio", "torch", "playwright")
 
 # What a visitor does, by a number that is another one each time.
@@ -78,9 +81,8 @@ MOVE = """async ([act, number]) => {
 
 def moves(url: str, by: str, count: int, first_seed: int) -> list[list[float]]:
     """Milliseconds of each part, for each move."""
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
         page.goto(url)
         page.locator("#panels [data-view]").wait_for()

@@ -122,7 +122,10 @@ def set_to(page: Page, **settings: Any) -> dict[str, Any]:
     request = view_of(page)["settings"]
     mask = request["mask"] | settings.pop("mask", {})
     example = settings.pop("example", None)
-    assert page.evaluate(OPEN, {"example": example, "request": request | settings | {"mask": mask}}) == ""
+    assert (
+        page.evaluate(OPEN, {"example": example, "request": request | settings | {"mask": mask}})
+        == ""
+    )
     return view_of(page)
 
 
@@ -174,7 +177,9 @@ def test_the_first_view_is_that_of_python(page: Page, file: File) -> None:
     assert view["facts"]["ssim"] == pytest.approx(result.ssim, abs=0.005)
     assert view["settings"]["picture"] == digest_of(EXAMPLES / "cat.jpg")
     assert view["facts"]["patches"] == 196
-    same_picture(view["reconstruction"], file.rebuild(EXAMPLES / "cat.jpg", view["settings"]["mask"]))
+    same_picture(
+        view["reconstruction"], file.rebuild(EXAMPLES / "cat.jpg", view["settings"]["mask"])
+    )
     expect(page.locator("#facts")).to_contain_text("WASM")
     whole_width(page)
 
@@ -218,7 +223,8 @@ def test_controls_ask_and_the_last_counts(page: Page) -> None:
     slider = page.locator("#mask-ratio input[type=range]")
     for ratio in (0.3, 0.5, 0.9):
         slider.evaluate(
-            "(s, v) => { s.value = v; s.dispatchEvent(new Event('input', {bubbles: true})); }", ratio
+            "(s, v) => { s.value = v; s.dispatchEvent(new Event('input', {bubbles: true})); }",
+            ratio,
         )
     page.locator("#panels .panels[data-view*='\"ratio\":0.9']").wait_for()
     assert view_of(page)["facts"]["visible"] == 19
@@ -227,7 +233,7 @@ def test_controls_ask_and_the_last_counts(page: Page) -> None:
     page.get_by_label("Squash").check()
     page.get_by_label("Blocks").check()
     page.locator("#examples [data-name=rocket]").click()
-    page.locator("#panels .panels[data-view*='\"strategy\":\"block\"'][data-view*=rocket]").wait_for()
+    page.locator('#panels .panels[data-view*=\'"strategy":"block"\'][data-view*=rocket]').wait_for()
     view = view_of(page)
     assert (view["settings"]["fit"], view["example"]) == ("squash", "rocket")
 
@@ -327,7 +333,9 @@ def test_two_are_compared_and_the_inside_is_shown(page: Page) -> None:
     expect(page.locator("#inside")).to_contain_text("1 + 49 = 50 tokens × 192")
 
 
-def test_panels_settings_and_the_link_are_kept(page: Page, context: BrowserContext, tmp_path: Path) -> None:
+def test_panels_settings_and_the_link_are_kept(
+    page: Page, context: BrowserContext, tmp_path: Path
+) -> None:
     set_to(page, example="coffee", mask={"seed": 77})
     page.locator("#tab-keep").click()
     expect(page.locator("#keep")).not_to_contain_text("cURL")
@@ -359,7 +367,9 @@ def test_settings_that_need_a_server_are_refused(page: Page) -> None:
 
 
 @pytest.mark.parametrize("options", [{"viewport": DESKTOP}, ON_A_PHONE], ids=["desktop", "phone"])
-def test_the_lecture_runs_to_its_end(browser: Browser, server: Server, options: dict[str, Any]) -> None:
+def test_the_lecture_runs_to_its_end(
+    browser: Browser, server: Server, options: dict[str, Any]
+) -> None:
     context = browser.new_context(**options, locale="en-US")
     page = context.new_page()
     page.set_default_timeout(TIMEOUT)
@@ -404,7 +414,7 @@ def test_a_model_of_the_visitor_is_run(page: Page, site: Path, tmp_path: Path) -
     page.locator("#model input").set_input_files(
         {"name": "mine.onnx", "mimeType": "application/octet-stream", "buffer": mine}
     )
-    page.locator("#panels .panels[data-view*='\"model\":\"mae-mine\"']").wait_for()
+    page.locator('#panels .panels[data-view*=\'"model":"mae-mine"\']').wait_for()
     expect(page.locator("#model select")).to_have_value("mae-mine")
     # It can be compared with the other.
     page.locator("#tab-compare").click()
