@@ -197,7 +197,8 @@ def memory() -> float:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
             # After the name, which may hold anything: state, parent.
-            parents[int(folder.name)] = int(
+            stat = (folder / "stat").read_text().rpartition(")")[2]
+            parents[int(folder.name)] = int(stat.split()[1])
                 (folder / "stat").read_text().rpartition(")")[2].split()[1]
             )
     ours = {os.getpid()}

@@ -396,7 +396,9 @@ def test_it_speaks_chinese_on_a_phone(browser: Browser, server: Server) -> None:
         expect(page.locator("#facts")).to_contain_text("可见 49 / 196")
         whole_width(page)
         masked, slider = (page.locator(s).bounding_box() for s in ("#panel-masked", "#mask-ratio"))
-        assert masked and slider and masked["y"] < slider["y"]
+        assert masked
+        assert slider
+        assert masked["y"] < slider["y"]
         page.get_by_role("button", name="English").click()
         expect(page.locator("#panel-masked figcaption")).to_contain_text("Masked")
         expect(page.locator("#facts")).to_contain_text("49 of 196")
