@@ -199,8 +199,6 @@ def memory() -> float:
             # After the name, which may hold anything: state, parent.
             stat = (folder / "stat").read_text().rpartition(")")[2]
             parents[int(folder.name)] = int(stat.split()[1])
-                (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            )
     ours = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
         ours |= more
