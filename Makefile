@@ -2,6 +2,8 @@
 #
 #   make install   the set-up alone: the page, training and the command .venv/bin/mae
 #   make demo      the page on this machine          ARGS="--port 7861" passes flags on
+#   make web       the page without a server, into build/web     ARGS="--weights W" passes flags on
+#   make web-serve the same on this machine  ARGS="--port 7871"
 #   make test      all tests                         ARGS="-k masking" passes flags on
 #   make check     lint, formatting, types, of Python and of the browser's modules
 #   make bench     side by side with peers; writes benchmarks/results/
@@ -19,6 +21,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Each stamp is younger than the requirements that were installed.
 RUNTIME := $(VENV)/.installed-runtime
+ONNX := $(VENV)/.installed-onnx
 DEV := $(VENV)/.installed-dev
 # Likewise, of package-lock.json.
 NODE_MODULES := node_modules/.installed
@@ -29,15 +32,21 @@ NODE := $(shell command -v npm >/dev/null && node -p \
 	'const [major, minor] = process.versions.node.split("."); major * 100 + +minor >= 1818 || ""' \
 	2>/dev/null)
 
-.PHONY: help install demo test check test-stage check-stage bench
+.PHONY: help install demo web web-serve test check test-stage check-stage bench
 
 help:
-	@sed -n '3,12s/^# \{0,1\}//p' Makefile
+	@sed -n '3,14s/^# \{0,1\}//p' Makefile
 
 install: $(RUNTIME)
 
 demo: $(RUNTIME)
 	$(BIN)/python -m app $(ARGS)
+
+web: $(ONNX) $(NODE_MODULES)
+	$(BIN)/python -m web.build build/web $(ARGS)
+
+web-serve: $(RUNTIME)
+	$(BIN)/python -m web.serve build/web $(ARGS)
 
 # Two at a time, for much of a test is waiting; the tests of a file share what they start.
 test: $(DEV) test-stage
@@ -49,6 +58,9 @@ check: $(DEV) check-stage
 	$(BIN)/python -m mypy
 
 ifneq ($(NODE),)
+# Tests build the page without a server.
+test: $(NODE_MODULES)
+
 test-stage:
 	node --test --test-reporter=spec tests/stage/*.test.js tests/web/*.test.js
 
@@ -96,11 +108,17 @@ $(RUNTIME): requirements.txt requirements-train.txt pyproject.toml | $(VENV)/.cr
 	$(PIP) install --no-deps --editable .
 	@touch $@
 
+$(ONNX): requirements-onnx.txt $(RUNTIME)
+	$(PIP) install -r requirements-onnx.txt
+	@touch $@
+
 $(DEV): requirements-dev.txt requirements-data.txt requirements-onnx.txt requirements-science.txt \
 		$(RUNTIME)
 	$(PIP) install -r requirements-dev.txt
 	@touch $@
 
 $(NODE_MODULES): package-lock.json
+	@command -v npm >/dev/null || \
+		{ echo "error: there is no npm; install Node.js 18.18 or newer, which has it" >&2; exit 1; }
 	npm ci --no-audit --no-fund
 	@touch $@

@@ -21,9 +21,10 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from app import gradio_seam
+from app.examples import examples
 from app.i18n import LOCALE_FOLDER
 from app.ops.storage import CacheFolder
-from app.page.build import ASSETS, I18N, examples
+from app.page.build import ASSETS, I18N
 from app.page.elements import thumbnail_route
 from app.page.files import MAX_BYTES
 from app.page.theme import THEME

@@ -2,8 +2,11 @@
 
 import os
 import shutil
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 # Before anything imports them: nothing is fetched, nothing is reported.
@@ -31,8 +34,29 @@ def node() -> str:
     """Path of Node.js."""
     path = shutil.which("node")
     if path is None:
-        reason = "no Node.js on this machine: no node is on the PATH"
-        if os.environ.get("MAE_REQUIRE_NODE") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        _without_node("no Node.js on this machine: no node is on the PATH")
     return path
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page without a server, as `make web` builds it; once for all processes of a run."""
+    # Not at the top: it takes torch a second to come.
+    from web.build import ROOT, build_site
+
+    if not (ROOT / "node_modules/onnxruntime-web").is_dir():
+        _without_node("the npm package onnxruntime-web is not installed: npm ci")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    built = folder / "site"
+    with FileLock(folder / "site.lock"):
+        if not built.is_dir():
+            build_site(built)
+    return built
+
+
+def _without_node(reason: str) -> NoReturn:
+    if os.environ.get("MAE_REQUIRE_NODE") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)

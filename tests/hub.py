@@ -53,8 +53,14 @@ DELETED = b"deleted by this commit"
 # What the hub puts into a new Space.
 NEW_FILES = {".gitattributes": b"*.safetensors filter=lfs\n", "README.md": b"---\nsdk: x\n---\n"}
 
-# The hardware for which a free account needs no money, and the kind of Space that it may have.
-FREE = ("gradio", "zero-a10g")
+# The same of a static one: a page to begin with.
+NEW_STATIC_FILES = {
+    "index.html": b"<h1>Welcome to your static Space!</h1>\n",
+    "style.css": b"body {}\n",
+}
+
+# The kinds of Space that a free account may have, with their hardware.
+FREE = (("gradio", "zero-a10g"), ("static", None))
 
 
 class Hub(ThreadingHTTPServer, Files):
@@ -237,10 +243,14 @@ class _Handler(BaseHTTPRequestHandler):
         hardware = content.get("hardware")
         if content["organization"] != USER:
             return self._answer(403, {"error": f"You are not {content['organization']}"})
-        if not hub.pays and (content["sdk"], hardware) != FREE:
+        if not hub.pays and (content["sdk"], hardware) not in FREE:
             return self._answer(402, {"error": "Subscribe to PRO"})
         private = content.get("visibility") == "private"
-        hub.spaces[repo_id] = Space(content["sdk"], private, hardware, dict(NEW_FILES))
+        static = content["sdk"] == "static"
+        files = NEW_FILES | (NEW_STATIC_FILES if static else {})
+        hub.spaces[repo_id] = Space(content["sdk"], private, hardware, files)
+        if static:
+            hub.spaces[repo_id].stages = ["RUNNING"]
         return self._answer(200, {"url": f"{hub.url}/spaces/{repo_id}"})
 
     def _space(self, content: Any) -> None:
@@ -261,6 +271,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(403, {"error": "You cannot write there"})
         if what.startswith("logs/"):
             return self._send_log()
+        if what == "commits":
+            return self._answer(200, _commits(space))
         if what in ("preupload", "commit"):
             answer = self._preupload if what == "preupload" else self._commit_space
             return answer(repo_id, content)
@@ -280,7 +292,8 @@ class _Handler(BaseHTTPRequestHandler):
         space.files.update(self._files_of(lines))
         space.files = {name: data for name, data in space.files.items() if data != DELETED}
         front = yaml.safe_load(space.files["README.md"].decode().split("---")[1])
-        space.sdk, space.stages = front["sdk"], list(self.server.course)
+        space.sdk = front["sdk"]
+        space.stages = ["RUNNING"] if space.sdk == "static" else list(self.server.course)
         space.commits += 1
         address = f"{self.server.url}/spaces/{repo_id}/commit/{space.commits:040d}"
         answer = {"success": True, "commitOid": f"{space.commits:040d}", "commitUrl": address}
@@ -333,7 +346,7 @@ def _asked(
                  kept.items()}  # fmt: skip
         return 200, shown
     if what == "hardware":
-        if not hub.pays and content["flavor"] != FREE[1]:
+        if not hub.pays and content["flavor"] != FREE[0][1]:
             return 402, {"error": "Add a payment method"}
         space.hardware = content["flavor"]
     elif what == "sleeptime":
@@ -342,16 +355,29 @@ def _asked(
         space.private = content["visibility"] == "private"
     elif what == "tree":
         return 200, [_tree_file(name, data) for name, data in space.files.items()]
-    runtime = {
-        "stage": space.look() if what == "runtime" else space.stages[0].removeprefix("old:"),
-        "hardware": {"current": space.hardware, "requested": space.hardware},
-        "gcTimeout": space.sleep_seconds,
-        "sha": f"{space.running:040d}",
-    }
+    stage = space.look() if what == "runtime" else space.stages[0].removeprefix("old:")
+    runtime = _runtime(space, stage)
     if what:
         return 200, runtime
     facts = {"id": repo_id, "private": space.private, "sdk": space.sdk, "runtime": runtime}
     return 200, facts | {"sha": f"{space.commits:040d}"}
+
+
+def _commits(space: Space) -> list[dict[str, Any]]:
+    """Those of a Space, the newest first."""
+    told = {"authors": [], "date": "2026-01-01T00:00:00.000Z", "title": "", "message": ""}
+    return [{"id": f"{number:040d}"} | told for number in range(space.commits, 0, -1)]
+
+
+def _runtime(space: Space, stage: str) -> dict[str, Any]:
+    """What runs a Space; nothing runs a static one."""
+    static = space.sdk == "static"
+    hardware = None if static else space.hardware
+    return {
+        "stage": stage,
+        "hardware": {"current": hardware, "requested": hardware},
+        "gcTimeout": space.sleep_seconds,
+    } | ({} if static else {"sha": f"{space.running:040d}"})
 
 
 def _tree_file(name: str, data: bytes) -> dict[str, Any]:

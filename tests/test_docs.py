@@ -11,9 +11,9 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob(
 # As the project is looked at from the root, from the page, or from `tests/`, as docs/security.md
 # says.
 NAMED_FILE = re.compile(
-    r"`((?:app|benchmarks|docs|mae_core|security|tests|weights)/[\w./-]*)(?:::(\w+))?`"
+    r"`((?:app|benchmarks|docs|mae_core|security|tests|web|weights)/[\w./-]*)(?:::(\w+))?`"
 )
-NAMED_MODULE = re.compile(r"`((?:app|mae_core)(?:\.[a-z]\w*)+)`")
+NAMED_MODULE = re.compile(r"`((?:app|mae_core|web)(?:\.[a-z]\w*)+)`")
 # A test of the file named before it.
 NAMED_TEST = re.compile(r"`…(?:::)?(\w+)…?`")
 NAMED_ALONE = re.compile(r"`(\w+\.(?:py|js))`")
@@ -21,7 +21,7 @@ NAMED_ALONE = re.compile(r"`(\w+\.(?:py|js))`")
 ELSEWHERE = {"mae_core/bundled", "zero_to_fp32.py"}
 SOURCES = {
     path.name
-    for folder in ("app", "benchmarks", "mae_core", "tests")
+    for folder in ("app", "benchmarks", "mae_core", "tests", "web")
     for path in (ROOT / folder).rglob("*.*")
 }
 TESTS = "\n".join(path.read_text("utf-8") for path in ROOT.glob("tests/**/*.py"))

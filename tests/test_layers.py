@@ -58,13 +58,17 @@ APP_WITH_GRADIO = {
     "app.__main__", "app.gradio_seam", "app.serving", "app.page", "app.deploy", "app.space",
 }  # fmt: skip
 
+# What the site is built of beside files: it has no part of the server's page.
+WEB_OF_APP = {"app.examples"}
+
 # What would let a network read or write files.
 FILES = {"io", "json", "os", "pathlib", "shutil", "tempfile", "PIL", "safetensors",
          "huggingface_hub"}  # fmt: skip
 
 CORE = sources_of("mae_core")
 APP = sources_of("app")
-MODULES = {source.module for source in CORE + APP}
+WEB = sources_of("web")
+MODULES = {source.module for source in CORE + APP + WEB}
 APP_WITHOUT_GRADIO = [s for s in APP if ".".join(s.module.split(".")[:2]) not in APP_WITH_GRADIO]
 
 
@@ -109,7 +113,7 @@ def test_no_imports_go_in_circles() -> None:
 @pytest.mark.parametrize("source", CORE, ids=by_name)
 def test_core_knows_no_page(source: Source) -> None:
     tops = {name.split(".")[0] for name in imports_of(source)}
-    assert not tops & {"app", "gradio", "gradio_client", "tests", "benchmarks"}
+    assert not tops & {"app", "gradio", "gradio_client", "tests", "benchmarks", "web"}
 
 
 def test_public_package_imports_no_entry_point() -> None:
@@ -140,7 +144,21 @@ def test_gradio_stays_in_the_page(source: Source) -> None:
         assert "gradio" not in {name.split(".")[0] for name in imports_of(source)}
 
 
-@pytest.mark.parametrize("source", APP, ids=by_name)
+@pytest.mark.parametrize("source", WEB, ids=by_name)
+def test_the_site_knows_no_server(source: Source) -> None:
+    imported = imports_of(source)
+    assert {name for name in imported if name.split(".")[0] == "app"} <= WEB_OF_APP
+    assert not {name.split(".")[0] for name in imported} & {"gradio", "starlette", "tests"}
+
+
+def test_the_site_is_built_by_deploy_only() -> None:
+    # A Space that runs the page has no web/.
+    for source in APP:
+        if unit_of(source.module) != "app.deploy":
+            assert "web" not in {name.split(".")[0] for name in imports_of(source)}, source.module
+
+
+@pytest.mark.parametrize("source", APP + WEB, ids=by_name)
 def test_app_uses_public_names_only(source: Source) -> None:
     """What `mae_core` or one of its parts lists in `__all__`."""
     for node in ast.walk(source.tree):
@@ -203,8 +221,8 @@ def test_gradio_free_modules_import_without_gradio() -> None:
 
 def test_no_module_is_called_as_one_of_the_standard_library() -> None:
     # A script that is run from the package's folder would import ours in its place.
-    assert [path for path in [*ROOT.glob("mae_core/**/*.py"), *ROOT.glob("app/**/*.py")]
-            if path.stem in sys.stdlib_module_names] == []  # fmt: skip
+    for source in CORE + APP + WEB:
+        assert source.path.stem not in sys.stdlib_module_names, source.module
 
 
 def test_torch_can_be_imported_from_within_the_package() -> None:

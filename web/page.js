@@ -7,6 +7,7 @@ import { stage } from '../app/stage/stage.js';
 import { backend, sentenceFor } from './backend-onnx.js';
 import { Controls } from './controls.js';
 import { Host } from './host.js';
+import { keepOffline } from './offline.js';
 import { Problem } from './problem.js';
 import { checkRequest } from './request.js';
 import { Tabs } from './tabs.js';
@@ -15,9 +16,6 @@ const LANGUAGES = { en: 'English', zh: '中文' };
 const LANGUAGE_KEY = 'mae.language';
 
 const FIRST_EXAMPLE = 'cat';
-
-/** The page goes on without a service worker that takes longer than this. */
-const WORKER_MILLISECONDS = 3000;
 
 /** Of a download, between two signs of how far it is. */
 const SIGN_MILLISECONDS = 100;
@@ -244,7 +242,7 @@ class Page {
 async function begin() {
   document.documentElement.lang = firstLanguage();
   followTheme();
-  const controlled = registered();
+  const controlled = keepOffline();
   /** @type {[string[], {models: import('./model.js').Description[]}]} */
   const [examples, { models }] = /** @type {any} */ (await Promise.all(['examples.json', 'models/index.json']
     .map((address) => fetch(address).then((response) => response.json()))));
@@ -263,23 +261,6 @@ async function begin() {
   await page.editor.mount();
   await page.lecture.mount();
   page.tabs.open('film');
-}
-
-/** Have this page's service worker, if the browser has such; it is waited for, but not for long. */
-async function registered() {
-  if (!('serviceWorker' in navigator)) return;
-  const { serviceWorker } = navigator;
-  const there = new Promise((resolve) => {
-    if (serviceWorker.controller) resolve(true);
-    serviceWorker.addEventListener('controllerchange', resolve);
-    setTimeout(resolve, WORKER_MILLISECONDS);
-  });
-  try {
-    await serviceWorker.register('sw.js');
-    await there;
-  } catch (error) {
-    console.warn(error);
-  }
 }
 
 /** The language of the link, of the last visit, or of the browser. */

@@ -5,7 +5,7 @@ import { Problem } from './problem.js';
 
 /**
  * @typedef {import('./model.js').Description} Description
- * @typedef {import('onnxruntime-web')} Ort
+ * @typedef {typeof import('onnxruntime-web')} Ort
  * @typedef {import('./mask.js').Mask} Mask
  * @typedef {import('./reconstruction.js').Run} Run
  */

@@ -4,6 +4,7 @@
     python -m app.deploy me/mae                         a Gradio Space on ZeroGPU
     python -m app.deploy me/mae --hardware cpu-basic
     python -m app.deploy me/mae --weights vit-mae-base,runs/flowers
+    python -m app.deploy me/mae --sdk static            the page without a server, free for all
 
 The same command again changes what differs and nothing else. What is not said stays as it is: the
 hardware, who sees it, when it sleeps, other variables and secrets. The files are the project's:
@@ -22,7 +23,7 @@ from pathlib import Path
 from huggingface_hub import SpaceHardware, get_token
 
 from app.deploy.card import SDKS, ZERO_GPU
-from app.deploy.files import ChosenWeights, choose_weights, stage
+from app.deploy.files import ChosenWeights, choose_weights, stage, stage_static
 from app.deploy.hub import NEVER, find_space, hardware_of, update_space, wait_until_up
 from mae_core import MAEError
 from mae_core.errors import ConfigError
@@ -32,6 +33,9 @@ _log = logging.getLogger(__name__)
 
 _HARDWARE = [hardware.value for hardware in SpaceHardware]
 _DEFAULT_HARDWARE = {"gradio": ZERO_GPU, "docker": "cpu-basic"}
+
+# What a Space that runs nothing does not have.
+_OF_PROGRAMS = ("hardware", "sleep_seconds", "variable", "secret", "torch_index")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,24 +61,32 @@ def _deploy(wanted: argparse.Namespace) -> None:
     if not is_repository(repo_id):
         raise ConfigError(f"{repo_id[:80]!r} is no name of a Space; give USER/NAME, such as me/mae")
     wanted.secrets = _secrets(wanted.secret)
-    weights = choose_weights(wanted.weights)
-    wanted.variables = {"MAE_WEIGHTS": ",".join(weights.sources) or None, **dict(wanted.variable)}
     api = None if wanted.dry_run else open_hub()
     found = find_space(api, repo_id) if api else None
     # What was not said is as it is there, or the default.
     wanted.sdk = wanted.sdk or (found and found.sdk) or SDKS[0]
-    there = hardware_of(found.runtime) if found else None
-    wanted.hardware = wanted.hardware or there or _DEFAULT_HARDWARE.get(wanted.sdk)
-    _check_hardware(wanted.sdk, wanted.hardware, wanted.sleep_seconds)
+    static = wanted.sdk == "static"
+    if static:
+        _check_static(wanted)
+        weights = ChosenWeights()
+    else:
+        there = hardware_of(found.runtime) if found else None
+        wanted.hardware = wanted.hardware or there or _DEFAULT_HARDWARE.get(wanted.sdk)
+        _check_hardware(wanted.sdk, wanted.hardware, wanted.sleep_seconds)
+        weights = choose_weights(wanted.weights)
+    wanted.variables = {"MAE_WEIGHTS": ",".join(weights.sources) or None, **dict(wanted.variable)}
     with tempfile.TemporaryDirectory() as name:
-        stage(Path(name), wanted.sdk, wanted.hardware, weights, wanted.torch_index)
+        if static:
+            stage_static(Path(name), wanted.weights)
+        else:
+            stage(Path(name), wanted.sdk, wanted.hardware, weights, wanted.torch_index)
         _show(wanted, Path(name), weights)
         if api is None:
             return
         newest = update_space(api, wanted, found, Path(name))
     address = f"{api.endpoint}/spaces/{repo_id}"
     try:
-        wait_until_up(api, repo_id, newest, wanted.timeout, address)
+        wait_until_up(api, repo_id, None if static else newest, wanted.timeout, address)
     except KeyboardInterrupt:
         _log.info("not waiting any longer; the hub goes on: %s", address)
         raise
@@ -90,6 +102,15 @@ def _check_hardware(sdk: str, hardware: str, sleep_seconds: int | None) -> None:
         raise ConfigError(
             f"the hub decides when a Space on {hardware} sleeps; leave --sleep-seconds out, or "
             "give another --hardware"
+        )
+
+
+def _check_static(wanted: argparse.Namespace) -> None:
+    given = [name for name in _OF_PROGRAMS if getattr(wanted, name)]
+    if given:
+        raise ConfigError(
+            f"a static Space runs no program, so it takes no --{given[0].replace('_', '-')}; leave "
+            "it out, or give another --sdk"
         )
 
 
@@ -109,7 +130,8 @@ def _secrets(names: Iterable[str]) -> dict[str, str]:
 
 def _show(wanted: argparse.Namespace, folder: Path, weights: ChosenWeights) -> None:
     """Print what the Space is to be, in a dry run with each file; of secrets the names."""
-    _log.info("%s: %s Space on %s", wanted.space, wanted.sdk, wanted.hardware)
+    place = f" on {wanted.hardware}" if wanted.hardware else ""
+    _log.info("%s: %s Space%s", wanted.space, wanted.sdk, place)
     sizes = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     if wanted.dry_run:
         _log.info("%s", (folder / "README.md").read_text(encoding="utf-8").split("\n\n", 1)[0])
@@ -134,7 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     # fmt: off
     add("space", metavar="USER/SPACE", help="its name on the hub")
-    add("--sdk", choices=SDKS, help="what runs it (default gradio)")
+    add("--sdk", choices=SDKS,
+        help="what runs it: gradio (the default), docker, or static: visitors' browsers")
     add("--hardware", choices=_HARDWARE, metavar="NAME",
         help=f"{', '.join(_HARDWARE)} (default {ZERO_GPU}, which is ZeroGPU; docker: cpu-basic)")
     add("--weights", type=_names, default=(), metavar="W,...",

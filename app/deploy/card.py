@@ -8,7 +8,7 @@ from huggingface_hub import SpaceCardData
 
 from mae_core.errors import ConfigError
 
-SDKS = ("gradio", "docker")
+SDKS = ("gradio", "docker", "static")
 
 # The hub's name for ZeroGPU: GPUs lent for the time of a request, to Gradio Spaces. The only
 # hardware on which a free account may run a program of its own.
@@ -17,18 +17,27 @@ ZERO_GPU = "zero-a10g"
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
 
 
+# What gives a static Space threads, by the hub's documentation of `custom_headers`. The hub shows
+# it in a frame, and so has to be allowed to load it.
+_STATIC_HEADERS = {
+    "cross-origin-embedder-policy": "require-corp",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "cross-origin",
+}
+
+
 def front_matter(
     requirements: str,
     *,
     sdk: str = "gradio",
-    hardware: str = ZERO_GPU,
+    hardware: str | None = ZERO_GPU,
     preload: Sequence[str] = (),
     models: Sequence[str] = (),
 ) -> str:
     """The YAML block of a Space, with the lines around it.
 
-    The Space gets the gradio that the text `requirements` pins. `preload` has the files that the
-    hub fetches while it builds, as `USER/NAME file,file`; `models` the repositories of models.
+    A Gradio Space gets the gradio that the text `requirements` pins. `preload` has the files that
+    the hub fetches while it builds, as `USER/NAME file,file`; `models` the repositories of models.
     """
     gradio = re.search(r"^gradio==([\w.]+)$", requirements, re.MULTILINE)
     if gradio is None:
@@ -39,6 +48,8 @@ def front_matter(
         started = {
             "sdk_version": gradio[1], "python_version": "3.12", "app_file": "app/space.py",
         }  # fmt: skip
+    elif sdk == "static":
+        started = {"app_file": "index.html", "custom_headers": _STATIC_HEADERS}
     data = SpaceCardData(
         title="Masked Autoencoder",
         sdk=sdk,

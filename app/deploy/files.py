@@ -15,6 +15,7 @@ from app.deploy.hub import explained
 from mae_core import list_weights
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.weights import choose_files, find, is_repository, locate, read_weights, weights_name
+from web.build import lay_out
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +101,30 @@ def stage(
     for name, content in written.items():
         (folder / name).unlink(missing_ok=True)
         (folder / name).write_text(content, encoding="utf-8", newline="\n")
+
+
+def stage_static(folder: Path, weights: Sequence[str], root: Path = ROOT) -> None:
+    """Build the page without a server in an empty folder, with what the hub reads and shows.
+
+    Args:
+        folder: The folder.
+        weights: As for `web.build.lay_out`.
+        root: The project's folder.
+
+    Raises:
+        ConfigError: If npm's packages, or those that write ONNX, are missing.
+        MAEError: If the weights cannot be read or exported.
+    """
+    lay_out(folder, weights, root=root)
+    readme = root / "README.md"
+    block = front_matter(
+        (root / "requirements.txt").read_text("utf-8"), sdk="static", hardware=None
+    )
+    text = space_readme(readme.read_text("utf-8"), block)
+    (folder / readme.name).write_text(text, encoding="utf-8", newline="\n")
+    # README.md shows it.
+    (folder / "docs").mkdir()
+    (folder / "docs/panels.png").symlink_to(root / "docs/panels.png")
 
 
 def _listed(root: Path, *arguments: str) -> list[str]:

@@ -20,8 +20,8 @@ NEVER = -1
 
 # `upload_folder` never deletes this one.
 _OF_THE_HUB = ".gitattributes"
-# A Space without this file holds something else, which an upload would delete.
-_OURS = "mae_core/__init__.py"
+# A Space without one of these files holds something else, which an upload would delete.
+_OURS = {"mae_core/__init__.py", "app/stage/stage.js"}
 
 _POLL_SECONDS = 5.0
 # How long a failure may still be that of the commit before.
@@ -89,20 +89,22 @@ def update_space(
             # A free account may have a Space on this hardware and none on the hub's default.
             api.create_repo(
                 repo_id, repo_type="space", private=wanted.private, space_sdk=wanted.sdk,
-                space_hardware=SpaceHardware(wanted.hardware),
+                space_hardware=wanted.hardware and SpaceHardware(wanted.hardware),
             )  # fmt: skip
         _log.info("made the Space %s", repo_id)
     with explained(f"could not read the Space {repo_id!r}"):
         info = found or api.space_info(repo_id)
         there = set(api.list_repo_files(repo_id, repo_type="space"))
-    gone = sorted(name for name in there - {_OF_THE_HUB} if not (folder / name).is_file())
-    named = ", ".join(gone[:5]) + (f" and {len(gone) - 5} more" if len(gone) > 5 else "")
-    if gone and _OURS not in there:
+        commits = api.list_repo_commits(repo_id, repo_type="space")
+    # The first commit is the hub's; of a static Space it has a page to begin with.
+    others = sorted(there - {_OF_THE_HUB, "README.md"}) if len(commits) > 1 else []
+    if others and not _OURS & there:
         raise DownloadError(
-            f"the Space {repo_id!r} holds something else ({named}), which would be deleted; give "
-            "another name, or delete that Space first",
+            f"the Space {repo_id!r} holds something else ({_named(others)}), which would be "
+            "deleted; give another name, or delete that Space first",
             code="hub",
         )
+    gone = sorted(name for name in there - {_OF_THE_HUB} if not (folder / name).is_file())
     changed = False
     advice = "; what was done before is kept, and the same command goes on from there"
     with explained(f"could not update the Space {repo_id!r}", advice):
@@ -115,10 +117,15 @@ def update_space(
             commit_message="Deploy the page",
         )  # fmt: skip
     if commit.oid != info.sha:
-        _log.info("set files: commit %s%s", commit.oid[:12], f"; deleted {named}" if gone else "")
+        deleted = f"; deleted {_named(gone)}" if gone else ""
+        _log.info("set files: commit %s%s", commit.oid[:12], deleted)
     elif not changed:
         _log.info("nothing to change")
     return commit.oid
+
+
+def _named(files: list[str]) -> str:
+    return ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
 
 
 def _set_what_differs(api: HfApi, wanted: argparse.Namespace, info: SpaceInfo) -> Iterator[str]:
@@ -144,7 +151,7 @@ def _set_what_differs(api: HfApi, wanted: argparse.Namespace, info: SpaceInfo) -
             api.add_space_secret(repo_id, name, value)
             yield f"secret {name}"
     runtime = api.get_space_runtime(repo_id)
-    if hardware_of(runtime) != wanted.hardware:
+    if wanted.hardware and hardware_of(runtime) != wanted.hardware:
         api.request_space_hardware(repo_id, SpaceHardware(wanted.hardware))
         yield f"hardware: {wanted.hardware}"
     if seconds not in (None, NEVER if runtime.sleep_time is None else runtime.sleep_time):
@@ -152,8 +159,12 @@ def _set_what_differs(api: HfApi, wanted: argparse.Namespace, info: SpaceInfo) -
         yield "sleep: " + ("never" if seconds == NEVER else f"after {seconds} s without visitors")
 
 
-def wait_until_up(api: HfApi, repo_id: str, newest: str, seconds: float, address: str) -> None:
+def wait_until_up(
+    api: HfApi, repo_id: str, newest: str | None, seconds: float, address: str
+) -> None:
     """Return once a Space runs its newest commit, or sleeps until its next visitor.
+
+    `newest` is None for a static Space, which has every commit at once.
 
     `HfApi.wait_for_space` would return while the commit before runs, show no progress, and fail
     at the first request that is not answered.
@@ -167,7 +178,7 @@ def wait_until_up(api: HfApi, repo_id: str, newest: str, seconds: float, address
         with contextlib.suppress(Exception):
             runtime = api.get_space_runtime(repo_id)
             stage = _plain(runtime.stage)[:40]
-            is_newest = runtime.raw.get("sha") in (None, newest)
+            is_newest = newest is None or runtime.raw.get("sha") in (None, newest)
         if stage != shown:
             _log.info("%s", stage)
             shown, since = stage, time.monotonic()

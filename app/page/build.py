@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from app import gradio_seam
+from app.examples import examples
 from app.i18n import LABELS
 from app.ops.storage import CacheFolder
 from app.page.elements import example_grid, facts_line, panels, stage_part
@@ -26,7 +27,6 @@ from mae_core.reconstruct import NORM_PIX_VIEWS
 _logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parent.parent / "assets"
-EXAMPLES = ASSETS / "examples"
 
 # Browsers name the Chinese of each place apart; Gradio knows two of them, which both read ours.
 I18N = gr.I18n(en=LABELS["en"], **{"zh-CN": LABELS["zh"], "zh-TW": LABELS["zh"]})
@@ -56,11 +56,6 @@ _PLAIN: dict[str, Any] = {
     "preprocess": False, "postprocess": False, "api_visibility": "private",
     "show_progress": "hidden",
 }  # fmt: skip
-
-
-def examples() -> dict[str, Path]:
-    """Name -> example picture, in the order in which the page shows them."""
-    return {path.stem: path for path in sorted(EXAMPLES.glob("*.jpg"))}
 
 
 def build_page(service: ReconstructionService) -> tuple[gr.Blocks, CacheFolder]:

@@ -2,22 +2,19 @@
 
 import functools
 import hashlib
-import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import gradio as gr
-from PIL import Image, ImageOps
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from app.examples import THUMBNAIL_SIDE, thumbnail
 from app.i18n import LOCALES, text
-
-_THUMBNAIL_SIDE = 144
 
 _EXAMPLES = """${items.map((item, i) =>
   '<button type="button" data-name="' + item.name + '" aria-label="' + label + ' ' + (i + 1) +
@@ -70,7 +67,7 @@ def example_grid(paths: Iterable[Path], label: Any, value: str, elem_id: str) ->
         value,
         label=label,
         items=[{"name": path.stem, "thumbnail": _thumbnail(path)[0]} for path in paths],
-        side=_THUMBNAIL_SIDE,
+        side=THUMBNAIL_SIDE,
         html_template=_EXAMPLES,
         js_on_load=_CHOOSE,
         apply_default_css=False,
@@ -82,7 +79,7 @@ def thumbnail_route(paths: Iterable[Path]) -> Route:
     """`/thumbnails/NAME`, for GET and HEAD, of the pictures of `example_grid`."""
     files = dict(map(_thumbnail, paths))
 
-    async def thumbnail(request: Request) -> Response:
+    async def answer(request: Request) -> Response:
         data = files.get(request.path_params["name"])
         if data is None:
             raise HTTPException(404)
@@ -90,18 +87,13 @@ def thumbnail_route(paths: Iterable[Path]) -> Route:
         headers = {"cache-control": "public, max-age=31536000, immutable"}
         return Response(data, headers=headers, media_type="image/jpeg")
 
-    return Route("/thumbnails/{name}", thumbnail)
+    return Route("/thumbnails/{name}", answer)
 
 
 @functools.cache
 def _thumbnail(path: Path) -> tuple[str, bytes]:
-    """Name and bytes of a small square JPEG."""
-    side = (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE)
-    with Image.open(path) as picture:
-        small = ImageOps.fit(picture.convert("RGB"), side, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80, optimize=True)
-    data = buffer.getvalue()
+    """Name and bytes of a thumbnail."""
+    data = thumbnail(path)
     return f"{hashlib.sha256(data).hexdigest()[:16]}.jpg", data
 
 

@@ -13,6 +13,8 @@ from mae_core.model.patches import pixel_mask
 from mae_core.reconstruct import rebuild, to_pixels
 from mae_core.weights import WebLoss
 
+__all__ = ["measure_web_loss"]
+
 _MASK_RATIO = 0.75
 _SEEDS = (2, 3, 4)
 

@@ -22,8 +22,9 @@ import torch
 from PIL import Image
 
 from app import gradio_seam
+from app.examples import EXAMPLES
 from app.ops.storage import CacheFolder
-from app.page.build import EXAMPLES, build_page
+from app.page.build import build_page
 from app.page.events import Events, as_gradio_error
 from app.service import ReconstructionService
 from app.serving import launch

@@ -19,8 +19,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from app.examples import EXAMPLES
 from app.gradio_seam import is_busy
-from app.page.build import EXAMPLES
 from app.page.events import PANELS
 from app.page.files import MAX_BYTES
 from app.service import ReconstructionService

@@ -2,10 +2,11 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -370,6 +371,117 @@ def test_mistakes_are_said_before_anything_is_asked(
 def test_the_hub_decides_when_free_hardware_sleeps(hub: Hub, say: Say) -> None:
     assert "the hub decides when" in say("--sleep-seconds", "60").error
     assert not hub.spaces
+
+
+# Static Spaces.
+
+
+@pytest.fixture
+def built(site: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Has the site built once for all; the list gets the weights that each build was asked for."""
+    asked: list[tuple[str, ...]] = []
+
+    def lay_out(folder: Path, weights: Sequence[str], *, root: Path) -> None:
+        assert root == ROOT
+        asked.append(tuple(weights))
+        shutil.copytree(site, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(app.deploy.files, "lay_out", lay_out)
+    return asked
+
+
+def test_a_static_space_is_the_site_with_a_readme(
+    hub: Hub, say: Say, site: Path, built: list[tuple[str, ...]]
+) -> None:
+    # Any account may have one.
+    hub.pays = False
+    said = say("--sdk", "static", "--private")
+    assert said.status == 0, said.error
+    space = hub.spaces[NAME]
+    assert (space.sdk, space.hardware, space.private, space.variables) == ("static", None, True, {})
+    assert f"{NAME}: static Space\n" in said.output
+    assert said.output.endswith(f"RUNNING\nup: {hub.url}/spaces/{NAME}\n")
+    # Those of the hub are gone.
+    beside = {".gitattributes", "README.md", "docs/panels.png"}
+    for name in space.files.keys() - beside:
+        assert space.files[name] == (site / name).read_bytes()
+    sent = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
+    assert space.files.keys() == sent | beside
+    card = SpaceCard(space.files["README.md"].decode()).data.to_dict()
+    assert (card["sdk"], card["app_file"]) == ("static", "index.html")
+    assert card["custom_headers"] == {
+        "cross-origin-embedder-policy": "require-corp",
+        "cross-origin-opener-policy": "same-origin",
+        "cross-origin-resource-policy": "cross-origin",
+    }
+    assert not card.keys() & {"suggested_hardware", "preload_from_hub", "python_version"}
+    changes = len(hub.changes)
+    # What it is need not be said again.
+    again = say()
+    assert again.status == 0, again.error
+    assert "nothing to change" in again.output
+    assert len(hub.changes) == changes
+    assert built == [(), ()]
+
+
+def test_a_space_may_become_static_and_back(
+    hub: Hub, say: Say, built: list[tuple[str, ...]]
+) -> None:
+    assert say("--weights", "mae-tiny", "--variable", "MAE_FETCH=none").status == 0
+    space = hub.spaces[NAME]
+    said = say("--sdk", "static", "--weights", "mae-tiny")
+    assert said.status == 0, said.error
+    assert built == [("mae-tiny",)]
+    assert space.sdk == "static"
+    assert "mae_core/__init__.py" not in space.files
+    # Others of it are not ours to remove.
+    assert space.variables == {"MAE_FETCH": "none"}
+    assert say("--sdk", "gradio").status == 0
+    assert (space.sdk, space.hardware) == ("gradio", "zero-a10g")
+    assert space.files.keys() == files_of().keys() | {".gitattributes"}
+
+
+def test_a_dry_run_shows_the_files_of_a_static_space(
+    hub: Hub, say: Say, site: Path, built: list[tuple[str, ...]]
+) -> None:
+    said = say("--sdk", "static", "--dry-run", "--weights", "a,b")
+    assert said.status == 0
+    assert not hub.requests
+    assert built == [("a", "b")]
+    assert "sdk: static" in said.output
+    assert f"{(site / 'web/page.js').stat().st_size:,}  web/page.js\n" in said.output
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["--hardware", "cpu-basic"], ["--variable", "A=b"], ["--secret", "READER"],
+     ["--sleep-seconds", "60"], ["--torch-index", "https://example.org"]],
+    ids=lambda given: given[0],
+)  # fmt: skip
+def test_a_static_space_has_nothing_of_a_program(
+    hub: Hub, say: Say, monkeypatch: pytest.MonkeyPatch, given: list[str]
+) -> None:
+    monkeypatch.setenv("READER", SECRET)
+    said = say("--sdk", "static", *given)
+    assert said.status == 2
+    assert f"takes no {given[0]}; leave it out, or give another --sdk" in said.error
+    assert not hub.spaces
+
+
+def test_somebodys_static_page_is_left_alone(
+    hub: Hub, say: Say, built: list[tuple[str, ...]]
+) -> None:
+    # Of a run that ended there, the Space is as the hub made it.
+    hub.refuse_once["/commit/"] = 500
+    assert say("--sdk", "static").status == 2
+    assert hub.spaces[NAME].files.keys() >= {"index.html", "style.css"}
+    assert say("--sdk", "static").status == 0
+    space = hub.spaces[NAME]
+    space.files.clear()
+    space.files |= {"README.md": b"---\nsdk: static\n---\n", "index.html": b"years of work"}
+    said = say()
+    assert "holds something else (index.html), which would be deleted" in said.error
+    assert space.files["index.html"] == b"years of work"
 
 
 # Files.

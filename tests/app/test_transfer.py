@@ -8,8 +8,8 @@ import httpx
 import pytest
 from PIL import Image
 
+from app.examples import examples
 from app.gradio_seam import LOCALE_SCRIPT
-from app.page.build import examples
 from app.page.events import PANELS
 from app.service import ReconstructionService
 from app.settings import AppSettings

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import FloatRect, Page, expect
 
+from app.examples import EXAMPLES
 from app.i18n import LABELS
-from app.page.build import EXAMPLES
 from app.page.events import PANELS
 from app.service import ReconstructionService
 from tests.app.serving import HeldReconstructor, encoded, example

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from app.page.build import EXAMPLES
+from app.examples import EXAMPLES
 from app.service import ReconstructionService
 from mae_core.inside.uncertainty import Doubt, uncertainty
 from tests.app.serving import HeldReconstructor

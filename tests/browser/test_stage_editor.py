@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, Route, expect
 
-from app.page.build import EXAMPLES
+from app.examples import EXAMPLES
 from app.service import ReconstructionService
 from mae_core import ModelConfig
 from mae_core.reconstruct import mask_from_drawing

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from app.examples import EXAMPLES
 from app.models.served import ServedModel
-from app.page.build import EXAMPLES
 from app.service import ReconstructionService
 from app.settings import AppSettings
 from mae_core import MaskedAutoencoder, Reconstruction

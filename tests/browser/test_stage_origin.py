@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from app.page.build import EXAMPLES
+from app.examples import EXAMPLES
 from mae_core.inside.attention import attend
 from mae_core.inside.influence import influence
 from mae_core.reconstruct import ReconstructionRequest

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
-from app.page.build import EXAMPLES
+from app.examples import EXAMPLES
 from app.service import ReconstructionService
 from app.settings import AppSettings
 from mae_core.images import to_pil

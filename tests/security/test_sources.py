@@ -7,7 +7,7 @@ import pytest
 
 from tests.sources import Source, sources_of
 
-SOURCES = sources_of("mae_core") + sources_of("app")
+SOURCES = sources_of("mae_core") + sources_of("app") + sources_of("web")
 
 _NEVER = {
     "eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads",

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.examples import EXAMPLES
 from app.ops.storage import MAX_AGE_SECONDS, CacheFolder, StorageError
-from app.page.build import EXAMPLES
 from app.page.files import MAX_BYTES, example_file, panel_file, uploaded
 from app.pictures import PictureFile
 from mae_core.errors import ImageError
