@@ -220,7 +220,8 @@ class Page {
   /** @param {{done: number, total: number}} progress in bytes of what is fetched */
   #progress({ done, total }) {
     const now = performance.now();
-    if (!total || now - this.signed < SIGN_MILLISECONDS) return;
+    // What fails leaves others of its files on their way.
+    if (!this.running || !total || now - this.signed < SIGN_MILLISECONDS) return;
     this.signed = now;
     const [fetched, size] = [done, total].map((bytes) => (bytes / 1e6).toFixed(1));
     const { model: name } = this.controls.values;

@@ -129,9 +129,9 @@ class Compare {
     const settings = stage.view?.settings ?? { mask: { seed: 0, ratio: 0.75 } };
     const { mask } = settings;
     const what = this.what.value;
-    // What A has is no other.
+    // What A has is no other; nothing is chosen where the models are not known yet.
     const own = String(mask[what] ?? settings[what]);
-    const chosen = this.value.dataset.of === what && this.value.value !== own;
+    const chosen = this.value.dataset.of === what && !['', own].includes(this.value.value);
     const value = this.field(what, mask);
     value.dataset.of = what;
     value.required = true;
