@@ -90,7 +90,6 @@ def lay_out(site: Path, weights: Sequence[str] = (), *, root: Path = ROOT) -> No
     for folder in ("web", "app/stage"):
         modules = (path for path in (root / folder).glob("*.js") if path.name != "sw.js")
         copied |= {f"{folder}/{path.name}": path for path in modules}
-    copied |= {f"locales/{path.name}": path for path in (root / "app/locales").glob("*.json")}
     pictures = examples()
     copied |= {f"examples/{path.name}": path for path in pictures.values()}
     copied["examples/LICENSES.md"] = root / "app/assets/examples/LICENSES.md"
@@ -98,6 +97,9 @@ def lay_out(site: Path, weights: Sequence[str] = (), *, root: Path = ROOT) -> No
         (site / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, site / name)
     (site / "app/stage/backend.js").write_text(_BACKEND, "utf-8")
+    (site / "locales").mkdir()
+    for path in (root / "app/locales").glob("*.json"):
+        (site / "locales" / path.name).write_text(_locale(path), "utf-8", newline="\n")
     (site / "style.css").write_bytes(b"".join(path.read_bytes() for path in _styles(root)))
     _copy_runtime(site / "ort", root)
     (site / "thumbnails").mkdir()
@@ -108,6 +110,14 @@ def lay_out(site: Path, weights: Sequence[str] = (), *, root: Path = ROOT) -> No
         _icon(side, margin).save(site / f"icon-{name}.png", optimize=True)
     _export(site / "models", weights or [DEFAULT_WEIGHTS])
     finish(site)
+
+
+def _locale(path: Path) -> str:
+    """The texts of a language; what the parts of the stage say otherwise here takes its place."""
+    texts = json.loads(path.read_text("utf-8"))
+    for part, others in texts.pop("web_stage").items():
+        texts["stage"][part] |= others
+    return json.dumps(texts, ensure_ascii=False)
 
 
 def finish(site: Path) -> None:
@@ -207,7 +217,7 @@ def _copy_runtime(folder: Path, root: Path) -> None:
 
 
 def _export(folder: Path, weights: Sequence[str]) -> None:
-    """Write each model by the name of its content, and the list of their descriptions."""
+    """Write each model, compressed, by the name of its content, and their descriptions."""
     folder.mkdir()
     models: list[dict[str, Any]] = []
     for name in weights:
@@ -220,8 +230,9 @@ def _export(folder: Path, weights: Sequence[str]) -> None:
                 measure=functools.partial(measure_web_loss, folder=EXAMPLES),
             )  # fmt: skip
             stem, digest = Path(described["file"]).stem, described["sha256"][:12]
-            file = re.sub(r"[^\w.-]+", "-", f"{stem}-{digest}.onnx", flags=re.ASCII)
-            (Path(exported) / described["file"]).rename(folder / file)
+            file = re.sub(r"[^\w.-]+", "-", f"{stem}-{digest}.onnx.gz", flags=re.ASCII)
+            content = (Path(exported) / described["file"]).read_bytes()
+            (folder / file).write_bytes(gzip.compress(content, 9, mtime=0))
         if any(model["file"] == file for model in models):
             raise ConfigError(f"the weights {name!r} are given twice; give each once")
         models.append(described | {"file": file})

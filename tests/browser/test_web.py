@@ -1,6 +1,7 @@
 """The page without a server in a real Chromium, beside Python on the same model's file."""
 
 import base64
+import gzip
 import io
 import json
 import random
@@ -133,9 +134,9 @@ class File:
     """The model's file, run by Python."""
 
     def __init__(self, site: Path) -> None:
-        (self.description,) = json.loads((site / "models/index.json").read_text())["models"]
-        file = site / "models" / self.description["file"]
-        self.session = InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
+        (description,) = json.loads((site / "models/index.json").read_text())["models"]
+        self.content = gzip.decompress((site / "models" / description["file"]).read_bytes())
+        self.session = InferenceSession(self.content, providers=["CPUExecutionProvider"])
         self.config = load(NAME).config
 
     def rebuild(self, picture: Path, mask: dict[str, Any], fit: str = "crop") -> Image.Image:
@@ -409,11 +410,9 @@ def test_it_speaks_chinese_on_a_phone(browser: Browser, server: Server) -> None:
 # ---------------------------------------------------------------- files of models
 
 
-def test_a_model_of_the_visitor_is_run(page: Page, site: Path, tmp_path: Path) -> None:
-    (description,) = json.loads((site / "models/index.json").read_text())["models"]
-    content = (site / "models" / description["file"]).read_bytes()
+def test_a_model_of_the_visitor_is_run(page: Page, file: File) -> None:
     # Of the same length, so that the file stays whole.
-    mine = content.replace(b'"name": "mae-tiny"', b'"name": "mae-mine"')
+    mine = file.content.replace(b'"name": "mae-tiny"', b'"name": "mae-mine"')
     page.locator("#model input").set_input_files(
         {"name": "mine.onnx", "mimeType": "application/octet-stream", "buffer": mine}
     )
@@ -426,11 +425,9 @@ def test_a_model_of_the_visitor_is_run(page: Page, site: Path, tmp_path: Path) -
     expect(page.locator("#compare .side canvas")).to_have_count(2)
 
 
-def test_files_that_are_no_models_get_a_sentence(page: Page, site: Path) -> None:
-    (description,) = json.loads((site / "models/index.json").read_text())["models"]
-    content = (site / "models" / description["file"]).read_bytes()
-    before = view_of(page)
-    for file, sentence in (
+def test_files_that_are_no_models_get_a_sentence(page: Page, file: File) -> None:
+    content, before = file.content, view_of(page)
+    for bad, sentence in (
         (b"", "no file that mae export-web wrote"),
         (random.Random(1).randbytes(4000), "no file that mae export-web wrote"),
         (content[:-2000], "no file that mae export-web wrote"),
@@ -440,7 +437,7 @@ def test_files_that_are_no_models_get_a_sentence(page: Page, site: Path) -> None
         (content.replace(b"MatMul", b"MatMad"), "cannot be run here"),
     ):
         page.locator("#model input").set_input_files(
-            {"name": "bad.onnx", "mimeType": "application/octet-stream", "buffer": file}
+            {"name": "bad.onnx", "mimeType": "application/octet-stream", "buffer": bad}
         )
         expect(page.locator("#facts [role=alert]")).to_contain_text(sentence)
     # What is on show stays, and goes on.

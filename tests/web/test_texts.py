@@ -26,3 +26,10 @@ def test_both_languages_say_the_same_things() -> None:
     for name, text in english.items():
         assert fields(text) == fields(chinese[name]), name
         assert re.search("[\u4e00-\u9fff]", chinese[name]), name
+
+
+def test_what_the_parts_say_otherwise_is_a_text_of_theirs() -> None:
+    english, chinese = (LOCALES[each] for each in ("en", "zh"))
+    for part, others in english["web_stage"].items():
+        assert [*others] == [*chinese["web_stage"][part]]
+        assert {*others} <= {*english["stage"][part]}
