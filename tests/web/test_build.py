@@ -71,7 +71,7 @@ def test_the_site_has_its_files_where_its_modules_look_for_them(site: Path) -> N
         texts, said = json.loads(files[f"locales/{language}.json"]), LOCALES[language]
         assert (texts["labels"], texts["web"]) == (said["labels"], said["web"])
         for part, own in texts["stage"].items():
-            # What is said otherwise without a server takes the place of what the server's page says.
+            # What is true without a server takes the place of what the other page says.
             assert own == said["stage"][part] | said["web_stage"].get(part, {})
     style = files["style.css"].decode()
     for path in [ROOT / "app/assets/style.css", *ROOT.glob("app/stage/*.css"),
