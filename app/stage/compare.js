@@ -230,7 +230,9 @@ class Compare {
     if (following && pair) pair = { a: pair.a, b: { view: stage.view, images: stage.images } };
     this.what.querySelector('[value=view]')
       ?.toggleAttribute('disabled', stage.view.facts.view === null);
-    if (!this.listed) this.list();
+    // A model of the visitor's own may have come since.
+    const { model } = stage.view.settings;
+    if (!this.listed || !this.models.some(({ name }) => name === model)) this.list();
     this.offer();
     this.show();
   }

@@ -31,6 +31,7 @@ from tests.sources import ROOT
 
 EXAMPLES = ROOT / "app/assets/examples"
 NAME = "mae-tiny"
+FIRST_MASK = {"strategy": "random", "ratio": 0.75, "seed": 2, "rows": []}
 
 # Of the bytes of a reconstruction: sums in another order are rounded to the next level.
 MOST_DIFFERING = 1e-3
@@ -75,15 +76,21 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture(scope="module")
-def shared(context: BrowserContext) -> Page:
-    return context.new_page()
+def shared(context: BrowserContext, server: Server) -> Page:
+    """Opened once, as its model is read anew each time."""
+    page = context.new_page()
+    with watched(context, server.url):
+        opened(page, server.url)
+    return page
 
 
 @pytest.fixture
 def page(shared: Page, server: Server) -> Iterator[Page]:
-    """The page as it opens, at rest; it complains of nothing and asks no other host."""
+    """The page with its first view, at rest; it complains of nothing and asks no other host."""
     with watched(shared.context, server.url):
-        opened(shared, server.url)
+        first = {"model": NAME, "fit": "crop", "mask": FIRST_MASK}
+        set_to(shared, example="cat", **first)
+        shared.locator("#tab-film").click()
         yield shared
 
 
@@ -123,10 +130,8 @@ def set_to(page: Page, **settings: Any) -> dict[str, Any]:
     request = view_of(page)["settings"]
     mask = request["mask"] | settings.pop("mask", {})
     example = settings.pop("example", None)
-    assert (
-        page.evaluate(OPEN, {"example": example, "request": request | settings | {"mask": mask}})
-        == ""
-    )
+    wanted = {"example": example, "request": request | settings | {"mask": mask}}
+    assert page.evaluate(OPEN, wanted) == ""
     return view_of(page)
 
 
@@ -420,6 +425,7 @@ def test_a_model_of_the_visitor_is_run(page: Page, file: File) -> None:
     expect(page.locator("#model select")).to_have_value("mae-mine")
     # It can be compared with the other.
     page.locator("#tab-compare").click()
+    page.locator("#compare select").first.select_option("model")
     expect(page.locator("#compare select").nth(1)).to_have_value("mae-tiny")
     page.locator("#compare .main").click()
     expect(page.locator("#compare .side canvas")).to_have_count(2)
