@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns 2 after an error that can be mended, 130 if interrupted."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    # They log every request, and that there is nothing to upload.
-    for name in ("httpx", "httpx2", "huggingface_hub"):
+    # They log every request, that there is nothing to upload, and each node of a graph.
+    for name in ("httpx", "httpx2", "huggingface_hub", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         _deploy(arguments)
