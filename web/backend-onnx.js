@@ -1,6 +1,7 @@
 // How questions are answered without a server: by a worker of this page. It has the names of
 // `app/stage/backend.js`, in whose place the build puts it.
 
+import { fill } from '../app/stage/elements.js';
 import { Problem } from './problem.js';
 
 /** An error in words. */
@@ -15,10 +16,10 @@ export const FILMS = ['webp'];
 /** Code that makes a view again, by the names of `snippets.js`. */
 export const CODES = /** @type {const} */ (['python']);
 
-/** Most pictures of the visitor's that are kept; a tab is no album. */
+/** Most pictures of the visitor's that are kept. */
 const MOST_PICTURES = 16;
 
-/** A file of a model that takes longer than this to be tried is taken for a trap. */
+/** The trial of a visitor's model ends after this. */
 const TRIAL_MILLISECONDS = 120_000;
 
 /**
@@ -34,6 +35,8 @@ const TRIAL_MILLISECONDS = 120_000;
 class Backend extends EventTarget {
   /** Pictures of the visitor's, by their paths. @type {Map<string, {file: File, address: string}>} */
   #pictures = new Map();
+
+  /** Of questions. */
   #count = 0;
 
   /** @type {Map<number, Answering>} */
@@ -59,20 +62,31 @@ class Backend extends EventTarget {
    * @param {string} device
    */
   start(models, device) {
-    this.#worker?.terminate();
     this.models = models;
     this.device = device;
-    for (const { failed } of this.#answering.values()) failed(new Error('the worker was ended'));
-    this.#answering.clear();
+    this.#end(new Problem('restarted'));
+  }
+
+  /**
+   * End the worker, and every question with it; the next question starts another.
+   * @param {Problem} problem
+   */
+  #end(problem) {
+    this.#worker?.terminate();
+    this.#worker = null;
+    for (const { failed } of this.#answering.values()) failed(problem);
+  }
+
+  #started() {
     const worker = new Worker(new URL('worker.js', import.meta.url), { type: 'module' });
-    worker.addEventListener('message', ({ data }) => this.#hear(data));
+    worker.addEventListener('message', ({ data }) => this.#receive(data));
     worker.addEventListener('error', (event) => {
       event.preventDefault();
-      for (const { failed } of this.#answering.values()) failed(new Problem('no_worker'));
-      this.#answering.clear();
+      if (worker === this.#worker) this.#end(new Problem('no_worker'));
     });
+    const { models, device } = this;
     worker.postMessage({ type: 'start', models, device, files: this.#own });
-    this.#worker = worker;
+    return worker;
   }
 
   /**
@@ -80,7 +94,8 @@ class Backend extends EventTarget {
    * @returns {string} its path
    */
   keep(file) {
-    const path = `pictures/${++this.#count}/${file.name}`;
+    // The history of a visit outlives the pictures: no other picture ever gets this path.
+    const path = `pictures/${Math.random().toString(36).slice(2)}/${file.name}`;
     this.#pictures.set(path, { file, address: URL.createObjectURL(file) });
     const [[oldest, { address }]] = this.#pictures;
     if (this.#pictures.size > MOST_PICTURES) {
@@ -150,6 +165,7 @@ class Backend extends EventTarget {
     let ended = false;
     let wake = () => {};
     const end = (/** @type {Error | null} */ why) => {
+      if (ended) return;
       ended = true;
       error = why;
       wake();
@@ -159,10 +175,11 @@ class Backend extends EventTarget {
       whole: () => end(null),
       failed: end,
     });
-    const give = () => end(signal.reason);
-    if (signal.aborted) give();
-    signal.addEventListener('abort', give, { once: true });
-    this.#worker?.postMessage({ ...message, id });
+    const abort = () => end(signal.reason);
+    if (signal.aborted) abort();
+    signal.addEventListener('abort', abort, { once: true });
+    this.#worker ??= this.#started();
+    this.#worker.postMessage({ ...message, id });
     try {
       for (;;) {
         const part = parts.shift();
@@ -172,14 +189,14 @@ class Backend extends EventTarget {
       }
       if (error) throw error;
     } finally {
-      signal.removeEventListener('abort', give);
+      signal.removeEventListener('abort', abort);
       this.#answering.delete(id);
       this.#worker?.postMessage({ type: 'stop', id });
     }
   }
 
   /** @param {Record<string, any>} message of the worker */
-  #hear({ id, type, part, text, values, message, ...detail }) {
+  #receive({ id, type, part, text, values, message, ...detail }) {
     if (type === 'progress') this.dispatchEvent(new CustomEvent(type, { detail }));
     const answering = this.#answering.get(id);
     if (type === 'part') answering?.part(part);
@@ -202,7 +219,7 @@ export function sentenceFor(error) {
     console.warn(error);
     return texts.unknown;
   }
-  return texts[error.text].replace(/[{](.*?)[}]/g, (_, name) => String(error.values[name]));
+  return fill(texts[error.text], error.values);
 }
 
 /**

@@ -101,7 +101,8 @@ def lay_out(site: Path, weights: Sequence[str] = (), *, root: Path = ROOT) -> No
     for path in (root / "app/locales").glob("*.json"):
         (site / "locales" / path.name).write_text(_locale(path), "utf-8", newline="\n")
     (site / "style.css").write_bytes(b"".join(path.read_bytes() for path in _styles(root)))
-    _copy_runtime(site / "ort", root)
+    version = json.loads((root / "package.json").read_text("utf-8"))["dependencies"]
+    _copy_runtime(site / "ort" / version["onnxruntime-web"], root)
     (site / "thumbnails").mkdir()
     for name, path in pictures.items():
         (site / "thumbnails" / f"{name}.jpg").write_bytes(thumbnail(path))
@@ -195,7 +196,7 @@ def _copy_runtime(folder: Path, root: Path) -> None:
 
     Not every host compresses what it serves, and the binaries are most of a first visit.
     """
-    folder.mkdir()
+    folder.mkdir(parents=True)
     shutil.copyfile(root / "web/LICENSE-onnxruntime", folder / "LICENSE")
     package = root / "node_modules/onnxruntime-web/dist"
     for name, sha256 in json.loads((root / "web/runtime.json").read_text("utf-8")).items():

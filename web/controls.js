@@ -120,6 +120,8 @@ export class Controls extends EventTarget {
     const { labels = {}, texts = {} } = this;
     const input = file('image/*', (given) => this.#give('picture', given));
     const image = /** @type {HTMLImageElement} */ (element('img', { alt: '' }));
+    // What is no picture the facts line says.
+    image.addEventListener('error', () => { image.hidden = true; });
     const choose = button(texts.choose_picture, () => input.click(), { class: 'drop' });
     choose.prepend(image);
     this.#shown.push(() => {

@@ -1,6 +1,7 @@
 // A model's file: what it says of itself, and whether it can be run here.
 
 import { Problem } from './problem.js';
+import { shown } from './request.js';
 
 /**
  * @typedef {object} Description what `mae export-web` writes of a model
@@ -92,6 +93,12 @@ function textOf(bytes) {
   return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
 }
 
+// Of `ModelConfig`, by which costs and parameters are counted.
+const SIZES = [
+  'embed_dim', 'depth', 'num_heads', 'decoder_embed_dim', 'decoder_depth', 'decoder_num_heads',
+];
+const MOST_SIZE = 16_384;
+
 const isWhole = (/** @type {unknown} */ value) => Number.isInteger(value) && Number(value) >= 1;
 const isText = (/** @type {unknown} */ value) => typeof value === 'string' && value.length < 200;
 const areThree = (/** @type {unknown} */ values) =>
@@ -118,7 +125,9 @@ const ALLOWED = {
   licence: (value) => value === null || isText(value),
   step: isStep,
   steps: isStep,
-  config: (value) => typeof value === 'object' && value !== null,
+  config: (value) => typeof value === 'object' && value !== null
+    && SIZES.every((name) => isWhole(value[name]) && value[name] <= MOST_SIZE)
+    && Number.isFinite(value.mlp_ratio),
 };
 
 /**
@@ -127,19 +136,10 @@ const ALLOWED = {
  */
 function checkDescription(said) {
   if (said.v !== VERSION) {
-    throw new Problem('model_version', { given: short(said.v), allowed: VERSION });
+    throw new Problem('model_version', { given: shown(said.v), allowed: VERSION });
   }
   const wrong = Object.keys(ALLOWED).find((name) => !ALLOWED[name](said[name], said));
-  if (wrong) throw new Problem('model_value', { name: wrong, given: short(said[wrong]) });
-}
-
-/**
- * A value of any type, as an error may show it.
- * @param {unknown} value
- */
-function short(value) {
-  const text = String(JSON.stringify(value));
-  return text.length > 40 ? `${text.slice(0, 37)}...` : text;
+  if (wrong) throw new Problem('model_value', { name: wrong, given: shown(said[wrong]) });
 }
 
 /**
@@ -149,5 +149,5 @@ function short(value) {
 export function checkGraph({ inputNames, outputNames }) {
   const given = [...inputNames, ...outputNames].join(', ');
   const allowed = 'images, ids_keep, ids_restore, pred, changes';
-  if (given !== allowed) throw new Problem('model_graph', { given: short(given), allowed });
+  if (given !== allowed) throw new Problem('model_graph', { given: shown(given), allowed });
 }

@@ -26,6 +26,16 @@ export async function keepOffline() {
 }
 
 /**
+ * Have the service worker fetch what a visit without a network needs and this one has not used, or
+ * has used before the service worker was there.
+ * @param {string[]} names of files, relative to the site
+ */
+export async function keepRest(names) {
+  const registration = await navigator.serviceWorker?.ready;
+  registration?.active?.postMessage({ keep: names });
+}
+
+/**
  * @param {ServiceWorkerContainer} container
  * @param {ServiceWorker | null} worker
  * @returns {Promise<unknown>} done once it answers the page, or will not

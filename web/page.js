@@ -7,15 +7,19 @@ import { stage } from '../app/stage/stage.js';
 import { backend, sentenceFor } from './backend-onnx.js';
 import { Controls } from './controls.js';
 import { Host } from './host.js';
-import { keepOffline } from './offline.js';
+import { keepOffline, keepRest } from './offline.js';
 import { Problem } from './problem.js';
 import { checkRequest } from './request.js';
+import { RUNTIME } from './runtime.js';
 import { Tabs } from './tabs.js';
 
 const LANGUAGES = { en: 'English', zh: '中文' };
 const LANGUAGE_KEY = 'mae.language';
 
 const FIRST_EXAMPLE = 'cat';
+
+/** After the first view, until what it did not use is kept too. */
+const REST_MILLISECONDS = 3000;
 
 /** Of a download, between two signs of how far it is. */
 const SIGN_MILLISECONDS = 100;
@@ -24,8 +28,11 @@ class Page {
   /** Texts of the page with a server. @type {Record<string, Record<string, string>>} */
   texts = { labels: {}, sentences: {} };
 
-  /** The newest answer is on its way. */
-  running = false;
+  /** Of the newest answer, while it is on its way. @type {AbortController | null} */
+  running = null;
+
+  /** What it is loaded for. */
+  loaded = '';
 
   /** Something changed since it was asked for. */
   changed = false;
@@ -73,8 +80,10 @@ class Page {
 
   /** Say everything in the page's language. */
   async speak() {
-    const response = await fetch(`locales/${stage.language}.json`);
+    const { language } = stage;
+    const response = await fetch(`locales/${language}.json`);
     const { labels, sentences, web } = await response.json();
+    if (language !== stage.language) return;
     this.texts = { labels, sentences };
     backend.texts = web;
     document.title = labels.title;
@@ -82,7 +91,9 @@ class Page {
     byId('tagline').querySelector('p').textContent = web.tagline;
     byId('trust').querySelector('p').replaceChildren(...rich(labels.trust));
     byId('legend').querySelector('p').replaceChildren(...rich(labels.legend));
+    const focused = byId('language').contains(document.activeElement);
     byId('language').replaceChildren(...languages());
+    if (focused) byId('language').querySelector('[aria-pressed=true]').focus();
     this.controls.draw(labels, web);
     this.tabs.label(labels);
     this.panels.name(labels.panels);
@@ -93,23 +104,34 @@ class Page {
   /** Ask for the view of the controls; of many changes the last one counts. */
   async update() {
     this.changed = true;
-    if (this.running) return;
-    this.running = true;
+    if (this.running) {
+      // A run ends soon; a picture or a model that has to be fetched may not.
+      if (this.#loaded() !== this.loaded) this.running.abort();
+      return;
+    }
     byId('facts').querySelector('.html-container').classList.add('pending');
     while (this.changed) {
       this.changed = false;
-      await this.#ask();
+      this.running = new AbortController();
+      this.loaded = this.#loaded();
+      await this.#ask(this.running.signal);
     }
-    this.running = false;
+    this.running = null;
     byId('facts').querySelector('.html-container').classList.remove('pending');
   }
 
-  async #ask() {
+  #loaded() {
+    const { path, model, device } = this.controls.values;
+    return JSON.stringify([path, model, device]);
+  }
+
+  /** @param {AbortSignal} signal */
+  async #ask(signal) {
     const { path, example, device } = this.controls.values;
     if (device !== backend.device) backend.start(backend.models, device);
     const plan = { v: 1, kind: 'single', request: this.request() };
     try {
-      for await (const part of backend.ask({ path }, plan, new AbortController().signal)) {
+      for await (const part of backend.ask({ path }, plan, signal)) {
         const view = /** @type {import('../app/stage/stage.js').View} */ (
           { ...part, image: { path }, example });
         await this.panels.show(view);
@@ -119,6 +141,7 @@ class Page {
         });
       }
     } catch (error) {
+      if (signal.aborted) return;
       await this.panels.show(null);
       this.say({ error: sentenceFor(error) });
     }
@@ -184,7 +207,8 @@ class Page {
       await this.#takeModel(file);
     } else if (ending === 'json') {
       const request = await file.text().then(JSON.parse).catch(() => null);
-      const problem = request ? await stage.open({ request }) : backend.texts.no_settings;
+      const isObject = typeof request === 'object' && !Array.isArray(request);
+      const problem = request && isObject ? await stage.open({ request }) : backend.texts.no_settings;
       if (problem) this.say({ error: problem });
     } else {
       this.controls.set({ example: null, path: backend.keep(file) });
@@ -194,12 +218,14 @@ class Page {
 
   /** @param {File} file */
   async #takeModel(file) {
+    const { model: before } = this.controls.values;
     this.say({ waiting: fill(backend.texts.trying, { name: file.name }), fraction: null, hint: null });
     try {
       const { name } = await backend.add(file);
       this.controls.models = backend.models;
-      this.controls.set({ model: name });
       this.controls.draw(this.texts.labels, backend.texts);
+      // Unless the visitor chose another meanwhile.
+      if (this.controls.values.model === before) this.controls.set({ model: name });
       this.update();
     } catch (error) {
       // What is on show stays.
@@ -251,7 +277,6 @@ async function begin() {
     model.address = new URL(`models/${model.file}`, document.baseURI).href;
   }
   const page = new Page(examples, models);
-  page.controls.graphics = Boolean(await navigator.gpu?.requestAdapter());
   page.controls.set({ example: FIRST_EXAMPLE, path: addressOfExample(FIRST_EXAMPLE) });
   await page.speak();
   // Then the worker is under the same policy as the page, and large files are kept.
@@ -262,6 +287,11 @@ async function begin() {
   await page.editor.mount();
   await page.lecture.mount();
   page.tabs.open('film');
+  stage.addEventListener('view', () => setTimeout(() => keepRest([
+    ...examples.map(addressOfExample), ...RUNTIME, `models/${models[0].file}`,
+  ]), REST_MILLISECONDS), { once: true });
+  page.controls.graphics = Boolean(await navigator.gpu?.requestAdapter().catch(() => null));
+  page.controls.show();
 }
 
 /** The language of the link, of the last visit, or of the browser. */
@@ -279,8 +309,10 @@ function languages() {
       type: 'button', lang: language, 'aria-pressed': String(stage.language === language),
     }, name);
     made.addEventListener('click', () => {
-      storage()?.setItem(LANGUAGE_KEY, language);
       document.documentElement.lang = language === 'zh' ? 'zh-CN' : 'en';
+      try {
+        storage()?.setItem(LANGUAGE_KEY, language);
+      } catch { /* Without room for it, it lasts as long as the page. */ }
     });
     return made;
   });
@@ -349,4 +381,7 @@ function detailOf(event) {
   return /** @type {CustomEvent} */ (event).detail;
 }
 
-begin();
+begin().catch((error) => {
+  console.warn(error);
+  byId('failed').hidden = false;
+});

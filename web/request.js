@@ -231,7 +231,7 @@ function isObject(value) {
  * A value as a problem may show it: short, whatever it is.
  * @param {unknown} value
  */
-function shown(value) {
+export function shown(value) {
   const text = typeof value === 'bigint' ? String(value) : JSON.stringify(value) ?? String(value);
   return text.length <= 40 ? text : `${text.slice(0, 37)}...`;
 }

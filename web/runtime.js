@@ -16,7 +16,16 @@ const MOST_SESSIONS = 2;
 /** More threads than this are of little use to models of this size. */
 const MOST_THREADS = 4;
 
-const BINARY = { wasm: 'ort-wasm-simd-threaded.wasm', webgpu: 'ort-wasm-simd-threaded.asyncify.wasm' };
+/** Where the runtime is in the site; by version, so that a page never gets that of another build. */
+const FOLDER = 'ort/1.30.0/';
+
+const BINARY = {
+  wasm: 'ort-wasm-simd-threaded.wasm.gz', webgpu: 'ort-wasm-simd-threaded.asyncify.wasm.gz',
+};
+
+/** Files of the runtime for the processor, relative to the site. */
+export const RUNTIME = ['ort.wasm.min.mjs', 'ort-wasm-simd-threaded.mjs', BINARY.wasm]
+  .map((name) => FOLDER + name);
 
 /** Marks of a compressed file. */
 const GZIP = [0x1f, 0x8b];
@@ -58,33 +67,51 @@ export class Runtime {
       throw new Problem('no_model', { given: String(name).slice(0, 40), allowed });
     }
     const kept = this.#models.get(name) ?? this.#load(description);
-    this.#models.delete(name);
-    this.#models.set(name, kept);
     kept.catch(() => this.#forget(name, kept));
+    this.#keep(name, kept);
+    return kept;
+  }
+
+  /**
+   * @param {string} name
+   * @param {Promise<Model>} model the latest that was used
+   */
+  #keep(name, model) {
+    this.#models.delete(name);
+    this.#models.set(name, model);
     const [oldest, oldestModel] = [...this.#models][0];
     if (this.#models.size > MOST_SESSIONS) this.#forget(oldest, oldestModel);
-    return kept;
   }
 
   /**
    * Add a model of the visitor's own, once it has drawn a picture.
    * @param {Blob} file
+   * @param {(work: () => Promise<unknown>) => Promise<unknown>} inTurn
    * @returns {Promise<Description>}
    * @throws {Problem} if it cannot be run
    */
-  async add(file) {
+  async add(file, inTurn) {
     if (file.size > MOST_BYTES) {
       throw new Problem('model_large', { given: mega(file.size), allowed: mega(MOST_BYTES) });
     }
     const bytes = new Uint8Array(await file.arrayBuffer());
     const description = { ...readDescription(bytes), bytes: file.size };
+    // Beside one of the site's of the same name, which it may be compared with.
+    const isTaken = this.descriptions.some(({ name, address }) => address && name === description.name);
+    const name = isTaken ? `${description.name}-own` : description.name;
+    description.name = name;
     const model = await this.#model(description, bytes);
-    checkGraph(model.session);
-    await model.run(new Float32Array(3 * model.side ** 2), tried(description.grid));
-    this.descriptions = [...this.descriptions.filter(({ name }) => name !== description.name), description];
-    this.#forget(description.name, this.#models.get(description.name));
-    this.files.set(description.name, file);
-    this.#models.set(description.name, Promise.resolve(model));
+    try {
+      checkGraph(model.session);
+      await inTurn(() => model.run(new Float32Array(3 * model.side ** 2), halfOf(description.grid)));
+    } catch (error) {
+      model.drop();
+      throw error;
+    }
+    this.descriptions = [...this.descriptions.filter((one) => one.name !== name), description];
+    this.#forget(name, this.#models.get(name));
+    this.files.set(name, file);
+    this.#keep(name, Promise.resolve(model));
     return description;
   }
 
@@ -94,7 +121,7 @@ export class Runtime {
    */
   #forget(name, model) {
     if (this.#models.get(name) === model) this.#models.delete(name);
-    model?.then(({ session }) => session.release(), () => {});
+    model?.then((there) => there.drop(), () => {});
   }
 
   /** @param {Description} description */
@@ -129,13 +156,13 @@ export class Runtime {
   #started() {
     const started = async () => {
       if (!('WebAssembly' in globalThis)) throw new Problem('no_worker');
-      const folder = new URL('../ort/', import.meta.url);
+      const folder = new URL(`../${FOLDER}`, import.meta.url);
       /** @type {Ort} */
       const ort = await import(new URL(`ort.${this.device}.min.mjs`, folder).href);
       const { wasm } = ort.env;
       wasm.wasmPaths = folder.href;
-      wasm.wasmBinary = (await this.#fetched(new URL(`${BINARY[this.device]}.gz`, folder), 'ONNX Runtime'))
-        .buffer;
+      const binary = await this.#fetched(new URL(BINARY[this.device], folder), 'ONNX Runtime');
+      wasm.wasmBinary = binary.buffer;
       // Threads share memory, which a page that is not isolated from others may not have.
       wasm.numThreads = crossOriginIsolated
         ? Math.min(MOST_THREADS, navigator.hardwareConcurrency) : 1;
@@ -186,8 +213,11 @@ export class Runtime {
   }
 }
 
-/** A model that can be run. */
+/** A model that can be run. Its session is released once it is dropped and nobody holds it. */
 export class Model {
+  #holders = 0;
+  #dropped = false;
+
   /**
    * @param {Ort} ort
    * @param {import('onnxruntime-web').InferenceSession} session
@@ -200,6 +230,24 @@ export class Model {
     this.side = description.grid[0] * description.patch_size;
   }
 
+  hold() {
+    this.#holders += 1;
+  }
+
+  leave() {
+    this.#holders -= 1;
+    this.#release();
+  }
+
+  drop() {
+    this.#dropped = true;
+    this.#release();
+  }
+
+  #release() {
+    if (this.#dropped && !this.#holders) this.session.release();
+  }
+
   /**
    * @param {Float32Array} images (1, 3, H, W) normalised
    * @param {Mask} mask
@@ -207,7 +255,7 @@ export class Model {
    * @throws {Problem} if it does not run, or gives something else than a prediction
    */
   async run(images, { idsKeep, idsRestore }) {
-    const { ort, side, session, description: { name, grid, patch_size: patch } } = this;
+    const { ort, side, session, description: { name, grid, patch_size: patch, config } } = this;
     const ids = (/** @type {number[]} */ numbers) =>
       new ort.Tensor('int64', BigInt64Array.from(numbers, BigInt), [1, numbers.length]);
     const feeds = {
@@ -226,7 +274,8 @@ export class Model {
     const [pred, changes] = [results.pred?.data, results.changes?.data];
     const values = grid[0] * grid[1] * 3 * patch ** 2;
     const right = pred instanceof Float32Array && changes instanceof Float32Array
-      && pred.length === values && pred.every(Number.isFinite);
+      && pred.length === values && pred.every(Number.isFinite)
+      && changes.length % config.depth === 0;
     if (!right) throw new Problem('model_result', { name });
     return { pred, changes, seconds };
   }
@@ -269,10 +318,10 @@ export async function digestOf(bytes) {
 }
 
 /**
- * A mask to try a model with: half of the patches are removed.
+ * A mask that removes the lower half of the patches.
  * @param {[number, number]} grid
  */
-function tried([h, w]) {
+function halfOf([h, w]) {
   const all = Array.from({ length: h * w }, (_, patch) => patch);
   return { rows: [], idsKeep: all.slice(0, Math.ceil(h * w / 2)), idsRestore: all };
 }

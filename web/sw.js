@@ -19,13 +19,13 @@ const SITE = { headers: {}, page: '', files: {}, later: {} };
 /** @typedef {Lasting & { request: Request, respondWith(answer: Promise<Response>): void }} Asked */
 /**
  * TypeScript's types of pages and those of service workers exclude each other.
- * @typedef {object} Worker_
+ * @typedef {object} ServiceWorkerScope
  * @property {(type: string, listener: (event: any) => void) => void} addEventListener
  * @property {{ scope: string }} registration
  * @property {() => Promise<void>} skipWaiting
  * @property {{ claim(): Promise<void>, matchAll(options: object): Promise<{ url: string }[]> }} clients
  */
-const worker = /** @type {Worker_} */ (/** @type {unknown} */ (self));
+const worker = /** @type {ServiceWorkerScope} */ (/** @type {unknown} */ (self));
 
 const { scope } = worker.registration;
 const HASHES = new Map(Object.entries({ ...SITE.files, ...SITE.later }));
@@ -38,7 +38,9 @@ const keyOf = (name) => `${scope}${name}?${HASHES.get(name)}`;
 
 worker.addEventListener('install', (/** @type {Lasting} */ event) => event.waitUntil(install()));
 worker.addEventListener('activate', (/** @type {Lasting} */ event) => event.waitUntil(activate()));
-worker.addEventListener('message', (/** @type {Lasting} */ event) => event.waitUntil(takeOver()));
+worker.addEventListener('message', (/** @type {Lasting & { data: any }} */ event) => {
+  event.waitUntil(event.data === 'take over' ? takeOver() : keepAll(event.data.keep));
+});
 worker.addEventListener('fetch', (/** @type {Asked} */ event) => {
   const name = nameOf(event.request);
   if (name !== null) event.respondWith(answer(name, event));
@@ -123,19 +125,32 @@ function nameOf({ method, url, headers, mode }) {
  */
 async function answer(name, event) {
   if (name === 'index.html') {
-    return told(new Response(SITE.page, { headers: { 'Content-Type': 'text/html; charset=utf-8' } }));
+    return withHeaders(new Response(SITE.page, { headers: { 'Content-Type': 'text/html; charset=utf-8' } }));
   }
   const cache = await open();
   const kept = await cache.match(keyOf(name));
-  if (kept) return told(kept);
+  if (kept) return withHeaders(kept);
   const response = await fetch(`${scope}${name}`, { cache: 'no-cache' });
   // The page gets it as it comes; no room to keep it is no reason to fail.
   event.waitUntil(keep(cache, name, response.clone()).catch(console.warn));
-  return told(response);
+  return withHeaders(response);
+}
+
+/**
+ * Fetch what is not kept yet; one that is not the build's is left out.
+ * @param {string[]} names of files
+ */
+async function keepAll(names) {
+  const cache = await open();
+  for (const name of names) {
+    if (!HASHES.has(name) || await cache.match(keyOf(name))) continue;
+    await fetch(`${scope}${name}`).then((response) => keep(cache, name, response))
+      .catch(console.info);
+  }
 }
 
 /** @param {Response} response @returns {Response} with the headers of the build */
-function told(response) {
+function withHeaders(response) {
   const headers = new Headers(response.headers);
   for (const [name, value] of Object.entries(SITE.headers)) headers.set(name, value);
   return new Response(response.body, { status: response.status, headers });

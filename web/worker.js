@@ -41,7 +41,8 @@ addEventListener('message', async ({ data: { type, id, ...message } }) => {
   const given = new AbortController();
   asked.set(id, given);
   try {
-    const parts = type === 'add' ? added(message.file) : answered(message, given.signal);
+    const parts = type === 'add' ? added(message.file, given.signal)
+      : answered(message, given.signal);
     for await (const part of parts) {
       if (given.signal.aborted) break;
       postMessage({ type: 'part', id, part });
@@ -55,9 +56,13 @@ addEventListener('message', async ({ data: { type, id, ...message } }) => {
   }
 });
 
-/** @param {File} file */
-async function* added(file) {
-  yield { description: await runtime.add(file) };
+/**
+ * @param {File} file
+ * @param {AbortSignal} signal
+ */
+async function* added(file, signal) {
+  const description = await runtime.add(file, (work) => turns.take(1, signal, work));
+  yield { description };
 }
 
 /**
@@ -76,7 +81,21 @@ async function* answered({ path, address, plan }, signal) {
   const [{ digest, picture }, model] = await Promise.all([
     opened(path, address), runtime.model(checked.model),
   ]);
-  const settings = { ...checked, picture: digest };
+  model.hold();
+  try {
+    yield* answersOf(model, picture, { plan, settings: { ...checked, picture: digest } }, signal);
+  } finally {
+    model.leave();
+  }
+}
+
+/**
+ * @param {import('./runtime.js').Model} model
+ * @param {import('./pictures.js').Picture} picture
+ * @param {{plan: any, settings: import('./request.js').Settings}} question
+ * @param {AbortSignal} signal
+ */
+async function* answersOf(model, picture, { plan, settings }, signal) {
   const { description, side } = model;
   const fitted = fitPicture(picture, settings.fit, side, description.patch_size);
   const job = {
@@ -88,7 +107,7 @@ async function* answered({ path, address, plan }, signal) {
       return new Uint8Array(await blob.arrayBuffer());
     },
   };
-  const place = kind === 'single' ? 0 : 1;
+  const place = plan.kind === 'single' ? 0 : 1;
   /** @type {import('./experiments.js').Runs} */
   const run = (mask, images) => turns.take(place, signal, () => model.run(images, mask));
   for await (const part of answer(plan, job, run)) yield await addressed(part);
@@ -100,8 +119,8 @@ async function* answered({ path, address, plan }, signal) {
  */
 function opened(path, address) {
   const open = async () => {
-    const response = await fetch(address);
-    if (!response.ok) throw new Problem('picture_gone');
+    const response = await fetch(address).catch(() => null);
+    if (!response?.ok) throw new Problem('no_file', { name: path.split('/').at(-1) ?? path });
     const blob = await response.blob();
     // Judged before it is read whole.
     const picture = await openPicture(blob);

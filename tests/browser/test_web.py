@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from onnxruntime import InferenceSession
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect
@@ -466,7 +468,7 @@ def test_a_second_visit_fetches_nothing_and_needs_no_network(
     page.wait_for_function(
         """async () => (await Promise.all((await caches.keys()).map(
           async (name) => (await (await caches.open(name)).keys()).map(({ url }) => url))))
-          .flat().filter((url) => /[.]onnx|[.]wasm|cat[.]jpg/.test(url)).length >= 3"""
+          .flat().filter((url) => /[.]onnx|[.]wasm|examples[/]\\w+[.]jpg/.test(url)).length >= 15"""
     )
     server.asked.clear()
     opened(page, server.url)
@@ -476,7 +478,10 @@ def test_a_second_visit_fetches_nothing_and_needs_no_network(
     with watched(context, server.url):
         opened(page, server.url)
         page.locator("#dice").click()
-        page.locator("#panels .panels:not([data-view*='\"seed\":2'])").wait_for()
+        page.locator("#panels .panels:not([data-view*='\"seed\":2,'])").wait_for()
+        # One that was not looked at.
+        page.locator("#examples [data-name=rocket]").click()
+        page.locator("#panels .panels[data-view*=rocket]").wait_for()
         page.locator("#tab-doubt").click()
         page.locator("#doubt .main").click()
         expect(page.locator("#doubt")).to_contain_text("16 masks of 75%")
@@ -509,3 +514,114 @@ def test_a_file_that_arrives_damaged_is_not_run(browser: Browser, server: Server
     page.locator("#dice").click()
     page.locator("#panel-pasted:not(.empty)").wait_for()
     context.close()
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+@pytest.fixture
+def plain(browser: Browser, server: Server) -> Iterator[Page]:
+    """A page whose requests a test can change, not opened yet."""
+    context = browser.new_context(viewport=DESKTOP, locale="en-US", service_workers="block")
+    page = context.new_page()
+    page.set_default_timeout(TIMEOUT)
+    yield page
+    context.close()
+
+
+def test_a_picture_that_does_not_come_holds_nothing_up(plain: Page, server: Server) -> None:
+    plain.route("**/examples/coffee.jpg", lambda route: None)
+    opened(plain, server.url)
+    plain.locator("#examples [data-name=coffee]").click()
+    plain.locator("#examples [data-name=rocket]").click()
+    plain.locator("#panels .panels[data-view*=rocket]").wait_for()
+
+
+def test_a_worker_that_is_lost_is_started_again(plain: Page, server: Server) -> None:
+    plain.route("**/web/worker.js", lambda route: route.abort())
+    plain.goto(server.url)
+    expect(plain.locator("#facts [role=alert]")).to_contain_text("cannot compute here")
+    plain.unroute("**/web/worker.js")
+    plain.locator("#dice").click()
+    plain.locator("#panels .panels[data-view*=reconstruction]").wait_for()
+
+
+def test_an_endless_model_is_stopped(plain: Page, server: Server, site: Path, file: File) -> None:
+    script = (site / "web/backend-onnx.js").read_text("utf-8").replace("120_000", "2_000")
+    plain.route(
+        "**/web/backend-onnx.js",
+        lambda route: route.fulfill(content_type="text/javascript", body=script),
+    )
+    opened(plain, server.url)
+    before = view_of(plain)
+    plain.locator("#model input").set_input_files(
+        {"name": "endless.onnx", "mimeType": "application/octet-stream", "buffer": _endless(file)}
+    )
+    expect(plain.locator("#facts [role=alert]")).to_contain_text("no picture within 2 s")
+    assert view_of(plain) == before
+    plain.locator("#dice").click()
+    plain.locator("#facts [role=alert]").wait_for(state="detached")
+
+
+def _endless(file: File) -> bytes:
+    """A graph that takes and gives what a model does, and never ends."""
+    facts = next(p.value for p in onnx.load_from_string(file.content).metadata_props)
+    numbers, ids = TensorProto.FLOAT, TensorProto.INT64
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["on"], ["still"]),
+            helper.make_node("Add", ["value", "value"], ["next"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", ids, []),
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("value", numbers, None),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", numbers, None),
+        ],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Loop", ["", "yes", "images"], ["pred"], body=body),
+            helper.make_node("Identity", ["images"], ["changes"]),
+        ],
+        "endless",
+        [
+            helper.make_tensor_value_info("images", numbers, ["N", 3, 224, 224]),
+            helper.make_tensor_value_info("ids_keep", ids, ["N", "K"]),
+            helper.make_tensor_value_info("ids_restore", ids, ["N", 196]),
+        ],
+        [
+            helper.make_tensor_value_info("pred", numbers, None),
+            helper.make_tensor_value_info("changes", numbers, None),
+        ],
+        [helper.make_tensor("yes", TensorProto.BOOL, [], [True])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model.metadata_props.add(key="mae_web", value=facts)
+    return model.SerializeToString()
+
+
+def test_the_history_never_opens_another_picture(plain: Page, server: Server) -> None:
+    opened(plain, server.url)
+    for name, color in (("first", "red"), ("second", "blue")):
+        picture = io.BytesIO()
+        Image.new("RGB", (64, 64), color).save(picture, "PNG")
+        plain.locator("#picture input").set_input_files(
+            {"name": "image.png", "mimeType": "image/png", "buffer": picture.getvalue()}
+        )
+        plain.locator("#panels .panels[data-view*='image.png']").wait_for()
+        plain.locator("#tab-keep").click()
+        if name == "first":
+            # It has stayed long enough to be kept.
+            expect(plain.locator("#keep .history li")).not_to_have_count(0)
+            plain.locator("#keep .history li img").first.wait_for()
+            plain.wait_for_function(
+                "JSON.parse(sessionStorage['mae.visits'] ?? '[]').some((v) => !v.example)"
+            )
+            opened(plain, server.url)
+    plain.locator("#keep .history button[aria-label^='image.png']").last.click()
+    expect(plain.locator("#keep .history [role=alert]")).to_contain_text("no longer in this tab")

@@ -227,10 +227,10 @@ test('a new build fetches what differs, and forgets the rest when it takes over'
 test('it takes over only from the one page that asks for it', async () => {
   const worker = new Worker(FILES);
   worker.windows = [SCOPE, `${SCOPE}?b`];
-  await worker.happen('message');
+  await worker.happen('message', { data: 'take over' });
   assert.equal(worker.skipped, false);
   // One of them was the page before, which goes.
   worker.waited = () => { worker.windows = [SCOPE, 'https://host.example/other/']; };
-  await worker.happen('message');
+  await worker.happen('message', { data: 'take over' });
   assert.equal(worker.skipped, true);
 });

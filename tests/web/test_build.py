@@ -33,13 +33,18 @@ def facts_of(site: Path) -> dict[str, Any]:
     return facts
 
 
+VERSION = json.loads((ROOT / "package.json").read_text("utf-8"))["dependencies"]["onnxruntime-web"]
+ORT = f"ort/{VERSION}"
+
+
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project's folder with a small runtime; models are not exported."""
     root = tmp_path / "project"
     for folder in ("app/assets", "app/locales", "app/stage", "web"):
         shutil.copytree(ROOT / folder, root / folder)
-    shutil.copyfile(ROOT / "LICENSE", root / "LICENSE")
+    for name in ("LICENSE", "package.json"):
+        shutil.copyfile(ROOT / name, root / name)
     package = root / "node_modules/onnxruntime-web/dist"
     package.mkdir(parents=True)
     pins = {}
@@ -78,7 +83,7 @@ def test_the_site_has_its_files_where_its_modules_look_for_them(site: Path) -> N
                  *ROOT.glob("web/*.css")]:  # fmt: skip
         assert path.read_text("utf-8") in style
     # Licences of what others made.
-    assert {"LICENSE", "examples/LICENSES.md", "ort/LICENSE"} <= files.keys()
+    assert {"LICENSE", "examples/LICENSES.md", f"{ORT}/LICENSE"} <= files.keys()
 
 
 def test_the_models_are_those_that_are_described(site: Path) -> None:
@@ -94,19 +99,20 @@ def test_the_models_are_those_that_are_described(site: Path) -> None:
 
 
 def test_the_runtime_is_that_of_the_npm_package(site: Path) -> None:
+    assert f"const FOLDER = '{ORT}/';" in (site / "web/runtime.js").read_text("utf-8")
     pins = json.loads((ROOT / "web/runtime.json").read_text())
     for name, sha256 in pins.items():
         if name.endswith(".wasm"):
-            data = gzip.decompress((site / f"ort/{name}.gz").read_bytes())
+            data = gzip.decompress((site / f"{ORT}/{name}.gz").read_bytes())
         else:
-            data = (site / f"ort/{name}").read_bytes()
+            data = (site / f"{ORT}/{name}").read_bytes()
         assert hashlib.sha256(data).hexdigest() == sha256
     lock = json.loads((ROOT / "package-lock.json").read_text())
     version = lock["packages"]["node_modules/onnxruntime-web"]["version"]
     assert json.loads((ROOT / "package.json").read_text())["dependencies"] == {
         "onnxruntime-web": version
     }
-    assert f"ONNX Runtime Web {version}" in (site / "ort/LICENSE").read_text()
+    assert f"ONNX Runtime Web {version}" in (site / f"{ORT}/LICENSE").read_text()
 
 
 def test_the_service_worker_knows_every_file(site: Path) -> None:
