@@ -40,7 +40,7 @@ export async function openPicture(blob) {
   const orientation = takeOrientation(bytes, header);
   const bitmap = await decoded(bytes, header);
   try {
-    // A header may lie.
+    // It may be another than the header said.
     checkSize(bitmap, header.format);
     return turned(readBack(bitmap, factorOf(bitmap, header.format)), orientation);
   } finally {
