@@ -135,7 +135,7 @@ def pictures(page: Page) -> dict[str, Any]:
                 mask = request["mask"] | {"ratio": ratio, "strategy": strategy, "seed": seed}
                 asked = {"example": picture.stem, "request": request | {"mask": mask}}
                 view = page.evaluate(VIEW, asked)
-                wanted = reconstructor(picture, ratio, seed, strategy)
+                wanted = reconstructor(picture, ratio, seed, strategy=strategy)
                 panels = wanted.panels()
                 originals += not np.array_equal(pixels_of(view["original"]), panels["original"])
                 theirs = np.asarray(panels["reconstruction"]).astype(int)
