@@ -66,6 +66,14 @@ VIEW = """async (settings) => {
   await shown;
   return stage.view;
 }"""
+READ = """async (address) => {
+  const file = await (await fetch(address)).blob();
+  return new Promise((resolve) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.readAsDataURL(file);
+  });
+}"""
 MOVE = """async ([act, number]) => {
   const panels = document.querySelector('#panels .panels');
   const painted = new Promise((resolve) => new MutationObserver(() => resolve(performance.now()))
@@ -137,9 +145,11 @@ def pictures(page: Page) -> dict[str, Any]:
                 view = page.evaluate(VIEW, asked)
                 wanted = reconstructor(picture, ratio, seed, strategy=strategy)
                 panels = wanted.panels()
-                originals += not np.array_equal(pixels_of(view["original"]), panels["original"])
+                originals += not np.array_equal(
+                    pixels_of(page, view["original"]), panels["original"]
+                )
                 theirs = np.asarray(panels["reconstruction"]).astype(int)
-                apart = np.abs(pixels_of(view["reconstruction"]) - theirs)
+                apart = np.abs(pixels_of(page, view["reconstruction"]) - theirs)
                 differing.append(float((apart > 0).mean()))
                 levels.append(int(apart.max()))
                 losses.append(float(wanted.psnr or 0) - view["facts"]["psnr"])
@@ -151,9 +161,9 @@ def pictures(page: Page) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def pixels_of(address: str) -> np.ndarray:
-    """The picture that an address holds."""
-    data = base64.b64decode(address.partition(",")[2])
+def pixels_of(page: Page, address: str) -> np.ndarray:
+    """The picture at an address."""
+    data = base64.b64decode(page.evaluate(READ, address).partition(",")[2])
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
 

@@ -22,6 +22,39 @@ const MOST_PICTURES = 16;
 /** The trial of a visitor's model ends after this. */
 const TRIAL_MILLISECONDS = 120_000;
 
+/** Addresses of questions' pictures that are valid at a time; a part loads its pictures at once. */
+const MOST_ADDRESSES = 256;
+
+/** Addresses of the files in answers. An image that was loaded outlives its address. */
+export class Addresses {
+  /** @type {string[]} */
+  #valid = [];
+
+  /** @param {number} most that are valid at a time, the newest */
+  constructor(most) {
+    this.most = most;
+  }
+
+  /**
+   * A part of an answer with addresses in place of files.
+   * @param {any} value
+   * @returns {any}
+   */
+  of(value) {
+    if (value instanceof Blob) {
+      const address = URL.createObjectURL(value);
+      this.#valid.push(address);
+      if (this.#valid.length > this.most) URL.revokeObjectURL(this.#valid.shift() ?? '');
+      return address;
+    }
+    if (Array.isArray(value) || typeof value !== 'object' || !value) return value;
+    return Object.fromEntries(
+      Object.entries(value).map(([name, inner]) => [name, this.of(inner)]));
+  }
+}
+
+const addresses = new Addresses(MOST_ADDRESSES);
+
 /**
  * @typedef {object} Answering
  * @property {(part: Record<string, any>) => void} part
@@ -142,6 +175,7 @@ class Backend extends EventTarget {
   }
 
   /**
+   * Parts of an answer, with files in place of pictures.
    * @param {{path: string}} image
    * @param {Record<string, any>} plan
    * @param {AbortSignal} signal
@@ -232,7 +266,7 @@ export function sentenceFor(error) {
  */
 export async function* ask(image, plan, signal) {
   try {
-    yield* backend.ask(image, plan, signal);
+    for await (const part of backend.ask(image, plan, signal)) yield addresses.of(part);
   } catch (error) {
     throw signal.aborted ? error : new AskError(sentenceFor(error));
   }

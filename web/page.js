@@ -4,7 +4,7 @@ import { element, fill } from '../app/stage/elements.js';
 import { showFacts } from '../app/stage/facts.js';
 import { Panels } from '../app/stage/panels.js';
 import { stage } from '../app/stage/stage.js';
-import { backend, sentenceFor } from './backend-onnx.js';
+import { Addresses, backend, sentenceFor } from './backend-onnx.js';
 import { Controls } from './controls.js';
 import { Host } from './host.js';
 import { keepOffline, keepRest } from './offline.js';
@@ -30,6 +30,9 @@ class Page {
 
   /** Of the newest answer, while it is on its way. @type {AbortController | null} */
   running = null;
+
+  /** Of the view on show and the one before it. */
+  addresses = new Addresses(4);
 
   /** What it is loaded for. */
   loaded = '';
@@ -133,7 +136,7 @@ class Page {
     try {
       for await (const part of backend.ask({ path }, plan, signal)) {
         const view = /** @type {import('../app/stage/stage.js').View} */ (
-          { ...part, image: { path }, example });
+          { ...this.addresses.of(part), image: { path }, example });
         await this.panels.show(view);
         // The licence stands below the list of models.
         this.say({

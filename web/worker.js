@@ -1,4 +1,4 @@
-// The worker: questions in, parts of answers out. Pictures travel as addresses that hold them.
+// The worker: questions in, parts of answers out. Pictures travel as PNG files.
 
 import { normalise } from './arithmetic.js';
 import { answer } from './experiments.js';
@@ -16,6 +16,9 @@ const MOST_PICTURES = 3;
 const WEBP_QUALITY = 0.85;
 
 const turns = new Turns();
+
+/** One for all pictures that are encoded. */
+const canvas = new OffscreenCanvas(1, 1);
 
 /** What gives a question up, by its id. @type {Map<number, AbortController>} */
 const asked = new Map();
@@ -110,7 +113,7 @@ async function* answersOf(model, picture, { plan, settings }, signal) {
   const place = plan.kind === 'single' ? 0 : 1;
   /** @type {import('./experiments.js').Runs} */
   const run = (mask, images) => turns.take(place, signal, () => model.run(images, mask));
-  for await (const part of answer(plan, job, run)) yield await addressed(part);
+  for await (const part of answer(plan, job, run)) yield await withFiles(part);
 }
 
 /**
@@ -136,17 +139,19 @@ function opened(path, address) {
 }
 
 /**
- * A part of an answer with addresses in place of pictures and files.
+ * A part of an answer with files in place of pictures.
  * @param {any} value
  * @returns {Promise<any>}
  */
-async function addressed(value) {
-  if (value instanceof Uint8Array) return addressOf(new Blob([/** @type {Uint8Array<ArrayBuffer>} */ (value)], { type: 'image/webp' }));
+async function withFiles(value) {
+  if (value instanceof Uint8Array) {
+    return new Blob([/** @type {Uint8Array<ArrayBuffer>} */ (value)], { type: 'image/webp' });
+  }
   if (Array.isArray(value) || typeof value !== 'object' || !value) return value;
   if (value.data instanceof Uint8Array || value.data instanceof Uint8ClampedArray) {
-    return addressOf(await encoded(value, 'image/png'));
+    return encoded(value, 'image/png');
   }
-  const entries = Object.entries(value).map(async ([name, inner]) => [name, await addressed(inner)]);
+  const entries = Object.entries(value).map(async ([name, inner]) => [name, await withFiles(inner)]);
   return Object.fromEntries(await Promise.all(entries));
 }
 
@@ -156,8 +161,7 @@ async function addressed(value) {
  * @param {number} [quality]
  */
 function encoded({ width, height, data }, type, quality) {
-  const canvas = new OffscreenCanvas(width, height);
-  const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext('2d'));
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const image = new ImageData(width, height);
   for (let from = 0, to = 0; from < data.length; from += 3, to += 4) {
     image.data[to] = data[from];
@@ -165,17 +169,6 @@ function encoded({ width, height, data }, type, quality) {
     image.data[to + 2] = data[from + 2];
     image.data[to + 3] = 255;
   }
-  context.putImageData(image, 0, 0);
+  canvas.getContext('2d')?.putImageData(image, 0, 0);
   return canvas.convertToBlob({ type, quality });
-}
-
-/** @param {Blob} blob */
-function addressOf(blob) {
-  // It holds the picture itself: nobody has to say when it is no longer needed.
-  return /** @type {Promise<string>} */ (new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.addEventListener('load', () => resolve(String(reader.result)));
-    reader.addEventListener('error', () => reject(reader.error));
-    reader.readAsDataURL(blob);
-  }));
 }

@@ -121,9 +121,19 @@ def view_of(page: Page) -> dict[str, Any]:
     return view
 
 
-def pixels_of(address: str) -> np.ndarray:
-    """The picture that an address holds."""
-    data = base64.b64decode(address.partition(",")[2])
+READ = """async (address) => {
+  const file = await (await fetch(address)).blob();
+  return new Promise((resolve) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.readAsDataURL(file);
+  });
+}"""
+
+
+def pixels_of(page: Page, address: str) -> np.ndarray:
+    """The picture at an address."""
+    data = base64.b64decode(page.evaluate(READ, address).partition(",")[2])
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
@@ -173,9 +183,9 @@ def file(site: Path) -> File:
     return File(site)
 
 
-def same_picture(found: str, wanted: Image.Image) -> None:
+def same_picture(page: Page, found: str, wanted: Image.Image) -> None:
     """All bytes are equal but for a few that are a level apart."""
-    levels = np.abs(pixels_of(found).astype(int) - np.asarray(wanted))
+    levels = np.abs(pixels_of(page, found).astype(int) - np.asarray(wanted))
     assert levels.max() <= 1
     assert (levels > 0).mean() <= MOST_DIFFERING
 
@@ -187,13 +197,15 @@ def test_the_first_view_is_that_of_python(page: Page, file: File) -> None:
     view = view_of(page)
     result = Reconstructor(load(NAME))(EXAMPLES / "cat.jpg", 0.75, 2)
     assert view["mask"] == ["".join("01"[int(cell)] for cell in row) for row in result.removed]
-    assert np.array_equal(pixels_of(view["original"]), np.asarray(result.panels()["original"]))
+    assert np.array_equal(
+        pixels_of(page, view["original"]), np.asarray(result.panels()["original"])
+    )
     assert view["facts"]["psnr"] == pytest.approx(result.psnr, abs=0.1)
     assert view["facts"]["ssim"] == pytest.approx(result.ssim, abs=0.005)
     assert view["settings"]["picture"] == digest_of(EXAMPLES / "cat.jpg")
     assert view["facts"]["patches"] == 196
     same_picture(
-        view["reconstruction"], file.rebuild(EXAMPLES / "cat.jpg", view["settings"]["mask"])
+        page, view["reconstruction"], file.rebuild(EXAMPLES / "cat.jpg", view["settings"]["mask"])
     )
     expect(page.locator("#facts")).to_contain_text("WASM")
     whole_width(page)
@@ -210,7 +222,7 @@ def test_pictures_masks_and_fits_are_those_of_python(page: Page, file: File) -> 
             fit = chance.choice(["crop", "squash"])
             view = set_to(page, example=picture.stem, mask=mask, fit=fit)
             assert view["settings"]["mask"]["seed"] == mask["seed"]
-            same_picture(view["reconstruction"], file.rebuild(picture, mask, fit))
+            same_picture(page, view["reconstruction"], file.rebuild(picture, mask, fit))
 
 
 def test_an_own_mask_is_rebuilt(page: Page, file: File) -> None:
@@ -218,7 +230,7 @@ def test_an_own_mask_is_rebuilt(page: Page, file: File) -> None:
     view = set_to(page, mask={"rows": rows})
     assert view["mask"] == rows
     mask = view["settings"]["mask"]
-    same_picture(view["reconstruction"], file.rebuild(EXAMPLES / "cat.jpg", mask))
+    same_picture(page, view["reconstruction"], file.rebuild(EXAMPLES / "cat.jpg", mask))
     # The sliders take the mask back.
     page.locator("#editor .back").click()
     page.locator("#panels .panels[data-view*='\"rows\":[]']").wait_for()
@@ -264,7 +276,7 @@ def test_a_picture_of_the_visitor_and_what_is_none(page: Page, tmp_path: Path, f
     view = view_of(page)
     assert view["example"] is None
     assert view["settings"]["picture"] == digest_of(picture)
-    same_picture(view["reconstruction"], file.rebuild(picture, view["settings"]["mask"]))
+    same_picture(page, view["reconstruction"], file.rebuild(picture, view["settings"]["mask"]))
     for name, content, sentence in (
         ("none.jpg", b"", "of none of the formats"),
         ("svg.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "of none of the formats"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
+from tests.browser.conftest import gone
 from tests.sources import ROOT
 from web.build import finish
 from web.headers import HEADERS
@@ -108,11 +109,10 @@ def visit(context: BrowserContext, host: Host, title: str) -> Page:
 
 def updated(page: Page) -> None:
     """Have the browser look for a new build, and wait until that waits for its turn."""
-    page.evaluate("""async () => {
-        const registration = await navigator.serviceWorker.ready;
-        await registration.update();
-        while (!registration.waiting) await new Promise((later) => setTimeout(later, 20));
-    }""")
+    ready = "navigator.serviceWorker.ready"
+    page.evaluate(f"{ready}.then((registration) => registration.update()).then(() => null)")
+    waits = f"{ready}.then(({{ waiting }}) => Boolean(waiting))"
+    gone(page, lambda: not page.evaluate(waits) and "no build waits")
 
 
 def test_a_second_visit_fetches_nothing_and_needs_no_network(
@@ -136,8 +136,9 @@ def test_a_second_visit_fetches_nothing_and_needs_no_network(
 def test_a_new_build_takes_over_at_the_next_visit(context: BrowserContext, host: Host) -> None:
     host.publish("one")
     visit(context, host, "one model false").close()
-    host.publish("two")
     page = visit(context, host, "one model true")
+    # Only now: a page that finds a newer build as it opens takes that.
+    host.publish("two")
     updated(page)
     # What it loads late is of its own build.
     late = "import('./web/lazy.js').then((module) => module.version)"
