@@ -20,8 +20,8 @@ const turns = new Turns();
 /** One for all pictures that are encoded. */
 const canvas = new OffscreenCanvas(1, 1);
 
-/** What gives a question up, by its id. @type {Map<number, AbortController>} */
-const asked = new Map();
+/** Ends a question, by its id. @type {Map<number, AbortController>} */
+const running = new Map();
 
 /** @type {Map<string, Promise<{digest: string, picture: import('./pictures.js').Picture}>>} */
 const pictures = new Map();
@@ -38,16 +38,16 @@ addEventListener('message', async ({ data: { type, id, ...message } }) => {
     return;
   }
   if (type === 'stop') {
-    asked.get(id)?.abort();
+    running.get(id)?.abort();
     return;
   }
-  const given = new AbortController();
-  asked.set(id, given);
+  const controller = new AbortController();
+  running.set(id, controller);
   try {
-    const parts = type === 'add' ? added(message.file, given.signal)
-      : answered(message, given.signal);
+    const parts = type === 'add' ? added(message.file, controller.signal)
+      : answered(message, controller.signal);
     for await (const part of parts) {
-      if (given.signal.aborted) break;
+      if (controller.signal.aborted) break;
       postMessage({ type: 'part', id, part });
     }
     postMessage({ type: 'whole', id });
@@ -55,7 +55,7 @@ addEventListener('message', async ({ data: { type, id, ...message } }) => {
     const told = error instanceof Problem ? { text: error.text, values: error.values } : {};
     postMessage({ type: 'failed', id, message: String(error), ...told });
   } finally {
-    asked.delete(id);
+    running.delete(id);
   }
 });
 

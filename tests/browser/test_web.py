@@ -1,6 +1,5 @@
 """The page without a server in a real Chromium, beside Python on the same model's file."""
 
-import base64
 import gzip
 import io
 import json
@@ -21,6 +20,7 @@ from onnxruntime import InferenceSession
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
+from benchmarks.bench_web import pixels_of
 from mae_core import load
 from mae_core.images import fit_image, open_image, to_pil, to_tensor
 from mae_core.inside.uncertainty import Doubt
@@ -119,22 +119,6 @@ def view_of(page: Page) -> dict[str, Any]:
     at_rest(page)
     view: dict[str, Any] = json.loads(page.locator("#panels .panels").get_attribute("data-view"))
     return view
-
-
-READ = """async (address) => {
-  const file = await (await fetch(address)).blob();
-  return new Promise((resolve) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result);
-    reader.readAsDataURL(file);
-  });
-}"""
-
-
-def pixels_of(page: Page, address: str) -> np.ndarray:
-    """The picture at an address."""
-    data = base64.b64decode(page.evaluate(READ, address).partition(",")[2])
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 # Sets the controls as a link does, and waits for the view.
