@@ -5,8 +5,6 @@ const PATIENCE_MILLISECONDS = 3000;
  * Start the service worker. Call it first, and load the model once it has returned: what is fetched
  * after that is kept for the next visit. Returns as well where nothing can be kept: on plain http,
  * in a private window, with a full disk.
- *
- * A newer build that waits takes over, and the page is loaded anew, if no other page is open.
  */
 export async function keepOffline() {
   const { serviceWorker: container } = navigator;
@@ -14,12 +12,7 @@ export async function keepOffline() {
   try {
     const address = new URL('../sw.js', import.meta.url);
     const registration = await container.register(address, { updateViaCache: 'none' });
-    if (registration.waiting) {
-      container.addEventListener('controllerchange', () => location.reload(), { once: true });
-      registration.waiting.postMessage('take over');
-    } else if (!registration.active) {
-      await started(container, registration.installing);
-    }
+    if (!registration.active) await started(container, registration.installing);
   } catch (error) {
     console.info('nothing is kept for the next visit:', error);
   }

@@ -2,8 +2,9 @@
  * Service worker: keeps the files of one build, so that a second visit fetches nothing but this
  * file, works without a network, and has the headers that threads need wherever it is hosted.
  *
- * Files are kept by path and SHA-256. A new build fetches what differs, and takes over when no page
- * of the build before is open; a page never has files of two builds.
+ * Files are kept by path and SHA-256. A new build fetches what differs, and takes over once every
+ * page of the build before is closed; a page never has files of two builds. Nothing hurries it:
+ * Chromium may take half a minute to replace a worker that was just asked for a file.
  */
 
 /**
@@ -22,8 +23,7 @@ const SITE = { headers: {}, page: '', files: {}, later: {} };
  * @typedef {object} ServiceWorkerScope
  * @property {(type: string, listener: (event: any) => void) => void} addEventListener
  * @property {{ scope: string }} registration
- * @property {() => Promise<void>} skipWaiting
- * @property {{ claim(): Promise<void>, matchAll(options: object): Promise<{ url: string }[]> }} clients
+ * @property {{ claim(): Promise<void> }} clients
  */
 const worker = /** @type {ServiceWorkerScope} */ (/** @type {unknown} */ (self));
 
@@ -39,7 +39,7 @@ const keyOf = (name) => `${scope}${name}?${HASHES.get(name)}`;
 worker.addEventListener('install', (/** @type {Lasting} */ event) => event.waitUntil(install()));
 worker.addEventListener('activate', (/** @type {Lasting} */ event) => event.waitUntil(activate()));
 worker.addEventListener('message', (/** @type {Lasting & { data: any }} */ event) => {
-  event.waitUntil(event.data === 'take over' ? takeOver() : keepAll(event.data.keep));
+  event.waitUntil(keepAll(event.data.keep));
 });
 worker.addEventListener('fetch', (/** @type {Asked} */ event) => {
   const name = nameOf(event.request);
@@ -89,19 +89,6 @@ async function activate() {
   const old = (await cache.keys()).filter((request) => !kept.has(request.url));
   await Promise.all(old.map((request) => cache.delete(request)));
   await worker.clients.claim();
-}
-
-/** A page asks a build that waits to take over: it does if no other page is open. */
-async function takeOver() {
-  // The page that was left for this one may be there for a moment.
-  for (let tries = 0; tries < 20; tries += 1) {
-    const windows = await worker.clients.matchAll({ type: 'window', includeUncontrolled: true });
-    if (windows.filter(({ url }) => url.startsWith(scope)).length < 2) {
-      void worker.skipWaiting();
-      return;
-    }
-    await new Promise((later) => setTimeout(later, 100));
-  }
 }
 
 /**

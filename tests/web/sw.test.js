@@ -45,14 +45,6 @@ class Worker {
   /** What was fetched, as `PATH HOW`. @type {string[]} */
   fetched = [];
 
-  /** Open pages. @type {string[]} */
-  windows = [];
-
-  skipped = false;
-
-  /** What happens while it waits. */
-  waited = () => {};
-
   /** The host's answers before its files; they are used up. @type {Record<string, Response[]>} */
   before = {};
 
@@ -78,14 +70,9 @@ class Worker {
           this.listeners.set(type, hear);
         },
         registration: { scope: SCOPE },
-        skipWaiting: async () => { this.skipped = true; },
-        clients: {
-          claim: async () => {},
-          matchAll: async () => this.windows.map((url) => ({ url })),
-        },
+        clients: { claim: async () => {} },
       },
       caches, crypto, URL, Headers, Response, console: { warn() {} },
-      setTimeout: (/** @type {() => void} */ later) => { this.waited(); setImmediate(later); },
       fetch: async (/** @type {string} */ url, /** @type {RequestInit} */ { cache } = {}) => {
         const name = url.slice(SCOPE.length);
         this.fetched.push(`${name} ${cache}`);
@@ -222,15 +209,4 @@ test('a new build fetches what differs, and forgets the rest when it takes over'
   assert.deepEqual(next.caches.names, ['models/a.onnx', 'style.css', 'web/page.js']);
   // Another site of this host.
   assert.equal(next.caches.all.size, 2);
-});
-
-test('it takes over only from the one page that asks for it', async () => {
-  const worker = new Worker(FILES);
-  worker.windows = [SCOPE, `${SCOPE}?b`];
-  await worker.happen('message', { data: 'take over' });
-  assert.equal(worker.skipped, false);
-  // One of them was the page before, which goes.
-  worker.waited = () => { worker.windows = [SCOPE, 'https://host.example/other/']; };
-  await worker.happen('message', { data: 'take over' });
-  assert.equal(worker.skipped, true);
 });
