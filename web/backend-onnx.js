@@ -175,6 +175,18 @@ class Backend extends EventTarget {
   }
 
   /**
+   * @param {string} path of a picture that there is
+   * @returns {Promise<ImageData>} all of it, small
+   */
+  async preview(path) {
+    const message = { type: 'preview', path, address: this.address(path) };
+    for await (const { preview } of this.#stream(message, new AbortController().signal)) {
+      return preview;
+    }
+    throw new Problem('no_worker');
+  }
+
+  /**
    * Parts of an answer, with files in place of pictures.
    * @param {{path: string}} image
    * @param {Record<string, any>} plan

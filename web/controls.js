@@ -119,22 +119,31 @@ export class Controls extends EventTarget {
   #picture() {
     const { labels = {}, texts = {} } = this;
     const input = file('image/*', (given) => this.#give('picture', given));
-    const image = /** @type {HTMLImageElement} */ (element('img', { alt: '' }));
-    // What is no picture the facts line says.
-    image.addEventListener('error', () => { image.hidden = true; });
+    const preview = /** @type {HTMLCanvasElement} */ (element('canvas', { 'aria-hidden': 'true' }));
     const choose = button(texts.choose_picture, () => input.click(), { class: 'drop' });
-    choose.prepend(image);
-    this.#shown.push(() => {
+    choose.prepend(preview);
+    let shown = '';
+    this.#shown.push(async () => {
       const { path } = this.values;
-      image.hidden = !path;
-      const address = path && this.addressOf(path);
-      if (path && image.src !== address) image.src = address;
+      if (path === shown) return;
+      shown = path;
+      // What is no picture the facts line says.
+      const image = await this.previewOf(path).catch(() => null);
+      if (path !== shown) return;
+      preview.hidden = !image;
+      if (!image) {
+        // The next change asks again: the worker may have been started anew meanwhile.
+        shown = '';
+        return;
+      }
+      Object.assign(preview, { width: image.width, height: image.height });
+      preview.getContext('2d')?.putImageData(image, 0, 0);
     });
     return element('div', { id: 'picture', role: 'group', 'aria-label': labels.picture }, choose, input);
   }
 
-  /** Address of a picture; the page sets it. @type {(path: string) => string} */
-  addressOf = () => '';
+  /** A picture, small; the page sets it once there is a worker. @type {(path: string) => Promise<ImageData>} */
+  previewOf = () => Promise.reject(new Error('no worker yet'));
 
   #examples() {
     const { labels = {} } = this;

@@ -53,7 +53,6 @@ class Page {
   constructor(examples, models) {
     this.examples = examples;
     this.controls = new Controls(byId('choose'), byId('options'), examples, models);
-    this.controls.addressOf = (path) => backend.address(path);
     this.panels = new Panels(byId('panels').querySelector('.panels'));
     this.tabs = new Tabs(byId('tabs'));
     this.opener = new Host('opener');
@@ -285,6 +284,8 @@ async function begin() {
   // Then the worker is under the same policy as the page, and large files are kept.
   await controlled;
   backend.start(models, 'wasm');
+  page.controls.previewOf = (path) => backend.preview(path);
+  page.controls.show();
   page.update();
   await page.opener.mount();
   await page.editor.mount();

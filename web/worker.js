@@ -5,6 +5,7 @@ import { answer } from './experiments.js';
 import { fitPicture, openPicture } from './pictures.js';
 import { Problem } from './problem.js';
 import { checkRequest, readPlan } from './request.js';
+import { reduce } from './resize.js';
 import { digestOf, Runtime } from './runtime.js';
 import { Turns } from './turns.js';
 
@@ -12,6 +13,9 @@ import { Turns } from './turns.js';
 
 /** Decoded pictures that are kept: going back to one takes no second decoding. */
 const MOST_PICTURES = 3;
+
+/** Most that a preview measures, in pixels: a photograph has many more. */
+const PREVIEW_SIDE = 800;
 
 const WEBP_QUALITY = 0.85;
 
@@ -44,9 +48,7 @@ addEventListener('message', async ({ data: { type, id, ...message } }) => {
   const controller = new AbortController();
   running.set(id, controller);
   try {
-    const parts = type === 'add' ? added(message.file, controller.signal)
-      : answered(message, controller.signal);
-    for await (const part of parts) {
+    for await (const part of KINDS[type](message, controller.signal)) {
       if (controller.signal.aborted) break;
       postMessage({ type: 'part', id, part });
     }
@@ -60,12 +62,25 @@ addEventListener('message', async ({ data: { type, id, ...message } }) => {
 });
 
 /**
- * @param {File} file
+ * What is asked, by the type of the message.
+ * @type {Record<string, (message: any, signal: AbortSignal) => AsyncGenerator<Record<string, any>>>}
+ */
+const KINDS = { add: added, preview: previewed, ask: answered };
+
+/**
+ * @param {{file: File}} message
  * @param {AbortSignal} signal
  */
-async function* added(file, signal) {
+async function* added({ file }, signal) {
   const description = await runtime.add(file, (work) => turns.take(1, signal, work));
   yield { description };
+}
+
+/** @param {{path: string, address: string}} message */
+async function* previewed({ path, address }) {
+  const { picture } = await opened(path, address);
+  const factor = Math.ceil(Math.max(picture.width, picture.height) / PREVIEW_SIDE);
+  yield { preview: imageData(reduce(picture, factor)) };
 }
 
 /**
@@ -160,8 +175,15 @@ async function withFiles(value) {
  * @param {string} type of the file
  * @param {number} [quality]
  */
-function encoded({ width, height, data }, type, quality) {
+function encoded(raster, type, quality) {
+  const { width, height } = raster;
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  canvas.getContext('2d')?.putImageData(imageData(raster), 0, 0);
+  return canvas.convertToBlob({ type, quality });
+}
+
+/** @param {Raster} raster */
+function imageData({ width, height, data }) {
   const image = new ImageData(width, height);
   for (let from = 0, to = 0; from < data.length; from += 3, to += 4) {
     image.data[to] = data[from];
@@ -169,6 +191,5 @@ function encoded({ width, height, data }, type, quality) {
     image.data[to + 2] = data[from + 2];
     image.data[to + 3] = 255;
   }
-  canvas.getContext('2d')?.putImageData(image, 0, 0);
-  return canvas.convertToBlob({ type, quality });
+  return image;
 }

@@ -22,7 +22,7 @@ import { stage } from './stage.js';
  * @property {number | null} single_psnr
  * @property {DoubtMap} error
  * @property {DoubtMap} disagreement
- * @property {Record<string, HTMLImageElement>} images
+ * @property {Record<string, ImageBitmap>} images
  */
 
 const MASKS = [4, 8, 16, 32, 64];

@@ -15,7 +15,7 @@ import { stage } from './stage.js';
  * @property {number} [mask_ratio] in a film of the ratio, and
  * @property {{mean_colour: number | null, telea?: number | null}} [baselines] in dB
  * @property {number} [step] in a film of the training
- * @property {HTMLImageElement[]} images original and reconstruction
+ * @property {ImageBitmap[]} images original and reconstruction
  * @typedef {import('./stage.js').View & More} Frame
  */
 

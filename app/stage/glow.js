@@ -39,7 +39,7 @@ export class Glow {
   }
 
   /**
-   * @param {HTMLImageElement[]} images original and reconstruction
+   * @param {ImageBitmap[]} images original and reconstruction
    * @param {string[]} mask
    */
   show(images, mask) {

@@ -24,7 +24,7 @@ import { CLASS_TOKEN, MASK_TOKEN, column, grid, plain, shade, thumbnail } from '
  * @property {number} encoder_flops_all
  * @property {number} encoder_parameters
  * @property {number} decoder_parameters
- * @property {HTMLImageElement[]} images original and reconstruction
+ * @property {ImageBitmap[]} images original and reconstruction
  */
 
 const STEPS = [

@@ -60,7 +60,7 @@ async function firstView(signal) {
 /**
  * Show the frames, and at the end, however it comes, the true view.
  * @param {number[]} ratios
- * @param {HTMLImageElement[]} frames
+ * @param {ImageBitmap[]} frames
  * @param {AbortSignal} signal ends it
  */
 async function play(ratios, frames, signal) {
@@ -83,7 +83,7 @@ async function play(ratios, frames, signal) {
 
 /**
  * @param {HTMLElement} panels
- * @param {HTMLImageElement[]} images original and reconstruction
+ * @param {ImageBitmap[]} images original and reconstruction
  * @param {string[]} mask
  * @param {string[]} masked mask of the panel of this name, where it is ahead
  */

@@ -8,8 +8,8 @@ const REMOVED = 'rgb(128 128 128)';
 /**
  * An image, asked for twice at most.
  * @param {string} address
- * @returns {Promise<HTMLImageElement>}
- * @throws {DOMException} if it cannot be had
+ * @returns {Promise<ImageBitmap>}
+ * @throws {Event | DOMException} if it cannot be had
  */
 export async function loadImage(address) {
   try {
@@ -22,20 +22,24 @@ export async function loadImage(address) {
 /** @param {string} address */
 async function decoded(address) {
   const image = new Image();
-  image.src = address;
-  await image.decode();
-  return image;
+  await new Promise((resolve, reject) => {
+    image.addEventListener('load', resolve);
+    image.addEventListener('error', reject);
+    image.src = address;
+  });
+  // Chromium keeps what an element has decoded long after the element is gone.
+  return createImageBitmap(image);
 }
 
 /**
  * @param {HTMLCanvasElement} canvas takes the size of the images
  * @param {string | undefined} name of the panel: original, masked, reconstruction or pasted
- * @param {HTMLImageElement[]} images original and reconstruction
+ * @param {ImageBitmap[]} images original and reconstruction
  * @param {string[]} mask rows of 0 and 1, 1 = removed
  */
 export function paint(canvas, name, [original, reconstruction], mask) {
-  canvas.width = original.naturalWidth;
-  canvas.height = original.naturalHeight;
+  canvas.width = original.width;
+  canvas.height = original.height;
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d'));
   context.drawImage(name === 'reconstruction' ? reconstruction : original, 0, 0);
   if (name !== 'masked' && name !== 'pasted') return;
@@ -64,7 +68,7 @@ export function paintValues(canvas, values, width, max) {
   canvas.getContext('2d')?.putImageData(image, 0, 0);
 }
 
-/** @param {HTMLImageElement | ImageBitmap} picture */
+/** @param {ImageBitmap} picture */
 export function pixelsOf(picture) {
   const { width, height } = picture;
   const context = /** @type {OffscreenCanvasRenderingContext2D} */ (

@@ -7,7 +7,7 @@ export class PasteError extends Error {}
 
 /**
  * @param {import('./stage.js').View} view
- * @param {HTMLImageElement} reconstruction of the view
+ * @param {ImageBitmap} reconstruction of the view
  * @param {string} address of the picture's file
  * @param {AbortSignal} signal
  * @returns {Promise<Blob>} a PNG file
@@ -25,7 +25,7 @@ export async function paste(view, reconstruction, address, signal) {
   if (!canvas || !context) throw new PasteError('size');
   context.drawImage(picture, 0, 0);
   picture.close();
-  const part = shownPart([width, height], view.settings.fit, reconstruction.naturalWidth);
+  const part = shownPart([width, height], view.settings.fit, reconstruction.width);
   context.beginPath();
   for (const { x, y, width: w, height: h } of removedBoxes(view.mask, part)) {
     context.rect(x, y, w, h);

@@ -47,11 +47,11 @@ function watch() {
 
 /**
  * Masked and reconstruction, small.
- * @param {HTMLImageElement[]} images
+ * @param {ImageBitmap[]} images
  * @param {string[]} mask
  */
 function thumbnail(images, mask) {
-  const width = Math.round(HEIGHT * images[0].naturalWidth / images[0].naturalHeight);
+  const width = Math.round(HEIGHT * images[0].width / images[0].height);
   const [whole, small] = ['', ''].map(() => document.createElement('canvas'));
   small.width = 2 * width;
   small.height = HEIGHT;

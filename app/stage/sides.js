@@ -5,7 +5,7 @@ import { pixelsOf } from './painting.js';
 
 /**
  * An answer with its pictures, original and reconstruction.
- * @typedef {{view: import('./stage.js').View, images: HTMLImageElement[]}} Side
+ * @typedef {{view: import('./stage.js').View, images: ImageBitmap[]}} Side
  * @typedef {{a: Side, b: Side}} Pair
  */
 
@@ -80,12 +80,11 @@ export function figures(texts, { a, b }) {
 }
 
 /**
- * @param {HTMLImageElement} one
- * @param {HTMLImageElement} other
+ * @param {ImageBitmap} one
+ * @param {ImageBitmap} other
  */
 export function samePixels(one, other) {
-  if (one.src === other.src) return true;
-  const sizes = [one, other].map((image) => `${image.naturalWidth} ${image.naturalHeight}`);
+  const sizes = [one, other].map((image) => `${image.width} ${image.height}`);
   if (sizes[0] !== sizes[1]) return false;
   const { data } = pixelsOf(other);
   return pixelsOf(one).data.every((value, at) => value === data[at]);

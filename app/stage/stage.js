@@ -40,7 +40,7 @@ class Stage extends EventTarget {
   /** @type {View | null} */
   view = null;
 
-  /** Original and reconstruction of the view. @type {HTMLImageElement[]} */
+  /** Original and reconstruction of the view. @type {ImageBitmap[]} */
   images = [];
 
   /** The mask on show: the view's, or a newer one. @type {string[]} */
@@ -86,7 +86,7 @@ class Stage extends EventTarget {
   /**
    * Have a view on show.
    * @param {View | null} view
-   * @param {HTMLImageElement[]} images
+   * @param {ImageBitmap[]} images
    */
   show(view, images) {
     this.view = view;

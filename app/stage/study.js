@@ -14,7 +14,7 @@ export class Study {
 
   /**
    * @param {import('./stage.js').View} view
-   * @param {HTMLImageElement[]} images
+   * @param {ImageBitmap[]} images
    */
   constructor(view, images) {
     this.view = view;

@@ -48,14 +48,14 @@ export function column(label, across, cells) {
 
 /**
  * A patch of a picture.
- * @param {HTMLImageElement} image
+ * @param {ImageBitmap} image
  * @param {number[]} size rows and columns of the grid
  * @param {number} patch its number
  * @param {number} alpha
  * @returns {Cell}
  */
 export function thumbnail(image, [h, w], patch, alpha = 1) {
-  const width = image.naturalWidth / w, height = image.naturalHeight / h;
+  const width = image.width / w, height = image.height / h;
   return (context, x, y, side) => {
     context.globalAlpha = alpha;
     context.drawImage(image, patch % w * width, Math.floor(patch / w) * height, width, height,

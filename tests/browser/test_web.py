@@ -261,6 +261,9 @@ def test_a_picture_of_the_visitor_and_what_is_none(page: Page, tmp_path: Path, f
     assert view["example"] is None
     assert view["settings"]["picture"] == digest_of(picture)
     same_picture(page, view["reconstruction"], file.rebuild(picture, view["settings"]["mask"]))
+    # All of it is shown small, upright.
+    preview = page.locator("#picture canvas")
+    assert preview.evaluate("canvas => [canvas.width, canvas.height]") == [200, 320]
     for name, content, sentence in (
         ("none.jpg", b"", "of none of the formats"),
         ("svg.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "of none of the formats"),
@@ -272,6 +275,7 @@ def test_a_picture_of_the_visitor_and_what_is_none(page: Page, tmp_path: Path, f
         )
         expect(page.locator("#facts [role=alert]")).to_contain_text(sentence)
         expect(page.locator("#panel-pasted")).to_have_class("empty")
+        expect(preview).to_be_hidden()
     page.locator("#examples [data-name=cat]").click()
     page.locator("#panel-pasted:not(.empty)").wait_for()
 
