@@ -176,11 +176,12 @@ class Backend extends EventTarget {
 
   /**
    * @param {string} path of a picture that there is
+   * @param {AbortSignal} signal
    * @returns {Promise<ImageData>} all of it, small
    */
-  async preview(path) {
+  async preview(path, signal) {
     const message = { type: 'preview', path, address: this.address(path) };
-    for await (const { preview } of this.#stream(message, new AbortController().signal)) {
+    for await (const { preview } of this.#stream(message, signal)) {
       return preview;
     }
     throw new Problem('no_worker');

@@ -1,7 +1,8 @@
 // What a visitor chooses: picture, mask, fit, model. The page has one set of these values.
 
-import { button, element, list } from '../app/stage/elements.js';
-import { STRATEGIES } from '../app/stage/masking.js';
+import { button, element, list, options } from '../app/stage/elements.js';
+import { LEAST_RATIO, MOST_RATIO, STRATEGIES } from '../app/stage/masking.js';
+import { FITS, VIEWS } from './request.js';
 
 /**
  * @typedef {object} Values
@@ -16,11 +17,8 @@ import { STRATEGIES } from '../app/stage/masking.js';
  * @property {'wasm' | 'webgpu'} device
  */
 
-const [LEAST, MOST, STEP] = [0.05, 0.95, 0.01];
+const RATIO_STEP = 0.01;
 const LAST_SEED = 9999;
-/** A whole frame would have another grid, which the model's file has no positions for. */
-const FITS = ['crop', 'squash'];
-const VIEWS = ['estimated', 'answer', 'normalized'];
 const DEVICES = ['wasm', 'webgpu'];
 
 /**
@@ -39,6 +37,15 @@ export class Controls extends EventTarget {
 
   /** @type {(() => void)[]} bring an element up to the values */
   #shown = [];
+
+  /** All of the picture, in every language. */
+  #preview = /** @type {HTMLCanvasElement} */ (
+    element('canvas', { 'aria-hidden': 'true', hidden: '' }));
+
+  /** Path of what is shown there, or will be. */
+  #previewed = '';
+
+  #previewing = new AbortController();
 
   /**
    * @param {HTMLElement} choose
@@ -65,7 +72,7 @@ export class Controls extends EventTarget {
     this.texts = texts;
     this.#shown = [];
     const ratio = this.#slider('ratio', 'mask-ratio', labels.mask_ratio, labels.mask_ratio_hint,
-      { min: LEAST, max: MOST, step: STEP });
+      { min: LEAST_RATIO, max: MOST_RATIO, step: RATIO_STEP });
     const seed = this.#slider('seed', 'seed', labels.seed, labels.seed_hint,
       { min: 0, max: LAST_SEED, step: 1 });
     const dice = button('', () => {
@@ -119,31 +126,37 @@ export class Controls extends EventTarget {
   #picture() {
     const { labels = {}, texts = {} } = this;
     const input = file('image/*', (given) => this.#give('picture', given));
-    const preview = /** @type {HTMLCanvasElement} */ (element('canvas', { 'aria-hidden': 'true' }));
     const choose = button(texts.choose_picture, () => input.click(), { class: 'drop' });
-    choose.prepend(preview);
-    let shown = '';
-    this.#shown.push(async () => {
-      const { path } = this.values;
-      if (path === shown) return;
-      shown = path;
-      // What is no picture the facts line says.
-      const image = await this.previewOf(path).catch(() => null);
-      if (path !== shown) return;
-      preview.hidden = !image;
-      if (!image) {
-        // The next change asks again: the worker may have been started anew meanwhile.
-        shown = '';
-        return;
-      }
-      Object.assign(preview, { width: image.width, height: image.height });
-      preview.getContext('2d')?.putImageData(image, 0, 0);
-    });
+    choose.prepend(this.#preview);
+    this.#shown.push(() => this.#showPreview());
     return element('div', { id: 'picture', role: 'group', 'aria-label': labels.picture }, choose, input);
   }
 
-  /** A picture, small; the page sets it once there is a worker. @type {(path: string) => Promise<ImageData>} */
+  /**
+   * A picture, small; the page sets it once there is a worker.
+   * @type {(path: string, signal: AbortSignal) => Promise<ImageData>}
+   */
   previewOf = () => Promise.reject(new Error('no worker yet'));
+
+  async #showPreview() {
+    const { path } = this.values;
+    if (path === this.#previewed) return;
+    this.#previewed = path;
+    this.#previewing.abort();
+    this.#previewing = new AbortController();
+    const { signal } = this.#previewing;
+    // What is no picture the facts line says.
+    const image = await this.previewOf(path, signal).catch(() => null);
+    if (signal.aborted) return;
+    this.#preview.hidden = !image;
+    if (image) {
+      Object.assign(this.#preview, { width: image.width, height: image.height });
+      this.#preview.getContext('2d')?.putImageData(image, 0, 0);
+    } else {
+      // Asked again when something is shown: the worker may have been started anew meanwhile.
+      this.#previewed = '';
+    }
+  }
 
   #examples() {
     const { labels = {} } = this;
@@ -210,7 +223,7 @@ export class Controls extends EventTarget {
     const group = element('fieldset', { id: name, class: 'radio' }, element('legend', {}, label),
       element('div', { class: 'wrap' }, ...made));
     // Where there is no choice.
-    if (name === 'device') group.hidden = !this.graphics;
+    if (name === 'device') this.#shown.push(() => { group.hidden = !this.graphics; });
     if (name === 'view') {
       this.#shown.push(() => {
         group.hidden = this.models.find((model) => model.name === this.values.model)?.target !== 'norm_pix';
@@ -221,11 +234,18 @@ export class Controls extends EventTarget {
 
   #model() {
     const { labels = {}, texts = {} } = this;
-    const choices = this.models.map(({ name, bytes = 0 }) =>
-      [name, `${name} · ${(bytes / 1e6).toFixed(1)} MB`]);
-    const select = list(labels.model, choices);
+    const select = list(labels.model, []);
     select.addEventListener('change', () => this.#change({ model: select.value }));
-    this.#shown.push(() => { select.value = this.values.model; });
+    /** @type {import('./model.js').Description[]} */
+    let listed = [];
+    this.#shown.push(() => {
+      if (listed !== this.models) {
+        listed = this.models;
+        select.replaceChildren(...options(listed.map(({ name, bytes = 0 }) =>
+          [name, `${name} · ${(bytes / 1e6).toFixed(1)} MB`])));
+      }
+      select.value = this.values.model;
+    });
     const input = file('.onnx', (given) => this.#give('model', given));
     const licence = element('small');
     this.#shown.push(() => {

@@ -46,6 +46,12 @@ class Page {
   /** When a sign of progress was shown last. */
   signed = 0;
 
+  /** Ends the wait for the backend. */
+  begun = () => {};
+
+  /** The backend has its models. @type {Promise<void>} */
+  ready = new Promise((resolve) => { this.begun = resolve; });
+
   /**
    * @param {string[]} examples names
    * @param {import('./model.js').Description[]} models
@@ -120,6 +126,8 @@ class Page {
     }
     this.running = null;
     byId('facts').querySelector('.html-container').classList.remove('pending');
+    // A preview that was lost with its worker.
+    this.controls.show();
   }
 
   #loaded() {
@@ -129,6 +137,7 @@ class Page {
 
   /** @param {AbortSignal} signal */
   async #ask(signal) {
+    await this.ready;
     const { path, example, device } = this.controls.values;
     if (device !== backend.device) backend.start(backend.models, device);
     const plan = { v: 1, kind: 'single', request: this.request() };
@@ -143,7 +152,9 @@ class Page {
         });
       }
     } catch (error) {
-      if (signal.aborted) return;
+      // A model on trial took too long, which the facts line says.
+      const restarted = error instanceof Problem && error.text === 'restarted';
+      if (signal.aborted || restarted) return;
       await this.panels.show(null);
       this.say({ error: sentenceFor(error) });
     }
@@ -220,14 +231,14 @@ class Page {
 
   /** @param {File} file */
   async #takeModel(file) {
+    await this.ready;
     const { model: before } = this.controls.values;
     this.say({ waiting: fill(backend.texts.trying, { name: file.name }), fraction: null, hint: null });
     try {
       const { name } = await backend.add(file);
       this.controls.models = backend.models;
-      this.controls.draw(this.texts.labels, backend.texts);
       // Unless the visitor chose another meanwhile.
-      if (this.controls.values.model === before) this.controls.set({ model: name });
+      this.controls.set(this.controls.values.model === before ? { model: name } : {});
       this.update();
     } catch (error) {
       // What is on show stays.
@@ -240,9 +251,10 @@ class Page {
    * @param {DataTransfer | null} data
    */
   #given(event, data) {
-    const [file] = data?.files ?? [];
+    const [file, ...others] = data?.files ?? [];
     if (event.type === 'drop') event.preventDefault();
-    if (file) this.take(file);
+    if (others.length) this.say({ error: backend.texts.one_file });
+    else if (file) this.take(file);
   }
 
   /** @param {{done: number, total: number}} progress in bytes of what is fetched */
@@ -284,8 +296,8 @@ async function begin() {
   // Then the worker is under the same policy as the page, and large files are kept.
   await controlled;
   backend.start(models, 'wasm');
-  page.controls.previewOf = (path) => backend.preview(path);
-  page.controls.show();
+  page.controls.previewOf = (path, signal) => backend.preview(path, signal);
+  page.begun();
   page.update();
   await page.opener.mount();
   await page.editor.mount();

@@ -1,13 +1,12 @@
 // What a page asks for, checked: as `app/request.py` and `Plan` of `app/experiments.py`.
 
-import { STRATEGIES } from '../app/stage/masking.js';
+import { LEAST_RATIO, MOST_RATIO, STRATEGIES } from '../app/stage/masking.js';
 import { Problem } from './problem.js';
 
 const VERSION = 1;
-const [LEAST_RATIO, MOST_RATIO] = [0.05, 0.95];
 /** A whole frame would have another grid, for which a model's file has no positions. */
-const FITS = ['crop', 'squash'];
-const VIEWS = ['estimated', 'answer', 'normalized'];
+export const FITS = ['crop', 'squash'];
+export const VIEWS = ['estimated', 'answer', 'normalized'];
 const MAX_PATCHES = 4096;
 
 /**

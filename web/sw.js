@@ -3,8 +3,8 @@
  * file, works without a network, and has the headers that threads need wherever it is hosted.
  *
  * Files are kept by path and SHA-256. A new build fetches what differs, and takes over once every
- * page of the build before is closed; a page never has files of two builds. Nothing hurries it:
- * Chromium may take half a minute to replace a worker that was just asked for a file.
+ * page of the build before is closed: no page that it serves has files of two builds. Nothing
+ * hurries it: Chromium may take half a minute to replace a worker that was just asked for a file.
  */
 
 /**
@@ -39,7 +39,7 @@ const keyOf = (name) => `${scope}${name}?${HASHES.get(name)}`;
 worker.addEventListener('install', (/** @type {Lasting} */ event) => event.waitUntil(install()));
 worker.addEventListener('activate', (/** @type {Lasting} */ event) => event.waitUntil(activate()));
 worker.addEventListener('message', (/** @type {Lasting & { data: any }} */ event) => {
-  event.waitUntil(keepAll(event.data.keep));
+  if (event.data?.keep) event.waitUntil(keepAll(event.data.keep));
 });
 worker.addEventListener('fetch', (/** @type {Asked} */ event) => {
   const name = nameOf(event.request);

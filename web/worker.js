@@ -1,4 +1,4 @@
-// The worker: questions in, parts of answers out. Pictures travel as PNG files.
+// The worker: questions in, parts of answers out. Pictures travel as files, the preview as pixels.
 
 import { normalise } from './arithmetic.js';
 import { answer } from './experiments.js';
@@ -18,6 +18,12 @@ const MOST_PICTURES = 3;
 const PREVIEW_SIDE = 800;
 
 const WEBP_QUALITY = 0.85;
+
+/**
+ * What is asked, by the type of the message.
+ * @type {Record<string, (message: any, signal: AbortSignal) => AsyncGenerator<Record<string, any>>>}
+ */
+const KINDS = { add: added, preview: previewed, ask: answered };
 
 const turns = new Turns();
 
@@ -60,12 +66,6 @@ addEventListener('message', async ({ data: { type, id, ...message } }) => {
     running.delete(id);
   }
 });
-
-/**
- * What is asked, by the type of the message.
- * @type {Record<string, (message: any, signal: AbortSignal) => AsyncGenerator<Record<string, any>>>}
- */
-const KINDS = { add: added, preview: previewed, ask: answered };
 
 /**
  * @param {{file: File}} message

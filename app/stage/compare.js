@@ -3,7 +3,7 @@
 import { difference } from './difference.js';
 import { button, canvas, choice, element, fill, list } from './elements.js';
 import { legend } from './legend.js';
-import { STRATEGIES } from './masking.js';
+import { LEAST_RATIO, MOST_RATIO, STRATEGIES } from './masking.js';
 import { loadImage, paint, paintValues, pixelsOf } from './painting.js';
 import { Question, asking } from './question.js';
 import { captions, decimals, figures, samePixels } from './sides.js';
@@ -168,7 +168,10 @@ class Compare {
     if (what === 'strategy') return list(texts.strategy, named(STRATEGIES));
     if (what === 'view') return list(texts.view, named(VIEWS));
     const numbers = what === 'seed' ? { min: '0', step: '1', value: String(mask.seed + 1) }
-      : { min: '0.05', max: '0.95', step: '0.01', value: mask.ratio > 0.6 ? '0.5' : '0.9' };
+      : {
+        min: String(LEAST_RATIO), max: String(MOST_RATIO), step: '0.01',
+        value: mask.ratio > 0.6 ? '0.5' : '0.9',
+      };
     return /** @type {HTMLInputElement} */ (element('input', {
       type: 'number', 'aria-label': texts[what], ...numbers,
     }));

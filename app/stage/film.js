@@ -4,6 +4,7 @@
 import { FILMS } from './backend.js';
 import { Curve } from './curve.js';
 import { button, canvas, element, fill } from './elements.js';
+import { LEAST_RATIO, MOST_RATIO } from './masking.js';
 import { loadImage, paint } from './painting.js';
 import { Question, asking } from './question.js';
 import { percent } from './scale.js';
@@ -24,8 +25,7 @@ const SECONDS = 0.25;
 /** Frames' time that the last one stays. */
 const REST = 4;
 const PANELS = ['masked', 'reconstruction', 'pasted'];
-const [MOST, LEAST] = [0.95, 0.05];
-const RATIOS = [0.95, 0.75, 0.5, 0.25, 0.05];
+const RATIOS = [MOST_RATIO, 0.75, 0.5, 0.25, LEAST_RATIO];
 
 /**
  * A film of the ratio is about all of a view but its ratio and the visitor's own mask.
@@ -159,7 +159,7 @@ class Player {
   axis() {
     if (kind === 'film') {
       const ticks = RATIOS.map((ratio) => ({
-        share: (MOST - ratio) / (MOST - LEAST), label: percent(ratio),
+        share: (MOST_RATIO - ratio) / (MOST_RATIO - LEAST_RATIO), label: percent(ratio),
       }));
       return { title: this.texts.ratio_axis, ticks };
     }
@@ -220,7 +220,7 @@ function whole() {
  * @param {Record<string, any>} frame
  */
 function shareOf({ mask_ratio: ratio, done, of }) {
-  return ratio === undefined ? (done - 1) / Math.max(of - 1, 1) : (MOST - ratio) / (MOST - LEAST);
+  return ratio === undefined ? (done - 1) / Math.max(of - 1, 1) : (MOST_RATIO - ratio) / (MOST_RATIO - LEAST_RATIO);
 }
 
 /**

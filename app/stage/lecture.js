@@ -101,7 +101,10 @@ class Lecture {
   /** @param {number} step is brought into range */
   go(step) {
     step = Math.min(Math.max(step, 1), STEPS.length);
-    if (step === at) return;
+    if (step === at) {
+      history.replaceState(history.state, '', addressOf(at));
+      return;
+    }
     if (!at) address = location.hash.startsWith('#lecture') ? addressOf(0) : location.href;
     at = step;
     history.replaceState(history.state, '', addressOf(at));

@@ -14,6 +14,9 @@ const BLOCKS = 192;
 /** Noise over the L patches of a grid; those of the lowest noise are kept. */
 const NOISES = { random: randomNoise, block: blockNoise, grid: gridNoise };
 
+/** Mask ratios that may be asked for: `app/request.py`. */
+export const [LEAST_RATIO, MOST_RATIO] = [0.05, 0.95];
+
 export const STRATEGIES = /** @type {Strategy[]} */ (Object.keys(NOISES));
 
 /**

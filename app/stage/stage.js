@@ -1,10 +1,7 @@
 // What the parts of the stage share: the view on show, the texts, and how to ask.
 
 import {ask} from './backend.js';
-import {drawMask, STRATEGIES} from './masking.js';
-
-/** Mask ratios that `app/request.py` takes. */
-const [LEAST, MOST] = [0.05, 0.95];
+import {drawMask, LEAST_RATIO, MOST_RATIO, STRATEGIES} from './masking.js';
 
 /**
  * An answer on show, and what it is an answer to.
@@ -117,7 +114,7 @@ class Stage extends EventTarget {
    */
   draw(strategy, ratio, seed) {
     const allowed = STRATEGIES.includes(strategy)
-      && typeof ratio === 'number' && ratio >= LEAST && ratio <= MOST
+      && typeof ratio === 'number' && ratio >= LEAST_RATIO && ratio <= MOST_RATIO
       && typeof seed === 'number' && Number.isSafeInteger(seed) && seed >= 0;
     if (!this.mask.length || !allowed) return;
     const grid = /** @type {[number, number]} */ ([this.mask.length, this.mask[0].length]);

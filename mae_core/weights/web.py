@@ -111,16 +111,7 @@ def export_web(
                 f"{key} holds numbers that are too large for float16; give other weights"
             )
     parameters = sum(tensor.numel() for tensor in weights.state.values())
-    wanted: list[Storage] = ["int8", "float16"] if measure else ["float16"]
-    wanted = [storage] if storage else wanted
-    kinds = [kind for kind in wanted if parameters * _BYTES_OF_A_VALUE[kind] <= _MAX_BYTES]
-    if not kinds:
-        most = _MAX_BYTES // _BYTES_OF_A_VALUE[wanted[0]]
-        advice = ", or the storage int8" if wanted[0] == "float16" else ""
-        raise CheckpointError(
-            f"{weights.name!r} has {parameters:,} parameters; a browser can hold a file of 1 GiB, "
-            f"{most:,} of them as {wanted[0]}; give smaller weights{advice}"
-        )
+    kinds = _storages(weights.name, parameters, storage, measured=measure is not None)
     program = translate(trace(weights, config.table_grid, _WebGraph), ("pred", "changes"))
     for kind in kinds:
         content = _stored(program.model_proto, kind)
@@ -149,6 +140,23 @@ def export_web(
     write_atomically(file, lambda partial: partial.write_bytes(data))
     write_json(file.with_suffix(".json"), described)
     return described
+
+
+def _storages(
+    name: str, parameters: int, storage: Storage | None, *, measured: bool
+) -> list[Storage]:
+    """What may be tried, the smallest first; a `CheckpointError` if nothing fits a browser."""
+    wanted: list[Storage] = ["int8", "float16"] if measured else ["float16"]
+    wanted = [storage] if storage else wanted
+    kinds = [kind for kind in wanted if parameters * _BYTES_OF_A_VALUE[kind] <= _MAX_BYTES]
+    if not kinds:
+        most = _MAX_BYTES // _BYTES_OF_A_VALUE[wanted[0]]
+        advice = ", or the storage int8" if wanted[0] == "float16" else ""
+        raise CheckpointError(
+            f"{name!r} has {parameters:,} parameters; a browser can hold a file of 1 GiB, "
+            f"{most:,} of them as {wanted[0]}; give smaller weights{advice}"
+        )
+    return kinds
 
 
 def _count(record: Mapping[str, Any], name: str) -> int | None:

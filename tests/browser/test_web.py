@@ -278,6 +278,24 @@ def test_a_picture_of_the_visitor_and_what_is_none(page: Page, tmp_path: Path, f
         expect(preview).to_be_hidden()
     page.locator("#examples [data-name=cat]").click()
     page.locator("#panel-pasted:not(.empty)").wait_for()
+    expect(preview).to_be_visible()
+
+
+def test_of_two_files_none_is_taken(page: Page) -> None:
+    page.evaluate("""() => {
+        const dataTransfer = new DataTransfer();
+        for (const name of ['a.png', 'b.png']) dataTransfer.items.add(new File([], name));
+        document.dispatchEvent(new DragEvent('drop', { dataTransfer, cancelable: true }));
+    }""")
+    expect(page.locator("#facts [role=alert]")).to_contain_text("one file at a time")
+    assert view_of(page)["example"] == "cat"
+
+
+def test_webgpu_is_a_choice_where_there_is_a_card(plain: Page, server: Server) -> None:
+    plain.add_init_script("""Object.defineProperty(navigator, 'gpu', {
+        value: { requestAdapter: async () => ({}) } })""")
+    opened(plain, server.url)
+    plain.locator("#device").wait_for()
 
 
 def _huge_png() -> bytes:
@@ -418,6 +436,7 @@ def test_it_speaks_chinese_on_a_phone(browser: Browser, server: Server) -> None:
         page.get_by_role("button", name="English").click()
         expect(page.locator("#panel-masked figcaption")).to_contain_text("Masked")
         expect(page.locator("#facts")).to_contain_text("49 of 196")
+        expect(page.locator("#picture canvas")).to_be_visible()
     context.close()
 
 
@@ -427,11 +446,13 @@ def test_it_speaks_chinese_on_a_phone(browser: Browser, server: Server) -> None:
 def test_a_model_of_the_visitor_is_run(page: Page, file: File) -> None:
     # Of the same length, so that the file stays whole.
     mine = file.content.replace(b'"name": "mae-tiny"', b'"name": "mae-mine"')
+    page.locator("#model button").focus()
     page.locator("#model input").set_input_files(
         {"name": "mine.onnx", "mimeType": "application/octet-stream", "buffer": mine}
     )
     page.locator('#panels .panels[data-view*=\'"model":"mae-mine"\']').wait_for()
     expect(page.locator("#model select")).to_have_value("mae-mine")
+    expect(page.locator("#model button")).to_be_focused()
     # It can be compared with the other.
     page.locator("#tab-compare").click()
     page.locator("#compare select").first.select_option("model")
@@ -566,8 +587,11 @@ def test_an_endless_model_is_stopped(plain: Page, server: Server, site: Path, fi
     plain.locator("#model input").set_input_files(
         {"name": "endless.onnx", "mimeType": "application/octet-stream", "buffer": _endless(file)}
     )
+    # It holds up what is asked meanwhile.
+    plain.locator("#dice").click()
     expect(plain.locator("#facts [role=alert]")).to_contain_text("no picture within 2 s")
     assert view_of(plain) == before
+    expect(plain.locator("#panel-pasted")).not_to_have_class("empty")
     plain.locator("#dice").click()
     plain.locator("#facts [role=alert]").wait_for(state="detached")
 

@@ -48,7 +48,7 @@ class Handler(SimpleHTTPRequestHandler):
         super().do_GET()
 
     def send_header(self, keyword: str, value: str) -> None:
-        # It counts seconds; builds follow each other faster here.
+        # It counts whole seconds, and builds follow each other faster here.
         if keyword != "Last-Modified":
             super().send_header(keyword, value)
 
