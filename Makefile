@@ -48,9 +48,10 @@ web: $(ONNX) $(NODE_MODULES)
 web-serve: $(RUNTIME)
 	$(BIN)/python -m web.serve build/web $(ARGS)
 
-# Two at a time, for much of a test is waiting; the tests of a file share what they start.
+# Two at a time, for much of a test is waiting; the tests of a file share what they start. In the
+# order of files, as those of the fewest tests are the browser's: last, each would be alone.
 test: $(DEV) test-stage
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(DEV) check-stage
 	$(BIN)/python -m ruff check .

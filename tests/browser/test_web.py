@@ -639,6 +639,7 @@ def _endless(file: File) -> bytes:
 
 
 def test_the_history_never_opens_another_picture(plain: Page, server: Server) -> None:
+    kept = "JSON.parse(sessionStorage['mae.visits'] ?? '[]').some((v) => !v.example)"
     opened(plain, server.url)
     for name, color in (("first", "red"), ("second", "blue")):
         picture = io.BytesIO()
@@ -652,9 +653,7 @@ def test_the_history_never_opens_another_picture(plain: Page, server: Server) ->
             # It has stayed long enough to be kept.
             expect(plain.locator("#keep .history li")).not_to_have_count(0)
             plain.locator("#keep .history li img").first.wait_for()
-            plain.wait_for_function(
-                "JSON.parse(sessionStorage['mae.visits'] ?? '[]').some((v) => !v.example)"
-            )
+            gone(plain, lambda: not plain.evaluate(kept) and "the visit is not kept")
             opened(plain, server.url)
     plain.locator("#keep .history button[aria-label^='image.png']").last.click()
     expect(plain.locator("#keep .history [role=alert]")).to_contain_text("no longer in this tab")

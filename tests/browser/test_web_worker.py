@@ -128,7 +128,7 @@ def visit_newest(context: BrowserContext, host: Host, title: str) -> Page:
         page.goto("about:blank")
         page.wait_for_timeout(500)
         page.goto(host.url)
-        page.wait_for_function("document.title !== '…'")
+        expect(page).not_to_have_title("…")
         return "" if page.title() == title else page.title()
 
     gone(page, other)
