@@ -38,7 +38,7 @@ export class Controls extends EventTarget {
   /** @type {(() => void)[]} bring an element up to the values */
   #shown = [];
 
-  /** All of the picture, in every language. */
+  /** The whole picture; it stays when the controls are drawn in another language. */
   #preview = /** @type {HTMLCanvasElement} */ (
     element('canvas', { 'aria-hidden': 'true', hidden: '' }));
 
@@ -145,7 +145,7 @@ export class Controls extends EventTarget {
     this.#previewing.abort();
     this.#previewing = new AbortController();
     const { signal } = this.#previewing;
-    // What is no picture the facts line says.
+    // If there is none, the facts line says why.
     const image = await this.previewOf(path, signal).catch(() => null);
     if (signal.aborted) return;
     this.#preview.hidden = !image;

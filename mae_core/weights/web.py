@@ -145,7 +145,7 @@ def export_web(
 def _storages(
     name: str, parameters: int, storage: Storage | None, *, measured: bool
 ) -> list[Storage]:
-    """What may be tried, the smallest first; a `CheckpointError` if nothing fits a browser."""
+    """Storages to try, the preferred first; a `CheckpointError` if none fits a browser."""
     wanted: list[Storage] = ["int8", "float16"] if measured else ["float16"]
     wanted = [storage] if storage else wanted
     kinds = [kind for kind in wanted if parameters * _BYTES_OF_A_VALUE[kind] <= _MAX_BYTES]
