@@ -15,9 +15,9 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from mae_core.errors import ConfigError, MAEError, MaskError
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mae_core.config import ModelConfig
+    from mae_core.evaluation.probes import KnnConfig, LinearConfig
     from mae_core.images import DecodedImage
     from mae_core.photographs import ImageLimits
     from mae_core.reconstruct import ReconstructionRequest
@@ -34,6 +35,9 @@ STRATEGIES = ("random", "block", "grid")
 FITS = ("crop", "squash", "whole")
 VIEWS = ("estimated", "answer", "normalized")
 FORMATS = ("mae_core", "official", "huggingface", "timm", "onnx", "torch_export")
+
+_Command: TypeAlias = Callable[[argparse.Namespace], int]
+_AddArguments: TypeAlias = Callable[[argparse.ArgumentParser], None]
 
 
 def entry(argv: Sequence[str] | None = None) -> NoReturn:
@@ -80,19 +84,10 @@ def mae(argv: Sequence[str]) -> int:
         MAEError: If the arguments or what they name cannot be used.
     """
     parser = _Parser(prog="mae", description="Masked autoencoders: reconstruct, train, measure.")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for function, add_arguments in COMMANDS.items():
-        manual = inspect.getdoc(function) or ""
-        command = commands.add_parser(
-            function.__name__.removeprefix("_").replace("_", "-"), help=manual.partition(".\n")[0],
-            description=manual, formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
-        add_arguments(command)
-        command.set_defaults(function=function)
-    if argv and not argv[0].startswith("-") and argv[0] not in commands.choices:
-        near = difflib.get_close_matches(argv[0], commands.choices, n=1)
-        advice = f"did you mean {near[0]}?" if near else f"give {', '.join(commands.choices)}"
-        raise ConfigError(f"mae has no command {argv[0]!r}; {advice}")
+    _add_commands(parser, COMMANDS)
+    _check_command(argv[:1], COMMANDS, "mae has no command")
+    if argv[:1] == ["evaluate"]:
+        _check_command(argv[1:2], EVALUATIONS, "mae evaluate measures no")
     args, unknown = parser.parse_known_args(argv or ["--help"])
     if unknown:
         raise ConfigError(f"mae {argv[0]} has no {unknown[0]}; see mae {argv[0]} --help")
@@ -104,6 +99,33 @@ def mae(argv: Sequence[str]) -> int:
     torch.set_num_threads(choose_threads())
     status: int = args.function(args)
     return status
+
+
+def _name(function: _Command) -> str:
+    return function.__name__.removeprefix("_").replace("_", "-")
+
+
+def _add_commands(
+    parser: argparse.ArgumentParser, commands: Mapping[_Command, _AddArguments]
+) -> None:
+    """Commands by their functions, whose docstrings are their help."""
+    parsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for function, add_arguments in commands.items():
+        manual = inspect.getdoc(function) or ""
+        command = parsers.add_parser(
+            _name(function), help=manual.partition(".\n")[0], description=manual,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        command.set_defaults(function=function)
+        add_arguments(command)
+
+
+def _check_command(given: Sequence[str], commands: Iterable[_Command], trouble: str) -> None:
+    names = [_name(function) for function in commands]
+    if given and not given[0].startswith("-") and given[0] not in names:
+        near = difflib.get_close_matches(given[0], names, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"give {', '.join(names)}"
+        raise ConfigError(f"{trouble} {given[0]!r}; {advice}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -311,6 +333,20 @@ def _opened(
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    _add_commands(parser, EVALUATIONS)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    """Measure what a model learned.
+
+    mae evaluate reconstruction mae-tiny IMAGES
+    mae evaluate knn mae-tiny FLOWERS
+    mae evaluate linear runs/mine FLOWERS seeds=3
+    """
+    raise ConfigError(f"say what to measure: mae evaluate {', '.join(map(_name, EVALUATIONS))}")
+
+
+def _add_reconstruction(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("weights", metavar="WEIGHTS", help="name, file, folder of a run or USER/NAME")
     add("folder", metavar="FOLDER", help="folder of images")
@@ -320,11 +356,11 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print JSON, with the figures of each image")
 
 
-def _evaluate(args: argparse.Namespace) -> int:
+def _reconstruction(args: argparse.Namespace) -> int:
     """Measure how well a model rebuilds the images of a folder.
 
-        mae evaluate mae-tiny IMAGES --mask-ratio 0.75 --seed 0
-        mae evaluate runs/mine IMAGES --strategy block --json
+        mae evaluate reconstruction mae-tiny IMAGES --mask-ratio 0.75 --seed 0
+        mae evaluate reconstruction runs/mine IMAGES --strategy block --json
 
     It prints loss, PSNR and SSIM of removed patches with their spread over the images, beside the
     mean colour and OpenCV's Telea inpainting under the same masks. The model runs in float32, with
@@ -390,6 +426,75 @@ def _evaluate(args: argparse.Namespace) -> int:
     for method, summaries in methods.items():
         if "psnr" in summaries and (capped := summaries["psnr"].capped):
             print(f"{method}: {capped} images without error, taken as {MAX_PSNR:g} dB")
+    return 0
+
+
+def _add_probe(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("weights", metavar="WEIGHTS", help="name, file, folder of a run or USER/NAME")
+    add("data", metavar="DATA", help="folder with a folder for each class, or hub:USER/NAME")
+    add("fields", metavar="field=value", nargs="*", default=[])
+    add("--out", metavar="DIR", type=Path, help="folder for report.json and confusion.png")
+    add("--device", default="auto", help="auto, cpu, cuda or mps")
+    add("--json", action="store_true", help="print JSON")
+
+
+def _knn(args: argparse.Namespace) -> int:
+    """Tell the classes of images by their nearest neighbours among frozen features.
+
+        mae evaluate knn mae-tiny FLOWERS
+        mae evaluate knn runs/mine FLOWERS k=10 pool=cls blocks=5,8,11 --json
+        mae evaluate knn mae-tiny FLOWERS init=random seeds=3
+
+    FLOWERS has a folder for each class in train and in val, or directly below it; then one image in
+    five is measured on. Fields are those of `KnnConfig`: k=20, temperature=0.07, pool=mean,
+    blocks=-1, image_size=0, init=weights, seed=0, seeds=1. The interval is Wilson's, 95 %, over
+    images. Features are kept in ~/.cache/mae_core/features.
+    """
+    from mae_core.evaluation.probes import KnnConfig
+
+    return _probe(args, KnnConfig())
+
+
+def _linear(args: argparse.Namespace) -> int:
+    """Tell the classes of images by a linear classifier on frozen features.
+
+        mae evaluate linear mae-tiny FLOWERS seeds=3
+        mae evaluate linear mae-tiny FLOWERS blocks=0,2,4,6,8,10,11 pool=cls
+        mae evaluate linear mae_pretrain_vit_base.pth IMAGENET solver=lars pool=cls views=90
+
+    Fields are those of `LinearConfig`: solver=lbfgs, which finds its own strength on a fifth of the
+    training images, as adamw does its learning rate; lars is the paper's recipe, with epochs=90,
+    batch_size=16384, base_lr=0.1 and views=0; the others and DATA are those of `mae evaluate knn`.
+    """
+    from mae_core.evaluation.probes import LinearConfig
+
+    return _probe(args, LinearConfig())
+
+
+def _probe(args: argparse.Namespace, plain: "KnnConfig | LinearConfig") -> int:
+    from mae_core.config import with_overrides
+    from mae_core.evaluation.probes import probe, save_report
+
+    report = probe(args.weights, args.data, with_overrides(plain, args.fields), device=args.device)
+    if args.out:
+        save_report(report, args.out.expanduser())
+    if args.json:
+        print(json.dumps(report, indent=2))
+        return 0
+    table = [["block", "accuracy", "95 % interval", "seeds"]]
+    for row in report["blocks"]:
+        low, high = row["interval"]
+        seeds = " ".join(f"{100 * value:.1f}" for value in row["seeds"])
+        cells = [f"{100 * row['accuracy']:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}", seeds]
+        table.append([str(row["block"]), *cells])
+    print(
+        f"{report['method']} of {report['weights']} ({report['init']}): {len(report['classes'])} "
+        f"classes, {report['train']} images to learn from, {report['measured']} measured\n\n"
+        f"{_table(table)}"
+    )
+    worst = sorted(report["per_class"].items(), key=lambda item: item[1])
+    print("\nby class: " + ", ".join(f"{name} {100 * value:.0f} %" for name, value in worst))
     return 0
 
 
@@ -676,8 +781,14 @@ def _pack(args: argparse.Namespace) -> int:
     return 0
 
 
+EVALUATIONS: dict[_Command, _AddArguments] = {
+    _reconstruction: _add_reconstruction,
+    _knn: _add_probe,
+    _linear: _add_probe,
+}
+
 # A sub-command's function, whose docstring is its help, and what adds its args.
-COMMANDS = {
+COMMANDS: dict[_Command, _AddArguments] = {
     _reconstruct: _add_reconstruct,
     _train: _add_train,
     _evaluate: _add_evaluate,

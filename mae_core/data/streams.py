@@ -133,7 +133,7 @@ class ImageStream:
         with self._readable():
             for example in self._examples:
                 with contextlib.suppress(ImageError):
-                    yield _file_of(example.get(self._column), self._is_own)
+                    yield encoded_image(example.get(self._column), self._is_own)
 
     def _epochs(self, first: int, seed: int, rank: int, world_size: int) -> Iterator[Any]:
         """One rank's encoded examples from number `first` on."""
@@ -175,10 +175,10 @@ class ImageStream:
             epoch, skipped = epoch + 1, max(skipped - length, 0)
 
     def _read(self, value: Any) -> NDArray[np.uint8]:
-        return self._reader(_file_of(value, self._is_own))
+        return self._reader(encoded_image(value, self._is_own))
 
 
-def _file_of(value: Any, is_own: bool) -> bytes | Path:
+def encoded_image(value: Any, is_own: bool) -> bytes | Path:
     """The file of an image, from a column that is not decoded."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")

@@ -260,14 +260,22 @@ class MaskedAutoencoder(nn.Module):
             raise ConfigError(
                 f"block is {block}; this encoder has {depth}: give {-depth} to {depth - 1}"
             )
-        count = depth if block is None else block % depth + 1
-        embedded = torch.cat(self._embed(images, self.grid_of(images)), dim=1)
-        tokens: Tensor = self.blocks[:count](embedded)  # (N, 1 + L, D)
-        if count == depth:
-            tokens = self.norm(tokens)
+        (tokens,) = self.features_of_blocks(images, [-1 if block is None else block])
         if pool is None:
             return tokens
         return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)
+
+    def features_of_blocks(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """`features(images, block=block)` of several blocks by one forward pass, in their order."""
+        depth = self.config.depth
+        numbers = [block % depth for block in blocks]
+        tokens = torch.cat(self._embed(images, self.grid_of(images)), dim=1)  # (N, 1 + L, D)
+        found: dict[int, Tensor] = {}
+        for number, block in enumerate(list(self.blocks)[: max(numbers) + 1]):
+            tokens = block(tokens)
+            if number in numbers:
+                found[number] = self.norm(tokens) if number == depth - 1 else tokens
+        return [found[number] for number in numbers]
 
     def to_timm(
         self, num_classes: int = 0, *, drop_path: float = 0.0,

@@ -118,6 +118,24 @@ class Weights:
             )  # fmt: skip
         return _built(self.config, self.state)
 
+    def build_encoder(self) -> MaskedAutoencoder:
+        """The model for its features, in evaluation mode; a missing decoder is a random one.
+
+        Raises:
+            CheckpointError: If it is a classifier, whose encoder has no last norm.
+        """
+        if self.kind == "autoencoder":
+            return self.build()
+        if self.kind == "classifier":
+            raise CheckpointError(
+                f"{self.name!r} is a classifier, whose encoder was fine-tuned and has no last "
+                "norm; give the weights from before that"
+            )
+        with torch.random.fork_rng(devices=()):
+            model = MaskedAutoencoder(self.config)
+        model.load_state_dict(model.state_dict() | self.state)
+        return model.eval()
+
 
 def _built(config: ModelConfig, state: Mapping[str, Tensor]) -> MaskedAutoencoder:
     # On `meta` nothing is drawn only to be overwritten.

@@ -20,7 +20,7 @@ from PIL import Image
 import mae_core.data.streams
 from mae_core.config import DataConfig
 from mae_core.data.loader import BatchLoader, open_dataset
-from mae_core.data.streams import DATASETS_VERSION, ImageStream, _file_of, expand_braces
+from mae_core.data.streams import DATASETS_VERSION, ImageStream, encoded_image, expand_braces
 from mae_core.errors import DataError, ImageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -263,7 +263,7 @@ def test_a_data_set_of_others_names_no_files_of_this_machine(tmp_path: Path) -> 
     (tmp_path / "private.png").write_bytes(file_of(7))
     for name in (str(tmp_path / "private.png"), "file:///private.png", "http://localhost/a.png"):
         with pytest.raises(ImageError, match="not on the hub or behind https"):
-            _file_of({"bytes": None, "path": name}, is_own=False)
+            encoded_image({"bytes": None, "path": name}, is_own=False)
 
 
 @needs_datasets

@@ -155,13 +155,13 @@ def test_the_command_prints_a_table_or_json(
     path = tmp_path / "run" / "weights.safetensors"
     save_weights(path, small_model, record={})
     command = [str(path.parent), str(picture_folder), "--device", "cpu"]
-    assert mae(["evaluate", *command]) == 0
+    assert mae(["evaluate", "reconstruction", *command]) == 0
     table = capsys.readouterr().out
     assert all(name in table for name in ("model", "mean_colour", "telea", "PSNR", "SSIM", "±"))
-    assert mae(["evaluate", *command, "--json", "--strategy", "block"]) == 0
+    assert mae(["evaluate", "reconstruction", *command, "--json", "--strategy", "block"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["image_size"] == 48
-    assert mae(["evaluate", *command, "--json", "--image-size", "32"]) == 0
+    assert mae(["evaluate", "reconstruction", *command, "--json", "--image-size", "32"]) == 0
     assert json.loads(capsys.readouterr().out)["image_size"] == 32
     assert report["strategy"] == "block"
     assert report["pictures"] == 12
@@ -227,12 +227,12 @@ def test_what_a_model_gets_wrong_is_null_and_counted(
 
     monkeypatch.setattr(evaluation, "rebuild", spoilt)
     command = [weights, str(picture_folder), "--device", "cpu"]
-    assert mae(["evaluate", *command, "--json"]) == 0
+    assert mae(["evaluate", "reconstruction", *command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert report["rows"][0]["model"]["psnr"] is None
     assert report["rows"][0]["telea"]["psnr"] > 0
     assert {method["psnr"]["n"] for method in report["methods"].values()} == {11}
-    assert mae(["evaluate", *command]) == 0
+    assert mae(["evaluate", "reconstruction", *command]) == 0
     table = capsys.readouterr().out.splitlines()
     assert all(line.split()[1] == "11" for line in table if line.startswith(("model", "telea")))
 
@@ -246,11 +246,11 @@ def test_files_that_cannot_be_read_are_counted_and_named(
         with open(name, "wb") as file:
             file.write(b"no picture")
     command = [weights, str(picture_folder), "--device", "cpu"]
-    assert mae(["evaluate", *command]) == 0
+    assert mae(["evaluate", "reconstruction", *command]) == 0
     table = capsys.readouterr().out
     assert "pictures 12, files 14" in table
     assert all(f"skipped {name}: " in caplog.text for name in ("a/cut.png", "caf\\xe9\\n.jpg"))
-    assert mae(["evaluate", *command, "--json"]) == 0
+    assert mae(["evaluate", "reconstruction", *command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["unreadable"] == ["a/cut.png", "caf\\xe9\\n.jpg"]
     assert (report["pictures"], report["files"]) == (12, 14)
@@ -268,7 +268,7 @@ def test_the_command_measures_in_float32_and_without_baselines_if_asked(
     fillers = {"mean_colour": lambda *_: pytest.fail("made a baseline")}
     monkeypatch.setattr(evaluation, "FILLERS", fillers)
     command = [weights, str(picture_folder), "--device", "cpu"]
-    assert mae(["evaluate", *command, "--no-baselines", "--json"]) == 0
+    assert mae(["evaluate", "reconstruction", *command, "--no-baselines", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["precision"] == "float32"
     assert list(report["methods"]) == ["model"]

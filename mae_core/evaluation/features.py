@@ -1,0 +1,209 @@
+"""Frozen features of labelled images, computed once and kept in a cache.
+
+weights = read_weights("mae-tiny")
+train, val = (extract(weights, part) for part in open_labelled("flowers"))
+x = train.of(block=-1, pool="mean")  # (N, D)
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from mae_core.config import DataConfig, to_dict
+from mae_core.data.datasets import ImageReader, shown
+from mae_core.data.labelled import LabelledImages
+from mae_core.data.transforms import crop_image, draw_crop, normalize
+from mae_core.devices import choose_device
+from mae_core.errors import ConfigError, DataError, ImageError
+from mae_core.model.mae import MaskedAutoencoder, Pool
+from mae_core.weights.files import write_atomically
+from mae_core.weights.formats import Weights
+
+__all__ = ["Features", "cache_folder", "extract"]
+
+_log = logging.getLogger(__name__)
+
+# Images that go through the model together.
+_BATCH = 32
+
+# Part of the name of each file in the cache: raised when features change.
+_VERSION = 1
+
+# The centre square, as the official evaluation crops; and crops of its linear probe.
+_CENTRE = DataConfig(crop="centre", flip=False, short_side=0)
+_RANDOM = DataConfig(crop="random", crop_area=(0.08, 1.0), flip=True, short_side=0)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of N labelled images.
+
+    Attributes:
+        tokens: (N, B, 2, D) float32: for each of B blocks the class token, and the mean of the
+            patch tokens. Those of the last block are after the encoder's final norm.
+        labels: (N,) int64.
+        names: Of the images.
+        classes: Names of the classes.
+        blocks: Numbers of the B blocks, from 0.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    names: Sequence[str]
+    classes: tuple[str, ...]
+    blocks: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def of(self, block: int = -1, pool: Pool = "mean") -> Tensor:
+        """(N, D) features of one block of `blocks`; -1 is the last of them."""
+        place = self.blocks.index(self.blocks[-1] if block == -1 else block)
+        return self.tokens[:, place, 0 if pool == "cls" else 1]
+
+
+def cache_folder() -> Path:
+    """Where features are kept: `mae_core/features` in XDG_CACHE_HOME or `~/.cache`."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "mae_core" / "features"
+
+
+def extract(
+    weights: Weights, images: LabelledImages, *, image_size: int | None = None,
+    blocks: Sequence[int] = (-1,), view: int | None = None, device: str = "auto",
+    cache: Path | None = None, range_of: LabelledImages | None = None,
+) -> Features:  # fmt: skip
+    """Run the encoder on whole images, in float32, or read what an earlier call has kept.
+
+    Args:
+        weights: With a decoder or without.
+        images: What to take features of; those that cannot be read are left out, with a warning.
+        image_size: Side of the crops in pixels, a multiple of the patch side; the model's own if
+            not given.
+        blocks: Numbers of encoder blocks, from 0; negative ones count from the end.
+        view: None for the centre square. Else the number of a random crop of each image, 8 % of
+            its area at least, mirrored or not, which is a function of this number.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        cache: Folder of the kept features; `cache_folder()` if not given.
+        range_of: Images that tell the value range of files of more than 8 bits, where the weights
+            do not; `images` if not given. Give the part that is learned from for both.
+
+    Raises:
+        ConfigError: If a block or the size does not fit the model.
+        DataError: If no image can be read.
+    """
+    model = weights.build_encoder()
+    config, depth = model.config, model.config.depth
+    side = image_size or config.image_size
+    if side % config.patch_size:
+        raise ConfigError(
+            f"image_size is {side}; give a multiple of the patch side, {config.patch_size}"
+        )
+    if not all(-depth <= block < depth for block in blocks):
+        raise ConfigError(f"blocks are {list(blocks)}; this encoder has {depth}: 0 to {depth - 1}")
+    numbers = tuple(sorted({block % depth for block in blocks}))
+
+    reader = ImageReader(config.in_chans, config.bands, config.value_range or "auto", short_side=0)
+    if not config.value_range:
+        found = reader.find_range((range_of or images).files)
+        reader = ImageReader(config.in_chans, config.bands, found or "auto", short_side=0)
+    about = [
+        _VERSION, torch.__version__, to_dict(config), images.fingerprint, side, numbers, view,
+        reader.value_range, _digest(weights.state),
+    ]  # fmt: skip
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+    path = (cache_folder() if cache is None else cache) / f"{key}.safetensors"
+    kept = _read(path)
+    if kept is None:
+        tokens, rows = _computed(model, images, reader, side, numbers, view, choose_device(device))
+        kept = {"tokens": tokens, "rows": rows}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, partial(save_file, kept))
+        # They are computed again, that is all.
+        except Exception as error:
+            _log.warning("features are not kept: %s", error)
+    else:
+        _log.info("features of %d images are those of %s", len(kept["rows"]), path.name)
+    rows = kept["rows"]
+    labels = torch.from_numpy(images.labels)[rows]
+    names = [images.names[i] for i in rows.tolist()]
+    return Features(kept["tokens"], labels, names, images.classes, numbers)
+
+
+def _digest(state: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    try:
+        kept = load_file(path)
+        return kept if kept.keys() == {"tokens", "rows"} else None
+    except (OSError, SafetensorError):
+        return None
+
+
+@torch.inference_mode()
+def _computed(
+    model: MaskedAutoencoder, images: LabelledImages, reader: ImageReader, side: int,
+    blocks: tuple[int, ...], view: int | None, device: torch.device,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(M, B, 2, D) features of the M images that can be read, and their (M,) places."""
+    config = model.config
+    mean, std = (torch.tensor(v)[:, None, None].to(device) for v in (config.mean, config.std))
+    model = model.to(device)
+
+    def opened(i: int) -> NDArray[np.uint8] | ImageError:
+        try:
+            image = reader(images.files[i])
+        except ImageError as error:
+            return error
+        height, width, _ = image.shape
+        rng = np.random.default_rng((view or 0, i))
+        crop = draw_crop(height, width, _CENTRE if view is None else _RANDOM, rng)
+        return crop_image(image, crop, side)
+
+    tokens, rows = list[Tensor](), list[int]()
+    bar = tqdm(total=len(images), desc="features", unit="img", leave=False)
+    with ThreadPoolExecutor() as pool, bar:
+        for start in range(0, len(images), _BATCH):
+            places = range(start, min(start + _BATCH, len(images)))
+            squares = list[NDArray[np.uint8]]()
+            for i, square in zip(places, pool.map(opened, places), strict=True):
+                if isinstance(square, ImageError):
+                    _log.warning("left out %s: %s", shown(images.names[i]), square)
+                else:
+                    squares.append(square)
+                    rows.append(i)
+            bar.update(len(places))
+            if squares:
+                levels = torch.from_numpy(np.stack(squares)).to(device).permute(0, 3, 1, 2)
+                batch = normalize(levels.float().contiguous(), None, mean, std)
+                tokens.append(_pooled(model, batch, blocks).cpu())
+    if not rows:
+        raise DataError("no image can be read; check the files")
+    return torch.cat(tokens), torch.tensor(rows)
+
+
+def _pooled(model: MaskedAutoencoder, images: Tensor, blocks: tuple[int, ...]) -> Tensor:
+    """(N, B, 2, D): class token and mean of the patch tokens of each block."""
+    by_block = model.features_of_blocks(images, blocks)
+    return torch.stack([torch.stack((t[:, 0], t[:, 1:].mean(dim=1)), dim=1) for t in by_block], 1)
