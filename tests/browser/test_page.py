@@ -25,7 +25,10 @@ Pixels = npt.NDArray[np.uint8]
 
 def panel(page: Page, name: str) -> Pixels | None:
     """The pixels that a panel shows; None if it is empty."""
-    picture = pictures(page)[name]
+    return _pixels(pictures(page)[name])
+
+
+def _pixels(picture: str | None) -> Pixels | None:
     if picture is None:
         return None
     with Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))) as image:
@@ -42,10 +45,11 @@ def expected(service: ReconstructionService, picture: bytes, *request: Any) -> d
 
 def differing(page: Page, wanted: dict[str, Pixels]) -> list[str]:
     """The panels that do not show what is wanted."""
+    found = {name: _pixels(picture) for name, picture in pictures(page).items()}
     return [
         name
-        for name in PANELS
-        if (found := panel(page, name)) is None or not np.array_equal(found, wanted[name])
+        for name, pixels in found.items()
+        if pixels is None or not np.array_equal(pixels, wanted[name])
     ]
 
 

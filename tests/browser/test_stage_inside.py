@@ -1,11 +1,12 @@
 """Inside: the stages of a model and their cost, in a real Chromium."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, Request, Route, expect
 
 from app.service import ReconstructionService
 from app.settings import AppSettings
@@ -35,11 +36,17 @@ def service(model: HeldReconstructor) -> ReconstructionService:
 
 
 @pytest.fixture(autouse=True)
-def asked(view: Page) -> list[str]:
+def asked(view: Page) -> Iterator[list[str]]:
     """Questions that the page sends about the inside of the model."""
     found: list[str] = []
-    view.on("request", lambda r: found.append(r.url) if '"inside"' in (r.post_data or "") else None)
-    return found
+
+    def note(request: Request) -> None:
+        if '"inside"' in (request.post_data or ""):
+            found.append(request.url)
+
+    view.on("request", note)
+    yield found
+    view.remove_listener("request", note)
 
 
 def part(page: Page) -> Locator:
