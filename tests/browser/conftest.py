@@ -104,7 +104,8 @@ class Tab:
     def forget(self) -> None:
         """Leave nothing of a visit but what the browser may keep of answers."""
         self.page.unroute_all()
-        self.page.evaluate("sessionStorage.clear()")
+        # What the page remembers a while after it has changed is not written any more.
+        self.page.evaluate("Storage.prototype.setItem = () => {}; sessionStorage.clear()")
         self.context.clear_permissions()
         self.context.clear_cookies()
         self.page.goto("about:blank")

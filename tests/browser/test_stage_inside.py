@@ -100,7 +100,9 @@ def test_counts_and_cost_are_the_models_own(view: Page, ratio: float) -> None:
     expect(step(found, "encoder_block")).to_contain_text(f"{giga(blocks['blocks.0'])} GFLOP")
 
 
-def test_changes_of_tokens_are_those_of_the_model(view: Page, model: HeldReconstructor) -> None:
+def test_changes_and_order_of_tokens_are_those_of_the_model(
+    view: Page, model: HeldReconstructor
+) -> None:
     found = part(view)
     wanted = trace(model, ReconstructionRequest(example("cat"), 0.75, 2))
     label = step(found, "encoder_block").locator("canvas").get_attribute("aria-label") or ""
@@ -109,11 +111,7 @@ def test_changes_of_tokens_are_those_of_the_model(view: Page, model: HeldReconst
     (changes,) = wanted.changes
     assert float(numbers[1]) == pytest.approx(min(changes), rel=0.005)
     assert float(numbers[2]) == pytest.approx(max(changes), rel=0.005)
-
-
-def test_patches_are_shown_in_the_order_of_the_mask(view: Page, model: HeldReconstructor) -> None:
-    found = part(view)
-    wanted = trace(model, ReconstructionRequest(example("cat"), 0.75, 2))
+    # And patches are shown in the order of the mask.
     colours = """(c, cells) => {
       const context = c.getContext('2d');
       return cells.map((i) => [...context.getImageData(
