@@ -35,6 +35,10 @@ _TURN_SECONDS = 15.0
 _ENVIRONMENT = {"MALLOC_PERTURB_": "128", "MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
+# What the server runs.
+_PROGRAM = ("-m", "app.decoding")
+
+
 class DecodersBusyError(MAEError):
     """No upload can be decoded in time, because too many others are."""
 
@@ -128,7 +132,7 @@ class _Server:
         libraries = {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
         with channel:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-W", "ignore", "-m", "app.decoding"],
+                [sys.executable, "-P", "-W", "ignore", *_PROGRAM],
                 stdin=channel.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={"PYTHONPATH": os.pathsep.join(sys.path), **libraries, **_ENVIRONMENT},

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mae_core.errors import ConfigError
 from mae_core.inside.hooks import twin
-from mae_core.model.mae import Attention as SelfAttention
+from mae_core.model.blocks import Attention as SelfAttention
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask
 from mae_core.reconstruct import ReconstructionRequest, Reconstructor

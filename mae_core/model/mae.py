@@ -13,24 +13,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mae_core._compat import ensure_torchvision_imports
 from mae_core.config import ModelConfig, NotNegativeInt, Share, validated
 from mae_core.errors import ConfigError
 from mae_core.model.masking import PatchMask, draw_mask, num_visible
 from mae_core.model.patches import grid_of, normalize_patches, patchify
 
-ensure_torchvision_imports()
-
-# timm needs torchvision. `training` takes its classes from here.
-from timm.layers import Attention as Attention  # noqa: E402
-from timm.layers import PatchEmbed, resample_abs_pos_embed  # noqa: E402
-from timm.models.vision_transformer import Block as Block  # noqa: E402
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
+if TYPE_CHECKING:
+    from mae_core.model.blocks import VisionTransformer
 
 Pool = Literal["mean", "cls"]
 
@@ -74,6 +68,8 @@ class MaskedAutoencoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         """Build the model with freshly drawn parameters (torch's global generator)."""
+        from mae_core.model.blocks import PatchEmbed
+
         super().__init__()
         self.config = config
         width, decoder_width = config.embed_dim, config.decoder_embed_dim
@@ -281,7 +277,7 @@ class MaskedAutoencoder(nn.Module):
         self, num_classes: int = 0, *, drop_path: float = 0.0,
         global_pool: Literal["avg", "token"] = "avg",
         img_size: int | tuple[int, int] | None = None,
-    ) -> VisionTransformer:  # fmt: skip
+    ) -> "VisionTransformer":  # fmt: skip
         """A timm ViT with a copy of the encoder's weights, in training mode, for fine-tuning.
 
         With `avg` it is the classifier of MAE's fine-tuning: the patch tokens are averaged, and
@@ -296,6 +292,8 @@ class MaskedAutoencoder(nn.Module):
             img_size: Side, or (H, W), of the images it takes; positions are resampled to it. What
                 this model's table is made for if not given.
         """
+        from mae_core.model.blocks import VisionTransformer
+
         if global_pool not in ("avg", "token"):
             raise ConfigError(f"global_pool is {global_pool!r}; choose avg or token")
         config = self.config
@@ -347,6 +345,8 @@ class MaskedAutoencoder(nn.Module):
 def _blocks(
     config: ModelConfig, width: int, depth: int, heads: int, mlp_ratio: float
 ) -> nn.Sequential:
+    from mae_core.model.blocks import Block
+
     norm_layer = partial(nn.LayerNorm, eps=config.layer_norm_eps)
     options: dict[str, Any] = {"mlp_ratio": mlp_ratio, "qkv_bias": True, "norm_layer": norm_layer}
     return nn.Sequential(*(Block(width, heads, **options) for _ in range(depth)))
@@ -399,6 +399,8 @@ def resample_pos_embed(
     # timm compares them too, but not while a graph is exported.
     if source == grid_size:
         return table
+    from mae_core.model.blocks import resample_abs_pos_embed
+
     size, old = list(grid_size), list(source)
     resampled: Tensor = resample_abs_pos_embed(table, size, old, antialias=False)
     return resampled

@@ -28,8 +28,9 @@ from mae_core.config import TrainConfig
 from mae_core.data.loader import BatchLoader
 from mae_core.devices import cpu_has_bfloat16
 from mae_core.errors import CheckpointError, TrainingError
+from mae_core.model.blocks import Attention, Block
 from mae_core.model.losses import error_of, reconstruction_loss
-from mae_core.model.mae import Attention, Block, MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask
 from mae_core.training.callbacks import Callback
 from mae_core.training.checkpoint import RunState, read_checkpoint, restore

@@ -192,10 +192,12 @@ def built(service: ReconstructionService) -> gr.Blocks:
 
 
 @contextmanager
-def launched(service: ReconstructionService) -> Iterator[tuple[gr.Blocks, str]]:
+def launched(
+    service: ReconstructionService, port: int | None = None
+) -> Iterator[tuple[gr.Blocks, str]]:
     """A page while it is served as `python -m app` serves it, and its address."""
     page = built(service)
-    settings = service.settings.model_copy(update={"port": free_port()})
+    settings = service.settings.model_copy(update={"port": port or free_port()})
     try:
         yield page, inside_a_loop(lambda: launch(page, service, settings)).rstrip("/")
     finally:
@@ -203,7 +205,7 @@ def launched(service: ReconstructionService) -> Iterator[tuple[gr.Blocks, str]]:
 
 
 @contextmanager
-def served(service: ReconstructionService) -> Iterator[str]:
+def served(service: ReconstructionService, port: int | None = None) -> Iterator[str]:
     """The page's address while it is served as `python -m app` serves it."""
-    with launched(service) as (_, url):
+    with launched(service, port) as (_, url):
         yield url

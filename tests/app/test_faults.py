@@ -5,8 +5,6 @@ import errno
 import logging
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.__main__ import main
 from app.web.guard import RequestGuard
-from tests.sources import ROOT
+from tests.forked import ForkedPython
 
 
 @pytest.fixture(autouse=True)
@@ -115,10 +113,8 @@ app.serve(Page(), Folder(), Service())
 
 
 def test_a_second_interrupt_waits_for_nothing() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", _ENDLESS], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
+    with ForkedPython(_ENDLESS) as process:
         assert process.stdout.readline() == "ending\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(240) == 130
+        process.communicate()
+        assert process.returncode == 130

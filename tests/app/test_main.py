@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +24,7 @@ from app.settings import AppSettings
 from mae_core.errors import ConfigError
 from mae_core.weights.formats import save_weights
 from tests.app.serving import built, example, free_port, inside_a_loop, small_reconstructor
+from tests.forked import ForkedPython
 from tests.sources import ROOT
 
 
@@ -146,33 +147,38 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+# The page, as `python -m app` has it.
+_PLAIN = """
+import sys
+from app.__main__ import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @contextmanager
 def running(
-    *flags: str, command: Sequence[str] = ("-m", "app"), hold: Path | None = None
-) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    *flags: str, code: str = _PLAIN, hold: Path | None = None
+) -> Iterator[tuple[str, ForkedPython]]:
     """The page's address and its process, which has ended afterwards; its output is kept.
 
     Args:
         *flags: Of its command line.
-        command: What Python runs.
+        code: What Python runs.
         hold: Its models stand still while there is such a file.
     """
+    arguments = [*flags]
     if hold is not None:
-        command = ["-c", _HELD, str(hold)]
+        code, arguments = _HELD, [str(hold), *flags]
     port = free_port()
-    environ = {**os.environ, "MAE_PORT": str(port), "MAE_DEVICE": "cpu", "MAE_FETCH": "none"}
-    # A shell that runs the tests in the background has Ctrl-C ignored in all they start.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(
-        [sys.executable, *command, *flags],
-        cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as process:  # fmt: skip
-        signal.signal(signal.SIGINT, before)
-        try:
-            yield f"http://127.0.0.1:{port}", process
-        finally:
-            if process.poll() is None:
-                process.kill()
+    environ = os.environ | served_at(port)
+    with ForkedPython(code, *arguments, environ=environ) as process:
+        yield f"http://127.0.0.1:{port}", process
+
+
+def served_at(port: int) -> dict[str, str]:
+    """What says so to a page in its environment."""
+    return {"MAE_PORT": str(port), "MAE_DEVICE": "cpu", "MAE_FETCH": "none"}
 
 
 @pytest.fixture
@@ -183,10 +189,21 @@ def weights(tmp_path: Path) -> Path:
 
 
 def test_the_command_serves_the_page_until_it_is_stopped(weights: Path) -> None:
-    with running("--weights", str(weights)) as (url, process):
-        assert "Masked Autoencoder" in first_answer(f"{url}/", process)
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=240)
+    port = free_port()
+    # A shell that runs the tests in the background has Ctrl-C ignored in all they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(
+        [sys.executable, "-m", "app", "--weights", str(weights)], cwd=ROOT,
+        env={**os.environ, **served_at(port)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:  # fmt: skip
+        signal.signal(signal.SIGINT, before)
+        try:
+            assert "Masked Autoencoder" in first_answer(f"http://127.0.0.1:{port}/", process)
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=240)
+        finally:
+            process.kill()
     assert "Traceback" not in output
     # As from a shell, if it came before the page was told to be up.
     assert process.returncode in (0, 130)
@@ -233,7 +250,7 @@ def test_told_to_end_it_answers_what_it_has(weights: Path, tmp_path: Path) -> No
                 )
                 hold.unlink()
                 answers = [answer.result() for answer in reading]
-        output, _ = process.communicate(timeout=240)
+        output = process.communicate()
     assert process.returncode == 0, output
     assert "Traceback" not in output
     # Before it there are signs of life, if it takes long.
@@ -253,7 +270,7 @@ def test_what_is_left_when_it_ends_is_told_so(weights: Path, tmp_path: Path) -> 
                 http.post("/call/reconstruct", json={"data": [picture, 0.1, seed, *controls]})
             wait_until(lambda: arrived(httpx.get(f"{url}/metrics").text) == 4)
             process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=240)
+        output = process.communicate()
     assert process.returncode == 0, output
     assert "some requests were given up" in output
 
@@ -271,23 +288,23 @@ def test_after_three_hung_runs_it_ends_to_be_restarted(weights: Path, tmp_path: 
             controls = ["random", "crop", "mine", 112, "estimated", None]
             for seed in range(3):
                 http.post("/call/reconstruct", json={"data": [picture, 0.1, seed, *controls]})
-        output, _ = process.communicate(timeout=240)
+        output = process.communicate()
     assert process.returncode == 1, output
     assert "3 runs hang and cannot be stopped: this process has to be restarted" in output
 
 
 def test_a_download_does_not_keep_it_from_ending(weights: Path) -> None:
     flags = "--weights", f"{weights},no-such-weights"
-    with running(*flags, command=["-c", _STUCK]) as (url, process):
+    with running(*flags, code=_STUCK) as (url, process):
         first_answer(f"{url}/", process)
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=240)
+        output = process.communicate()
     assert process.returncode == 0, output
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-        with running(*flags, "--port", port, command=["-c", _STUCK]) as (_, process):
-            output, _ = process.communicate(timeout=240)
+        with running(*flags, "--port", port, code=_STUCK) as (_, process):
+            output = process.communicate()
     assert process.returncode == 2, output
     assert "error: cannot listen on" in output
 
@@ -306,7 +323,7 @@ def test_weights_that_cannot_be_used_do_not_keep_the_page_away(
         ready = httpx.get(f"{url}/readyz")
         assert (ready.status_code, "broken is not there" in ready.text) == (503, True)
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=240)
+        output = process.communicate()
     assert process.returncode == 0
     assert "no-such-weights could not be opened at the start" in output
 
@@ -335,11 +352,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def first_answer(url: str, process: subprocess.Popen[str]) -> str:
+def first_answer(url: str, process: subprocess.Popen[str] | ForkedPython) -> str:
     """The page's HTML, as soon as it is served."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[0]
+        if (
+            process.poll() if isinstance(process, subprocess.Popen) else process.returncode
+        ) is not None:
+            pytest.fail(str(process.communicate()))
         try:
             return httpx.get(url, timeout=30).text
         except httpx.TransportError:

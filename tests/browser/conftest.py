@@ -1,14 +1,16 @@
 """A real Chromium on the real page, with a small model."""
 
+import functools
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 
 from app.service import ReconstructionService
 from app.settings import AppSettings
@@ -36,9 +38,9 @@ TIMEOUT = 60_000
 expect.set_options(timeout=TIMEOUT)
 
 
-# Not for the whole session: while Playwright is there, an event loop runs in this thread, which
-# other tests would stumble over.
-@pytest.fixture(scope="module")
+# Of this folder, not of the whole session: while Playwright is there, an event loop runs in this
+# thread, which other tests would stumble over.
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
@@ -50,6 +52,19 @@ def browser() -> Iterator[Browser]:
         chromium = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="package")
+def port() -> Iterator[int]:
+    """Of the pages of all modules, one after the other.
+
+    What the browser has of one is good for the next: addresses whose answers it may keep hold a
+    hash of them. Nobody else is given a port that is bound.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +80,46 @@ def service(model: HeldReconstructor) -> ReconstructionService:
 
 
 @pytest.fixture(scope="module")
-def page_url(service: ReconstructionService) -> Iterator[str]:
-    with served(service) as url:
+def page_url(service: ReconstructionService, port: int) -> Iterator[str]:
+    with served(service, port) as url:
         yield url
 
 
-@pytest.fixture(scope="module")
-def pages(browser: Browser) -> dict[str, Page]:
-    """One for each set of options: to open its address again takes a third of a new one's time."""
-    return {}
+class Tab:
+    """A page that is opened again and again, which takes a third of a new one's time."""
+
+    def __init__(self, context: BrowserContext) -> None:
+        self.context = context
+        self.page = context.new_page()
+        self._client = context.new_cdp_session(self.page)
+
+    def suit(self, viewport: Any, locale: str, reduced_motion: Any) -> None:
+        """Make it as it would be in a new context with these options."""
+        self.page.set_viewport_size(viewport)
+        self.page.emulate_media(reduced_motion=reduced_motion)
+        agent = {"userAgent": "", "acceptLanguage": locale}
+        self._client.send("Emulation.setUserAgentOverride", agent)
+        self._client.send("Emulation.setLocaleOverride", {"locale": locale})
+
+    def forget(self) -> None:
+        """Leave nothing of a visit but what the browser may keep of answers."""
+        self.page.unroute_all()
+        # What the page remembers a while after it has changed is not written any more.
+        self.page.evaluate("Storage.prototype.setItem = () => {}; sessionStorage.clear()")
+        self.context.clear_permissions()
+        self.context.clear_cookies()
+        self.page.goto("about:blank")
+
+
+@pytest.fixture(scope="package")
+def tabs(browser: Browser) -> Callable[[bool], Tab]:
+    """The tab of a phone, or that of a desktop: a page stays what it is in this."""
+    return functools.cache(lambda touch: Tab(browser.new_context(is_mobile=touch, has_touch=touch)))
 
 
 @pytest.fixture
 def view(
-    browser: Browser,
-    pages: dict[str, Page],
+    tabs: Callable[[bool], Tab],
     page_url: str,
     service: ReconstructionService,
     request: pytest.FixtureRequest,
@@ -87,14 +127,13 @@ def view(
     """The page, on a desktop, in English and without motion unless parametrized; free of errors."""
     still = {"viewport": DESKTOP, "locale": "en-US", "reduced_motion": "reduce"}
     options = still | getattr(request, "param", {})
-    if str(options) not in pages:
-        pages[str(options)] = browser.new_context(**options).new_page()
-    page = pages[str(options)]
-    with watched(page.context, page_url):
-        opened(page, page_url, updates=any(service.progress.values()))
-        yield page
-    page.unroute_all()
-    page.goto("about:blank")
+    tab = tabs(options.pop("is_mobile", False) and options.pop("has_touch"))
+    tab.suit(**options)
+    try:
+        with watched(tab.context, page_url):
+            yield opened(tab.page, page_url, updates=any(service.progress.values()))
+    finally:
+        tab.forget()
 
 
 @contextmanager
@@ -136,14 +175,22 @@ def opened(page: Page, url: str, *, updates: bool) -> Page:
     """
     page.set_default_timeout(TIMEOUT)
     streams: list[str] = []
+
+    def ended(request: Request) -> None:
+        if "/queue/data" in request.url:
+            streams.append(request.url)
+
     # The client cuts a stream when it has all that it waits for, if the server is not first.
-    for event in ("requestfinished", "requestfailed"):
-        page.on(event, lambda r: streams.append(r.url) if "/queue/data" in r.url else None)
+    events: list[Any] = ["requestfinished", "requestfailed"]
+    for event in events:
+        page.on(event, ended)
     page.goto(url)
     page.locator("#panel-pasted:not(.empty) canvas").wait_for()
     page.locator("#panels [data-view]").wait_for()
     page.locator("#editor .draw").wait_for()
     gone(page, lambda: updates and not streams and "it got no panels as it opened")
+    for event in events:
+        page.remove_listener(event, ended)
     page.locator("#facts .pending").wait_for(state="detached")
     # Pictures that have not come have no size, and move what is around them when they do.
     page.wait_for_function("() => [...document.images].every((image) => image.complete)")

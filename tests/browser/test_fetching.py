@@ -166,16 +166,17 @@ def test_a_failure_is_a_sentence_and_can_be_tried_again(
     expect(alert).to_have_count(0)
 
 
-def test_the_list_says_what_is_here_and_what_would_be_fetched(view: Page) -> None:
+def test_the_list_says_what_would_be_fetched_and_a_size_makes_larger_panels(
+    view: Page, service: ReconstructionService
+) -> None:
     view.locator("#model input").click()
     expect(view.locator("#model [role=option]").first).to_contain_text("small-random")
     expect(option(view, "mae-tiny")).to_contain_text("on disk")
     large = option(view, "mae-large-visualize")
     expect(large).to_contain_text("fetch 1.3 GB · CC-BY-NC-4.0")
     expect(option(view, "mae-base-pretrain").filter(has_not_text="full")).to_have_count(0)
-
-
-def test_a_size_makes_larger_panels(view: Page, service: ReconstructionService) -> None:
+    view.keyboard.press("Escape")
+    # A size makes larger panels.
     view.locator("#size label", has_text="448").click()
     seen(view, "196 of 784 patches seen")
     shows(view, expected(service, example("cat"), 0.75, 2, "random", "crop", None, 448))

@@ -25,7 +25,10 @@ Pixels = npt.NDArray[np.uint8]
 
 def panel(page: Page, name: str) -> Pixels | None:
     """The pixels that a panel shows; None if it is empty."""
-    picture = pictures(page)[name]
+    return _pixels(pictures(page)[name])
+
+
+def _pixels(picture: str | None) -> Pixels | None:
     if picture is None:
         return None
     with Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))) as image:
@@ -42,10 +45,11 @@ def expected(service: ReconstructionService, picture: bytes, *request: Any) -> d
 
 def differing(page: Page, wanted: dict[str, Pixels]) -> list[str]:
     """The panels that do not show what is wanted."""
+    found = {name: _pixels(picture) for name, picture in pictures(page).items()}
     return [
         name
-        for name in PANELS
-        if (found := panel(page, name)) is None or not np.array_equal(found, wanted[name])
+        for name, pixels in found.items()
+        if pixels is None or not np.array_equal(pixels, wanted[name])
     ]
 
 
@@ -98,6 +102,11 @@ def test_the_first_view_shows_an_example_reconstructed(
     seen(view, "12 of 49 patches seen")
     seen(view, "small-random")
     expect(view.locator("#trust")).to_contain_text("these pictures are guesses")
+    # Side by side.
+    places = boxes(view)
+    assert len({place["y"] for place in places}) == 1
+    assert [place["x"] for place in places] == sorted({place["x"] for place in places})
+    assert places[-1]["y"] + places[-1]["height"] < DESKTOP["height"]
 
 
 def test_a_second_visit_fetches_no_panel_and_no_thumbnail_again(view: Page) -> None:
@@ -197,6 +206,11 @@ def test_strategy_and_fit_are_obeyed(view: Page, service: ReconstructionService)
 def test_a_text_file_gets_a_sentence_and_the_page_goes_on(
     view: Page, service: ReconstructionService
 ) -> None:
+    # One that says what it is, is not sent.
+    before = pictures(view)
+    choose_file(view, "notes.txt", b"not a picture", "text/plain")
+    expect(view.get_by_text("Invalid file type")).to_be_visible()
+    assert pictures(view) == before
     choose_file(view, "notes.png", b"not a picture")
     alert = view.locator("#facts [role=alert]")
     expect(alert).to_contain_text("give an image as JPEG, PNG")
@@ -205,16 +219,6 @@ def test_a_text_file_gets_a_sentence_and_the_page_goes_on(
     view.locator("#panel-pasted:not(.empty)").wait_for()
     expect(alert).to_have_count(0)
     shows(view, expected(service, example("dogs"), 0.75, 2))
-
-
-def test_a_file_that_says_it_is_text_is_not_sent(view: Page) -> None:
-    choose_file(view, "notes.txt", b"not a picture", "text/plain")
-    expect(view.get_by_text("Invalid file type")).to_be_visible()
-
-
-def test_a_cleared_picture_empties_the_panels(view: Page) -> None:
-    view.locator("#picture button[aria-label='Remove Image']").click()
-    expect(view.locator("#panels figure.empty")).to_have_count(len(PANELS))
 
 
 def test_a_webcam_picture_is_reconstructed(view: Page) -> None:
@@ -237,11 +241,12 @@ COPY_A_PICTURE = """async () => {
 }"""
 
 
-def test_a_pasted_picture_is_reconstructed(view: Page) -> None:
+def test_a_cleared_picture_empties_the_panels_and_a_pasted_one_fills_them(view: Page) -> None:
     view.context.grant_permissions(["clipboard-read", "clipboard-write"])
     before = pictures(view)
     view.evaluate(COPY_A_PICTURE)
     view.locator("#picture button[aria-label='Remove Image']").click()
+    expect(view.locator("#panels figure.empty")).to_have_count(len(PANELS))
     view.locator("#picture button[aria-label='Paste from clipboard']").click()
     changed(view, "original", before["original"])
     pasted = panel(view, "original")
@@ -277,9 +282,7 @@ def test_a_panel_can_be_viewed_large(view: Page) -> None:
     assert canvas.bounding_box() == large
     button.press("Enter")
     assert canvas.bounding_box() == small
-
-
-def test_an_enlarged_panel_is_all_that_can_be_reached(view: Page) -> None:
+    # While one is large, nothing else can be reached.
     view.locator("#panel-masked .enlarge").press("Enter")
     for _ in range(6):
         view.keyboard.press("Tab")
@@ -320,13 +323,6 @@ def test_panels_that_do_not_arrive_are_said_to_be_missing(
 def boxes(page: Page) -> list[FloatRect]:
     found = [page.locator(f"#panel-{name}").bounding_box() for name in PANELS]
     return [box for box in found if box]
-
-
-def test_panels_stand_side_by_side_on_a_desktop(view: Page) -> None:
-    places = boxes(view)
-    assert len({place["y"] for place in places}) == 1
-    assert [place["x"] for place in places] == sorted({place["x"] for place in places})
-    assert places[-1]["y"] + places[-1]["height"] < DESKTOP["height"]
 
 
 @on_a_phone

@@ -48,13 +48,19 @@ def another(page: Page) -> Page:
     return opened(page.context.new_page(), page.url, updates=True)
 
 
-def test_the_list_says_how_far_a_run_is(view: Page) -> None:
+def test_the_list_says_how_far_a_run_is_and_choosing_works_by_names(view: Page) -> None:
     assert label(400) == "flowers (step 400 of 1000)"
     model_shown(view, label(400))
     view.locator("#model input").click()
     options = view.locator("#model [role=option]")
     expect(options).to_have_count(2)
     assert [text.strip("✓ \n") for text in options.all_inner_texts()] == [label(400), "finished"]
+    view.locator("#model [role=option]", has_text="finished").click()
+    seen(view, "finished")
+    view.locator("#model input").click()
+    view.locator("#model [role=option]", has_text="flowers").click()
+    seen(view, "flowers (400 / 1000)")
+    model_shown(view, label(400))
 
 
 def test_a_newer_checkpoint_is_picked_up(
@@ -76,16 +82,6 @@ def test_a_page_opened_later_shows_the_newest_checkpoint(
     model_shown(later, label(600))
     seen(later, "flowers (600 / 1000)")
     shows(later, expected(service, example("cat"), 0.75, 2))
-
-
-def test_choosing_among_models_works_by_their_names(view: Page) -> None:
-    view.locator("#model input").click()
-    view.locator("#model [role=option]", has_text="finished").click()
-    seen(view, "finished")
-    view.locator("#model input").click()
-    view.locator("#model [role=option]", has_text="flowers").click()
-    seen(view, "flowers (400 / 1000)")
-    model_shown(view, label(400))
 
 
 def test_opening_the_page_asks_once(view: Page) -> None:

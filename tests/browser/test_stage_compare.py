@@ -1,5 +1,7 @@
 """Compare: two answers about one picture, in a real Chromium."""
 
+import base64
+import io
 from dataclasses import replace
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
 from playwright.sync_api import Locator, Page, Route, expect
 
 from app.service import Answer, ReconstructionService
@@ -66,11 +69,9 @@ def answered(service: ReconstructionService, ratio: float = 0.75, **changes: Any
 
 def pixels(canvas: Locator) -> Pixels:
     """What a canvas shows."""
-    width, height, data = canvas.evaluate(
-        "(c) => [c.width, c.height, [...c.getContext('2d').getImageData(0, 0, c.width, c.height)"
-        ".data]]"
-    )
-    return np.array(data, np.uint8).reshape(height, width, 4)[..., :3]
+    data = str(canvas.evaluate("(canvas) => canvas.toDataURL()"))
+    with Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def shows(canvas: Locator, answer: Answer, name: str = "reconstruction") -> None:

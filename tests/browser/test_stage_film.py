@@ -31,7 +31,6 @@ SIZES = [
     {"viewport": DESKTOP},
     {"viewport": PHONE, "is_mobile": True, "has_touch": True},
 ]
-STILL = [{"reduced_motion": "reduce"}]
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +77,14 @@ def shows(page: Page, frame: Reconstruction) -> None:
 @pytest.mark.parametrize("view", SIZES, indirect=True, ids=["desktop", "phone"])
 def test_the_film_is_that_of_the_library(view: Page, frames: list[Reconstruction]) -> None:
     answers = Answers(view)
+    expect(view.get_by_role("button", name="Make the film")).to_be_visible()
+    # This model has no snapshots.
+    expect(view.get_by_role("button", name="Film of its training")).to_be_hidden()
     start(view)
     finished(view)
+    # It does not play by itself for those who want less motion.
+    expect(view.get_by_role("button", name="Play")).to_be_visible()
+    expect(view.locator("#film .transport input")).to_have_value("0")
     parts = answers.last(1)
     assert [part["mask_ratio"] for part in parts] == film_ratios()
     visible = np.zeros((7, 7), bool)
@@ -144,14 +149,6 @@ def test_it_plays_until_it_is_paused(view: Page) -> None:
     scrubber.fill("18")
     view.get_by_role("button", name="Play").click()
     at_frame(view, 0)
-
-
-@pytest.mark.parametrize("view", STILL, indirect=True, ids=["reduced motion"])
-def test_nothing_plays_by_itself_for_those_who_want_less_motion(view: Page) -> None:
-    start(view)
-    finished(view)
-    expect(view.get_by_role("button", name="Play")).to_be_visible()
-    expect(view.locator("#film .transport input")).to_have_value("0")
 
 
 def test_cancel_stops_the_runs(
@@ -268,11 +265,6 @@ def test_another_language_keeps_the_film(view: Page, frames: list[Reconstruction
     view.evaluate("document.documentElement.lang = 'zh-CN'")
     expect(view.locator("#film figcaption").first).to_have_text("掩码后")
     shows(view, frames[7])
-
-
-def test_a_model_without_snapshots_offers_no_film_of_its_training(view: Page) -> None:
-    expect(view.get_by_role("button", name="Make the film")).to_be_visible()
-    expect(view.get_by_role("button", name="Film of its training")).to_be_hidden()
 
 
 def test_a_training_run_is_a_film_of_its_snapshots(browser: Browser, tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """Inside: the stages of a model and their cost, in a real Chromium."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, Request, Route, expect
 
 from app.service import ReconstructionService
 from app.settings import AppSettings
@@ -35,11 +36,17 @@ def service(model: HeldReconstructor) -> ReconstructionService:
 
 
 @pytest.fixture(autouse=True)
-def asked(view: Page) -> list[str]:
+def asked(view: Page) -> Iterator[list[str]]:
     """Questions that the page sends about the inside of the model."""
     found: list[str] = []
-    view.on("request", lambda r: found.append(r.url) if '"inside"' in (r.post_data or "") else None)
-    return found
+
+    def note(request: Request) -> None:
+        if '"inside"' in (request.post_data or ""):
+            found.append(request.url)
+
+    view.on("request", note)
+    yield found
+    view.remove_listener("request", note)
 
 
 def part(page: Page) -> Locator:
@@ -93,7 +100,9 @@ def test_counts_and_cost_are_the_models_own(view: Page, ratio: float) -> None:
     expect(step(found, "encoder_block")).to_contain_text(f"{giga(blocks['blocks.0'])} GFLOP")
 
 
-def test_changes_of_tokens_are_those_of_the_model(view: Page, model: HeldReconstructor) -> None:
+def test_changes_and_order_of_tokens_are_those_of_the_model(
+    view: Page, model: HeldReconstructor
+) -> None:
     found = part(view)
     wanted = trace(model, ReconstructionRequest(example("cat"), 0.75, 2))
     label = step(found, "encoder_block").locator("canvas").get_attribute("aria-label") or ""
@@ -102,11 +111,7 @@ def test_changes_of_tokens_are_those_of_the_model(view: Page, model: HeldReconst
     (changes,) = wanted.changes
     assert float(numbers[1]) == pytest.approx(min(changes), rel=0.005)
     assert float(numbers[2]) == pytest.approx(max(changes), rel=0.005)
-
-
-def test_patches_are_shown_in_the_order_of_the_mask(view: Page, model: HeldReconstructor) -> None:
-    found = part(view)
-    wanted = trace(model, ReconstructionRequest(example("cat"), 0.75, 2))
+    # And patches are shown in the order of the mask.
     colours = """(c, cells) => {
       const context = c.getContext('2d');
       return cells.map((i) => [...context.getImageData(

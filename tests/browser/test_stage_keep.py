@@ -22,17 +22,14 @@ from mae_core.cli import mae
 from mae_core.reconstruct import paste_panel
 from tests.app.serving import encoded, example
 from tests.browser.asking import tab
-from tests.browser.conftest import DESKTOP, PHONE, gone, opened
+from tests.browser.conftest import DESKTOP, ON_A_PHONE, Tab, gone, on_a_phone, opened
 from tests.browser.test_page import changed, choose_file, panel, pictures, seen, slide
 from tests.pictures import draw_picture
 
 pytestmark = pytest.mark.browser
 
 PANELS = ("original", "masked", "reconstruction", "pasted")
-EITHER = pytest.mark.parametrize(
-    "view", [{"viewport": DESKTOP}, {"viewport": PHONE, "has_touch": True}], indirect=True,
-    ids=["desktop", "phone"],
-)  # fmt: skip
+EITHER = pytest.mark.parametrize("view", [{}, ON_A_PHONE], indirect=True, ids=["desktop", "phone"])
 
 
 # The command line and the code know models by their names, so it is a published one.
@@ -119,32 +116,29 @@ def test_a_link_gives_a_fresh_profile_the_same_panels(
     fresh.close()
 
 
-def test_a_link_brings_its_language_and_its_tab(
-    view: Page, browser: Browser, page_url: str
-) -> None:
-    chinese = browser.new_context(locale="zh-CN", viewport=DESKTOP)
-    page = opened(chinese.new_page(), page_url, updates=False)
-    page.locator("#tabs [role=tab]", has_text="保存").click()
-    link = page.get_by_role("textbox", name="链接").input_value()
-    chinese.close()
+@pytest.mark.parametrize("view", [{"locale": "zh-CN"}], indirect=True, ids=["zh-CN"])
+def test_a_link_brings_its_language_and_its_tab(view: Page, page_url: str) -> None:
+    view.locator("#tabs [role=tab]", has_text="保存").click()
+    link = view.get_by_role("textbox", name="链接").input_value()
 
-    fresh = browser.new_context(locale="en-US", viewport=DESKTOP)
-    page = opened(fresh.new_page(), link, updates=False)
+    english = Tab(view.context)
+    english.suit(DESKTOP, "en-US", "reduce")
+    page = opened(english.page, link, updates=False)
     expect(page.get_by_role("tab", name="保存")).to_be_visible()
     assert page.evaluate("document.documentElement.lang") == "zh-CN"
     script = """async (language) => {
       const {toFragment} = await import(new URL('stage/link.js', document.baseURI));
       return toFragment({example: 'dogs', tab: 'keep'}, language);
     }"""
-    page = opened(fresh.new_page(), page_url + page.evaluate(script, "en"), updates=False)
+    fragment = page.evaluate(script, "en")
+    # Another fragment alone would not open it.
+    page.goto("about:blank")
+    opened(page, page_url + fragment, updates=False)
     expect(page.locator("#keep .keep")).to_be_visible()
     gone(page, lambda: on_show(page)["example"] != "dogs" and "another picture")
-    fresh.close()
 
 
-def test_a_link_of_ones_own_picture_has_its_settings_only(
-    view: Page, browser: Browser, page_url: str
-) -> None:
+def test_a_link_of_ones_own_picture_has_its_settings_only(view: Page) -> None:
     before = pictures(view)
     choose_file(view, "mine.png", encoded(draw_picture(3, 130, 90)))
     changed(view, "original", before["original"])
@@ -153,12 +147,10 @@ def test_a_link_of_ones_own_picture_has_its_settings_only(
     part = keep(view)
     expect(part.get_by_text("Your picture does not travel")).to_be_visible()
     link = part.get_by_role("textbox", name="Link").input_value()
-    fresh = browser.new_context(locale="en-US")
-    page = opened(fresh.new_page(), link, updates=False)
+    page = opened(view.context.new_page(), link, updates=False)
     gone(page, lambda: on_show(page)["settings"]["mask"]["seed"] != 41 and "another seed")
     assert on_show(page)["example"] == "cat"
     expect(page.locator("#opener [role=status]")).to_contain_text("does not travel")
-    fresh.close()
 
 
 DAMAGED = [
@@ -400,7 +392,7 @@ def test_a_visit_whose_picture_was_deleted_gets_a_sentence(view: Page) -> None:
     expect(alert).to_contain_text("no longer on the server")
 
 
-@pytest.mark.parametrize("view", [{"viewport": PHONE, "has_touch": True}], indirect=True)
+@on_a_phone
 def test_on_a_phone_nothing_is_wider_than_the_page(view: Page) -> None:
     own_mask(view)
     part = keep(view)

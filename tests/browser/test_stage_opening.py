@@ -2,19 +2,18 @@
 
 import io
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from app.page.events import PANELS
 from app.service import ReconstructionService
 from mae_core.inside.sweep import film_ratios
 from tests.app.serving import example
-from tests.browser.conftest import DESKTOP, TIMEOUT, watched
+from tests.browser.conftest import DESKTOP, TIMEOUT, Tab, watched
 from tests.browser.test_page import differing, expected, panel, shows, slide
 from tests.browser.test_stage_lecture import settled
 
@@ -54,15 +53,15 @@ Visit = Callable[..., Page]
 
 
 @pytest.fixture
-def visit(browser: Browser, page_url: str) -> Iterator[Visit]:
-    """Open the page in a fresh profile that allows motion, unless told otherwise."""
-    with ExitStack() as stack:
+def visit(tabs: Callable[[bool], Tab], page_url: str) -> Iterator[Visit]:
+    """Open the page in a tab of its own, as a first visit, where motion is allowed."""
+    context = tabs(False).context
+    with watched(context, page_url):
 
-        def opened(*scripts: str, path: str = "/", **options: Any) -> Page:
-            options = {"viewport": DESKTOP, "locale": "en-US"} | options
-            context = stack.enter_context(browser.new_context(**options))
-            stack.enter_context(watched(context, page_url))
-            page = context.new_page()
+        def opened(*scripts: str, path: str = "/") -> Page:
+            tab = Tab(context)
+            tab.suit(DESKTOP, "en-US", "no-preference")
+            page = tab.page
             page.set_default_timeout(TIMEOUT)
             for script in scripts:
                 page.add_init_script(script)

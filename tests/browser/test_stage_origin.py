@@ -96,19 +96,24 @@ def test_the_glow_is_what_brute_force_finds(view: Page) -> None:
     expect(part.locator(".cost")).to_contain_text(MEASURED)
     removed, changes = brute_force()
     found = influence(small_reconstructor(), CAT, **FIRST)
+    part.locator("svg").scroll_into_view_if_needed()
+    box = part.locator("svg").bounding_box()
+    assert box
     for patch in range(SIDE**2):
-        point(part, patch)
+        at = place(part, patch)
+        view.mouse.move(box["x"] + at["x"], box["y"] + at["y"])
         expect(part.locator(".where")).to_contain_text(f"{spot(patch)} ({state(removed[patch])})")
+        shown = glowing(part)
         if removed[patch]:
             wanted = {visible: float(change[patch]) for visible, change in changes.items()}
             column = found.removed.tolist().index(patch)
-            close(glowing(part), dict(zip(changes, found.change[:, column], strict=True)))
+            close(shown, dict(zip(changes, found.change[:, column], strict=True)))
         else:
             wanted = {int(one): float(changes[patch][one]) for one in np.flatnonzero(removed)}
-        close(glowing(part), wanted)
+        close(shown, wanted)
         strongest = sorted(wanted, key=lambda one: -wanted[one])[:5]
         assert part.locator("ol li").all_text_contents() == [
-            f"{spot(one)}: {100 * glowing(part)[one]:.2f}%" for one in strongest
+            f"{spot(one)}: {100 * shown[one]:.2f}%" for one in strongest
         ]
 
 

@@ -41,6 +41,11 @@ def interrupt(number: signal.Signals) -> None:
         time.sleep(0.01)
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """`main` with the process's own arguments."""
     chosen, at, *others = sys.argv[1:]
     main(signal.Signals[chosen], int(at), others)
+
+
+if __name__ == "__main__":
+    run()

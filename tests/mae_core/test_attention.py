@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mae_core.errors import ConfigError, MaskError
 from mae_core.inside.attention import Attention, attend, attention, probabilities
 from mae_core.inside.hooks import twin
-from mae_core.model.mae import Attention as SelfAttention
+from mae_core.model.blocks import Attention as SelfAttention
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.reconstruct import ReconstructionRequest, Reconstructor
 from tests.pictures import draw_picture

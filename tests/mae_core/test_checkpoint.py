@@ -4,8 +4,6 @@ import os
 import pickle
 import shutil
 import stat
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,7 @@ from mae_core.model.mae import MaskedAutoencoder
 from mae_core.weights.files import load_checkpoint, load_latest, save_checkpoint, write_atomically
 from mae_core.weights.formats import save_weights
 from mae_core.weights.registry import read_weights
+from tests.forked import ForkedPython
 
 
 def test_weights_come_back_bitwise_with_config_and_record(
@@ -286,11 +285,10 @@ def test_where_a_file_cannot_grow_the_old_ones_stay(tmp_path: Path) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path / "checkpoint.pt", {"step": step})
     (tmp_path / "weights.safetensors").write_text("old")
-    done = subprocess.run(
-        [sys.executable, "-c", WRITE_WITH_LITTLE_SPACE, str(tmp_path)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    first, second = done.stdout.splitlines()
+    with ForkedPython(WRITE_WITH_LITTLE_SPACE, str(tmp_path)) as process:
+        output = process.communicate()
+    assert process.returncode == 0, output
+    first, second = output.splitlines()
     assert first.startswith("could not write 'checkpoint.pt' ([Errno 27] File too large); check")
     assert second.startswith("could not write 'weights.safetensors' (")
     assert names(tmp_path) == {"checkpoint.pt", "checkpoint.previous.pt", "weights.safetensors"}

@@ -140,16 +140,16 @@ def test_mistakes_end_in_one_line_and_status_2(
 
 def test_a_mistake_ends_a_process_in_one_line_and_status_2() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mae_core.train", "quick", "steps=0"],
+        [sys.executable, "-m", "mae_core.train", "quick", "--fast"],
         capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: steps=0: Input should be greater than or equal to 1\n"
+    assert done.stderr == "error: mae train has no --fast; see mae train --help\n"
 
 
 def test_a_reader_that_has_read_enough_is_no_error() -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "mae_core", "info", "mae-tiny"],
+        [sys.executable, "-m", "mae_core", "fetch"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None

@@ -1,7 +1,6 @@
 import json
 import math
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +45,7 @@ from mae_core.reconstruct import (
 )
 from mae_core.weights.registry import load
 from tests import references
+from tests.forked import ForkedPython
 from tests.pictures import draw_picture
 
 
@@ -543,12 +543,11 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
 def test_1024_pixels_stay_within_the_memory_that_is_stated() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK], cwd=Path(__file__).resolve().parents[2],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    with ForkedPython(PEAK) as process:
+        output = process.communicate()
+    assert process.returncode == 0, output
     # One table of 4096 x 4096 numbers for each head of attention would be 192 MiB more.
-    assert 50 < float(done.stdout) < 300
+    assert 50 < float(output) < 300
 
 
 @pytest.mark.parametrize(

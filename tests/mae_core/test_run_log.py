@@ -3,8 +3,6 @@ import json
 import logging
 import math
 import os
-import signal
-import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +19,7 @@ from mae_core.config import TrainConfig
 from mae_core.errors import ConfigError
 from mae_core.training.callbacks import Logger, Progress, require_writers
 from mae_core.training.report import read_metrics
+from tests.forked import ForkedPython
 from tests.pictures import draw_picture
 
 FULL = Path("/dev/full")
@@ -144,13 +143,9 @@ for step in range(1, 1_000_000):
 
 
 def test_a_killed_run_goes_on_where_its_checkpoint_is(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
+    with ForkedPython(KILLED, str(tmp_path)) as process:
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
     with closing(open_log(tmp_path, 150)) as log:
         log.scalars(151, 15.1, {"loss": 1 / 151})
     assert lines_of(tmp_path) == [

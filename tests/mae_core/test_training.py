@@ -3,7 +3,6 @@ import json
 import math
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -60,6 +59,7 @@ from mae_core.training.trainer import (
 from mae_core.weights.files import load_checkpoint, load_latest, save_checkpoint
 from mae_core.weights.publish import push
 from mae_core.weights.registry import read_weights
+from tests.forked import ForkedPython
 from tests.mae_core.conftest import MakeRun
 
 CPU = torch.device("cpu")
@@ -152,8 +152,8 @@ def test_the_command_line_trains_at_the_image_size_that_it_gives(
     picture_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    small = [change for change in _command(out, picture_folder)[4:] if "stages" not in change]
-    assert mae(["train", "quick", *small, "model.image_size=96", "steps=2"]) == 0
+    small = [field for field in _fields(out, picture_folder) if "stages" not in field]
+    assert mae(["train", *small, "model.image_size=96", "steps=2"]) == 0
     config = load_yaml(TrainConfig, out / "config.yaml")
     assert [stage.image_size for stage in config.stages] == [56, 96]
     assert config.data.short_side == 160
@@ -744,32 +744,32 @@ def test_targets_of_principal_components_are_fitted_and_kept(run_config: MakeRun
     )
 
 
-def _command(out: Path, folder: Path, *module: str) -> list[str]:
-    small = [
-        "model.image_size=48", "model.patch_size=8", "model.embed_dim=32", "model.depth=1",
-        "model.num_heads=2", "model.decoder_embed_dim=16", "model.decoder_depth=1",
-        "model.decoder_num_heads=2", 'stages=[{"image_size":48,"share":1.0}]',
-    ]  # fmt: skip
+def _fields(out: Path, folder: Path) -> list[str]:
+    """Recipe and fields of a small run, as `mae train` takes them."""
     return [
-        sys.executable, "-m", *(module or ["mae_core.train"]), "quick", f"data.folder={folder}",
-        f"out={out}", "steps=60", "batch_size=4", "save_every=3", "eval_every=1000", *small,
+        "quick", f"data.folder={folder}", f"out={out}", "steps=60", "batch_size=4", "save_every=3",
+        "eval_every=1000", "model.image_size=48", "model.patch_size=8", "model.embed_dim=32",
+        "model.depth=1", "model.num_heads=2", "model.decoder_embed_dim=16",
+        "model.decoder_depth=1", "model.decoder_num_heads=2",
+        'stages=[{"image_size":48,"share":1.0}]',
     ]  # fmt: skip
 
 
-def test_kill_9_and_start_again_ends_in_the_same_bits(picture_folder: Path, tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
+def test_kill_9_and_start_again_ends_in_the_same_bits(
+    picture_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(_command(whole, picture_folder), check=True, capture_output=True, cwd=root)
+    assert mae(["train", *_fields(whole, picture_folder)]) == 0
     # Step 40 is in the log, and the last checkpoint is of step 39.
-    to_kill = _command(killed, picture_folder, "tests.mae_core.interrupted", "SIGKILL", "40")
-    process = subprocess.run(to_kill, cwd=root, capture_output=True)
-    assert process.returncode == -signal.SIGKILL
+    to_kill = ["SIGKILL", "40", *_fields(killed, picture_folder)]
+    with ForkedPython("from tests.mae_core import interrupted as i; i.run()", *to_kill) as process:
+        output = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output
     assert '"step": 40' in (killed / "metrics.jsonl").read_text()
     assert not (killed / "weights.safetensors").exists()
-    again = subprocess.run(
-        _command(killed, picture_folder), check=True, capture_output=True, text=True, cwd=root
-    )
-    assert "resuming" in again.stderr
+    caplog.set_level("INFO")
+    assert mae(["train", *_fields(killed, picture_folder)]) == 0
+    assert "resuming" in caplog.text
     first = read_weights(whole / "weights.safetensors").state
     second = read_weights(killed / "weights.safetensors").state
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -997,7 +997,7 @@ def test_a_config_file_repeats_a_run(
     run_config: MakeRun, tmp_path: Path, picture_folder: Path
 ) -> None:
     again = tmp_path / "again"
-    small = _command(tmp_path / "run", picture_folder)[3:]
+    small = _fields(tmp_path / "run", picture_folder)
     assert mae(["train", *small, "steps=5", "data.holdout=", "optim.warmup_epochs=0.5"]) == 0
     assert mae(["train", "--config", str(tmp_path / "run" / "config.yaml"), f"out={again}"]) == 0
     first, second = (read_weights(out / "weights.safetensors") for out in (tmp_path / "run", again))

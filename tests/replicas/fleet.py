@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from tests.app.serving import encoded, free_port
+from tests.forked import ForkedPython
 from tests.sources import ROOT
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
@@ -45,6 +45,18 @@ http {
 """)
 
 
+# The page, whose output goes to a file.
+_REPLICA = """
+import os, sys
+from app.__main__ import main
+
+log = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+os.dup2(log, 1)
+os.dup2(log, 2)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 @dataclass
 class Replica:
     """One `python -m app`, which can be started again at its port."""
@@ -52,18 +64,15 @@ class Replica:
     port: int
     environ: dict[str, str]
     log: Path
-    process: "subprocess.Popen[bytes] | None" = None
+    process: ForkedPython | None = None
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "app", "--port", str(self.port)]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env=self.environ, stdout=log, stderr=log
-            )
+        arguments = str(self.log), "--port", str(self.port)
+        self.process = ForkedPython(_REPLICA, *arguments, environ=self.environ)
 
     def wait_until_served(self) -> None:
         assert self.process is not None
@@ -72,8 +81,7 @@ class Replica:
     def kill(self) -> None:
         """As the kernel does when memory runs out."""
         if self.process is not None:
-            self.process.kill()
-            self.process.wait()
+            self.process.close()
 
 
 @dataclass
@@ -133,7 +141,7 @@ def fleet(weights: Path, folder: Path) -> Iterator[Fleet]:
         yield Fleet(url, replicas, folder / "access.log", stack)
 
 
-def _wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
+def _wait_for(url: str, process: "ForkedPython | subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         assert process.poll() is None, "it has ended"

@@ -19,7 +19,7 @@ from tests.security.encoded_pictures import encoded_pictures, photo
 
 PICTURE = "picture"
 DAMAGED = "damaged or cut short"
-TOO_MUCH = "takes more than"
+TOO_MUCH = "takes more than 10 seconds or 2.5 GiB of memory"
 TOO_MANY = "million"
 ORDINARY = "give an image as JPEG"
 
