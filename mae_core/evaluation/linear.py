@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from timm.optim.lars import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mae_core._compat import ensure_torchvision_imports
 from mae_core.errors import ConfigError
 
 __all__ = ["LinearProbe", "fit_adamw", "fit_lars", "fit_lbfgs", "split_rows", "sweep"]
@@ -117,6 +117,10 @@ def fit_lars(
         warmup_epochs: Of a linear warm-up; half a cosine follows.
         seed: Of the start and the order.
     """
+    # timm needs torchvision, and takes seconds to import.
+    ensure_torchvision_imports()
+    from timm.optim.lars import Lars
+
     lr = base_lr * min(batch_size, len(labels)) / 256
     return _trained(
         views, labels, num_classes, epochs=epochs, batch_size=batch_size, seed=seed,
