@@ -31,9 +31,21 @@ NAME = "me/mae"
 SECRET = "hf_" + "onlyreads"
 
 
+# Each command stages and sends all files again: of each kind there is one.
+FEW_FILES = (
+    "app/page/build.py", "app/stage/stage.js", "mae_core/__init__.py", "weights", "LICENSE",
+    "README.md", "requirements.txt", "docs/panels.png",
+)  # fmt: skip
+ALL_FILES = app.deploy.files._SENT
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that the client in this process asks, without the patience that real ones need."""
+    """A hub that the client in this process asks, without the patience that real ones need.
+
+    It is sent a project of few files, unless a test takes `all_files`.
+    """
+    monkeypatch.setattr(app.deploy.files, "_SENT", FEW_FILES)
     with running_hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -41,6 +53,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setattr(app.deploy.hub, "_POLL_SECONDS", 0.0)
         yield hub
+
+
+@pytest.fixture
+def all_files(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole project is sent."""
+    monkeypatch.setattr(app.deploy.files, "_SENT", ALL_FILES)
 
 
 @dataclass
@@ -97,6 +115,7 @@ def write(root: Path, files: dict[str, bytes]) -> None:
         (root / name).write_bytes(data)
 
 
+@pytest.mark.usefixtures("all_files")
 def test_the_whole_command_and_again_changes_nothing(
     hub: Hub, say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +144,7 @@ def test_the_whole_command_and_again_changes_nothing(
         assert never not in done.stdout + done.stderr
 
 
+@pytest.mark.usefixtures("all_files")
 def test_a_dry_run_says_all_and_sends_nothing(hub: Hub, say: Say) -> None:
     said = say("--dry-run", "--variable", "MAE_FETCH=none")
     assert said.status == 0
@@ -424,6 +444,7 @@ def test_a_static_space_is_the_site_with_a_readme(
     assert built == [(), ()]
 
 
+@pytest.mark.usefixtures("all_files")
 def test_a_space_may_become_static_and_back(
     hub: Hub, say: Say, built: list[tuple[str, ...]]
 ) -> None:

@@ -181,20 +181,25 @@ def test_a_new_build_takes_over_once_all_pages_are_closed(
     assert host.requests.count("models/a.onnx") == 1
 
 
-def test_a_damaged_file_is_not_kept(context: BrowserContext, host: Host) -> None:
+def visit_damaged(
+    context: BrowserContext, host: Host, path: str, content: bytes, title: str
+) -> None:
+    """A first visit while the host sends something else in place of a file."""
     host.publish("one")
-    host.instead["models/a.onnx"] = b"damaged"
-    visit(context, host, "one damaged false").close()
+    host.instead[path] = content
+    visit(context, host, title).close()
     host.instead.clear()
+
+
+def test_a_damaged_file_is_not_kept(context: BrowserContext, host: Host) -> None:
+    visit_damaged(context, host, "models/a.onnx", b"damaged", "one damaged false")
     visit(context, host, "one model true").close()
     host.down = True
     visit(context, host, "one model true").close()
 
 
 def test_a_page_is_shown_where_a_build_is_not_whole(context: BrowserContext, host: Host) -> None:
-    host.publish("one")
-    host.instead["web/lazy.js"] = b"export const version = 'none';\n"
-    visit(context, host, "one model false").close()
-    host.instead.clear()
+    other = b"export const version = 'none';\n"
+    visit_damaged(context, host, "web/lazy.js", other, "one model false")
     visit(context, host, "one model false").close()
     visit(context, host, "one model true").close()

@@ -345,7 +345,17 @@ def unfit_for_int8() -> Weights:
     return weights
 
 
-def test_int8_is_left_where_it_is_bad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_int8_is_left_where_it_is_bad(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    translations: list[torch.onnx.ONNXProgram] = []
+
+    def kept(*given: Any) -> torch.onnx.ONNXProgram:
+        translations.append(translate(*given))
+        return translations[0]
+
+    translate = module.translate
+    monkeypatch.setattr(module, "translate", kept)
     (tmp_path / "pictures").mkdir()
     for name in ("a.png", "b.png"):
         Image.new("RGB", (50, 40), (128, 128, 128)).save(tmp_path / "pictures" / name)
@@ -362,6 +372,8 @@ def test_int8_is_left_where_it_is_bad(tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"grey.onnx: float16, {facts['bytes'] / 1e6:.1f} MB\nit loses " in out
     assert "warning" not in err
 
+    # The same weights: only how they are stored differs.
+    monkeypatch.setattr(module, "translate", lambda *_: translations[0])
     assert mae([*measured, "--storage", "int8"]) == 0
     facts = json.loads((tmp_path / "out" / "grey.json").read_text("utf-8"))
     assert facts["storage"] == "int8"

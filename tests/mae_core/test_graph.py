@@ -111,9 +111,24 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     config, image_size = CASES[request.param]
     folder = tmp_path_factory.mktemp("graph")
     weights = weights_of(config)
-    # A folder that is not there yet is made.
-    export_program(weights, folder / "new" / "model.pt2", image_size=image_size)
-    export_onnx(weights, folder / "new" / "model.onnx", image_size=image_size)
+    traced: dict[tuple[int, int], torch.export.ExportedProgram] = {}
+    trace = graph.trace
+
+    def once(weights: Weights, grid_size: tuple[int, int]) -> torch.export.ExportedProgram:
+        if grid_size not in traced:
+            traced[grid_size] = trace(weights, grid_size)
+        return traced[grid_size]
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Both begin with the same slow step.
+        patch.setattr(
+            graph,
+            "trace",
+            lambda w, grid: traced.get(grid) or traced.setdefault(grid, trace(w, grid)),
+        )
+        # A folder that is not there yet is made.
+        export_program(weights, folder / "new" / "model.pt2", image_size=image_size)
+        export_onnx(weights, folder / "new" / "model.onnx", image_size=image_size)
     return config, size_of(config, image_size), folder / "new"
 
 
