@@ -89,8 +89,12 @@ def mae(argv: Sequence[str]) -> int:
     if argv[:1] == ["evaluate"]:
         _check_command(argv[1:2], EVALUATIONS, "mae evaluate measures no")
     args, unknown = parser.parse_known_args(argv or ["--help"])
+    if "fields" in args:  # argparse of Python 3.11 takes none after an option
+        args.fields += [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
-        raise ConfigError(f"mae {argv[0]} has no {unknown[0]}; see mae {argv[0]} --help")
+        command = " ".join(argv[: 1 + (argv[0] == "evaluate")])
+        raise ConfigError(f"mae {command} has no {unknown[0]}; see mae {command} --help")
 
     import torch
 
@@ -461,7 +465,7 @@ def _linear(args: argparse.Namespace) -> int:
 
         mae evaluate linear mae-tiny FLOWERS seeds=3
         mae evaluate linear mae-tiny FLOWERS blocks=0,2,4,6,8,10,11 pool=cls
-        mae evaluate linear mae_pretrain_vit_base.pth IMAGENET solver=lars pool=cls views=90
+        mae evaluate linear mae_pretrain_vit_base.pth IMAGENET solver=lars pool=cls
 
     Fields are those of `LinearConfig`: solver=lbfgs, which finds its own strength on a fifth of the
     training images, as adamw does its learning rate; lars is the paper's recipe, with epochs=90,
@@ -477,25 +481,26 @@ def _probe(args: argparse.Namespace, plain: "KnnConfig | LinearConfig") -> int:
     from mae_core.evaluation.probes import probe, save_report
 
     report = probe(args.weights, args.data, with_overrides(plain, args.fields), device=args.device)
+    print(json.dumps(report, indent=2) if args.json else _as_table(report))
     if args.out:
         save_report(report, args.out.expanduser())
-    if args.json:
-        print(json.dumps(report, indent=2))
-        return 0
+    return 0
+
+
+def _as_table(report: Mapping[str, Any]) -> str:
     table = [["block", "accuracy", "95 % interval", "seeds"]]
     for row in report["blocks"]:
         low, high = row["interval"]
         seeds = " ".join(f"{100 * value:.1f}" for value in row["seeds"])
         cells = [f"{100 * row['accuracy']:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}", seeds]
         table.append([str(row["block"]), *cells])
-    print(
+    told = {name: value for name, value in report["per_class"].items() if value is not None}
+    worst = [f"{name} {100 * told[name]:.0f} %" for name in sorted(told, key=lambda n: told[n])]
+    return (
         f"{report['method']} of {report['weights']} ({report['init']}): {len(report['classes'])} "
         f"classes, {report['train']} images to learn from, {report['measured']} measured\n\n"
-        f"{_table(table)}"
+        f"{_table(table)}\n\nby class: {', '.join(worst)}"
     )
-    worst = sorted(report["per_class"].items(), key=lambda item: item[1])
-    print("\nby class: " + ", ".join(f"{name} {100 * value:.0f} %" for name, value in worst))
-    return 0
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

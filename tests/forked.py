@@ -15,9 +15,15 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Self
+from unittest.mock import patch
+
+from tests.sources import ROOT
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.forked", "app.__main__", "mae_core.training.train"])
+
+# Of the process that tests run in, before any of them changes it.
+_ENVIRON = dict(os.environ)
 
 
 class ForkedPython:
@@ -36,7 +42,9 @@ class ForkedPython:
         self._process = _context.Process(
             target=_run, args=(writer, code, arguments, environ), daemon=True
         )
-        self._process.start()
+        # The first one starts the server, whose modules read the environment once.
+        with patch.dict(os.environ, _ENVIRON, clear=True):
+            self._process.start()
         writer.close()
         self.stdout = os.fdopen(os.dup(reader.fileno()), encoding="utf-8")
         reader.close()
@@ -95,6 +103,7 @@ def _run(
     # Those of the server may be of a file, and say that one can seek in them.
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1, closefd=False)
+    os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environ)
     sys.argv = ["-c", *arguments]

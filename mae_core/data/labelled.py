@@ -5,6 +5,7 @@ train, val = open_labelled("photos")                  # photos/CLASS/*: every fi
 train, val = open_labelled("hub:uoft-cs/cifar10")     # a data set of the Hugging Face hub
 """
 
+import contextlib
 import hashlib
 import importlib
 import logging
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from mae_core.data.datasets import find_classes, find_images, shown
 from mae_core.data.streams import DATASETS_VERSION, encoded_image
-from mae_core.errors import DataError
+from mae_core.errors import DataError, ImageError
 
 __all__ = ["LabelledImages", "open_labelled"]
 
@@ -27,6 +28,9 @@ _log = logging.getLogger(__name__)
 # Folders and splits to measure on, the first that is there; the hub's test splits often have no
 # labels.
 _MEASURED = ("val", "validation", "test")
+
+# Folders that are no classes.
+_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 # Without such a folder, one image of so many of each class.
 _ONE_IN = 5
@@ -94,12 +98,17 @@ def open_labelled(data: str | Path) -> tuple[LabelledImages, LabelledImages]:
 def _open_folder(folder: Path) -> tuple[LabelledImages, LabelledImages]:
     measured = [name for name in _MEASURED if (folder / name).is_dir()]
     if (folder / "train").is_dir() and measured:
-        return _of_folder(folder / "train"), _of_folder(folder / measured[0])
+        measured_on = folder / measured[0]
+        # A file that both lead to by links is measured on, and not learned from.
+        return _of_folder(folder / "train", measured_on), _of_folder(measured_on)
     whole = _of_folder(folder)
-    # By names alone, so that a new image moves no other one.
-    order = np.array(
-        [hashlib.sha256(name.encode(errors="replace")).digest() for name in whole.names]
-    )
+    if parts := [name for name in whole.classes if name.lower() in _PARTS]:
+        raise DataError(
+            f"{str(folder)!r} has the folders {', '.join(map(shown, parts))}, which are no "
+            "classes; call them train and val"
+        )
+    # By names, so that a new image moves one other of its class at most.
+    order = np.array([_digest(name) for name in whole.names])
     is_val = np.zeros(len(whole), dtype=bool)
     for label in range(len(whole.classes)):
         rows = np.flatnonzero(whole.labels == label)
@@ -111,20 +120,19 @@ def _open_folder(folder: Path) -> tuple[LabelledImages, LabelledImages]:
     return _rows(whole, ~is_val), _rows(whole, is_val)
 
 
-def _of_folder(folder: Path) -> LabelledImages:
-    paths = find_images(folder)
+def _of_folder(folder: Path, holdout: str | Path = "") -> LabelledImages:
+    paths = find_images(folder, holdout)
     depth = len(folder.parts)
     names = ["/".join(path.parts[depth:]) for path in paths]
     labels, classes = find_classes(names)
     if (labels < 0).any():
         _log.warning("left out %d images that are in no class's folder", (labels < 0).sum())
     known = [i for i, label in enumerate(labels) if label >= 0]
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_digest(str(folder.resolve())))
     for i in known:
-        status = paths[i].stat()
-        digest.update(
-            f"{names[i]}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="replace")
-        )
+        with contextlib.suppress(OSError):  # a broken link, which cannot be read either
+            status = paths[i].stat()
+            digest.update(_digest(f"{names[i]}\0{status.st_size}\0{status.st_mtime_ns}"))
     return LabelledImages(
         [paths[i] for i in known], [names[i] for i in known], labels[known], classes,
         digest.hexdigest(),
@@ -147,14 +155,24 @@ def _rows(images: LabelledImages, chosen: NDArray[np.bool_]) -> LabelledImages:
 class _HubFiles(Sequence[Path | bytes]):
     """The files of a column of a data set, read when they are asked for."""
 
-    def __init__(self, examples: Any, column: str, *, is_own: bool) -> None:
-        self._examples, self._column, self._is_own = examples, column, is_own
+    def __init__(self, examples: Any, column: str, folder: Path) -> None:
+        """`folder` has what was fetched; a data set may name no other file of this machine."""
+        self._examples, self._column, self._folder = examples, column, folder
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def __getitem__(self, index: Any) -> Any:
-        return encoded_image(self._examples[int(index)][self._column], self._is_own)
+        if isinstance(index, slice):
+            rows = range(*index.indices(len(self)))
+            return _HubFiles(self._examples.select(rows), self._column, self._folder)
+        value = self._examples[index][self._column]
+        path = Path((value or {}).get("path") or "").resolve()
+        try:
+            return encoded_image(value, is_own=path.is_relative_to(self._folder))
+        except ImageError as error:
+            _log.warning("image %d: %s", index, error)
+            return b""  # no image either
 
 
 def _open_hub(name: str) -> tuple[LabelledImages, LabelledImages]:
@@ -177,11 +195,13 @@ def _open_hub(name: str) -> tuple[LabelledImages, LabelledImages]:
             f"the data set {name!r} has the splits {', '.join(splits)}; it needs train and one of "
             f"{', '.join(_MEASURED)}"
         )
-    is_own = Path(name).expanduser().exists()
-    return _of_split(splits["train"], name, is_own), _of_split(splits[measured[0]], name, is_own)
+    own = Path(name).expanduser()
+    folder = (own if own.exists() else Path(datasets.config.HF_CACHE_HOME)).resolve()
+    train, val = (_of_split(splits[part], name, folder) for part in ("train", measured[0]))
+    return train, val
 
 
-def _of_split(examples: Any, name: str, is_own: bool) -> LabelledImages:
+def _of_split(examples: Any, name: str, folder: Path) -> LabelledImages:
     datasets = importlib.import_module("datasets")
     images, labels = (
         [column for column, feature in examples.features.items() if isinstance(feature, kind)]
@@ -192,12 +212,17 @@ def _of_split(examples: Any, name: str, is_own: bool) -> LabelledImages:
             f"the data set {name!r} has the columns {', '.join(examples.features)}; it needs one "
             "of images and one of classes"
         )
+    if len(labels) > 1:
+        _log.warning("of the columns of classes %s, %s is taken", ", ".join(labels), labels[0])
+    numbers = [-1 if label is None else label for label in examples[labels[0]]]
+    if min(numbers, default=-1) < 0:
+        raise DataError(f"the data set {name!r} does not tell the classes of {examples.split}")
     # Images are decoded by the reader: the package sets no limits.
     files = examples.cast_column(images[0], datasets.Image(decode=False))
     return LabelledImages(
-        _HubFiles(files, images[0], is_own=is_own),
+        _HubFiles(files, images[0], folder),
         [f"{examples.split} {i}" for i in range(len(examples))],
-        np.array(examples[labels[0]], dtype=np.int64),
+        np.array(numbers, dtype=np.int64),
         tuple(examples.features[labels[0]].names),
         # Of the content, as `datasets` caches by it.
         str(examples._fingerprint),

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from mae_core.data.datasets import ImageReader, shown
 from mae_core.data.labelled import LabelledImages
 from mae_core.data.transforms import crop_image, draw_crop, normalize
 from mae_core.devices import choose_device
-from mae_core.errors import ConfigError, DataError, ImageError
+from mae_core.errors import ConfigError, DataError, ImageError, MAEError
 from mae_core.model.mae import MaskedAutoencoder, Pool
 from mae_core.weights.files import write_atomically
 from mae_core.weights.formats import Weights
@@ -43,7 +43,7 @@ _BATCH = 32
 # Part of the name of each file in the cache: raised when features change.
 _VERSION = 1
 
-# The centre square, as the official evaluation crops; and crops of its linear probe.
+# The centre square; and crops as the official linear probe has them.
 _CENTRE = DataConfig(crop="centre", flip=False, short_side=0)
 _RANDOM = DataConfig(crop="random", crop_area=(0.08, 1.0), flip=True, short_side=0)
 
@@ -56,14 +56,14 @@ class Features:
         tokens: (N, B, 2, D) float32: for each of B blocks the class token, and the mean of the
             patch tokens. Those of the last block are after the encoder's final norm.
         labels: (N,) int64.
-        names: Of the images.
+        rows: (N,) their places among the images that were given; the others cannot be read.
         classes: Names of the classes.
         blocks: Numbers of the B blocks, from 0.
     """
 
     tokens: Tensor
     labels: Tensor
-    names: Sequence[str]
+    rows: Tensor
     classes: tuple[str, ...]
     blocks: tuple[int, ...]
 
@@ -117,32 +117,33 @@ def extract(
         raise ConfigError(f"blocks are {list(blocks)}; this encoder has {depth}: 0 to {depth - 1}")
     numbers = tuple(sorted({block % depth for block in blocks}))
 
-    reader = ImageReader(config.in_chans, config.bands, config.value_range or "auto", short_side=0)
-    if not config.value_range:
-        found = reader.find_range((range_of or images).files)
-        reader = ImageReader(config.in_chans, config.bands, found or "auto", short_side=0)
+    place = choose_device(device)
     about = [
-        _VERSION, torch.__version__, to_dict(config), images.fingerprint, side, numbers, view,
-        reader.value_range, _digest(weights.state),
+        _VERSION, torch.__version__, place.type, to_dict(config), images.fingerprint,
+        (range_of or images).fingerprint, side, numbers, view, _digest(weights.state),
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
     path = (cache_folder() if cache is None else cache) / f"{key}.safetensors"
     kept = _read(path)
     if kept is None:
-        tokens, rows = _computed(model, images, reader, side, numbers, view, choose_device(device))
+        reader = ImageReader(config.in_chans, config.bands, config.value_range or "auto", 0)
+        if not config.value_range:
+            found = reader.find_range((range_of or images).files)
+            reader = replace(reader, value_range=found or "auto")
+        # cuDNN would round pixels and weights of the patch embedding to TF32.
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            tokens, rows = _computed(model, images, reader, side, numbers, view, place)
         kept = {"tokens": tokens, "rows": rows}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, partial(save_file, kept))
-        # They are computed again, that is all.
-        except Exception as error:
-            _log.warning("features are not kept: %s", error)
-    else:
-        _log.info("features of %d images are those of %s", len(kept["rows"]), path.name)
-    rows = kept["rows"]
-    labels = torch.from_numpy(images.labels)[rows]
-    names = [images.names[i] for i in rows.tolist()]
-    return Features(kept["tokens"], labels, names, images.classes, numbers)
+        # An image that is missing may be there the next time.
+        if len(rows) == len(images):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, partial(save_file, kept))
+            # They are computed again, that is all.
+            except (MAEError, OSError) as error:
+                _log.warning("features are not kept: %s", error)
+    labels = torch.from_numpy(images.labels)[kept["rows"]]
+    return Features(kept["tokens"], labels, kept["rows"], images.classes, numbers)
 
 
 def _digest(state: dict[str, Tensor]) -> str:

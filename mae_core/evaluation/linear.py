@@ -38,14 +38,14 @@ class LinearProbe:
         std: (D,) likewise.
         weight: (C, D).
         bias: (C,).
-        chosen: The strength of the penalty, or the learning rate.
+        setting: The strength of the penalty, or the learning rate.
     """
 
     mean: Tensor
     std: Tensor
     weight: Tensor
     bias: Tensor
-    chosen: float
+    setting: float
 
     def logits(self, features: Tensor) -> Tensor:
         """(N, C) of (N, D) features."""
@@ -95,7 +95,7 @@ def fit_adamw(
     """Train by AdamW with a cosine learning rate; `seed` fixes the start and the order."""
     return _trained(
         [features], labels, num_classes, epochs=epochs, batch_size=batch_size, seed=seed,
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0),
+        optimizer=lambda *parameters: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0),
         lr=lr, warmup_epochs=0,
     )  # fmt: skip
 
@@ -124,14 +124,19 @@ def fit_lars(
     lr = base_lr * min(batch_size, len(labels)) / 256
     return _trained(
         views, labels, num_classes, epochs=epochs, batch_size=batch_size, seed=seed,
-        optimizer=lambda parameters: Lars(parameters, lr=lr, momentum=0.9, weight_decay=0.0),
+        # Without weight decay timm adapts the step to a tensor's norm only if told to; biases
+        # take plain steps, as in the official LARS.
+        optimizer=lambda weight, bias: Lars(
+            [{"params": [weight], "always_adapt": True}, {"params": [bias]}],
+            lr=lr, momentum=0.9, weight_decay=0.0,
+        ),
         lr=lr, warmup_epochs=warmup_epochs,
     )  # fmt: skip
 
 
 def _trained(
     views: Sequence[Tensor], labels: Tensor, num_classes: int, *, epochs: int, batch_size: int,
-    seed: int, optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer], lr: float,
+    seed: int, optimizer: Callable[[nn.Parameter, nn.Parameter], torch.optim.Optimizer], lr: float,
     warmup_epochs: float,
 ) -> LinearProbe:  # fmt: skip
     mean, std = _statistics(torch.cat(list(views)))
@@ -142,7 +147,7 @@ def _trained(
     start = 0.01 * torch.randn(num_classes, mean.numel(), generator=generator)
     weight = nn.Parameter(start.to(mean))
     bias = nn.Parameter(mean.new_zeros(num_classes))
-    solver = optimizer([weight, bias])
+    solver = optimizer(weight, bias)
     steps = epochs * math.ceil(n / batch_size)
     warmup, step = warmup_epochs * math.ceil(n / batch_size), 0
     for epoch in range(epochs):

@@ -21,12 +21,12 @@ from torch import Tensor
 from mae_core.config import Checked, Count, NotNegativeInt, Positive, to_dict
 from mae_core.data.labelled import LabelledImages, open_labelled
 from mae_core.devices import choose_device
+from mae_core.errors import ConfigError, DataError
 from mae_core.evaluation.features import Features, extract
 from mae_core.evaluation.knn import knn_scores
 from mae_core.evaluation.linear import (
     LEARNING_RATES,
     PENALTIES,
-    LinearProbe,
     fit_adamw,
     fit_lars,
     fit_lbfgs,
@@ -57,7 +57,7 @@ class ProbeConfig(Checked):
         seeds: Repetitions, with one seed after another.
     """
 
-    blocks: tuple[int, ...] = (-1,)
+    blocks: Annotated[tuple[int, ...], Field(min_length=1)] = (-1,)
     pool: Literal["mean", "cls"] = "mean"
     image_size: NotNegativeInt = 0
     init: Literal["weights", "random"] = "weights"
@@ -90,6 +90,7 @@ class LinearConfig(ProbeConfig):
         batch_size: Likewise; 0 is 256 and 16,384.
         base_lr: Learning rate of `lars` for a batch of 256.
         views: Random crops of each image that `lars` learns from, one an epoch; 0 for the centre.
+            The features of all of them are in memory.
     """
 
     solver: Literal["lbfgs", "adamw", "lars"] = "lbfgs"
@@ -97,6 +98,11 @@ class LinearConfig(ProbeConfig):
     batch_size: NotNegativeInt = 0
     base_lr: Positive = 0.1
     views: NotNegativeInt = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.views and self.solver != "lars":
+            raise ConfigError(f"views={self.views} is for solver=lars; leave it out")
 
 
 def probe(
@@ -135,6 +141,8 @@ def probe(
         views = getattr(config, "views", 0)
         parts = [take(train, view=seed * 10**6 + i) for i in range(views)] or [take(train)]
         measured = take(val)
+        if not all(torch.equal(part.rows, parts[0].rows) for part in parts):
+            raise DataError("some images could be read at times only; try again")
         for block in measured.blocks:
             logits, chosen = _predicted(parts, measured, block, config, seed, device)
             one = score(logits.argmax(dim=1), measured.labels, len(val.classes))
@@ -146,7 +154,7 @@ def probe(
         "weights": name, "init": config.init, **_pooled(by_block[last], val),
         "block": last,
         "blocks": [{"block": block, **_pooled(of, val)} for block, of in by_block.items()],
-        "classes": list(val.classes), "train": len(train), "measured": len(val),
+        "classes": list(val.classes), "train": len(parts[0]), "measured": len(measured),
         "config": to_dict(config), "seconds": round(time.perf_counter() - begun, 1),
         "device": str(choose_device(device)),
     }  # fmt: skip
@@ -165,6 +173,8 @@ def _predicted(
 ) -> tuple[Tensor, float | None]:  # fmt: skip
     """(M, C) scores of the classes, and what the probe chose for itself."""
     place, count = choose_device(device), len(val.classes)
+    if place.type == "mps":
+        place = torch.device("cpu")  # there is no float64 on the other
     views = [part.of(block, config.pool).to(place) for part in train]
     x, labels, queries = views[0], train[0].labels.to(place), val.of(block, config.pool).to(place)
     if isinstance(config, KnnConfig):
@@ -172,7 +182,6 @@ def _predicted(
             x, labels, queries, count, k=config.k, temperature=config.temperature
         )  # fmt: skip
         return votes, None
-    found: LinearProbe
     if config.solver == "lbfgs":
         found = sweep(x, labels, count, fit_lbfgs, PENALTIES, seed=seed)
     elif config.solver == "adamw":
@@ -185,7 +194,8 @@ def _predicted(
             views, labels, count, base_lr=config.base_lr, epochs=config.epochs,
             batch_size=config.batch_size or 16384, seed=seed,
         )  # fmt: skip
-    return found.logits(queries), found.chosen
+        return found.logits(queries), None
+    return found.logits(queries), found.setting
 
 
 def _pooled(of: list[tuple[Scores, float | None]], val: LabelledImages) -> dict[str, Any]:
@@ -194,7 +204,10 @@ def _pooled(of: list[tuple[Scores, float | None]], val: LabelledImages) -> dict[
         "accuracy": whole.accuracy, "interval": list(whole.interval),
         "seeds": [one.accuracy for one, _ in of],
         "deviation": None if math.isnan(whole.deviation) else whole.deviation,
-        "per_class": dict(zip(val.classes, whole.per_class, strict=True)),
+        "per_class": {
+            name: None if math.isnan(share) else share
+            for name, share in zip(val.classes, whole.per_class, strict=True)
+        },
         "confusion": [list(row) for row in whole.confusion],
         **({"chosen": chosen} if chosen else {}),
     }  # fmt: skip
@@ -213,14 +226,17 @@ def save_report(report: dict[str, Any], folder: Path) -> None:
     except ImportError:
         _log.warning("no confusion.png: matplotlib is not installed; pip install matplotlib")
         return
-    classes, counts = report["classes"], np.array(report["confusion"], dtype=float)
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    side = 2.5 + 0.35 * len(classes)
+    # A dollar would begin a formula.
+    classes = [name.replace("$", r"\$") for name in report["classes"]]
+    counts = np.array(report["confusion"], dtype=float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 2.5 + 0.35 * min(len(classes), 60)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Greens", vmin=0, vmax=1)
-    axes.set_xticks(range(len(classes)), classes, rotation=90)
-    axes.set_yticks(range(len(classes)), classes)
+    if len(classes) <= 60:  # there is no room for more names
+        axes.set_xticks(range(len(classes)), classes, rotation=90)
+        axes.set_yticks(range(len(classes)), classes)
     axes.set_xlabel("taken for")
     axes.set_ylabel("class")
     axes.set_title(

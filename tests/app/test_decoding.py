@@ -95,10 +95,12 @@ def test_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     server = decoding._Server()
     monkeypatch.setattr(decoding, "_server", server)
     too_much = TOO_MUCH.replace("10 seconds", "1 seconds")
-    with pytest.raises(ImageError, match=too_much) as refused:
-        decode_upload(commented_gif(80_000))
-    assert server.is_running
-    server.stop()
+    try:
+        with pytest.raises(ImageError, match=too_much) as refused:
+            decode_upload(commented_gif(80_000))
+        assert server.is_running
+    finally:
+        server.stop()
     assert refused.value.code == "image_limit"
 
 

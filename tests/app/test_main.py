@@ -356,9 +356,7 @@ def first_answer(url: str, process: subprocess.Popen[str] | ForkedPython) -> str
     """The page's HTML, as soon as it is served."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
-        if (
-            process.poll() if isinstance(process, subprocess.Popen) else process.returncode
-        ) is not None:
+        if process.poll() is not None:
             pytest.fail(str(process.communicate()))
         try:
             return httpx.get(url, timeout=30).text

@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Error,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 
 from app.service import ReconstructionService
 from app.settings import AppSettings
@@ -112,14 +120,14 @@ class Tab:
 
 
 @pytest.fixture(scope="package")
-def tabs(browser: Browser) -> Callable[[bool], Tab]:
+def tabs(browser: Browser) -> Any:
     """The tab of a phone, or that of a desktop: a page stays what it is in this."""
     return functools.cache(lambda touch: Tab(browser.new_context(is_mobile=touch, has_touch=touch)))
 
 
 @pytest.fixture
 def view(
-    tabs: Callable[[bool], Tab],
+    tabs: Any,
     page_url: str,
     service: ReconstructionService,
     request: pytest.FixtureRequest,
@@ -133,7 +141,13 @@ def view(
         with watched(tab.context, page_url):
             yield opened(tab.page, page_url, updates=any(service.progress.values()))
     finally:
-        tab.forget()
+        try:
+            tab.forget()
+        except Error:
+            # Its page has crashed or is closed: the next test gets another.
+            tabs.cache_clear()
+            tab.context.close()
+            raise
 
 
 @contextmanager

@@ -121,11 +121,7 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
     with pytest.MonkeyPatch.context() as patch:
         # Both begin with the same slow step.
-        patch.setattr(
-            graph,
-            "trace",
-            lambda w, grid: traced.get(grid) or traced.setdefault(grid, trace(w, grid)),
-        )
+        patch.setattr(graph, "trace", once)
         # A folder that is not there yet is made.
         export_program(weights, folder / "new" / "model.pt2", image_size=image_size)
         export_onnx(weights, folder / "new" / "model.onnx", image_size=image_size)

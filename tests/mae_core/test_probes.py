@@ -106,16 +106,26 @@ def test_parts_of_other_classes_are_refused(data: Path, tmp_path: Path) -> None:
     draw_picture(3, 40, 40).save(tmp_path / "flat/one.png")
     with pytest.raises(DataError, match="has 0 classes; give a folder with a folder"):
         open_labelled(tmp_path / "flat")
+    write_classes(tmp_path / "named/Train", 2)
+    write_classes(tmp_path / "named/Test", 2)
+    with pytest.raises(DataError, match="Test, Train, which are no classes; call them train and"):
+        open_labelled(tmp_path / "named")
 
 
-def test_a_data_set_of_the_hub(tmp_path: Path) -> None:
+def test_a_picture_of_both_parts_is_measured_on_and_not_learned_from(data: Path) -> None:
+    (data / "train/red/linked.png").hardlink_to(data / "val/red/00.png")
+    train, val = open_labelled(data)
+    assert (len(train), len(val)) == (24, 12)
+
+
+def test_a_data_set_of_the_hub(tmp_path: Path, weights: Weights) -> None:
     datasets = pytest.importorskip("datasets")
     feature = datasets.Features(
         {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["dark", "light"])}
     )
-    for split, count in (("train", 6), ("validation", 4)):
+    for split, count in (("train", 70), ("validation", 4)):
         rows = {
-            "picture": [Image.new("RGB", (40, 40), (60 * (i % 2) + i,) * 3) for i in range(count)],
+            "picture": [Image.new("RGB", (40, 40), (150 * (i % 2) + i,) * 3) for i in range(count)],
             "kind": [i % 2 for i in range(count)],
         }
         (tmp_path / "hub/data").mkdir(parents=True, exist_ok=True)
@@ -124,7 +134,14 @@ def test_a_data_set_of_the_hub(tmp_path: Path) -> None:
     train, val = open_labelled(f"hub:{tmp_path / 'hub'}")
     assert train.classes == val.classes == ("dark", "light")
     assert val.labels.tolist() == [0, 1, 0, 1]
-    assert open_image(val.files[1], 3).getpixel((0, 0)) == (61, 61, 61)
+    assert open_image(val.files[1], 3).getpixel((0, 0)) == (151, 151, 151)
+    report = probe(weights, f"hub:{tmp_path / 'hub'}", KnnConfig(k=5))
+    assert (report["accuracy"], report["train"], report["measured"]) == (1.0, 70, 4)
+    # Test splits of competitions say -1.
+    hidden = datasets.Dataset.from_dict({**rows, "kind": [-1] * 4}, features=feature)
+    hidden.to_parquet(tmp_path / "hub/data/validation-00000-of-00001.parquet")
+    with pytest.raises(DataError, match="does not tell the classes of validation"):
+        open_labelled(f"hub:{tmp_path / 'hub'}")
     with pytest.raises(DataError, match="cannot be read"):
         open_labelled(f"hub:{tmp_path / 'nothing'}")
 
@@ -186,13 +203,18 @@ def test_features_are_computed_once(
     assert torch.equal(extract(weights, train, view=1).labels, first.labels)
 
 
-def test_a_file_that_cannot_be_read_is_left_out(weights: Weights, data: Path) -> None:
+def test_a_file_that_cannot_be_read_is_left_out(weights: Weights, data: Path, cache: Path) -> None:
     (data / "train/green/03.png").write_bytes(b"\x89PNG\r\n\x1a\n but no picture")
+    (data / "train/red/gone.png").symlink_to(data / "nowhere.png")
     train, _ = open_labelled(data)
     found = extract(weights, train)
-    assert len(found) == len(found.tokens) == len(found.names) == 23
-    assert "green/03.png" not in found.names
+    assert len(found) == len(found.tokens) == len(found.rows) == 23
+    left_out = {*range(len(train))} - {*found.rows.tolist()}
+    assert [train.names[i] for i in sorted(left_out)] == ["green/03.png", "red/gone.png"]
     assert found.labels.tolist() == [0] * 8 + [1] * 7 + [2] * 8
+    # It may be there the next time.
+    assert not cache.is_dir() or not [*cache.iterdir()]
+    assert probe(weights, data, KnnConfig(k=5))["train"] == 23
 
 
 def test_encoders_have_features_and_classifiers_do_not(
@@ -278,7 +300,7 @@ def test_a_sweep_finds_what_is_best_without_the_measured_images(
 
     found = sweep(x, y, 5, fit, [100.0, 1e-2])  # type: ignore[arg-type]
     # So strong a penalty tells nothing.
-    assert found.chosen == 1e-2
+    assert found.setting == 1e-2
     assert seen == [160, 160, 200]
     assert score(found.logits(queries).argmax(dim=1), wanted, 5).accuracy > 0.7
     with pytest.raises(ConfigError, match="fewer than two images"):
@@ -302,7 +324,7 @@ def test_trained_probes_learn_and_are_the_same_for_a_seed(
 
     def trained(seed: int) -> Tensor:
         if solver == "lars":
-            probe = fit_lars([x, x], y, 5, base_lr=1.0, epochs=60, batch_size=50, seed=seed)
+            probe = fit_lars([x, x], y, 5, base_lr=100.0, epochs=60, batch_size=50, seed=seed)
         else:
             probe = sweep(
                 x, y, 5, lambda *given: fit_adamw(*given, epochs=20, seed=seed), LEARNING_RATES
@@ -313,6 +335,28 @@ def test_trained_probes_learn_and_are_the_same_for_a_seed(
     assert score(first.argmax(dim=1), wanted, 5).accuracy > 0.7
     assert torch.equal(trained(0), first)
     assert not torch.equal(trained(1), first)
+
+
+def test_lars_takes_the_steps_of_the_paper(blobs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    """You et al. 2017: a weight's step is as long as its norm says, a bias's is plain."""
+    x, y, _, _ = blobs
+    found = fit_lars([x], y, 5, base_lr=1.0, epochs=2, batch_size=200, warmup_epochs=0)
+    scaled = (x - x.mean(dim=0)) / (x.var(dim=0, correction=0) + 1e-6).sqrt()
+    start = 0.01 * torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+    weight, bias = start.requires_grad_(), torch.zeros(5, requires_grad=True)
+    speeds = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    for rate in (200 / 256, 200 / 256 * 0.5):  # half a cosine over two steps
+        loss = F.cross_entropy(F.linear(scaled, weight, bias), y)
+        gradients = torch.autograd.grad(loss, [weight, bias])
+        trust = 0.001 * weight.norm() / gradients[0].norm()
+        with torch.no_grad():
+            for i, (one, gradient) in enumerate(
+                zip((weight, bias), (gradients[0] * trust, gradients[1]), strict=True)
+            ):
+                speeds[i] = 0.9 * speeds[i] + gradient
+                one -= rate * speeds[i]
+    torch.testing.assert_close(found.weight, weight.detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.bias, bias.detach(), rtol=0, atol=1e-5)
 
 
 # --- scores
@@ -395,6 +439,9 @@ def test_the_command_prints_a_table_or_json_and_writes_a_picture(
         (["blocks=7"], "blocks are \\[7\\]; this encoder has 2"),
         (["solver=adamw"], "KnnConfig has no field solver"),
         (["pool=max"], "pool='max'"),
+        (["blocks="], "blocks=\\[\\]"),
+        (["--json", "k=0"], "k=0"),
+        (["--jsn", "k=3"], "mae evaluate knn has no --jsn; see mae evaluate knn --help"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(
@@ -402,3 +449,10 @@ def test_fields_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=sentence):
         mae(["evaluate", "knn", str(tmp_path / "small.safetensors"), str(data), *fields])
+
+
+def test_views_are_for_lars(weights: Weights, data: Path) -> None:
+    with pytest.raises(ConfigError, match="views=2 is for solver=lars"):
+        LinearConfig(views=2)
+    config = LinearConfig(solver="lars", views=2, epochs=20, base_lr=50.0)
+    assert probe(weights, data, config)["accuracy"] > 0.6
