@@ -11,7 +11,7 @@ Serves the built site as plain files and opens it in a real Chromium:
   that sends 20 Mbit/s, and on a second visit;
 * `slider` and `brush`: from a move to painted panels, beside the model alone: in the browser, as
   the page's facts say, and in Python, as the page with a server runs it;
-* `memory`: of the browser's processes, after 20 pictures and after 200 more.
+* `memory`: of the browser's processes, after 20 pictures and after each 100 more.
 
 Needs Chromium and Playwright (`pip install -r requirements-dev.txt`). Writes a dated Markdown file
 and the numbers as JSON.
@@ -59,11 +59,13 @@ MASKS = """async (cases) => {
 }"""
 VIEW = """async (settings) => {
   const { stage } = await import(new URL('app/stage/stage.js', document.baseURI));
+  const found = new AbortController();
   const shown = new Promise((resolve) => stage.addEventListener('view', () => {
     if (stage.view.settings.mask.seed === settings.request.mask.seed) resolve();
-  }));
+  }, {signal: found.signal}));
   await stage.open(settings);
   await shown;
+  found.abort();
   return stage.view;
 }"""
 READ = """async (address) => {
@@ -222,15 +224,15 @@ def memory() -> float:
 
 
 def steady(page: Page, first_seed: int) -> dict[str, float]:
-    """MB after 20 pictures, and after 200 more."""
+    """MB after 20 pictures, and after each 100 more."""
     examples = sorted(path.stem for path in EXAMPLES.glob("*.jpg"))
     request = page.evaluate("JSON.parse(document.querySelector('.panels').dataset.view).settings")
     found = {}
-    for number in range(220):
+    for number in range(420):
         mask = request["mask"] | {"seed": first_seed + number}
         example = examples[number % len(examples)]
         page.evaluate(VIEW, {"example": example, "request": request | {"mask": mask}})
-        if number in (19, 219):
+        if number % 100 == 19:
             page.wait_for_timeout(2000)
             found[f"after {number + 1}"] = memory()
     return found

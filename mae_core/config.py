@@ -423,6 +423,8 @@ class DataConfig(Checked):
         column: Where the images are in the `hub` data set.
         holdout: Folder of images to measure on and never train on; none if empty. It may lie inside
             `folder`, or link to its files.
+        labelled: Labelled images, as for `open_labelled`: at each validation nearest neighbours
+            tell their classes by the encoder's features. None if empty.
         cache: Folder for the packed images; inside the run's folder if empty.
         decode: A folder's images are decoded `once` into a pack, or in each `epoch`, which needs no
             space on the disk but more of the processor.
@@ -450,6 +452,7 @@ class DataConfig(Checked):
     split: str = "train"
     column: str = "image"
     holdout: str = ""
+    labelled: str = ""
     cache: str = ""
     decode: Literal["once", "epoch"] = "once"
     bands: tuple[Count, ...] = ()
@@ -698,7 +701,7 @@ def declared_facts(config: TrainConfig) -> TrainConfig:
 def without_places(config: TrainConfig) -> dict[str, Any]:
     """What shapes a run, as plain JSON data: all but the folders of the machine it runs on."""
     values: dict[str, Any] = json.loads(json.dumps(to_dict(config)))
-    for name in ("folder", "pack", "shards", "holdout", "cache"):
+    for name in ("folder", "pack", "shards", "holdout", "labelled", "cache"):
         del values["data"][name]
     for name in ("out", "resume", "init_from"):
         del values[name]

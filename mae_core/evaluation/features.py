@@ -33,7 +33,7 @@ from mae_core.model.mae import MaskedAutoencoder, Pool
 from mae_core.weights.files import write_atomically
 from mae_core.weights.formats import Weights
 
-__all__ = ["Features", "cache_folder", "extract"]
+__all__ = ["Features", "cache_folder", "compute", "extract"]
 
 _log = logging.getLogger(__name__)
 
@@ -126,16 +126,12 @@ def extract(
     path = (cache_folder() if cache is None else cache) / f"{key}.safetensors"
     kept = _read(path)
     if kept is None:
-        reader = ImageReader(config.in_chans, config.bands, config.value_range or "auto", 0)
-        if not config.value_range:
-            found = reader.find_range((range_of or images).files)
-            reader = replace(reader, value_range=found or "auto")
-        # cuDNN would round pixels and weights of the patch embedding to TF32.
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            tokens, rows = _computed(model, images, reader, side, numbers, view, place)
-        kept = {"tokens": tokens, "rows": rows}
+        found = compute(
+            model.to(place), images, side, numbers, view=view, range_of=range_of or images
+        )
+        kept = {"tokens": found.tokens, "rows": found.rows}
         # An image that is missing may be there the next time.
-        if len(rows) == len(images):
+        if len(found) == len(images):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, partial(save_file, kept))
@@ -163,14 +159,19 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 
 
 @torch.inference_mode()
-def _computed(
-    model: MaskedAutoencoder, images: LabelledImages, reader: ImageReader, side: int,
-    blocks: tuple[int, ...], view: int | None, device: torch.device,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(M, B, 2, D) features of the M images that can be read, and their (M,) places."""
-    config = model.config
+def compute(
+    model: MaskedAutoencoder, images: LabelledImages, side: int, blocks: tuple[int, ...],
+    *, view: int | None = None, range_of: LabelledImages,
+) -> Features:  # fmt: skip
+    """`extract` of a model on its device, in evaluation mode; nothing is kept.
+
+    `side` is the `image_size`, and `blocks` are numbers from 0, in order.
+    """
+    config, device = model.config, model.pos_embed.device
     mean, std = (torch.tensor(v)[:, None, None].to(device) for v in (config.mean, config.std))
-    model = model.to(device)
+    reader = ImageReader(config.in_chans, config.bands, config.value_range or "auto", short_side=0)
+    if not config.value_range:
+        reader = replace(reader, value_range=reader.find_range(range_of.files) or "auto")
 
     def opened(i: int) -> NDArray[np.uint8] | ImageError:
         try:
@@ -186,22 +187,26 @@ def _computed(
     bar = tqdm(total=len(images), desc="features", unit="img", leave=False)
     with ThreadPoolExecutor() as pool, bar:
         for start in range(0, len(images), _BATCH):
-            places = range(start, min(start + _BATCH, len(images)))
+            numbers = range(start, min(start + _BATCH, len(images)))
             squares = list[NDArray[np.uint8]]()
-            for i, square in zip(places, pool.map(opened, places), strict=True):
+            for i, square in zip(numbers, pool.map(opened, numbers), strict=True):
                 if isinstance(square, ImageError):
                     _log.warning("left out %s: %s", shown(images.names[i]), square)
                 else:
                     squares.append(square)
                     rows.append(i)
-            bar.update(len(places))
+            bar.update(len(numbers))
             if squares:
                 levels = torch.from_numpy(np.stack(squares)).to(device).permute(0, 3, 1, 2)
                 batch = normalize(levels.float().contiguous(), None, mean, std)
-                tokens.append(_pooled(model, batch, blocks).cpu())
+                # cuDNN would round pixels and weights of the patch embedding to TF32.
+                with torch.backends.cudnn.flags(allow_tf32=False):
+                    tokens.append(_pooled(model, batch, blocks).cpu())
     if not rows:
         raise DataError("no image can be read; check the files")
-    return torch.cat(tokens), torch.tensor(rows)
+    places = torch.tensor(rows)
+    labels = torch.from_numpy(images.labels)[places]
+    return Features(torch.cat(tokens), labels, places, images.classes, blocks)
 
 
 def _pooled(model: MaskedAutoencoder, images: Tensor, blocks: tuple[int, ...]) -> Tensor:

@@ -22,7 +22,7 @@ from mae_core.config import Checked, Count, NotNegativeInt, Positive, to_dict
 from mae_core.data.labelled import LabelledImages, open_labelled
 from mae_core.devices import choose_device
 from mae_core.errors import ConfigError, DataError
-from mae_core.evaluation.features import Features, extract
+from mae_core.evaluation.features import Features, compute, extract
 from mae_core.evaluation.knn import knn_scores
 from mae_core.evaluation.linear import (
     LEARNING_RATES,
@@ -38,7 +38,7 @@ from mae_core.weights.files import write_atomically
 from mae_core.weights.formats import Weights
 from mae_core.weights.registry import read_weights, weights_name
 
-__all__ = ["KnnConfig", "LinearConfig", "ProbeConfig", "probe", "save_report"]
+__all__ = ["KnnConfig", "KnnProbe", "LinearConfig", "ProbeConfig", "probe", "save_report"]
 
 _log = logging.getLogger(__name__)
 
@@ -158,6 +158,28 @@ def probe(
         "config": to_dict(config), "seconds": round(time.perf_counter() - begun, 1),
         "device": str(choose_device(device)),
     }  # fmt: skip
+
+
+class KnnProbe:
+    """Nearest neighbours of the last block's mean patch tokens, for a model that is trained."""
+
+    def __init__(self, data: str | Path, config: KnnConfig | None = None) -> None:
+        """Open the data, as for `open_labelled`."""
+        self._train, self._val = open_labelled(data)
+        self._config = config or KnnConfig()
+
+    def accuracy(self, model: MaskedAutoencoder) -> float:
+        """Share of the measured images, 0..1, whose class is told, by a model on its device."""
+        config, last = model.config, model.config.depth - 1
+        train, val = (
+            compute(model, part, config.image_size, (last,), range_of=self._train)
+            for part in (self._train, self._val)
+        )
+        votes = knn_scores(
+            train.of(), train.labels, val.of(), len(val.classes),
+            k=min(self._config.k, len(train)), temperature=self._config.temperature,
+        )  # fmt: skip
+        return score(votes.argmax(dim=1), val.labels, len(val.classes)).accuracy
 
 
 def _random(weights: Weights, seed: int) -> Weights:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from mae_core.config import TrainConfig, without_places
 from mae_core.errors import CheckpointError, ConfigError
+from mae_core.evaluation.probes import KnnProbe
 from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_images, summarize
 from mae_core.images import DecodedImage
 from mae_core.model.mae import MaskedAutoencoder
@@ -107,6 +108,20 @@ def draw_grid(model: MaskedAutoencoder, images: Sequence[DecodedImage]) -> Image
     for i, row in enumerate(rows):
         grid.paste(row, (0, i * height))
     return grid
+
+
+class Probe(Callback):
+    """Measures how well classes are told by the encoder's features, `probe_knn`."""
+
+    def __init__(self, config: TrainConfig, logger: "Logger") -> None:
+        """Open `data.labelled`."""
+        self._probe, self._logger = KnnProbe(config.data.labelled), logger
+
+    def on_eval(self, state: RunState, model: MaskedAutoencoder) -> None:
+        """Measure, log."""
+        accuracy = self._probe.accuracy(model)
+        self._logger.on_log(state, {"probe_knn": accuracy})
+        tqdm.write(f"step {state.step}: probe_knn {accuracy:.4g}", file=sys.stderr)
 
 
 class Snapshots(Callback):
@@ -251,7 +266,8 @@ def _grouped(name: str) -> str:
     """Figures by groups, as boards fold them: `holdout/psnr`."""
     if name == "images_per_second":
         return f"speed/{name}"
-    return name.replace("_", "/", 1) if name.startswith("holdout_") else f"train/{name}"
+    grouped = name.startswith(("holdout_", "probe_"))
+    return name.replace("_", "/", 1) if grouped else f"train/{name}"
 
 
 # By name: the class, and the module that it needs.

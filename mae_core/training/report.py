@@ -36,6 +36,7 @@ _CHARTS = {
     "holdout_psnr": "Hold-out PSNR in dB",
     "holdout_ssim": "Hold-out SSIM",
     "holdout_loss": "Hold-out loss",
+    "probe_knn": "Nearest neighbours: share of labelled images told right",
     "lr": "Learning rate",
     "grad_norm": "Gradient norm before clipping",
     "images_per_second": "Images a second",
@@ -176,6 +177,8 @@ def _key_figures(run: RunFiles) -> dict[str, str]:
         tiles["Hold-out PSNR"] = f"{figures['holdout_psnr'][-1]:.2f} dB"
     if "holdout_ssim" in figures:
         tiles["Hold-out SSIM"] = f"{figures['holdout_ssim'][-1]:.3f}"
+    if "probe_knn" in figures:
+        tiles["Nearest neighbours"] = f"{100 * figures['probe_knn'][-1]:.1f} %"
     return tiles
 
 

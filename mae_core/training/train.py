@@ -32,6 +32,7 @@ from mae_core.config import (
     without_places,
 )
 from mae_core.data.datasets import find_images
+from mae_core.data.labelled import open_labelled
 from mae_core.data.loader import BatchLoader, Dataset, open_dataset, with_data_facts
 from mae_core.data.streams import ImageStream
 from mae_core.errors import ConfigError, DataError, TrainingError
@@ -44,6 +45,7 @@ from mae_core.training.callbacks import (
     GRID_ROWS,
     Evaluator,
     Logger,
+    Probe,
     Progress,
     Report,
     Snapshots,
@@ -157,7 +159,8 @@ def train(
         evaluator = Evaluator(config, logger, _examples(config, images))
         _log.info("%d held out, on %s", len(evaluator.images), _device_name(state))
         progress, report = Progress(config.steps, state.step), Report(out)
-        callbacks = (progress, logger, evaluator, Snapshots(config), report)
+        probes = [Probe(config, logger)] if config.data.labelled else []
+        callbacks = (progress, logger, evaluator, *probes, Snapshots(config), report)
         run = Run(config, Trainer(config, state, loader, callbacks, world).fit())
         if run.stopped_by:
             _log.info("stopped at step %d; the same command goes on from there", state.step)
@@ -237,6 +240,8 @@ def start_run(
         )
     if config.data.holdout:
         find_images(config.data.holdout, quiet=True)
+    if config.data.labelled:
+        open_labelled(config.data.labelled)
     saved, weights = read_checkpoint(config), None
     # With a checkpoint, the weights that the run began with need not be there any more.
     if config.init_from and not saved:

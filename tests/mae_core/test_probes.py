@@ -29,12 +29,14 @@ from mae_core.evaluation.linear import (
     split_rows,
     sweep,
 )
-from mae_core.evaluation.probes import KnnConfig, LinearConfig, probe
+from mae_core.evaluation.probes import KnnConfig, KnnProbe, LinearConfig, probe
 from mae_core.evaluation.scores import pooled, score, wilson_interval
 from mae_core.images import open_image
 from mae_core.model.mae import MaskedAutoencoder
+from mae_core.training.train import train
 from mae_core.weights.formats import Weights, save_weights
 from mae_core.weights.registry import read_weights
+from tests.mae_core.conftest import MakeRun
 from tests.pictures import draw_picture
 
 COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 40), "red": (200, 30, 30)}
@@ -178,11 +180,11 @@ def test_features_are_computed_once(
     first = extract(weights, train)
     assert len([*cache.iterdir()]) == 1
 
-    def never(*_: object) -> None:
+    def never(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
     with monkeypatch.context() as patched:
-        patched.setattr(features_module, "_computed", never)
+        patched.setattr(features_module, "compute", never)
         assert torch.equal(extract(weights, train).tokens, first.tokens)
     # Whatever changes the features changes the name that they are kept under.
     other = {name: tensor + 0.1 for name, tensor in weights.state.items()}
@@ -456,3 +458,17 @@ def test_views_are_for_lars(weights: Weights, data: Path) -> None:
         LinearConfig(views=2)
     config = LinearConfig(solver="lars", views=2, epochs=20, base_lr=50.0)
     assert probe(weights, data, config)["accuracy"] > 0.6
+
+
+def test_training_measures_classes_on_the_way(run_config: MakeRun, data: Path) -> None:
+    config = run_config()
+    run = train(replace(config, data=replace(config.data, labelled=str(data))))
+    measured = {line["step"]: line["probe_knn"] for line in run.metrics() if "probe_knn" in line}
+    assert [*measured] == [4, 8]
+    assert measured[8] == KnnProbe(data).accuracy(run.model)
+    report = (run.folder / "report.html").read_text()
+    assert "Nearest neighbours: share of labelled images told right" in report
+    # The weights say nothing of where the images lay.
+    assert str(data) not in json.dumps(read_weights(run.folder).record)
+    with pytest.raises(DataError, match="is not a folder"):
+        train(replace(config, data=replace(config.data, labelled=str(data / "nothing"))))
