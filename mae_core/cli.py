@@ -751,6 +751,53 @@ def _train(args: argparse.Namespace) -> int:
     return 128 + run.stopped_by if run.stopped_by else 0
 
 
+def _add_ablate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("grid", metavar="GRID.yaml", help="what is varied and measured")
+    add("--jobs", type=int, default=1, help="runs at a time; 1")
+    add("--dry-run", action="store_true", help="list the runs and train nothing")
+    add("--json", action="store_true", help="print JSON")
+
+
+def _ablate(args: argparse.Namespace) -> int:
+    """Train and measure a grid of runs: one table and plot.
+
+        mae ablate masks.yaml --dry-run
+        mae ablate masks.yaml --jobs 2
+
+    masks.yaml:
+
+        recipe: quick
+        fields: {data.folder: PICTURES, steps: 400}
+        grid:
+          mask.ratio: [0.5, 0.75, 0.9]
+          model.decoder_depth: [1, 4]
+        seeds: [0, 1, 2]
+        measure:
+          psnr: {kind: reconstruction, data: HOLDOUT}
+          linear: {kind: linear, data: FLOWERS, pool: cls}
+        out: runs/masks
+
+    Each run is in a folder of its own in `out`, with log.txt; results.json, table.md and plot.png
+    are beside them. What is finished is not done again, so the same command goes on where it
+    stopped. The exit status is 1 if a run failed.
+    """
+    from mae_core.ablate import load_ablation, run_ablation, save_results
+
+    if args.jobs < 1:
+        raise ConfigError(f"--jobs is {args.jobs}; give 1 or more")
+    ablation = load_ablation(args.grid)
+    if args.dry_run:
+        rows = ablation.combinations()
+        print(f"{len(rows) * len(ablation.seeds)} runs: seeds {list(ablation.seeds)} of each of")
+        print("\n".join(f"  {json.dumps(fields)}" for fields in rows))
+        return 0
+    found = run_ablation(ablation, args.jobs)
+    table = save_results(ablation, found)
+    print(json.dumps([vars(row) for row in found], indent=2) if args.json else table)
+    return int(any(row.failed for row in found))
+
+
 def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="folder of images")
     parser.add_argument("out", metavar="OUT", help="folder for the pack")
@@ -796,6 +843,7 @@ EVALUATIONS: dict[_Command, _AddArguments] = {
 COMMANDS: dict[_Command, _AddArguments] = {
     _reconstruct: _add_reconstruct,
     _train: _add_train,
+    _ablate: _add_ablate,
     _evaluate: _add_evaluate,
     _info: _add_info,
     _convert: _add_convert,

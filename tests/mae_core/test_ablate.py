@@ -1,0 +1,138 @@
+"""A grid of runs, in real processes, and its table and plot."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from mae_core import ablate
+from mae_core.ablate import Ablation, Row, load_ablation, save_results
+from mae_core.cli import mae
+from mae_core.errors import ConfigError
+from tests.pictures import draw_picture
+
+SMALL = {
+    "model.image_size": 32, "model.patch_size": 8, "model.embed_dim": 16, "model.depth": 1,
+    "model.num_heads": 2, "model.decoder_embed_dim": 16, "model.decoder_depth": 1,
+    "model.decoder_num_heads": 2, "stages": [{"image_size": 32, "share": 1.0}],
+    "steps": 2, "batch_size": 4, "snapshots": 0, "optim.name": "adamw",
+}  # fmt: skip
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for i in range(8):
+        path = tmp_path / f"pictures/{'ab'[i % 2]}/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_picture(i, 40, 40).save(path)
+    return tmp_path / "pictures"
+
+
+def write_grid(path: Path, pictures: Path, **changes: Any) -> Path:
+    grid = {
+        "fields": {**SMALL, "data.folder": str(pictures)},
+        "grid": {"mask.ratio": [0.5, 2]},
+        "measure": {
+            "psnr": {"kind": "reconstruction", "data": str(pictures), "mask_ratio": 0.5},
+            "knn": {"kind": "knn", "data": str(pictures), "k": 2},
+        },
+        "out": str(path.parent / "runs"),
+    }
+    path.write_text(yaml.safe_dump({**grid, **changes}, sort_keys=False))
+    return path
+
+
+def test_a_grid_is_trained_measured_and_drawn_once(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    grid = write_grid(tmp_path / "grid.yaml", pictures)
+    # One of the two rows cannot be trained; the other is.
+    assert mae(["ablate", str(grid), "--jobs", "2"]) == 1
+    said = capsys.readouterr().out
+    assert "| runs | psnr | knn |" in said
+    assert "mask.ratio=2, seed 0 failed: error: mask.ratio" in said
+    results = json.loads((tmp_path / "runs/results.json").read_text())["rows"]
+    assert [row["fields"] for row in results] == [{"mask.ratio": 0.5}, {"mask.ratio": 2}]
+    assert 0 < results[0]["values"]["psnr"][0] < 40
+    assert 0 <= results[0]["values"]["knn"][0] <= 1
+    assert results[1]["values"] == {"psnr": [], "knn": []}
+    assert "failed" in (tmp_path / "runs/table.md").read_text()
+    with Image.open(tmp_path / "runs/plot.png") as plot:
+        assert plot.width > plot.height
+
+    # Nothing is trained or measured again.
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
+    monkeypatch.setattr(ablate, "probe", None)
+    monkeypatch.setattr(ablate._Reconstruction, "value", None)
+    grid = write_grid(tmp_path / "grid.yaml", pictures, grid={"mask.ratio": [0.5]})
+    assert mae(["ablate", str(grid), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == results[:1]
+    assert not started
+
+
+def test_rows_are_combined_with_the_grid(tmp_path: Path, pictures: Path) -> None:
+    grid = write_grid(
+        tmp_path / "grid.yaml", pictures, grid={"a": [1, 2], "b": [3]}, rows=[{}, {"c": 4, "d": 5}]
+    )
+    assert load_ablation(grid).combinations() == [
+        {"a": 1, "b": 3}, {"a": 2, "b": 3},
+        {"c": 4, "d": 5, "a": 1, "b": 3}, {"c": 4, "d": 5, "a": 2, "b": 3},
+    ]  # fmt: skip
+
+
+def test_a_dry_run_lists_the_runs(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = write_grid(tmp_path / "grid.yaml", pictures, seeds=[0, 1, 2])
+    assert mae(["ablate", str(grid), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("6 runs: seeds [0, 1, 2] of each of\n")
+    assert '  {"mask.ratio": 0.5}\n' in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"measure": {}}, "measure={}: "),
+        ({"measure": {"x": {"kind": "speed", "data": "y"}}}, "measure.x is .*; give kind: recons"),
+        ({"measure": {"x": {"kind": "knn"}}}, "and data: FOLDER"),
+        ({"measure": {"x": {"kind": "knn", "data": "y", "kk": 3}}}, "KnnConfig has no field kk"),
+        ({"grid": {"seed": [1, 2]}}, "seed is no field of an ablation's runs; give out and seeds"),
+        ({"grid": {"a": []}}, "grid.a=\\[\\]"),
+        ({"colour": "red"}, "Ablation has no field colour"),
+    ],
+)
+def test_a_grid_that_cannot_work_is_refused(
+    changes: dict[str, Any], sentence: str, tmp_path: Path, pictures: Path
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load_ablation(write_grid(tmp_path / "grid.yaml", pictures, **changes))
+
+
+@pytest.mark.parametrize("values", [[0.25, 0.5], ["random", "block"], []])
+def test_a_table_and_a_plot_have_mean_and_spread(
+    values: list[Any], tmp_path: Path, pictures: Path
+) -> None:
+    ablation = Ablation(
+        measure={"knn": {"kind": "knn", "data": "y"}}, out=str(tmp_path / "out"),
+        grid={"first": values, "second": [1, 2]} if values else {}, rows=[{}, {"own": True}],
+        seeds=(0, 1),
+    )  # fmt: skip
+    rows = [
+        Row(fields, {"knn": [0.5 + i / 100, 0.6 + i / 100]}, {})
+        for i, fields in enumerate(ablation.combinations())
+    ]
+    table = save_results(ablation, rows).splitlines()
+    assert len(table) == 2 + len(rows)
+    label = f"first={values[0]} second=1" if values else "-"
+    assert table[2] == f"| {label} | 0.55 ± 0.071 |"
+    with Image.open(tmp_path / "out/plot.png") as plot:
+        assert len(set(plot.convert("L").tobytes())) > 10
