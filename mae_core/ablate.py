@@ -26,20 +26,27 @@ import json
 import logging
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import FrameType
+from typing import IO, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 from tqdm import tqdm
 
-from mae_core.config import Checked, Count, Share, load_yaml, with_overrides
-from mae_core.errors import ConfigError
+from mae_core.config import Checked, Count, Share, from_dict, read_yaml, with_overrides
+from mae_core.data.datasets import find_images
+from mae_core.data.labelled import open_labelled
+from mae_core.devices import choose_device, choose_threads
+from mae_core.errors import ConfigError, DataError, MAEError
 from mae_core.evaluation.probes import KnnConfig, LinearConfig, probe
 from mae_core.evaluation.reconstruction import FittedImages, evaluate_reconstruction, summarize
 from mae_core.weights.export import write_json
@@ -67,32 +74,45 @@ class Ablation(Checked):
             labelled images, with the fields of `KnnConfig` and `LinearConfig`.
         out: Folder of the runs and results.
         recipe: What `mae train` begins with: a recipe or a config.yaml.
-        fields: Fields of every run, by dotted names.
+        fields: Fields of every run, by dotted names; a row's own win.
         grid: Values of fields; each combination is a row.
         rows: Fields that go together; each is combined with the grid.
         seeds: Each row is trained once with each.
     """
 
-    measure: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    measure: Annotated[dict[str, dict[str, JsonValue]], Field(min_length=1)]
     out: str
     recipe: str = "quick"
-    fields: dict[str, Any] = field(default_factory=dict)
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = field(default_factory=dict)
-    rows: Annotated[list[dict[str, Any]], Field(min_length=1)] = field(default_factory=lambda: [{}])
+    fields: dict[str, JsonValue] = field(default_factory=dict)
+    grid: dict[str, Annotated[list[JsonValue], Field(min_length=1)]] = field(default_factory=dict)
+    rows: Annotated[list[dict[str, JsonValue]], Field(min_length=1)] = field(
+        default_factory=lambda: [{}]
+    )
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, given in self.measure.items():
             _measure_of(name, given)
-        for fields in (self.fields, self.grid, *self.rows):
+        parts: list[Mapping[str, Any]] = [self.fields, self.grid, *self.rows]
+        for fields in parts:
             if own := [name for name in _OWN_FIELDS if name in fields]:
                 raise ConfigError(f"{own[0]} is no field of an ablation's runs; give out and seeds")
+        for row in self.rows:
+            if both := [name for name in row if name in self.grid]:
+                raise ConfigError(f"{both[0]} is in rows and in grid; give it in one of them")
+        labels = [Row(fields, {}, {}).label for fields in self.combinations()]
+        for name, values in (("a row", labels), ("a seed", [*map(str, self.seeds)])):
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise ConfigError(f"{name} is there twice: {twice[0]}")
 
     def combinations(self) -> list[dict[str, Any]]:
         """The fields of each row of the table."""
-        values = itertools.product(self.rows, *self.grid.values())
-        return [{**own, **dict(zip(self.grid, others, strict=True))} for own, *others in values]
+        return [
+            {**own, **dict(zip(self.grid, values, strict=True))}
+            for own in self.rows
+            for values in itertools.product(*self.grid.values())
+        ]
 
 
 @dataclass(frozen=True)
@@ -105,13 +125,16 @@ class _Reconstruction(Checked):
     image_size: Count | None = None
 
     def value(self, run: Path, data: str) -> float:
-        model = load(run)
+        model = load(run).to(choose_device("auto"))
         images = FittedImages(data, model.config, image_size=self.image_size)
         figures = evaluate_reconstruction(
             model, images, mask_ratio=self.mask_ratio, seed=self.seed, strategy=self.strategy,
             baselines=False,
         )  # fmt: skip
-        return summarize(figures)["model"]["psnr"].mean
+        found = summarize(figures)["model"].get("psnr")
+        if found is None:
+            raise DataError(f"no image of {data!r} has a PSNR")
+        return found.mean
 
 
 _KINDS: dict[str, Any] = {
@@ -123,7 +146,7 @@ def _measure_of(name: str, given: Mapping[str, Any]) -> tuple[Any, str]:
     """The configuration of a measure and its data."""
     fields = {key: value for key, value in given.items() if key not in ("kind", "data")}
     kind, data = given.get("kind"), given.get("data")
-    if kind not in _KINDS or not isinstance(data, str):
+    if not isinstance(kind, str) or kind not in _KINDS or not isinstance(data, str):
         raise ConfigError(
             f"measure.{name} is {dict(given)}; give kind: {', '.join(_KINDS)}, and data: FOLDER"
         )
@@ -138,7 +161,7 @@ class Row:
     Attributes:
         fields: What it differs in, by dotted names.
         values: By the name of the measure, a value for each seed.
-        failed: By seed, the last line that the run said.
+        failed: By seed, why there is no value.
     """
 
     fields: dict[str, Any]
@@ -157,90 +180,164 @@ def load_ablation(path: str | Path) -> Ablation:
     Raises:
         ConfigError: If it cannot be read, or a field is unknown or not allowed.
     """
-    return load_yaml(Ablation, path)
+    values = read_yaml(path)
+    try:
+        return from_dict(Ablation, values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def run_ablation(ablation: Ablation, jobs: int = 1) -> list[Row]:
     """Train and measure what is not there yet, `jobs` runs at a time.
 
-    A run that fails is noted in its row, and the others go on. Ctrl-C stops the runs, which save;
-    the same call goes on from there.
+    A run that fails is noted in its row, and the others go on. Ctrl-C and SIGTERM stop the runs,
+    which save; the same call goes on from there.
+
+    Raises:
+        MAEError: If the data of a measure cannot be opened; nothing is trained then.
     """
+    for name, given in ablation.measure.items():
+        config, data = _measure_of(name, given)
+        if isinstance(config, _Reconstruction):
+            find_images(data, quiet=True)
+        else:
+            open_labelled(data)
+    combinations = ablation.combinations()
     runs = {
         (i, seed): Path(ablation.out).expanduser() / _folder_of(ablation, fields) / f"seed-{seed}"
-        for i, fields in enumerate(ablation.combinations()) for seed in ablation.seeds
+        for i, fields in enumerate(combinations) for seed in ablation.seeds
     }  # fmt: skip
     failed: dict[tuple[int, int], str] = {}
-    combinations = ablation.combinations()
-    processes: list[subprocess.Popen[bytes]] = []
+    processes = _Processes(jobs)
 
     def trained(key: tuple[int, int]) -> None:
-        problem = _train(ablation, combinations[key[0]], key[1], runs[key], jobs, processes)
+        try:
+            problem = _train(ablation, combinations[key[0]], key[1], runs[key], processes)
+        except OSError as error:
+            problem = str(error)
         if problem:
             failed[key] = problem
             _log.warning("%s: %s", runs[key], problem)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with processes.stopped_by_signals(), ThreadPoolExecutor(jobs) as pool:
+        list(tqdm(pool.map(trained, runs), total=len(runs), desc="runs", unit="run"))
+    values: dict[tuple[int, int], dict[str, float]] = {}
+    for key, run in runs.items():
         try:
-            list(tqdm(pool.map(trained, runs), total=len(runs), desc="runs", unit="run"))
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
+            values[key] = {} if key in failed else _measured(ablation, run)
+        except MAEError as error:
+            failed[key] = f"measuring: {error}"
+            _log.warning("%s: %s", run, failed[key])
+    return [
+        Row(
+            fields,
+            {
+                name: [values[i, s][name] for s in ablation.seeds if (i, s) not in failed]
+                for name in ablation.measure
+            },
+            {seed: failed[i, seed] for seed in ablation.seeds if (i, seed) in failed},
+        )
+        for i, fields in enumerate(combinations)
+    ]
+
+
+class _Processes:
+    """Runs that are trained now, `jobs` at a time, and can be told to stop together."""
+
+    def __init__(self, jobs: int) -> None:
+        self._environ = dict(os.environ)
+        if jobs > 1:
+            self._environ.setdefault("OMP_NUM_THREADS", str(max(choose_threads() // jobs, 1)))
+        self._lock = threading.Lock()
+        self._all: list[subprocess.Popen[bytes]] = []
+        self._stopping = False
+
+    def run(self, arguments: Sequence[str], output: IO[bytes]) -> int:
+        """Train; returns the exit status, negative for a signal."""
+        with self._lock:
+            if self._stopping:
+                return -signal.SIGTERM
+            process = subprocess.Popen(
+                [sys.executable, "-m", "mae_core.train", *arguments],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self._environ,
+            )  # fmt: skip
+            self._all.append(process)
+        return process.wait()
+
+    @contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        """Stop all runs at Ctrl-C or SIGTERM, and raise KeyboardInterrupt once they have saved."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            # Not here: the thread that is interrupted may hold the lock.
+            threading.Thread(target=self._stop).start()
+
+        for number in before:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._stopping:
+            raise KeyboardInterrupt
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._stopping = True
+            for process in self._all:
                 process.terminate()
-            raise
-    rows = []
-    for i, fields in enumerate(combinations):
-        done = [seed for seed in ablation.seeds if (i, seed) not in failed]
-        measured = [_measured(ablation, runs[i, seed]) for seed in done]
-        values = {name: [of[name] for of in measured] for name in ablation.measure}
-        lost = {seed: failed[i, seed] for seed in ablation.seeds if (i, seed) in failed}
-        rows.append(Row(fields, values, lost))
-    return rows
 
 
 def _folder_of(ablation: Ablation, fields: Mapping[str, Any]) -> str:
     """A name that people can read, and that runs with any other field do not have."""
     text = ",".join(f"{key}={_text_of(value)}" for key, value in fields.items()) or "plain"
-    whole = json.dumps([ablation.recipe, {**ablation.fields, **fields}], sort_keys=True)
+    recipe = Path(ablation.recipe).expanduser()
+    content = recipe.read_text("utf-8") if recipe.is_file() else ablation.recipe
+    whole = json.dumps([content, _ordered({**ablation.fields, **fields})])
     digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
     return f"{re.sub(r'[^A-Za-z0-9._=,-]+', '-', text)[:80]}-{digest}"
 
 
+def _ordered(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole part (`model`) before fields of it, which it would replace otherwise."""
+    return dict(sorted(fields.items(), key=lambda item: (item[0].count("."), item[0])))
+
+
 def _text_of(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
 def _train(
-    ablation: Ablation, fields: Mapping[str, Any], seed: int, run: Path, jobs: int,
-    processes: list[subprocess.Popen[bytes]],
-) -> str:  # fmt: skip
+    ablation: Ablation, fields: Mapping[str, Any], seed: int, run: Path, processes: _Processes
+) -> str:
     """Train a run to its end, unless it is there; why it failed, or nothing."""
     if (run / WEIGHTS_FILE).is_file():
         return ""
     run.mkdir(parents=True, exist_ok=True)
-    given = {**ablation.fields, **fields, "seed": seed, "out": str(run)}
-    texts = [f"{key}={_text_of(value)}" for key, value in given.items()]
-    recipe = ablation.recipe
-    start = ["--config", recipe] if Path(recipe).suffix in (".yaml", ".yml") else [recipe]
-    environ = dict(os.environ)
-    if jobs > 1:
-        environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // jobs, 1)))
-    log = run / "log.txt"
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mae_core.train", *start, *texts],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environ,
-        )  # fmt: skip
-        processes.append(process)
-        status = process.wait()
+    given = {**_ordered({**ablation.fields, **fields}), "seed": seed, "out": str(run)}
+    recipe = os.path.expanduser(ablation.recipe)
+    with (run / "log.txt").open("ab") as output:
+        begin = output.tell()
+        texts = [f"{key}={_text_of(value)}" for key, value in given.items()]
+        status = processes.run([recipe, *texts], output)
     if status == 0 and (run / WEIGHTS_FILE).is_file():
         return ""
-    lines = log.read_text(errors="replace").replace("\r", "\n").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), f"status {status}")
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
+    said = (run / "log.txt").read_bytes()[begin:].decode(errors="replace").replace("\r", "\n")
+    return next((line for line in reversed(said.split("\n")) if line.strip()), f"status {status}")
 
 
 def _measured(ablation: Ablation, run: Path) -> dict[str, float]:
-    """What was measured of a finished run, now or before with the same weights and fields."""
+    """What was measured of a finished run, now or before with the same weights and fields.
+
+    Data that changed meanwhile are not noticed.
+    """
     status = (run / WEIGHTS_FILE).stat()
     path = run / _MEASURED_FILE
     known = read_json(path) if path.is_file() else {}
@@ -268,12 +365,13 @@ def save_results(ablation: Ablation, rows: Sequence[Row]) -> str:
     names = [*ablation.measure]
     lines = [["runs", *names], ["---"] * (1 + len(names))]
     lines += [[row.label, *(_cell(row.values[name]) for name in names)] for row in rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
     for row in rows:
         for seed, problem in row.failed.items():
             table += f"\n\n{row.label}, seed {seed} failed: {problem}"
     write_json(out / "results.json", {"rows": [vars(row) for row in rows]})
-    write_atomically(out / "table.md", lambda path: path.write_text(table + "\n"))
+    write_atomically(out / "table.md", lambda path: path.write_text(table + "\n", "utf-8"))
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -299,8 +397,9 @@ def _draw(axes: Any, ablation: Ablation, rows: Sequence[Row], name: str) -> None
     Numbers are where they lie on the axis, other values beside each other.
     """
     field_name = next(iter(ablation.grid), "")
-    choices = [_text_of(value) for value in ablation.grid.get(field_name, [])]
-    numbers = all(type(value) in (int, float) for value in ablation.grid.get(field_name, []))
+    values = ablation.grid.get(field_name, [])
+    numbers = all(type(value) in (int, float) for value in values)
+    choices = [_text_of(value) for value in (sorted(values) if numbers else values)]  # type: ignore[type-var]
     lines: dict[str, list[Row]] = {}
     for row in rows:
         others = {key: value for key, value in row.fields.items() if key != field_name}
@@ -316,13 +415,21 @@ def _draw(axes: Any, ablation: Ablation, rows: Sequence[Row], name: str) -> None
         means = [statistics.fmean(row.values[name]) for row in of]
         for place, row in zip(places, of, strict=True):
             axes.scatter([place] * len(row.values[name]), row.values[name], s=12, color="0.6")
-        axes.plot(places, means, marker="o", label=label)
+        order = sorted(range(len(of)), key=lambda i: places[i])
+        axes.plot(
+            [places[i] for i in order], [means[i] for i in order], marker="o", label=_plain(label)
+        )
     if not choices:
-        axes.set_xticks(range(len(lines)), [*lines], rotation=20, ha="right")
+        axes.set_xticks(range(len(lines)), [*map(_plain, lines)], rotation=20, ha="right")
     elif not numbers:
-        axes.set_xticks(range(len(choices)), choices, rotation=20, ha="right")
+        axes.set_xticks(range(len(choices)), [*map(_plain, choices)], rotation=20, ha="right")
     if choices and len(lines) > 1:
         axes.legend(fontsize="small")
-    axes.set_xlabel(field_name)
-    axes.set_title(name, loc="left")
+    axes.set_xlabel(_plain(field_name))
+    axes.set_title(_plain(name), loc="left")
     axes.grid(alpha=0.3)
+
+
+def _plain(text: str) -> str:
+    """Text of a plot, where a dollar would begin a formula."""
+    return text.replace("$", r"\$")

@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         "config", "data", "devices", "errors", "evaluation", "images", "measurements", "model",
         "photographs", "recipes", "reconstruct", "weights",
     },
-    "ablate": {"config", "errors", "evaluation", "weights"},
+    "ablate": {"config", "data", "devices", "errors", "evaluation", "weights"},
     "cli": ANY,
     "train": {"cli"},
     "__main__": {"cli"},

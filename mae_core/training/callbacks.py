@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mae_core.config import TrainConfig, without_places
-from mae_core.errors import CheckpointError, ConfigError
+from mae_core.errors import CheckpointError, ConfigError, MAEError
 from mae_core.evaluation.probes import KnnProbe
 from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_images, summarize
 from mae_core.images import DecodedImage
@@ -119,7 +119,11 @@ class Probe(Callback):
 
     def on_eval(self, state: RunState, model: MaskedAutoencoder) -> None:
         """Measure, log."""
-        accuracy = self._probe.accuracy(model)
+        try:
+            accuracy = self._probe.accuracy(model)
+        except MAEError as error:  # the images are gone: no reason to end a run
+            _log.warning("no probe_knn: %s", error)
+            return
         self._logger.on_log(state, {"probe_knn": accuracy})
         tqdm.write(f"step {state.step}: probe_knn {accuracy:.4g}", file=sys.stderr)
 

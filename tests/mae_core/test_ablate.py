@@ -1,18 +1,26 @@
 """A grid of runs, in real processes, and its table and plot."""
 
+import datetime
 import json
+import os
+import signal
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from mae_core import ablate
-from mae_core.ablate import Ablation, Row, load_ablation, save_results
+from mae_core.ablate import Ablation, Row, load_ablation, run_ablation, save_results
 from mae_core.cli import mae
-from mae_core.errors import ConfigError
+from mae_core.config import ModelConfig
+from mae_core.errors import ConfigError, DataError
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.weights.formats import save_weights
 from tests.pictures import draw_picture
 
 SMALL = {
@@ -21,6 +29,12 @@ SMALL = {
     "model.decoder_num_heads": 2, "stages": [{"image_size": 32, "share": 1.0}],
     "steps": 2, "batch_size": 4, "snapshots": 0, "optim.name": "adamw",
 }  # fmt: skip
+
+
+CONFIG = ModelConfig(
+    image_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, decoder_embed_dim=16,
+    decoder_depth=1, decoder_num_heads=2,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -77,6 +91,75 @@ def test_a_grid_is_trained_measured_and_drawn_once(
     assert not started
 
 
+def test_a_measure_that_fails_is_noted_and_the_others_stay(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    grid = write_grid(tmp_path / "grid.yaml", pictures, grid={}, seeds=[0, 1])
+    ablation = load_ablation(grid)
+    runs = [tmp_path / "runs" / ablate._folder_of(ablation, {}) / f"seed-{i}" for i in (0, 1)]
+    torch.manual_seed(0)
+    for run in runs:
+        save_weights(run / "weights.safetensors", MaskedAutoencoder(CONFIG), record={})
+    (runs[1] / "weights.safetensors").write_bytes(b"cut short")
+    (row,) = run_ablation(ablation)
+    assert [len(values) for values in row.values.values()] == [1, 1]
+    assert row.failed.keys() == {1}
+    assert row.failed[1].startswith("measuring: ")
+
+
+def test_data_that_are_not_there_are_refused_before_anything_is_trained(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    for kind in ("knn", "reconstruction"):
+        measure = {"x": {"kind": kind, "data": str(tmp_path / "nothing")}}
+        grid = write_grid(tmp_path / "grid.yaml", pictures, measure=measure)
+        with pytest.raises(DataError, match="is not a folder"):
+            run_ablation(load_ablation(grid))
+
+
+class Stub:
+    """A run that goes on until it is told to stop, as `mae train` does."""
+
+    def __init__(self, command: list[str], **_: Any) -> None:
+        self.command, self.told = command, threading.Event()
+        STARTED.append(self)
+        if len(STARTED) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def wait(self) -> int:
+        assert self.told.wait(240)
+        return 143
+
+    def terminate(self) -> None:
+        self.told.set()
+
+
+STARTED: list[Stub] = []
+
+
+def test_a_signal_stops_the_runs_and_starts_no_other(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    STARTED.clear()
+    monkeypatch.setattr(subprocess, "Popen", Stub)
+    grid = write_grid(
+        tmp_path / "grid.yaml", pictures, recipe="base", seeds=[0, 1, 2, 3],
+        grid={"model": ["tiny"], "data.holdout": [None]},
+    )  # fmt: skip
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        run_ablation(load_ablation(grid), jobs=2)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert len(STARTED) == 2
+    # The recipe of the grid; and a whole part comes before fields of it.
+    recipe, *fields = STARTED[0].command[3:]
+    assert recipe == "base"
+    assert fields.index("model=tiny") < fields.index("model.depth=1")
+    assert "data.holdout=" in fields
+
+
 def test_rows_are_combined_with_the_grid(tmp_path: Path, pictures: Path) -> None:
     grid = write_grid(
         tmp_path / "grid.yaml", pictures, grid={"a": [1, 2], "b": [3]}, rows=[{}, {"c": 4, "d": 5}]
@@ -107,6 +190,11 @@ def test_a_dry_run_lists_the_runs(
         ({"measure": {"x": {"kind": "knn", "data": "y", "kk": 3}}}, "KnnConfig has no field kk"),
         ({"grid": {"seed": [1, 2]}}, "seed is no field of an ablation's runs; give out and seeds"),
         ({"grid": {"a": []}}, "grid.a=\\[\\]"),
+        ({"grid": {"a": [1, 1]}}, "a row is there twice: a=1"),
+        ({"seeds": [3, 3]}, "a seed is there twice: 3"),
+        ({"rows": [{"mask.ratio": 0.5}]}, "mask.ratio is in rows and in grid"),
+        ({"measure": {"x": {"kind": ["knn"], "data": "y"}}}, "give kind: reconstruction, knn"),
+        ({"fields": {"a": datetime.date(2024, 1, 1)}}, "fields.a"),
         ({"colour": "red"}, "Ablation has no field colour"),
     ],
 )
@@ -117,7 +205,7 @@ def test_a_grid_that_cannot_work_is_refused(
         load_ablation(write_grid(tmp_path / "grid.yaml", pictures, **changes))
 
 
-@pytest.mark.parametrize("values", [[0.25, 0.5], ["random", "block"], []])
+@pytest.mark.parametrize("values", [[0.5, 0.25], ["ran$dom", "b|ock$"], []])
 def test_a_table_and_a_plot_have_mean_and_spread(
     values: list[Any], tmp_path: Path, pictures: Path
 ) -> None:
@@ -132,7 +220,7 @@ def test_a_table_and_a_plot_have_mean_and_spread(
     ]
     table = save_results(ablation, rows).splitlines()
     assert len(table) == 2 + len(rows)
-    label = f"first={values[0]} second=1" if values else "-"
+    label = f"first={values[0]} second=1".replace("|", r"\|") if values else "-"
     assert table[2] == f"| {label} | 0.55 ± 0.071 |"
     with Image.open(tmp_path / "out/plot.png") as plot:
         assert len(set(plot.convert("L").tobytes())) > 10

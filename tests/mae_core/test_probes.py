@@ -465,7 +465,8 @@ def test_training_measures_classes_on_the_way(run_config: MakeRun, data: Path) -
     run = train(replace(config, data=replace(config.data, labelled=str(data))))
     measured = {line["step"]: line["probe_knn"] for line in run.metrics() if "probe_knn" in line}
     assert [*measured] == [4, 8]
-    assert measured[8] == KnnProbe(data).accuracy(run.model)
+    # Of twelve pictures, one may lie on the border for another device.
+    assert measured[8] == pytest.approx(KnnProbe(data).accuracy(run.model), abs=1 / 12 + 1e-6)
     report = (run.folder / "report.html").read_text()
     assert "Nearest neighbours: share of labelled images told right" in report
     # The weights say nothing of where the images lay.
