@@ -11,7 +11,8 @@ Serves the built site as plain files and opens it in a real Chromium:
   that sends 20 Mbit/s, and on a second visit;
 * `slider` and `brush`: from a move to painted panels, beside the model alone: in the browser, as
   the page's facts say, and in Python, as the page with a server runs it;
-* `memory`: of the browser's processes, after 20 pictures and after each 100 more.
+* `memory`: of the browser's processes, after 20 pictures, after each 100 more, and when it is asked
+  to give back what it can.
 
 Needs Chromium and Playwright (`pip install -r requirements-dev.txt`). Writes a dated Markdown file
 and the numbers as JSON.
@@ -224,7 +225,7 @@ def memory() -> float:
 
 
 def steady(page: Page, first_seed: int) -> dict[str, float]:
-    """MB after 20 pictures, and after each 100 more."""
+    """MB after 20 pictures, after each 100 more, and when the browser gave back what it can."""
     examples = sorted(path.stem for path in EXAMPLES.glob("*.jpg"))
     request = page.evaluate("JSON.parse(document.querySelector('.panels').dataset.view).settings")
     found = {}
@@ -235,7 +236,12 @@ def steady(page: Page, first_seed: int) -> dict[str, float]:
         if number % 100 == 19:
             page.wait_for_timeout(2000)
             found[f"after {number + 1}"] = memory()
-    return found
+    client = page.context.new_cdp_session(page)
+    # As an operating system does that is short of memory.
+    client.send("Memory.simulatePressureNotification", {"level": "critical"})
+    client.send("Memory.forciblyPurgeJavaScriptMemory")
+    page.wait_for_timeout(3000)
+    return {**found, "after it gave back what it can": memory()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
