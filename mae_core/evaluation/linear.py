@@ -153,7 +153,8 @@ def _trained(
     for epoch in range(epochs):
         order = torch.randperm(n, generator=generator).to(mean.device)
         for rows in order.split(batch_size):
-            scale = (step + 1) / warmup if step < warmup else _cosine(step, warmup, steps)
+            progress = (step - warmup) / max(steps - warmup, 1)
+            scale = (step + 1) / warmup if step < warmup else (1 + math.cos(math.pi * progress)) / 2
             for group in solver.param_groups:
                 group["lr"] = lr * scale
             logits = F.linear(x[epoch % len(x)][rows], weight, bias)
@@ -162,10 +163,6 @@ def _trained(
             solver.step()
             step += 1
     return LinearProbe(mean, std, weight.detach(), bias.detach(), lr)
-
-
-def _cosine(step: int, warmup: float, steps: int) -> float:
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
 def split_rows(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
