@@ -42,7 +42,7 @@ from typing import IO, Annotated, Any, Literal
 from pydantic import Field, JsonValue
 from tqdm import tqdm
 
-from mae_core.config import Checked, Count, Share, from_dict, read_yaml, with_overrides
+from mae_core.config import Checked, Count, Share, from_dict, read_yaml, text_of, with_overrides
 from mae_core.data.datasets import find_images
 from mae_core.data.labelled import open_labelled
 from mae_core.devices import choose_device, choose_threads
@@ -150,7 +150,7 @@ def _measure_of(name: str, given: Mapping[str, Any]) -> tuple[Any, str]:
         raise ConfigError(
             f"measure.{name} is {dict(given)}; give kind: {', '.join(_KINDS)}, and data: FOLDER"
         )
-    texts = [f"{key}={_text_of(value)}" for key, value in fields.items()]
+    texts = [f"{key}={text_of(value)}" for key, value in fields.items()]
     return with_overrides(_KINDS[kind](), texts), data
 
 
@@ -171,7 +171,7 @@ class Row:
     @property
     def label(self) -> str:
         """The fields in words."""
-        return " ".join(f"{key}={_text_of(value)}" for key, value in self.fields.items()) or "-"
+        return " ".join(f"{key}={text_of(value)}" for key, value in self.fields.items()) or "-"
 
 
 def load_ablation(path: str | Path) -> Ablation:
@@ -242,7 +242,7 @@ def run_ablation(ablation: Ablation, jobs: int = 1) -> list[Row]:
 
 
 class _Processes:
-    """Runs that are trained now, `jobs` at a time, and can be told to stop together."""
+    """Runs that are trained now, `jobs` at a time, and can be stopped together."""
 
     def __init__(self, jobs: int) -> None:
         self._environ = dict(os.environ)
@@ -295,21 +295,16 @@ class _Processes:
 
 def _folder_of(ablation: Ablation, fields: Mapping[str, Any]) -> str:
     """A name that people can read, and that runs with any other field do not have."""
-    text = ",".join(f"{key}={_text_of(value)}" for key, value in fields.items()) or "plain"
+    text = ",".join(f"{key}={text_of(value)}" for key, value in fields.items()) or "plain"
     recipe = Path(ablation.recipe).expanduser()
-    content = recipe.read_text("utf-8") if recipe.is_file() else ablation.recipe
-    whole = json.dumps([content, _ordered({**ablation.fields, **fields})])
-    digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
-    return f"{re.sub(r'[^A-Za-z0-9._=,-]+', '-', text)[:80]}-{digest}"
+    digest = hashlib.sha256(recipe.read_bytes() if recipe.is_file() else ablation.recipe.encode())
+    digest.update(json.dumps(_ordered({**ablation.fields, **fields})).encode())
+    return f"{re.sub(r'[^A-Za-z0-9._=,-]+', '-', text)[:80]}-{digest.hexdigest()[:8]}"
 
 
 def _ordered(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A whole part (`model`) before fields of it, which it would replace otherwise."""
     return dict(sorted(fields.items(), key=lambda item: (item[0].count("."), item[0])))
-
-
-def _text_of(value: Any) -> str:
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
 def _train(
@@ -323,7 +318,7 @@ def _train(
     recipe = os.path.expanduser(ablation.recipe)
     with (run / "log.txt").open("ab") as output:
         begin = output.tell()
-        texts = [f"{key}={_text_of(value)}" for key, value in given.items()]
+        texts = [f"{key}={text_of(value)}" for key, value in given.items()]
         status = processes.run([recipe, *texts], output)
     if status == 0 and (run / WEIGHTS_FILE).is_file():
         return ""
@@ -399,7 +394,7 @@ def _draw(axes: Any, ablation: Ablation, rows: Sequence[Row], name: str) -> None
     field_name = next(iter(ablation.grid), "")
     values = ablation.grid.get(field_name, [])
     numbers = all(type(value) in (int, float) for value in values)
-    choices = [_text_of(value) for value in (sorted(values) if numbers else values)]  # type: ignore[type-var]
+    choices = [text_of(value) for value in (sorted(values) if numbers else values)]  # type: ignore[type-var]
     lines: dict[str, list[Row]] = {}
     for row in rows:
         others = {key: value for key, value in row.fields.items() if key != field_name}
@@ -411,7 +406,7 @@ def _draw(axes: Any, ablation: Ablation, rows: Sequence[Row], name: str) -> None
         elif numbers:
             places = [row.fields[field_name] for row in of]
         else:
-            places = [choices.index(_text_of(row.fields[field_name])) for row in of]
+            places = [choices.index(text_of(row.fields[field_name])) for row in of]
         means = [statistics.fmean(row.values[name]) for row in of]
         for place, row in zip(places, of, strict=True):
             axes.scatter([place] * len(row.values[name]), row.values[name], s=12, color="0.6")

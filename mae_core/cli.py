@@ -336,10 +336,6 @@ def _opened(
 # --- evaluate
 
 
-def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    _add_commands(parser, EVALUATIONS)
-
-
 def _evaluate(args: argparse.Namespace) -> int:
     """Measure what a model learned.
 
@@ -444,7 +440,7 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
 
 
 def _knn(args: argparse.Namespace) -> int:
-    """Tell the classes of images by their nearest neighbours among frozen features.
+    """Classify images by the nearest neighbours of their frozen features.
 
         mae evaluate knn mae-tiny FLOWERS
         mae evaluate knn runs/mine FLOWERS k=10 pool=cls blocks=5,8,11 --json
@@ -461,7 +457,7 @@ def _knn(args: argparse.Namespace) -> int:
 
 
 def _linear(args: argparse.Namespace) -> int:
-    """Tell the classes of images by a linear classifier on frozen features.
+    """Classify images by a linear classifier on frozen features.
 
         mae evaluate linear mae-tiny FLOWERS seeds=3
         mae evaluate linear mae-tiny FLOWERS blocks=0,2,4,6,8,10,11 pool=cls
@@ -844,7 +840,7 @@ COMMANDS: dict[_Command, _AddArguments] = {
     _reconstruct: _add_reconstruct,
     _train: _add_train,
     _ablate: _add_ablate,
-    _evaluate: _add_evaluate,
+    _evaluate: functools.partial(_add_commands, commands=EVALUATIONS),
     _info: _add_info,
     _convert: _add_convert,
     _export_web: _add_export_web,

@@ -234,6 +234,15 @@ def split_field(text: str) -> tuple[str, str]:
     return path, value
 
 
+def text_of(value: object) -> str:
+    """A value as `with_overrides` reads it."""
+    if value is None or isinstance(value, str | Path):
+        return str(value or "")
+    return json.dumps(
+        value, default=lambda one: to_dict(one) if dataclasses.is_dataclass(one) else str(one)
+    )
+
+
 def _read(hint: Any, text: str) -> Any:
     """A value from a command line."""
     if hint is str:
@@ -423,8 +432,8 @@ class DataConfig(Checked):
         column: Where the images are in the `hub` data set.
         holdout: Folder of images to measure on and never train on; none if empty. It may lie inside
             `folder`, or link to its files.
-        labelled: Labelled images, as for `open_labelled`: at each validation nearest neighbours
-            tell their classes by the encoder's features. None if empty.
+        labelled: Labelled images, as for `open_labelled`: at each validation they are classified by
+            nearest neighbours of the encoder's features. None if empty.
         cache: Folder for the packed images; inside the run's folder if empty.
         decode: A folder's images are decoded `once` into a pack, or in each `epoch`, which needs no
             space on the disk but more of the processor.

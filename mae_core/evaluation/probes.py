@@ -1,4 +1,4 @@
-"""What frozen features know of classes: nearest neighbours and linear probes, with their intervals.
+"""Classification from frozen features: nearest neighbours and linear probes, with intervals.
 
 report = probe("mae-tiny", "flowers", KnnConfig(k=10))
 report["accuracy"], report["interval"], report["seeds"]
@@ -109,7 +109,7 @@ def probe(
     weights: str | Path | Weights, data: str | Path, config: KnnConfig | LinearConfig,
     *, device: str = "auto", cache: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure how well the classes of images are told by an encoder's features.
+    """Measure the classification accuracy that an encoder's features allow.
 
     Args:
         weights: As `read_weights` takes them, or gave them.
@@ -163,13 +163,12 @@ def probe(
 class KnnProbe:
     """Nearest neighbours of the last block's mean patch tokens, for a model that is trained."""
 
-    def __init__(self, data: str | Path, config: KnnConfig | None = None) -> None:
+    def __init__(self, data: str | Path) -> None:
         """Open the data, as for `open_labelled`."""
         self._train, self._val = open_labelled(data)
-        self._config = config or KnnConfig()
 
     def accuracy(self, model: MaskedAutoencoder) -> float:
-        """Share of the measured images, 0..1, whose class is told, by a model on its device."""
+        """Accuracy, 0..1, of a model on its device."""
         config, last = model.config, model.config.depth - 1
         train, val = (
             compute(model, part, config.image_size, (last,), range_of=self._train)
@@ -177,7 +176,7 @@ class KnnProbe:
         )
         votes = knn_scores(
             train.of(), train.labels, val.of(), len(val.classes),
-            k=min(self._config.k, len(train)), temperature=self._config.temperature,
+            k=min(KnnConfig.k, len(train)), temperature=KnnConfig.temperature,
         )  # fmt: skip
         return score(votes.argmax(dim=1), val.labels, len(val.classes)).accuracy
 
@@ -259,7 +258,7 @@ def save_report(report: dict[str, Any], folder: Path) -> None:
     if len(classes) <= 60:  # there is no room for more names
         axes.set_xticks(range(len(classes)), classes, rotation=90)
         axes.set_yticks(range(len(classes)), classes)
-    axes.set_xlabel("taken for")
+    axes.set_xlabel("predicted")
     axes.set_ylabel("class")
     axes.set_title(
         f"{report['method']} of {report['weights']}: {100 * report['accuracy']:.1f} %", loc="left"

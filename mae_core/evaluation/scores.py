@@ -1,4 +1,4 @@
-"""How well classes are told: accuracy with its interval, by class, and what is taken for what."""
+"""Classification accuracy with its interval, by class, and the confusion matrix."""
 
 import math
 import statistics
@@ -21,11 +21,11 @@ class Scores:
     """Of one classifier on n images; shares are 0..1.
 
     Attributes:
-        accuracy: Share of images that are told right.
+        accuracy: Share of images that are classified correctly.
         interval: Wilson's 95 % interval of the accuracy (Wilson 1927): what other images of the
             same kind would give. It knows nothing of other random seeds.
-        per_class: (C,) share of each class that is told right; NaN of a class without images.
-        confusion: (C, C) images by their class (row) and what they were taken for (column).
+        per_class: (C,) accuracy of each class; NaN of a class without images.
+        confusion: (C, C) images by their class (row) and the predicted one (column).
         deviation: Standard deviation of the accuracy over seeds; NaN of one.
     """
 

@@ -111,7 +111,7 @@ def draw_grid(model: MaskedAutoencoder, images: Sequence[DecodedImage]) -> Image
 
 
 class Probe(Callback):
-    """Measures how well classes are told by the encoder's features, `probe_knn`."""
+    """Measures the accuracy of nearest neighbours of the encoder's features, `probe_knn`."""
 
     def __init__(self, config: TrainConfig, logger: "Logger") -> None:
         """Open `data.labelled`."""

@@ -36,7 +36,7 @@ _CHARTS = {
     "holdout_psnr": "Hold-out PSNR in dB",
     "holdout_ssim": "Hold-out SSIM",
     "holdout_loss": "Hold-out loss",
-    "probe_knn": "Nearest neighbours: share of labelled images told right",
+    "probe_knn": "Nearest neighbours: accuracy on labelled images",
     "lr": "Learning rate",
     "grad_norm": "Gradient norm before clipping",
     "images_per_second": "Images a second",

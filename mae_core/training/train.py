@@ -7,13 +7,12 @@ The folder of a run (`out`) receives `config.yaml`, `metrics.jsonl`, `checkpoint
 `reconstructions/`, and at the end `weights.safetensors` and `report.html`.
 """
 
-import json
 import logging
 import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from mae_core.config import (
     load_yaml,
     read_yaml,
     save_yaml,
+    text_of,
     to_dict,
     with_overrides,
     without_places,
@@ -125,7 +125,7 @@ def train(
     if data is not None:
         changes = {"data.folder": data, **changes}
     plain, name, texts = _begin(recipe)
-    texts += [f"{field}={_text_of(value)}" for field, value in changes.items()]
+    texts += [f"{field}={text_of(value)}" for field, value in changes.items()]
     config = with_overrides(plain, [text for text in texts if text.startswith("init_from=")])
     of_model: list[str] = []
     if config.init_from:
@@ -205,14 +205,8 @@ def _begin(recipe: str | Path | TrainConfig) -> tuple[TrainConfig, str, list[str
         return recipe_named(recipe), recipe, []
     plain = load_yaml(TrainConfig, recipe)
     # The file says which decoder, size and target the weights of `init_from` were given.
-    model = [f"model.{field}={_text_of(value)}" for field, value in to_dict(plain.model).items()]
+    model = [f"model.{field}={text_of(value)}" for field, value in to_dict(plain.model).items()]
     return plain, str(read_yaml(recipe).get("recipe", "custom")), model
-
-
-def _text_of(value: object) -> str:
-    if value is None or isinstance(value, str | Path):
-        return str(value or "")
-    return json.dumps(value, default=lambda one: to_dict(one) if is_dataclass(one) else str(one))
 
 
 def start_run(
