@@ -1,9 +1,9 @@
 """Configuration as plain frozen data: a model, a training run.
 
 `ModelConfig` describes a masked autoencoder, `PRESETS` names five of them, and `TrainConfig` is a
-whole run. They go to and from plain data (`to_dict`, `from_dict`) and files (`save_yaml`,
-`load_yaml`), and take `field.path=value` changes from a command line (`with_overrides`). pydantic
-checks each field by its annotation.
+whole run; `RunConfig` is what all kinds of runs have. They go to and from plain data (`to_dict`,
+`from_dict`) and files (`save_yaml`, `load_yaml`), and take `field.path=value` changes from a
+command line (`with_overrides`). pydantic checks each field by its annotation.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -209,7 +209,7 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
         ConfigError: If a field is unknown, or a value or the whole is not allowed.
     """
     given = {text.partition("=")[0] for text in overrides}
-    if isinstance(config, TrainConfig):
+    if isinstance(config, RunConfig):
         aside = [first for first, other in _PREFERRED if other in given and first not in given]
         overrides = [*overrides, *(f"{name}=0" for name in aside)]
     hints, values = _fields(type(config)), to_dict(config)
@@ -617,68 +617,85 @@ class RecoveryConfig(Checked):
 
 
 @dataclass(frozen=True)
-class TrainConfig(Checked):
-    """A whole training run.
+class RunConfig(Checked):
+    """What the training loop asks of a run, whatever it trains.
 
     Attributes:
-        model: The model, or the name of a preset.
-        data: The images.
-        mask: The masks.
         optim: The optimiser.
         system: How the machine does the work.
         recovery: What happens when the loss jumps.
-        stages: Image sizes in turn.
         out: Folder of the run: checkpoint, weights, metrics and images.
         resume: Checkpoint, or folder of a run, to go on from where `out` holds none.
-        init_from: Weights to begin with, where there is nothing to go on from: a name, a file or
-            folder of any published format, a run, or USER/NAME on the Hugging Face hub.
         steps: Optimiser steps in all.
         epochs: The same as passes over all images; takes the place of `steps` where above 0.
         batch_size: Images in a step, over all processes.
-        loss: `mse` is the paper's; `log_mse` the mean over images of the logarithm of each one's
-            error, so that plain images count as much as busy ones, as in a mean PSNR.
-        visible_weight: Weight of the loss on visible patches; the paper's is 0, which leaves them
-            speckled in the reconstruction.
         ema: Decay for each step of a running average of the parameters, 0..1, which is measured and
             written; 0 for none. After t steps it is (1 + t) / (10 + t) at most.
-        export_dtype: Number format of the weights written at the end.
-        seed: Of the initial weights, the order, the crops and the masks.
-        eval_every: Steps between hold-out measurements.
+        seed: Of the initial weights, the order, the crops and all other chance.
+        eval_every: Steps between measurements.
         save_every: Steps between checkpoints.
-        snapshots: How many weights of the run on its way are kept, float16, the last after all
-            steps and each after half of the steps of the next one; a page that serves the run shows
-            a picture by each. 0 for none.
         writers: Where metrics go beside `metrics.jsonl`: `tensorboard`, `wandb` or both. Each needs
             the package of that name.
     """
 
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
-    mask: MaskConfig = MaskConfig()
+    # Fields that a resumed run has to keep.
+    fixed: ClassVar[tuple[str, ...]] = ("optim.name",)
+
     optim: OptimConfig = OptimConfig()
     system: SystemConfig = SystemConfig()
     recovery: RecoveryConfig = RecoveryConfig()
-    stages: tuple[StageConfig, ...] = (StageConfig(),)
     out: str = "runs/mae"
     resume: str = ""
-    init_from: str = ""
     steps: Count = 1000
     epochs: NotNegative = 0.0
     batch_size: Count = 64
-    loss: LossKind = "mse"
-    visible_weight: NotNegative = 0.0
     ema: Decay = 0.0
-    export_dtype: Literal["float32", "float16"] = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     eval_every: Count = 500
     save_every: Count = 250
-    snapshots: Annotated[int, Field(ge=0, le=32)] = 0
     writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.out:
             raise ConfigError("out is empty; give the folder of the run")
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """A run that pre-trains a masked autoencoder.
+
+    Attributes:
+        model: The model, or the name of a preset.
+        data: The images.
+        mask: The masks.
+        stages: Image sizes in turn.
+        init_from: Weights to begin with, where there is nothing to go on from: a name, a file or
+            folder of any published format, a run, or USER/NAME on the Hugging Face hub.
+        loss: `mse` is the paper's; `log_mse` the mean over images of the logarithm of each one's
+            error, so that plain images count as much as busy ones, as in a mean PSNR.
+        visible_weight: Weight of the loss on visible patches; the paper's is 0, which leaves them
+            speckled in the reconstruction.
+        export_dtype: Number format of the weights written at the end.
+        snapshots: How many weights of the run on its way are kept, float16, the last after all
+            steps and each after half of the steps of the next one; a page that serves the run shows
+            a picture by each. 0 for none.
+    """
+
+    fixed: ClassVar[tuple[str, ...]] = ("model", "optim.name")
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    mask: MaskConfig = MaskConfig()
+    stages: tuple[StageConfig, ...] = (StageConfig(),)
+    init_from: str = ""
+    loss: LossKind = "mse"
+    visible_weight: NotNegative = 0.0
+    export_dtype: Literal["float32", "float16"] = "float32"
+    snapshots: Annotated[int, Field(ge=0, le=32)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.data.color_jitter and self.model.in_chans != 3:
             raise ConfigError(
                 f"data.color_jitter is of colours and model.in_chans is {self.model.in_chans}; set "
@@ -707,11 +724,11 @@ def declared_facts(config: TrainConfig) -> TrainConfig:
     )
 
 
-def without_places(config: TrainConfig) -> dict[str, Any]:
+def without_places(config: RunConfig) -> dict[str, Any]:
     """What shapes a run, as plain JSON data: all but the folders of the machine it runs on."""
     values: dict[str, Any] = json.loads(json.dumps(to_dict(config)))
     for name in ("folder", "pack", "shards", "holdout", "labelled", "cache"):
-        del values["data"][name]
+        values.get("data", {}).pop(name, None)
     for name in ("out", "resume", "init_from"):
-        del values[name]
+        values.pop(name, None)
     return values

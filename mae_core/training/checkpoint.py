@@ -2,8 +2,9 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from mae_core.config import (
     ModelConfig,
+    RunConfig,
     TrainConfig,
     declared_facts,
     from_dict,
@@ -51,6 +53,7 @@ class RunState:
     """A run between two steps.
 
     Attributes:
+        build: Makes a model of the same shape.
         forward: The module to call in place of `model`, so that gradients are averaged.
         scaler: Loss scaler, for float16.
         precision: Of the forward pass: `float32`, `bfloat16` or `float16`.
@@ -65,7 +68,8 @@ class RunState:
         saved_config: Plain data of the config before the run was resumed; None at first.
     """
 
-    model: MaskedAutoencoder
+    model: nn.Module
+    build: Callable[[], nn.Module]
     forward: nn.Module
     optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
@@ -81,7 +85,7 @@ class RunState:
     changes: list[dict[str, Any]] = field(default_factory=list)
     saved_config: dict[str, Any] | None = None
 
-    def content(self, config: TrainConfig) -> dict[str, Any]:
+    def content(self, config: RunConfig) -> dict[str, Any]:
         """Everything that a checkpoint holds: tensors on the CPU and plain data."""
         return {
             "config": without_places(config),
@@ -92,9 +96,9 @@ class RunState:
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
-    def snapshot(self) -> MaskedAutoencoder:
+    def snapshot(self) -> Any:
         """A copy of the model as it is exported: in evaluation mode, averaged with `ema`."""
-        model = MaskedAutoencoder(self.model.config)
+        model = self.build()
         model.load_state_dict(self.model.state_dict() | self.average)
         return model.to(self.device).eval()
 
@@ -112,7 +116,7 @@ def _to_cpu(values: Any) -> Any:
 # --- resume
 
 
-def folder_to_resume(config: TrainConfig) -> Path | None:
+def folder_to_resume(config: RunConfig) -> Path | None:
     """The folder with the checkpoint to go on from: `out`, else `resume`."""
     out = Path(config.out)
     if any((out / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE)):
@@ -121,8 +125,8 @@ def folder_to_resume(config: TrainConfig) -> Path | None:
     return None if not config.resume else path.parent if path.is_file() else path
 
 
-def read_checkpoint(config: TrainConfig) -> dict[str, Any] | None:
-    """The checkpoint to go on from, its `config` as a `TrainConfig`; None if there is none."""
+def read_checkpoint(config: RunConfig) -> dict[str, Any] | None:
+    """The checkpoint to go on from, its `config` of the same class; None if there is none."""
     folder = folder_to_resume(config)
     if folder is None:
         return None
@@ -130,7 +134,7 @@ def read_checkpoint(config: TrainConfig) -> dict[str, Any] | None:
     named = folder != Path(config.out) and file.is_file()
     saved = load_checkpoint(file) if named else load_latest(folder)
     try:
-        return saved | {"config": from_dict(TrainConfig, saved["config"])}
+        return saved | {"config": from_dict(type(config), saved["config"])}
     except (AttributeError, ConfigError, KeyError, TypeError) as error:
         raise _unusable(folder, error) from error
 
@@ -158,13 +162,14 @@ def with_saved_facts(config: TrainConfig, saved: Mapping[str, Any]) -> TrainConf
     return replace(config, model=replace(now, **facts))
 
 
-def restore(state: RunState, saved: Mapping[str, Any], config: TrainConfig) -> None:
-    """Load what `read_checkpoint` gave, unless it is of another model or optimiser."""
-    then: TrainConfig = saved["config"]
-    if then.model != config.model or then.optim.name != config.optim.name:
+def restore(state: RunState, saved: Mapping[str, Any], config: RunConfig) -> None:
+    """Load what `read_checkpoint` gave, unless it differs in a field that has to stay."""
+    then: RunConfig = saved["config"]
+    other = [name for name in config.fixed if attrgetter(name)(then) != attrgetter(name)(config)]
+    if other:
         raise CheckpointError(
-            f"the checkpoint in {str(folder_to_resume(config))!r} is of another model or "
-            "optimiser; give another out= or the fields it was started with"
+            f"the checkpoint in {str(folder_to_resume(config))!r} is of another "
+            f"{' and '.join(other)}; give another out= or the fields it was started with"
         )
     try:
         state.model.load_state_dict(saved["model"])
@@ -196,7 +201,7 @@ def restore(state: RunState, saved: Mapping[str, Any], config: TrainConfig) -> N
     state.saved_config = without_places(then)
 
 
-def note_changes(state: RunState, config: TrainConfig) -> None:
+def note_changes(state: RunState, config: RunConfig) -> None:
     """Keep the fields in which a resumed run differs from before; epochs are steps."""
     now = without_places(config)
     then = state.saved_config or now

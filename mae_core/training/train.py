@@ -13,8 +13,9 @@ import platform
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import filelock
 import torch
@@ -62,7 +63,13 @@ from mae_core.training.checkpoint import (
     with_saved_facts,
 )
 from mae_core.training.distributed import World, init_distributed
-from mae_core.training.optim import with_image_size_of_model, with_peak_lr, with_steps
+from mae_core.training.optim import (
+    build_optimizers,
+    with_image_size_of_model,
+    with_peak_lr,
+    with_steps,
+)
+from mae_core.training.pretraining import Reconstruction
 from mae_core.training.report import CONFIG_FILE, METRICS_FILE, read_metrics
 from mae_core.training.trainer import Trainer, build_state
 from mae_core.weights.files import PREVIOUS_WEIGHTS_FILE, WEIGHTS_FILE, write_atomically
@@ -146,11 +153,13 @@ def train(
         _write_config(config, name, world)
         config, images = _open_images(config, world)
         note_changes(state, config)
-        _fit_pca_of_run(config, state, images)
+        model = cast(MaskedAutoencoder, state.model)
+        _fit_pca_of_run(config, model, images)
         _write_config(config, name, world)
         loader = _loader(config, images, world)
+        objective = Reconstruction(config, model, loader, world)
         if not world.is_main:
-            return Run(config, Trainer(config, state, loader, (), world).fit())
+            return Run(config, Trainer(config, state, objective, (), world).fit())
         weights = out / WEIGHTS_FILE
         if weights.exists() and state.step < config.steps:
             # Until the end the run is its checkpoint.
@@ -161,13 +170,13 @@ def train(
         progress, report = Progress(config.steps, state.step), Report(out)
         probes = [Probe(config, logger)] if config.data.labelled else []
         callbacks = (progress, logger, evaluator, *probes, Snapshots(config), report)
-        run = Run(config, Trainer(config, state, loader, callbacks, world).fit())
+        run = Run(config, Trainer(config, state, objective, callbacks, world).fit())
         if run.stopped_by:
             _log.info("stopped at step %d; the same command goes on from there", state.step)
         else:
-            model = state.snapshot()
-            record = _record(config, name, state, images, world) | evaluator.measure(model)
-            save_weights(weights, model, dtype=getattr(torch, config.export_dtype), record=record)
+            trained = state.snapshot()
+            record = _record(config, name, state, images, world) | evaluator.measure(trained)
+            save_weights(weights, trained, dtype=getattr(torch, config.export_dtype), record=record)
             _log.info("wrote %s; look at it with: python -m app --weights %s", weights, out)
         return run
 
@@ -254,9 +263,13 @@ def start_run(
 
     # The same initial parameters on every rank.
     torch.manual_seed(config.seed)
-    model = MaskedAutoencoder(config.model)
+    build = partial(MaskedAutoencoder, config.model)
+    model = build()
     name = load_initial_weights(model, weights, config.init_from) if weights else ""
-    state = build_state(config, model, world)
+    state = build_state(
+        config, model, world, build=build,
+        build_optimizers=partial(build_optimizers, config=config.optim),
+    )  # fmt: skip
     state.init_from = name
     if saved:
         restore(state, saved, config)
@@ -336,12 +349,12 @@ def _device_name(state: RunState) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _fit_pca_of_run(config: TrainConfig, state: RunState, images: Dataset) -> None:
+def _fit_pca_of_run(config: TrainConfig, model: MaskedAutoencoder, images: Dataset) -> None:
     """Fit the components of the target, unless a checkpoint or weights brought them."""
     count = config.model.pca_components
-    if count and state.model.pca_mean.isnan().any():
+    if count and model.pca_mean.isnan().any():
         crops = _first_crops(config, images, _PCA_IMAGES).split(32)
-        state.model.set_pca(*fit_pca(crops, config.model.patch_size, count))
+        model.set_pca(*fit_pca(crops, config.model.patch_size, count))
 
 
 def fit_pca(images: Iterable[Tensor], patch_size: int, components: int) -> tuple[Tensor, Tensor]:

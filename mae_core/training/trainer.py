@@ -1,7 +1,7 @@
-"""The training loop.
+"""The training loop, of whatever an `Objective` asks of a model.
 
-Model, optimisers, step and the average loss are the whole state of a run: learning rate, crops and
-masks are pure functions of the step. On one CPU a resumed run ends in the same bits as an
+Model, optimisers, step and the average loss are the whole state of a run: learning rate, batches
+and all chance are pure functions of the step. On one CPU a resumed run ends in the same bits as an
 undisturbed one.
 
 The host does not wait for the device except every few steps, when it reads the losses.
@@ -12,43 +12,49 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from mae_core.config import TrainConfig
-from mae_core.data.loader import BatchLoader
+from mae_core.config import RunConfig
 from mae_core.devices import cpu_has_bfloat16
 from mae_core.errors import CheckpointError, TrainingError
 from mae_core.model.blocks import Attention, Block
-from mae_core.model.losses import error_of, reconstruction_loss
-from mae_core.model.mae import MaskedAutoencoder
-from mae_core.model.masking import PatchMask
 from mae_core.training.callbacks import Callback
 from mae_core.training.checkpoint import RunState, read_checkpoint, restore
 from mae_core.training.distributed import World, distribute
-from mae_core.training.optim import (
-    as_one,
-    build_optimizers,
-    image_size_at,
-    lr_at,
-    mask_at,
-    set_lr,
-)
+from mae_core.training.optim import as_one, lr_at, set_lr
 from mae_core.weights.files import CHECKPOINT_FILE, save_checkpoint
 
 _log = logging.getLogger(__name__)
 
 # Steps between two readings of the losses, and between ranks asking each other for signals.
 _LOG_EVERY, _VOTE_EVERY = 10, 5
+
+
+# The mean loss of a micro-batch, of the module to call.
+Loss: TypeAlias = Callable[[nn.Module], Tensor]
+
+
+class Objective(Protocol):
+    """What a run trains its model for."""
+
+    def losses(self, begin: int) -> Generator[Sequence[Loss], None, None]:
+        """From step `begin` on, each step's losses of this rank: one of each micro-batch.
+
+        The micro-batches are of one size, so that the mean of their losses is that of all images.
+        """
+
+    def errors(self, losses: Tensor) -> Tensor:
+        """Losses as numbers above 0, whose ratio says by how much one is larger."""
 
 
 # --- number formats, kernels and memory of a step
@@ -72,7 +78,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, reduced, enabled=precision != "float32")
 
 
-def prefer_fast_attention(model: MaskedAutoencoder, device: torch.device) -> None:
+def prefer_fast_attention(model: nn.Module, device: torch.device) -> None:
     """On a CPU, compute attention by plain matrix products instead of the fused kernel.
 
     Its backward pass took 37 % of a training step of the `tiny` preset at 224 pixels; plain
@@ -85,15 +91,18 @@ def prefer_fast_attention(model: MaskedAutoencoder, device: torch.device) -> Non
                 module.fused_attn = False  # type: ignore[misc]
 
 
-def compile_blocks(model: MaskedAutoencoder) -> None:
+def compile_blocks(model: nn.Module) -> None:
     """Compile each block in place; they share code for any number of tokens."""
     for module in model.modules():
         if isinstance(module, Block):
             module.compile(dynamic=True)
 
 
-def build_state(config: TrainConfig, model: MaskedAutoencoder, world: World) -> RunState:
-    """The state of a run at step 0, with this model."""
+def build_state(
+    config: RunConfig, model: nn.Module, world: World, *, build: Callable[[], nn.Module],
+    build_optimizers: Callable[[nn.Module], list[torch.optim.Optimizer]],
+) -> RunState:  # fmt: skip
+    """The state of a run at step 0, with this model; `build` makes another of its shape."""
     device = world.device
     model = model.to(device)
     prefer_fast_attention(model, device)
@@ -113,8 +122,8 @@ def build_state(config: TrainConfig, model: MaskedAutoencoder, world: World) -> 
         if config.ema and parameter.requires_grad
     }
     return RunState(
-        model=model, forward=distribute(model, world), precision=precision, average=average,
-        optimizers=build_optimizers(model, config.optim), device=device,
+        model=model, build=build, forward=distribute(model, world), precision=precision,
+        average=average, optimizers=build_optimizers(model), device=device,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "float16"),
     )  # fmt: skip
 
@@ -153,11 +162,11 @@ class Trainer:
     """Takes a run from its state to its end, or to a signal that asks to stop."""
 
     def __init__(
-        self, config: TrainConfig, state: RunState, loader: BatchLoader,
+        self, config: RunConfig, state: RunState, objective: Objective,
         callbacks: Sequence[Callback], world: World,
     ) -> None:  # fmt: skip
         """Bring the parts of a run together; `callbacks` are empty on ranks other than 0."""
-        self.config, self.state, self.loader = config, state, loader
+        self.config, self.state, self.objective = config, state, objective
         self.callbacks, self.world = callbacks, world
         self._optimizer = as_one(state.optimizers)
         self._begun = time.perf_counter() - state.seconds
@@ -201,9 +210,9 @@ class Trainer:
     def _train(self) -> bool:
         """Train until the run ends, rolls back, or has to stop, which is true."""
         state, steps = self.state, self.config.steps
-        with closing(self._batches()) as batches:
-            for images, mask in batches:
-                self._update(images, mask)
+        with closing(self.objective.losses(state.step)) as batches:
+            for losses in batches:
+                self._update(losses)
                 state.step += 1
                 state.seconds = time.perf_counter() - self._begun
                 stopping = self._should_stop() and state.step < steps
@@ -213,37 +222,11 @@ class Trainer:
                     return True
         return False
 
-    def _batches(self) -> Generator[tuple[Tensor, PatchMask], None, None]:
-        """This rank's batches and their masks; the next mask is drawn in a thread."""
-        config, begin, rank = self.config, self.state.step, self.world.rank
-        share = config.batch_size // self.world.size
-        rows = slice(rank * share, (rank + 1) * share)
-
-        def side_at(step: int) -> int:
-            return image_size_at(step, config.steps, config.stages)
-
-        def draw(step: int) -> PatchMask:
-            side = side_at(step) // config.model.patch_size
-            return mask_at(step, config.batch_size, (side, side), config.mask, config.seed, rows)
-
-        with (
-            ThreadPoolExecutor(1) as pool,
-            closing(self.loader.batches(begin, config.steps, side_at)) as batches,
-        ):
-            drawn = pool.submit(draw, begin)
-            for step, (images, _) in enumerate(batches, begin):
-                mask = drawn.result()
-                if step + 1 < config.steps:
-                    drawn = pool.submit(draw, step + 1)
-                yield images, mask
-
-    def _update(self, images: Tensor, mask: PatchMask) -> None:
+    def _update(self, losses: Sequence[Loss]) -> None:
         """One step of the optimisers on this rank's share of the batch."""
         state, config = self.state, self.config
         set_lr(state.optimizers, self._lr(state.step))
-        if self.world.device.type == "cuda":
-            mask = mask.pin_memory()
-        loss = self._backward(images, mask.to(self.world.device))
+        loss = self._backward(losses)
         state.scaler.unscale_(self._optimizer)
         limit = config.optim.clip_grad or math.inf
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
@@ -259,24 +242,17 @@ class Trainer:
             torch._foreach_lerp_(list(state.average.values()), now, 1 - decay)
         self._rows.append(torch.stack((loss, norm)))
 
-    def _backward(self, images: Tensor, mask: PatchMask) -> Tensor:
+    def _backward(self, losses: Sequence[Loss]) -> Tensor:
         """Gradients of this rank's mean loss, summed over micro-batches; returns the loss."""
-        state, config = self.state, self.config
-        total = torch.zeros((), device=images.device)
-        size = len(images) // config.system.accumulate
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
+        state, forward = self.state, self.state.forward
+        total = torch.zeros((), device=state.device)
+        for number, loss_of in enumerate(losses, 1):
             # Ranks average their gradients after the last micro-batch only.
-            more, forward = start + size < len(images), state.forward
-            local = more and isinstance(forward, DistributedDataParallel)
+            local = number < len(losses) and isinstance(forward, DistributedDataParallel)
             with forward.no_sync() if local else nullcontext():  # type: ignore[operator]
-                with autocast(state.precision, images.device):
-                    output = forward(part, mask.rows(start, start + size))
-                    loss = reconstruction_loss(
-                        output.pred, state.model.target(part), output.mask,
-                        config.visible_weight, config.loss,
-                    )  # fmt: skip
-                loss = loss / config.system.accumulate
+                with autocast(state.precision, state.device):
+                    loss = loss_of(forward)
+                loss = loss / len(losses)
                 state.scaler.scale(loss).backward()
             total += loss.detach()
         return total
@@ -329,7 +305,7 @@ class Trainer:
         if not checked.isfinite().all():
             return True
         # Single steps say little, as the ratio and the strategy of their masks differ.
-        state.levels += error_of(losses, self.config.loss).tolist()
+        state.levels += self.objective.errors(losses).tolist()
         if state.step % _LOG_EVERY:
             return False
         level, average = sum(state.levels) / len(state.levels), state.loss_average

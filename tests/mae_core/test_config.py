@@ -210,7 +210,7 @@ def test_a_run_goes_through_yaml(tmp_path: Path) -> None:
     )  # fmt: skip
     save_yaml(config, tmp_path / "config.yaml", recipe="quick")
     assert load_yaml(TrainConfig, tmp_path / "config.yaml") == config
-    assert (tmp_path / "config.yaml").read_text().startswith("recipe: quick\nmodel:")
+    assert (tmp_path / "config.yaml").read_text().startswith("recipe: quick\noptim:")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from mae_core.model.losses import reconstruction_loss
 from mae_core.model.mae import MaskedAutoencoder, forward_flops
 from mae_core.model.masking import PatchMask, random_mask
 from mae_core.recipes import RECIPES, recipe
-from mae_core.training import callbacks, checkpoint, optim, trainer
+from mae_core.training import callbacks, checkpoint, optim, pretraining, trainer
 from mae_core.training import train as train_module
 from mae_core.training.checkpoint import RunState
 from mae_core.training.distributed import World
@@ -49,6 +50,7 @@ from mae_core.training.optim import (
     with_peak_lr,
     with_steps,
 )
+from mae_core.training.pretraining import Reconstruction
 from mae_core.training.train import Run, start_run, train
 from mae_core.training.trainer import (
     Trainer,
@@ -197,7 +199,7 @@ def test_masks_are_drawn_in_a_thread_while_the_step_before_is_trained(
         drawn.append((step, threading.current_thread() is threading.main_thread()))
         return mask_at(step, *args)
 
-    monkeypatch.setattr(trainer, "mask_at", noted)
+    monkeypatch.setattr(pretraining, "mask_at", noted)
     train(run_config())
     assert drawn == [(step, False) for step in range(8)]
 
@@ -439,8 +441,8 @@ def test_what_was_changed_on_the_way_stands_in_the_record(
     train(replace(config, visible_weight=0.2, eval_every=100, data=moved))
     record = read_weights(Path(config.out) / "weights.safetensors").record
     assert record["changes"] == [
-        {"step": 5, "field": "visible_weight", "from": 0.1, "to": 0.2},
         {"step": 5, "field": "eval_every", "from": 4, "to": 100},
+        {"step": 5, "field": "visible_weight", "from": 0.1, "to": 0.2},
     ]
     assert record["train"]["visible_weight"] == 0.2
 
@@ -589,15 +591,17 @@ def test_a_gradient_that_overflows_float16_skips_the_step_of_all_optimisers(
         optim=OptimConfig(name=name, lr=1e-2, warmup_steps=0, clip_grad=clip_grad),  # type: ignore[arg-type]
     )  # fmt: skip
     state = begin(config)
-    loop = Trainer(config, state, None, (), ALONE)  # type: ignore[arg-type]
+    objective = Reconstruction(config, state.model, None, ALONE)  # type: ignore[arg-type]
+    loop = Trainer(config, state, objective, (), ALONE)
     images, mask = torch.randn(4, 3, 48, 48), mask_at(0, 4, (6, 6), config.mask, 0)
-    loop._update(images, mask)
+    losses = [partial(objective.loss, images, mask)]
+    loop._update(losses)
     before = {key: value.clone() for key, value in state.model.state_dict().items()}
     moments = [copy.deepcopy(one.state_dict()["state"]) for one in state.optimizers]
     scale = state.scaler.get_scale()
     parameter = dict(state.model.named_parameters())[where]
     hook = parameter.register_hook(lambda gradient: torch.full_like(gradient, value))
-    loop._update(images, mask)
+    loop._update(losses)
     hook.remove()
     for key, tensor in state.model.state_dict().items():
         assert torch.equal(tensor, before[key]), key
@@ -606,7 +610,7 @@ def test_a_gradient_that_overflows_float16_skips_the_step_of_all_optimisers(
             for key, tensor in values.items():
                 assert torch.equal(tensor, then[number][key]), (number, key)
     assert state.scaler.get_scale() == scale / 2
-    loop._update(images, mask)
+    loop._update(losses)
     assert all(tensor.isfinite().all() for tensor in state.model.state_dict().values())
     assert not torch.equal(parameter, before[where])
     assert state.scaler.get_scale() == scale / 2
@@ -658,7 +662,8 @@ def test_a_jump_is_a_jump_of_the_mean_of_some_steps(run_config: MakeRun) -> None
 
     def judge(*losses: float, average: float, limit: float = 4.0) -> tuple[bool, float]:
         config = run_config(recovery=RecoveryConfig(spike=limit))
-        loop = Trainer(config, state, None, (), ALONE)  # type: ignore[arg-type]
+        objective = Reconstruction(config, state.model, None, ALONE)  # type: ignore[arg-type]
+        loop = Trainer(config, state, objective, (), ALONE)
         state.loss_average = average
         # A checkpoint on the way: the losses until then count too.
         for step, part in ((7, losses[:1]), (10, losses[1:])):
@@ -784,7 +789,7 @@ def test_a_checkpoint_of_another_model_is_refused(
 ) -> None:
     config = run_config(eval_every=100)
     train(config)
-    with pytest.raises(CheckpointError, match="of another model or optimiser"):
+    with pytest.raises(CheckpointError, match="of another model; give another out="):
         train(replace(config, model=replace(small_config, depth=3)))
 
 
@@ -868,7 +873,7 @@ def _refused(change: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) 
             "tried can be read: the image has 3 bands, of which .1, 2, 7. are asked",
         ),
         ("bands", "tried can be read: the image has 3 bands, of which .1, 2, 7. are asked for"),
-        ("another model", "of another model or optimiser"),
+        ("another model", "of another model; give another out="),
         ("resume", "there is no checkpoint at"),
         ("batch", "batch_size 4 does not divide into 1 processes times 3"),
         ("init_from", "none.safetensors"),
@@ -932,7 +937,7 @@ def test_a_run_goes_on_without_the_weights_that_it_began_with(
     written = read_weights(tmp_path / "second" / "weights.safetensors")
     assert (written.config, written.record["init_from"]) == (first.model, "begin")
     for change in ("model.depth=3", "model.decoder_depth=2", "model.norm_pix=true"):
-        with pytest.raises(CheckpointError, match="of another model or optimiser"):
+        with pytest.raises(CheckpointError, match="of another model; give another out="):
             train(config, **dict([change.split("=")]))
 
 

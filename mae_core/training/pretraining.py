@@ -1,0 +1,69 @@
+"""The objective of pre-training: rebuild removed patches (He et al. 2022)."""
+
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+
+from torch import Tensor, nn
+
+from mae_core.config import TrainConfig
+from mae_core.data.loader import BatchLoader
+from mae_core.model.losses import error_of, reconstruction_loss
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.masking import PatchMask
+from mae_core.training.distributed import World
+from mae_core.training.optim import image_size_at, mask_at
+from mae_core.training.trainer import Loss
+
+
+class Reconstruction:
+    """The loss of a masked autoencoder on crops of a loader, under masks of its own."""
+
+    def __init__(
+        self, config: TrainConfig, model: MaskedAutoencoder, loader: BatchLoader, world: World
+    ) -> None:
+        self._config, self._model, self._loader, self._world = config, model, loader, world
+
+    def losses(self, begin: int) -> Generator[Sequence[Loss], None, None]:
+        """Those of each step from `begin` on; the next mask is drawn in a thread."""
+        config, rank = self._config, self._world.rank
+        share = config.batch_size // self._world.size
+        size = share // config.system.accumulate
+        rows = slice(rank * share, (rank + 1) * share)
+
+        def side_at(step: int) -> int:
+            return image_size_at(step, config.steps, config.stages)
+
+        def draw(step: int) -> PatchMask:
+            side = side_at(step) // config.model.patch_size
+            return mask_at(step, config.batch_size, (side, side), config.mask, config.seed, rows)
+
+        with (
+            ThreadPoolExecutor(1) as pool,
+            closing(self._loader.batches(begin, config.steps, side_at)) as batches,
+        ):
+            drawn = pool.submit(draw, begin)
+            for step, (images, _) in enumerate(batches, begin):
+                mask = drawn.result()
+                if step + 1 < config.steps:
+                    drawn = pool.submit(draw, step + 1)
+                if images.device.type == "cuda":
+                    mask = mask.pin_memory()
+                mask = mask.to(images.device)
+                yield [
+                    partial(self.loss, images[i : i + size], mask.rows(i, i + size))
+                    for i in range(0, share, size)
+                ]
+
+    def loss(self, images: Tensor, mask: PatchMask, forward: nn.Module) -> Tensor:
+        """The mean loss of (N, C, H, W) images."""
+        output = forward(images, mask)
+        return reconstruction_loss(
+            output.pred, self._model.target(images), output.mask,
+            self._config.visible_weight, self._config.loss,
+        )  # fmt: skip
+
+    def errors(self, losses: Tensor) -> Tensor:
+        """Mean squared errors, whatever the loss makes of them."""
+        return error_of(losses, self._config.loss)
