@@ -342,6 +342,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     mae evaluate reconstruction mae-tiny IMAGES
     mae evaluate knn mae-tiny FLOWERS
     mae evaluate linear runs/mine FLOWERS seeds=3
+    mae evaluate classifier runs/tuned FLOWERS
+    mae evaluate predict runs/tuned PICTURE PICTURE
     """
     raise ConfigError(f"say what to measure: mae evaluate {', '.join(map(_name, EVALUATIONS))}")
 
@@ -490,12 +492,111 @@ def _as_table(report: Mapping[str, Any]) -> str:
         seeds = " ".join(f"{100 * value:.1f}" for value in row["seeds"])
         cells = [f"{100 * row['accuracy']:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}", seeds]
         table.append([str(row["block"]), *cells])
-    told = {name: value for name, value in report["per_class"].items() if value is not None}
-    worst = [f"{name} {100 * told[name]:.0f} %" for name in sorted(told, key=lambda n: told[n])]
     return (
         f"{report['method']} of {report['weights']} ({report['init']}): {len(report['classes'])} "
         f"classes, {report['train']} images to learn from, {report['measured']} measured\n\n"
-        f"{_table(table)}\n\nby class: {', '.join(worst)}"
+        f"{_table(table)}\n\nby class: {_by_class(report)}"
+    )
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("weights", metavar="WEIGHTS", help="name, file, folder of a run or USER/NAME")
+    add("fields", metavar="PICTURE", nargs="*", default=[], help="file or folder; or field=value")
+    add("--top", type=int, default=5, metavar="N", help="classes of each picture; 5")
+    add("--device", default="auto", help="auto, cpu, cuda or mps")
+    add("--json", action="store_true", help="print JSON")
+
+
+def _predict(args: argparse.Namespace) -> int:
+    """Name what is in pictures by a fine-tuned classifier.
+
+        mae evaluate predict runs/tuned cat.jpg dog.jpg --top 3
+        mae evaluate predict mae-base-finetuned PICTURES class_names=imagenet --json
+
+    It sees the centre square of each picture. Fields are those of `PredictConfig`: crop_share=0.875
+    of the shorter side, image_size=0 for the classifier's own, precision=float32, and class_names=
+    for weights that do not name their classes: a file with a name on each line, or imagenet. What
+    cannot be read is named; the exit status is 2 if nothing can be.
+    """
+    from mae_core.config import with_overrides
+    from mae_core.evaluation.classifier import PredictConfig, predict
+
+    own = {field.name for field in dataclasses.fields(PredictConfig)}
+    is_field = {
+        word: word.partition("=")[0] in own and "=" in word and not os.path.lexists(word)
+        for word in args.fields
+    }
+    pictures = [word for word in args.fields if not is_field[word]]
+    if not pictures:
+        raise ConfigError("no picture is named; give files or folders after the weights")
+    config = with_overrides(PredictConfig(), [word for word in args.fields if is_field[word]])
+    report = predict(args.weights, pictures, config, top=args.top, device=args.device)
+    if args.json:
+        print(json.dumps(report, indent=2))
+        return 0
+    for picture in report["pictures"]:
+        print(picture["file"])
+        rows = [
+            (
+                _printable(one["name"] or f"class {one['output']}"),
+                f"{100 * one['probability']:.1f} %",
+            )
+            for one in picture["classes"]
+        ]
+        print("\n".join(f"  {line}" for line in _table(rows).splitlines()))
+    if report["unreadable"]:
+        print(f"\nnot read: {', '.join(report['unreadable'])}")
+    return 0
+
+
+def _printable(name: str) -> str:
+    """The name of a class, which anybody may have written, on one line."""
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
+def _classifier(args: argparse.Namespace) -> int:
+    """Measure a fine-tuned classifier on labelled images.
+
+        mae evaluate classifier runs/tuned FLOWERS --out report
+        mae evaluate classifier runs/tuned OTHERS part=all
+        mae evaluate classifier mae-base-finetuned IMAGENET class_names=imagenet
+
+    FLOWERS is as for `mae evaluate knn`; part=train measures on its other part, part=all on a
+    folder of classes as a whole. The classes of the data are found among the classifier's by their
+    names; where nothing names these, both have to be as many and in the same order. The other
+    fields are those of `mae evaluate predict`. The interval is Wilson's, 95 %, over images.
+    """
+    from mae_core.config import with_overrides
+    from mae_core.evaluation.classifier import ClassifierConfig, measure
+    from mae_core.evaluation.probes import save_report
+
+    config = with_overrides(ClassifierConfig(), args.fields)
+    report = measure(args.weights, args.data, config, device=args.device)
+    print(json.dumps(report, indent=2) if args.json else _as_lines(report))
+    if args.out:
+        save_report(report, args.out.expanduser())
+    return 0
+
+
+def _as_lines(report: Mapping[str, Any]) -> str:
+    low, high = (100 * value for value in report["interval"])
+    lines = [
+        f"classifier of {report['weights']}: {len(report['per_class'])} classes, "
+        f"{report['measured']} images measured, {report['unreadable']} could not be read",
+        "",
+        f"accuracy {100 * report['accuracy']:.1f} % (95 % interval {low:.1f} to {high:.1f})",
+    ]
+    if "top5" in report:
+        lines.append(f"among the five likeliest {100 * report['top5']:.1f} %")
+    return "\n".join([*lines, "", f"by class: {_by_class(report)}"])
+
+
+def _by_class(report: Mapping[str, Any]) -> str:
+    """Accuracy of each class, the worst first."""
+    told = {name: value for name, value in report["per_class"].items() if value is not None}
+    return ", ".join(
+        f"{name} {100 * told[name]:.0f} %" for name in sorted(told, key=told.__getitem__)
     )
 
 
@@ -557,14 +658,22 @@ def _convert(args: argparse.Namespace) -> int:
 
     The tensors are the same bit for bit, but for --dtype. Formats:
 
-        mae_core      a .safetensors file that knows its own shape and training
+        mae_core      a .safetensors file that knows its own shape, training and classes
         official      a .pth file as the paper's authors publish them
-        huggingface   a folder for transformers' ViTMAE, versions 4 and 5
-        timm          the encoder or classifier for timm: .safetensors, .pth or .bin
+        huggingface   a folder for transformers' ViTMAE, versions 4 and 5; of a classifier of the
+                      class token for ViTForImageClassification
+        timm          the encoder or classifier for timm: .safetensors, .pth or .bin, or a folder
+                      with config.json, which names the classes
         onnx          a .onnx graph of encoder and decoder, the mask an input
         torch_export  the same as a .pt2 program of torch.export
     """
-    from mae_core.weights.export import check_destination, convert, lost_in, opening_line
+    from mae_core.weights.export import (
+        check_destination,
+        convert,
+        lost_in,
+        lost_names,
+        opening_line,
+    )
     from mae_core.weights.formats import Hints
     from mae_core.weights.registry import read_weights
 
@@ -577,9 +686,10 @@ def _convert(args: argparse.Namespace) -> int:
     )  # fmt: skip
     weights = read_weights(args.source, hints=None if hints == Hints() else hints)
     convert(weights, path, target, dtype=args.dtype, image_size=size)
+    lost = lost_in(weights, target) + ["classes"] * lost_names(weights, path, target)
     facts = {
         "read": args.source, "format": weights.format, "kind": weights.kind,
-        "wrote": str(path), "to": target, "cannot_say": lost_in(weights, target),
+        "wrote": str(path), "to": target, "cannot_say": lost,
         "open_with": opening_line(weights, path, target),
     }  # fmt: skip
     if args.json:
@@ -833,6 +943,8 @@ EVALUATIONS: dict[_Command, _AddArguments] = {
     _reconstruction: _add_reconstruction,
     _knn: _add_probe,
     _linear: _add_probe,
+    _classifier: _add_probe,
+    _predict: _add_predict,
 }
 
 # A sub-command's function, whose docstring is its help, and what adds its args.

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,10 @@ from mae_core.data.datasets import find_classes, find_images, shown
 from mae_core.data.streams import DATASETS_VERSION, encoded_image
 from mae_core.errors import DataError, ImageError
 
-__all__ = ["LabelledImages", "open_labelled"]
+__all__ = ["LabelledImages", "Part", "open_labelled", "open_part"]
+
+# What is measured on; what is learned from; a folder of classes as a whole.
+Part = Literal["val", "train", "all"]
 
 _log = logging.getLogger(__name__)
 
@@ -95,18 +98,44 @@ def open_labelled(data: str | Path) -> tuple[LabelledImages, LabelledImages]:
     return train, val
 
 
+def open_part(data: str | Path, part: Part = "val") -> LabelledImages:
+    """Open one part of a labelled data set, to measure a classifier that has learned already.
+
+    Args:
+        data: As for `open_labelled`; the other part may be missing, and may have other classes.
+        part: `val` or `train`; or `all`, for a folder with the folders of the classes directly
+            below it, of which nothing was learned from.
+
+    Raises:
+        DataError: If there is no class, or the data cannot be read.
+    """
+    folder = Path(data).expanduser()
+    is_hub = str(data).startswith("hub:")
+    if is_hub and part == "all":
+        raise DataError("part=all is for folders; give part=val or part=train")
+    if is_hub:
+        images = _open_hub(str(data).removeprefix("hub:"))[part == "val"]
+    elif part == "all":
+        images = _whole(folder, "give part=val or part=train, or the folder of one of them")
+    elif part == "val" and (measured := [name for name in _MEASURED if (folder / name).is_dir()]):
+        images = _of_folder(folder / measured[0])
+    else:
+        images = _open_folder(folder)[part == "val"]
+    if not len(images):
+        raise DataError(
+            f"{str(data)!r} has no images in folders of classes; give a folder with a folder of "
+            "images for each class"
+        )
+    return images
+
+
 def _open_folder(folder: Path) -> tuple[LabelledImages, LabelledImages]:
     measured = [name for name in _MEASURED if (folder / name).is_dir()]
     if (folder / "train").is_dir() and measured:
         measured_on = folder / measured[0]
         # A file that both lead to by links is measured on, and not learned from.
         return _of_folder(folder / "train", measured_on), _of_folder(measured_on)
-    whole = _of_folder(folder)
-    if parts := [name for name in whole.classes if name.lower() in _PARTS]:
-        raise DataError(
-            f"{str(folder)!r} has the folders {', '.join(map(shown, parts))}, which are no "
-            "classes; call them train and val"
-        )
+    whole = _whole(folder, "call them train and val")
     # By names, so that a new image moves one other of its class at most.
     order = np.array([_digest(name) for name in whole.names])
     is_val = np.zeros(len(whole), dtype=bool)
@@ -118,6 +147,16 @@ def _open_folder(folder: Path) -> tuple[LabelledImages, LabelledImages]:
         len(whole),
     )  # fmt: skip
     return _rows(whole, ~is_val), _rows(whole, is_val)
+
+
+def _whole(folder: Path, advice: str) -> LabelledImages:
+    whole = _of_folder(folder)
+    if parts := [name for name in whole.classes if name.lower() in _PARTS]:
+        raise DataError(
+            f"{str(folder)!r} has the folders {', '.join(map(shown, parts))}, which are no "
+            f"classes; {advice}"
+        )
+    return whole
 
 
 def _of_folder(folder: Path, holdout: str | Path = "") -> LabelledImages:

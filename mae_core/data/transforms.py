@@ -97,6 +97,17 @@ def _centre_box(height: int, width: int, aspect: tuple[float, float]) -> Box:
     return left, top, left + crop_w, top + crop_h
 
 
+def centre_crop(height: int, width: int, share: float) -> Crop:
+    """The centre square of this share (0..1) of the shorter side.
+
+    Resized to s pixels, it is what a resize of the shorter side to s / share and then the centre
+    crop of s give, up to parts of a pixel.
+    """
+    side = max(round(min(height, width) * share), 1)
+    left, top = (width - side) // 2, (height - side) // 2
+    return Crop((left, top, left + side, top + side), flip=False, factors=None)
+
+
 def crop_image(image: NDArray[np.uint8], crop: Crop, side: int) -> NDArray[np.uint8]:
     """Crop an (H, W, C) image on the CPU, to (side, side, C)."""
     left, top, right, bottom = crop.box

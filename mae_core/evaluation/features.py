@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,17 +23,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from mae_core.config import DataConfig, to_dict
+from mae_core.config import DataConfig, ModelConfig, to_dict
 from mae_core.data.datasets import ImageReader, shown
 from mae_core.data.labelled import LabelledImages
-from mae_core.data.transforms import crop_image, draw_crop, normalize
+from mae_core.data.transforms import Crop, crop_image, draw_crop, normalize
 from mae_core.devices import choose_device
 from mae_core.errors import ConfigError, DataError, ImageError, MAEError
 from mae_core.model.mae import MaskedAutoencoder, Pool
 from mae_core.weights.files import write_atomically
 from mae_core.weights.formats import Weights
 
-__all__ = ["Features", "cache_folder", "compute", "extract"]
+__all__ = ["Features", "cache_folder", "compute", "computed", "extract"]
 
 _log = logging.getLogger(__name__)
 
@@ -167,31 +167,68 @@ def compute(
 
     `side` is the `image_size`, and `blocks` are numbers from 0, in order.
     """
-    config, device = model.config, model.pos_embed.device
+    config = model.config
+
+    def crop_of(i: int, height: int, width: int) -> Crop:
+        rng = np.random.default_rng((view or 0, i))
+        return draw_crop(height, width, _CENTRE if view is None else _RANDOM, rng)
+
+    tokens, places = computed(
+        lambda batch: _pooled(model, batch, blocks), images.files, images.names, config,
+        side=side, crop_of=crop_of, device=model.pos_embed.device, range_of=range_of.files,
+        title="features",
+    )  # fmt: skip
+    labels = torch.from_numpy(images.labels)[places]
+    return Features(tokens, labels, places, images.classes, blocks)
+
+
+def computed(
+    function: Callable[[Tensor], Tensor], files: Sequence[Path | bytes], names: Sequence[str],
+    config: ModelConfig, *, side: int, crop_of: Callable[[int, int, int], Crop],
+    device: torch.device, range_of: Sequence[Path | bytes], title: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What a function gives for images, each read, cropped to a square and normalised.
+
+    Args:
+        function: Of (B, C, side, side) float32 images on the device, a tensor of B rows.
+        files: The N images; those that cannot be read are left out, with a warning.
+        names: Of the files, for the warning.
+        config: Channels, bands, value range and statistics of the model.
+        side: Of the squares, in pixels.
+        crop_of: The crop of an image by its place, height and width.
+        device: Where the function runs; outside of autocast in float32 without TF32.
+        range_of: Images that tell the value range of files of more than 8 bits, where the config
+            does not.
+        title: Of the progress bar.
+
+    Returns:
+        (M, ...) the M rows on the CPU, and (M,) their places among the files.
+
+    Raises:
+        DataError: If no image can be read.
+    """
     mean, std = (torch.tensor(v)[:, None, None].to(device) for v in (config.mean, config.std))
     reader = ImageReader(config.in_chans, config.bands, config.value_range or "auto", short_side=0)
     if not config.value_range:
-        reader = replace(reader, value_range=reader.find_range(range_of.files) or "auto")
+        reader = replace(reader, value_range=reader.find_range(range_of) or "auto")
 
     def opened(i: int) -> NDArray[np.uint8] | ImageError:
         try:
-            image = reader(images.files[i])
+            image = reader(files[i])
         except ImageError as error:
             return error
         height, width, _ = image.shape
-        rng = np.random.default_rng((view or 0, i))
-        crop = draw_crop(height, width, _CENTRE if view is None else _RANDOM, rng)
-        return crop_image(image, crop, side)
+        return crop_image(image, crop_of(i, height, width), side)
 
-    tokens, rows = list[Tensor](), list[int]()
-    bar = tqdm(total=len(images), desc="features", unit="img", leave=False)
+    found, rows = list[Tensor](), list[int]()
+    bar = tqdm(total=len(files), desc=title, unit="img", leave=False)
     with ThreadPoolExecutor() as pool, bar:
-        for start in range(0, len(images), _BATCH):
-            numbers = range(start, min(start + _BATCH, len(images)))
+        for start in range(0, len(files), _BATCH):
+            numbers = range(start, min(start + _BATCH, len(files)))
             squares = list[NDArray[np.uint8]]()
             for i, square in zip(numbers, pool.map(opened, numbers), strict=True):
                 if isinstance(square, ImageError):
-                    _log.warning("left out %s: %s", shown(images.names[i]), square)
+                    _log.warning("left out %s: %s", shown(names[i]), square)
                 else:
                     squares.append(square)
                     rows.append(i)
@@ -201,12 +238,10 @@ def compute(
                 batch = normalize(levels.float().contiguous(), None, mean, std)
                 # cuDNN would round pixels and weights of the patch embedding to TF32.
                 with torch.backends.cudnn.flags(allow_tf32=False):
-                    tokens.append(_pooled(model, batch, blocks).cpu())
+                    found.append(function(batch).cpu())
     if not rows:
         raise DataError("no image can be read; check the files")
-    places = torch.tensor(rows)
-    labels = torch.from_numpy(images.labels)[places]
-    return Features(torch.cat(tokens), labels, places, images.classes, blocks)
+    return torch.cat(found), torch.tensor(rows)
 
 
 def _pooled(model: MaskedAutoencoder, images: Tensor, blocks: tuple[int, ...]) -> Tensor:

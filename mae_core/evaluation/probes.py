@@ -6,7 +6,6 @@ report["accuracy"], report["interval"], report["seeds"]
 
 import json
 import logging
-import math
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +31,7 @@ from mae_core.evaluation.linear import (
     fit_lbfgs,
     sweep,
 )
-from mae_core.evaluation.scores import Scores, pooled, score
+from mae_core.evaluation.scores import Scores, figures_of, score
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.weights.files import write_atomically
 from mae_core.weights.formats import Weights
@@ -151,9 +150,9 @@ def probe(
     last = config.blocks[-1] % read.config.depth
     return {
         "method": type(config).__name__.removesuffix("Config").lower(),
-        "weights": name, "init": config.init, **_pooled(by_block[last], val),
+        "weights": name, "init": config.init, **_figures(by_block[last], val),
         "block": last,
-        "blocks": [{"block": block, **_pooled(of, val)} for block, of in by_block.items()],
+        "blocks": [{"block": block, **_figures(of, val)} for block, of in by_block.items()],
         "classes": list(val.classes), "train": len(parts[0]), "measured": len(measured),
         "config": to_dict(config), "seconds": round(time.perf_counter() - begun, 1),
         "device": str(choose_device(device)),
@@ -219,19 +218,10 @@ def _predicted(
     return found.logits(queries), found.setting
 
 
-def _pooled(of: list[tuple[Scores, float | None]], val: LabelledImages) -> dict[str, Any]:
-    whole, chosen = pooled([one for one, _ in of]), [value for _, value in of if value is not None]
-    return {
-        "accuracy": whole.accuracy, "interval": list(whole.interval),
-        "seeds": [one.accuracy for one, _ in of],
-        "deviation": None if math.isnan(whole.deviation) else whole.deviation,
-        "per_class": {
-            name: None if math.isnan(share) else share
-            for name, share in zip(val.classes, whole.per_class, strict=True)
-        },
-        "confusion": [list(row) for row in whole.confusion],
-        **({"chosen": chosen} if chosen else {}),
-    }  # fmt: skip
+def _figures(of: list[tuple[Scores, float | None]], val: LabelledImages) -> dict[str, Any]:
+    chosen = [value for _, value in of if value is not None]
+    figures = figures_of([one for one, _ in of], val.classes)
+    return figures | ({"chosen": chosen} if chosen else {})
 
 
 def save_report(report: dict[str, Any], folder: Path) -> None:

@@ -4,13 +4,14 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mae_core.errors import ConfigError
 
-__all__ = ["Scores", "pooled", "score", "wilson_interval"]
+__all__ = ["Scores", "figures_of", "pooled", "score", "wilson_interval"]
 
 # Standard deviations on either side of the mean that hold 95 % of a normal distribution.
 _Z = 1.959963984540054
@@ -77,3 +78,18 @@ def pooled(scores: Sequence[Scores]) -> Scores:
         confusion=tuple(map(tuple, confusion.tolist())),
         deviation=statistics.stdev(s.accuracy for s in scores) if len(scores) > 1 else math.nan,
     )  # fmt: skip
+
+
+def figures_of(scores: Sequence[Scores], classes: Sequence[str]) -> dict[str, Any]:
+    """Scores of several seeds as plain data for a report; None is what is not a number."""
+    whole = pooled(scores)
+    return {
+        "accuracy": whole.accuracy, "interval": list(whole.interval),
+        "seeds": [one.accuracy for one in scores],
+        "deviation": None if math.isnan(whole.deviation) else whole.deviation,
+        "per_class": {
+            name: None if math.isnan(share) else share
+            for name, share in zip(classes, whole.per_class, strict=True)
+        },
+        "confusion": [list(row) for row in whole.confusion],
+    }  # fmt: skip

@@ -292,8 +292,6 @@ class MaskedAutoencoder(nn.Module):
             img_size: Side, or (H, W), of the images it takes; positions are resampled to it. What
                 this model's table is made for if not given.
         """
-        from mae_core.model.blocks import VisionTransformer
-
         if global_pool not in ("avg", "token"):
             raise ConfigError(f"global_pool is {global_pool!r}; choose avg or token")
         config = self.config
@@ -305,13 +303,7 @@ class MaskedAutoencoder(nn.Module):
             img_size = (h * config.patch_size, w * config.patch_size)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         grid_size = grid_of(height, width, config.patch_size)
-        vit = VisionTransformer(
-            img_size=(height, width), patch_size=config.patch_size, in_chans=config.in_chans,
-            num_classes=num_classes, global_pool=global_pool, embed_dim=config.embed_dim,
-            depth=config.depth, num_heads=config.num_heads, mlp_ratio=config.mlp_ratio,
-            drop_path_rate=drop_path, weight_init="skip",
-            norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
-        )  # fmt: skip
+        vit = timm_vit(config, (height, width), num_classes, global_pool, drop_path)
         state, wanted = self.state_dict(), vit.state_dict()
         state["pos_embed"] = resample_pos_embed(state["pos_embed"], config.table_grid, grid_size)
         shared = {name: tensor for name, tensor in state.items() if name in wanted}
@@ -340,6 +332,22 @@ class MaskedAutoencoder(nn.Module):
         if not self.config.pca_components:
             return pred
         return pred @ self.pca_basis.to(pred).T + self.pca_mean.to(pred)
+
+
+def timm_vit(
+    config: ModelConfig, img_size: tuple[int, int], num_classes: int,
+    global_pool: Literal["avg", "token"], drop_path: float = 0.0,
+) -> "VisionTransformer":  # fmt: skip
+    """A timm ViT of an encoder's shape, not initialised; the arguments are those of `to_timm`."""
+    from mae_core.model.blocks import VisionTransformer
+
+    return VisionTransformer(
+        img_size=img_size, patch_size=config.patch_size, in_chans=config.in_chans,
+        num_classes=num_classes, global_pool=global_pool, embed_dim=config.embed_dim,
+        depth=config.depth, num_heads=config.num_heads, mlp_ratio=config.mlp_ratio,
+        drop_path_rate=drop_path, weight_init="skip",
+        norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
+    )  # fmt: skip
 
 
 def _blocks(

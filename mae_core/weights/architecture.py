@@ -96,6 +96,7 @@ def infer_config(
     statistics, keys = sidecar.preprocessor, ("image_mean", "image_std")
     if is_timm(sidecar.config):
         _check_agrees(sidecar.config, {"num_features": shapes["embed_dim"]})
+        facts |= _from_options(_timm_arguments(sidecar.config), shapes)
         statistics, keys = sidecar.config.get("pretrained_cfg", sidecar.config), ("mean", "std")
     else:
         facts |= _from_options(sidecar.options, shapes)
@@ -176,7 +177,7 @@ def _grid(
         return found, "shapes"
     if given is not None:
         return given, hints.source
-    sides = sidecar.config.get("image_size")
+    sides = sidecar.config.get("image_size", _timm_arguments(sidecar.config).get("img_size"))
     if isinstance(sides, list) and len(sides) == 2 and all(type(side) is int for side in sides):
         h, w = (side // patch for side in sides)
         if h > 0 and h * w == patches:
@@ -263,6 +264,12 @@ def _check_agrees(config: Mapping[str, Any], expected: Mapping[str, object]) -> 
                 f"config.json has {field} {shown(given)} where {shown(found)} fits the weights "
                 "and ViTMAE; restore the config.json that came with the weights"
             )
+
+
+def _timm_arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Those of `timm.create_model` in timm's `config.json`."""
+    arguments = config.get("model_args")
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def is_timm(config: Mapping[str, Any]) -> bool:

@@ -1,18 +1,19 @@
 """Weights of any published format, and our own: found by content and never by name.
 
 `read_file` turns a file or folder into `Weights`: a config, parameters by the official names, and
-where each of it comes from. `save_weights` writes our own format: one safetensors file whose
-header carries the model's config and the record of its training as JSON.
+where each of it comes from. `save_weights` and `save_classifier` write our own format: one
+safetensors file whose header carries the model's config and the record of its training as JSON, and
+of a classifier the names of its classes.
 """
 
 import argparse
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -20,9 +21,9 @@ from torch import Tensor
 
 from mae_core.config import ModelConfig, from_dict, to_dict
 from mae_core.errors import CheckpointError
-from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.mae import MaskedAutoencoder, resample_pos_embed, timm_vit
 from mae_core.model.masking import random_mask
-from mae_core.model.patches import normalize_patches, patchify
+from mae_core.model.patches import grid_of, normalize_patches, patchify
 from mae_core.weights.architecture import Hints as Hints
 from mae_core.weights.architecture import Kind as Kind
 from mae_core.weights.architecture import Sidecar, infer_config, is_timm
@@ -40,12 +41,20 @@ from mae_core.weights.files import (
 from mae_core.weights.layouts import Found, find_model, recognize, to_official, unfolded
 from mae_core.weights.names import is_decoder_key
 
+if TYPE_CHECKING:
+    from mae_core.model.blocks import VisionTransformer
+
 _log = logging.getLogger(__name__)
 
 _NO_HINTS = Hints()
 # What is in a file of a library's trainer.
 _WRITTEN_BY = {"pytorch-lightning_version": "PyTorch Lightning", "ds_version": "DeepSpeed"}
 _MOST_SHOWN = 5
+
+# Of the names of classes: ImageNet-21k has 21,843 classes, and a folder's name is at most as long.
+_MOST_CLASSES = 100_000
+_LONGEST_CLASS = 255
+_MOST_CLASSES_BYTES = 2**24
 
 # (Width, depth) of an encoder -> the published weights that have a decoder for it.
 _WITH_DECODER = {
@@ -71,6 +80,8 @@ class Weights:
             `option`, `known width`, `trial` (of what the model predicts) or `assumed`.
         dtype: Number format in the file, such as `float16`.
         num_classes: Of a classifier; None for the others.
+        classes: Names of a classifier's classes, in the order of its outputs; empty if the file
+            does not say.
         container: `PyTorch Lightning` or `DeepSpeed` if that wrote the file, else empty.
         under: Under which prefixes of names they lie in it; empty where there are none.
         left_aside: What else the file holds and was not read: where, and how many tensors.
@@ -88,6 +99,7 @@ class Weights:
     container: str = ""
     under: tuple[str, ...] = ()
     left_aside: dict[str, int] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
     @property
     def guesses(self) -> list[str]:
@@ -106,35 +118,76 @@ class Weights:
         if self.kind != "autoencoder":
             other = _WITH_DECODER.get((self.config.embed_dim, self.config.depth))
             advice = f"take {other}, which has one" if other else "give weights with a decoder"
+            if self.kind == "classifier":
+                advice += "; mae evaluate predict names what is in a picture"
             raise CheckpointError(
                 f"{self.name!r} has no decoder ({self.kind}), so no pixels can be drawn from it; "
                 f"{advice}"
             )
-        for guess in self.guesses:
-            _log.warning(
-                "%r does not say its %s: %d is a guess, and a wrong one draws wrong images; "
-                "mae convert with --to mae_core --%s N writes the right one down",
-                self.name, guess, getattr(self.config, guess), guess.replace("_", "-"),
-            )  # fmt: skip
+        self._warn_of_guesses("draws wrong images")
         return _built(self.config, self.state)
 
     def build_encoder(self) -> MaskedAutoencoder:
         """The model for its features, in evaluation mode; a missing decoder is a random one.
 
         Raises:
-            CheckpointError: If it is a classifier, whose encoder has no last norm.
+            CheckpointError: If it is a classifier, whose encoder was fine-tuned.
         """
         if self.kind == "autoencoder":
             return self.build()
         if self.kind == "classifier":
             raise CheckpointError(
-                f"{self.name!r} is a classifier, whose encoder was fine-tuned and has no last "
-                "norm; give the weights from before that"
+                f"{self.name!r} is a classifier, whose encoder was fine-tuned for its classes; "
+                "give the weights from before that, or measure it by mae evaluate classifier"
             )
         with torch.random.fork_rng(devices=()):
             model = MaskedAutoencoder(self.config)
         model.load_state_dict(model.state_dict() | self.state)
         return model.eval()
+
+    def build_classifier(self, *, image_size: int | None = None) -> "VisionTransformer":
+        """The classifier as a timm ViT with these parameters: on the CPU, in evaluation mode.
+
+        The patch tokens are averaged and `fc_norm` normalises the mean, as in MAE's fine-tuning,
+        if the file has that norm; else the class token is classified after `norm`.
+
+        Args:
+            image_size: Side in pixels of the square images that it takes; positions are resampled
+                to it. What the position table is made for if not given.
+
+        Raises:
+            CheckpointError: If it is no classifier.
+            ConfigError: If the size is no multiple of the patch side.
+        """
+        config = self.config
+        if self.kind != "classifier" or self.num_classes is None:
+            raise CheckpointError(
+                f"{self.name!r} is no classifier ({self.kind}): it has no head; give fine-tuned "
+                "weights, such as mae-base-finetuned or what mae evaluate finetune writes"
+            )
+        self._warn_of_guesses("classifies wrongly")
+        size: tuple[int, int] = (image_size or 0, image_size or 0)
+        if image_size is None:
+            h, w = config.table_grid
+            size = h * config.patch_size, w * config.patch_size
+        state, grid_size = dict(self.state), grid_of(*size, config.patch_size)
+        # Whole images do not use it.
+        state.pop("encoder_mask_token", None)
+        state["pos_embed"] = resample_pos_embed(state["pos_embed"], config.table_grid, grid_size)
+        pool: Literal["avg", "token"] = "avg" if "fc_norm.weight" in state else "token"
+        # On `meta` nothing is drawn only to be overwritten.
+        with torch.device("meta"):
+            vit = timm_vit(config, size, self.num_classes, pool)
+        vit.load_state_dict(state, strict=True, assign=True)
+        return vit.eval()
+
+    def _warn_of_guesses(self, harm: str) -> None:
+        for guess in self.guesses:
+            _log.warning(
+                "%r does not say its %s: %d is a guess, and a wrong one %s; "
+                "mae convert with --to mae_core --%s N writes the right one down",
+                self.name, guess, getattr(self.config, guess), harm, guess.replace("_", "-"),
+            )  # fmt: skip
 
 
 def _built(config: ModelConfig, state: Mapping[str, Tensor]) -> MaskedAutoencoder:
@@ -165,16 +218,109 @@ def save_weights(
     Raises:
         CheckpointError: If the file cannot be written.
     """
-    state = {
-        name: tensor.detach().to("cpu", dtype).contiguous()
-        for name, tensor in model.state_dict().items()
+    _save(Path(path), model.state_dict(), model.config, record, dtype, {})
+
+
+def save_classifier(
+    path: str | Path,
+    vit: "VisionTransformer",
+    config: ModelConfig,
+    *,
+    classes: Sequence[str],
+    record: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a classifier as one safetensors file, as `save_weights` does.
+
+    Args:
+        path: The file.
+        vit: A timm ViT with a head, of `MaskedAutoencoder.to_timm` or `Weights.build_classifier`.
+        config: Its shape, channel statistics and bands; `image_size`, or `grid`, are those of its
+            own position table. `pca_components` and `encoder_mask_tokens`, which a classifier has
+            no parameters for, are written as their defaults.
+        classes: Names of the classes in the order of its outputs; empty if they have none.
+        record: How it was trained, as plain data for JSON.
+        dtype: Number format of the parameters in the file.
+
+    Raises:
+        CheckpointError: If the ViT is not of that shape or has no head, the names do not fit its
+            outputs, or the file cannot be written.
+    """
+    state, name = dict(vit.state_dict()), Path(path).name
+    block: Any = vit.blocks[0]
+    # What no shape of a tensor tells.
+    facts = {
+        "heads": (block.attn.num_heads, config.num_heads),
+        "the epsilon": (block.norm1.eps, config.layer_norm_eps),
+        "the grid": (tuple(vit.patch_embed.grid_size), config.table_grid),
+        "the pooling": (vit.global_pool, "avg" if "fc_norm.weight" in state else "token"),
+    }
+    for what, (found, wanted) in facts.items():
+        if found != wanted:
+            raise CheckpointError(
+                f"{what} of this ViT: {found}, where its config and parameters ask for {wanted}; "
+                "give the config of this ViT"
+            )
+    write_classifier(
+        path, Weights(config, state, dict(record), name, "classifier", classes=tuple(classes)),
+        dtype=dtype,
+    )  # fmt: skip
+
+
+def write_classifier(
+    path: str | Path, weights: Weights, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """`save_classifier` of weights."""
+    config = replace(weights.config, pca_components=0, encoder_mask_tokens=False)
+    state = {key: t for key, t in weights.state.items() if key != "encoder_mask_token"}
+    if "head.weight" not in state:
+        raise CheckpointError("this ViT has no head for classes; give num_classes= to to_timm")
+    _check_shapes(weights.name, config, state, "classifier")
+    names = checked_classes(weights.name, list(weights.classes), len(state["head.bias"]))
+    header = {"kind": "classifier", "classes": json.dumps(names)}
+    _save(Path(path), state, config, weights.record, dtype, header)
+
+
+def _save(
+    path: Path, state: Mapping[str, Tensor], config: ModelConfig, record: Mapping[str, Any],
+    dtype: torch.dtype, more: Mapping[str, str],
+) -> None:  # fmt: skip
+    tensors = {
+        name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()
     }
     header = {
         "format": FORMAT,
-        "config": json.dumps(to_dict(model.config)),
+        "config": json.dumps(to_dict(config)),
         "record": json.dumps(dict(record)),
+        **more,
     }
-    write_atomically(Path(path), lambda partial: save_file(state, partial, metadata=header))
+    write_atomically(path, lambda partial: save_file(tensors, partial, metadata=header))
+
+
+def checked_classes(file: str, names: object, num_classes: int) -> tuple[str, ...]:
+    """Names of classes that anybody may have written; empty of an empty list.
+
+    Raises:
+        CheckpointError: If they are no list of texts of 1 to 255 characters, one for each output,
+            or more than 100,000.
+    """
+    what = ""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        what = "are no list of texts"
+    elif len(names) > _MOST_CLASSES:
+        what = f"are {len(names):,}, and at most {_MOST_CLASSES:,} are read"
+    elif names and len(names) != num_classes:
+        what = f"are {len(names):,}, and its head has {num_classes:,} outputs"
+    elif odd := next((name for name in names if not 0 < len(name) <= _LONGEST_CLASS), None):
+        what = f"have {shown(odd)} among them, of more than {_LONGEST_CLASS} characters"
+    elif "" in names:
+        what = "have an empty one among them"
+    if what:
+        raise CheckpointError(
+            f"the names of the classes in {file!r} {what}; give one text for each output, or leave "
+            "them out"
+        )
+    return tuple(names)  # type: ignore[arg-type]
 
 
 def read_file(path: Path, hints: Hints = _NO_HINTS, *, allow_torch: bool = True) -> Weights:
@@ -216,14 +362,22 @@ def read_file(path: Path, hints: Hints = _NO_HINTS, *, allow_torch: bool = True)
 
 
 def _read_own(name: str, source: Source, hints: Hints) -> Weights:
-    """Weights of `save_weights`, or those of a run's checkpoint."""
-    is_run = source.header.get("format") != FORMAT
+    """Weights of `save_weights` or `save_classifier`, or those of a run's checkpoint."""
+    is_run, names = source.header.get("format") != FORMAT, None
+    its_kind = source.header.get("kind", "autoencoder")
+    if its_kind not in ("autoencoder", "classifier"):
+        raise CheckpointError(
+            f"the header of {name!r} has the kind {shown(its_kind)}, and this program reads "
+            "autoencoder and classifier; use the version of the program that wrote it"
+        )
+    kind: Kind = "classifier" if its_kind == "classifier" else "autoencoder"
     try:
         if is_run:
             values, record, state = _run_parts(source.content)
         else:
             values, record = (json.loads(source.header[key]) for key in ("config", "record"))
             state = dict(source.content)
+            names = json.loads(source.header.get("classes", "[]")[:_MOST_CLASSES_BYTES])
         if not isinstance(record, dict):
             raise TypeError("its record is no JSON object")
         if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
@@ -236,17 +390,21 @@ def _read_own(name: str, source: Source, hints: Hints) -> Weights:
         ) from error
     for option, given in asdict(hints).items():
         said = config.table_grid if option == "grid" else getattr(config, option, given)
+        if kind == "classifier" and option in ("decoder_num_heads", "norm_pix"):
+            continue  # a classifier has no use for them
         if hints.source == "option" and given not in (None, said):
             raise CheckpointError(
                 f"{name!r} stores {option}={said}, and {given} is given; leave that option out"
             )
     _check_tensors(name, state, source.size)
-    _check_shapes(name, config, state)
+    _check_shapes(name, config, state, kind)
+    num_classes = len(state["head.bias"]) if kind == "classifier" else None
     return Weights(
-        config, _as_float32(name, state), record, name,
+        config, _as_float32(name, state), record, name, kind,
         format="mae_core checkpoint" if is_run else "mae_core",
         origins=dict.fromkeys((item.name for item in fields(config)), "config"),
-        dtype=_dtype_name(state["cls_token"]),
+        dtype=_dtype_name(state["cls_token"]), num_classes=num_classes,
+        classes=() if num_classes is None else checked_classes(name, names, num_classes),
     )  # fmt: skip
 
 
@@ -287,12 +445,17 @@ def _read_foreign(name: str, source: Source, values: Mapping[str, Any], hints: H
     sidecar = _sidecar(source, found, layout, kind)
     config, origins = infer_config(name, state, kind, sidecar, hints)
     _check_shapes(name, config, state, kind)
+    num_classes, classes = None, tuple[str, ...]()
+    if kind == "classifier":
+        num_classes = len(state["head.bias"])
+        if is_timm(sidecar.config):
+            classes = _timm_classes(name, state, sidecar.config)
     weights = Weights(
         config, _as_float32(name, state), {}, name, kind,
         "timm" if is_timm(sidecar.config) else layout, origins, _dtype_name(state["cls_token"]),
-        state["head.bias"].shape[0] if kind == "classifier" else None,
+        num_classes,
         next((name for key, name in _WRITTEN_BY.items() if key in source.content), ""),
-        found.under, found.left_aside,
+        found.under, found.left_aside, classes,
     )  # fmt: skip
     if kind != "autoencoder" or origins["norm_pix"] != "assumed" or config.pca_components:
         return weights
@@ -302,6 +465,30 @@ def _read_foreign(name: str, source: Source, values: Mapping[str, Any], hints: H
         return weights
     config = replace(config, norm_pix=norm_pix)
     return replace(weights, config=config, origins=origins | {"norm_pix": "trial"})
+
+
+def _timm_classes(
+    name: str, state: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """The names in timm's `config.json`, which has to agree with the tensors."""
+    num_classes = len(state["head.bias"])
+    wanted = {
+        "num_classes": num_classes,
+        # Of a mean without `fc_norm`, which nothing in the tensors tells, and others.
+        "global_pool": "avg" if "fc_norm.weight" in state else "token",
+    }
+    for key, found in wanted.items():
+        if (said := config.get(key, found)) != found:
+            raise CheckpointError(
+                f"config.json beside {name!r} has {key} {shown(said)} where {found} fits the "
+                "weights; restore the config.json that came with them"
+            )
+    cfg = config.get("pretrained_cfg")
+    inner = cfg.get("label_names") if isinstance(cfg, dict) else None
+    names = config.get("label_names", inner)
+    # timm takes a mapping too, from some of the outputs to names.
+    given = names is not None and not isinstance(names, dict)
+    return checked_classes(name, names, num_classes) if given else ()
 
 
 def _sidecar(source: Source, found: Found, layout: str, kind: Kind) -> Sidecar:
@@ -401,7 +588,7 @@ def _expect_head(expected: dict[str, torch.Size], state: Mapping[Any, Tensor]) -
         for part in ("weight", "bias"):
             expected[f"fc_norm.{part}"] = expected.pop(f"norm.{part}")
     head = state.get("head.bias")
-    classes = head.shape[0] if head is not None and head.ndim == 1 else 1
+    classes = max(head.shape[0], 1) if head is not None and head.ndim == 1 else 1
     expected["head.weight"] = torch.Size((classes, expected["cls_token"][-1]))
     expected["head.bias"] = torch.Size((classes,))
 

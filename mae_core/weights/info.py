@@ -13,6 +13,8 @@ _TARGETS = {"pixels": "pixels", "norm_pix": "normalised pixels", "classes": "cla
 
 # Places in a file that were left aside and are listed.
 _MOST_ASIDE = 20
+# Names of a classifier's classes that are listed.
+_MOST_CLASSES = 5
 
 
 def describe(weights: str) -> dict[str, Any]:
@@ -57,10 +59,16 @@ def describe(weights: str) -> dict[str, Any]:
         "parameters": _parameters(contents),
         "number_format": contents.dtype,
         "classes": contents.num_classes,
+        "class_names": _some(contents.classes),
         "record": contents.record,
         "uses": _uses(weights, contents),
     }
     return {name: fact for name, fact in facts.items() if fact not in (None, "", [], {})}
+
+
+def _some(names: tuple[str, ...]) -> list[str]:
+    more = len(names) - _MOST_CLASSES
+    return [*names[:_MOST_CLASSES], *([f"and {more:,} more"] if more > 0 else [])]
 
 
 def _describe_absent(weights: str, entry: WeightsEntry | None) -> dict[str, Any]:
@@ -119,7 +127,10 @@ def _uses(weights: str, contents: Weights) -> list[str]:
     uses, typed = [], shlex.quote(weights)
     if contents.kind == "autoencoder":
         uses.append(f"reconstruct: mae reconstruct IMAGE --weights {typed}")
-    if contents.kind != "classifier":
+    if contents.kind == "classifier":
+        uses.append(f"name what is in pictures: mae evaluate predict {typed} PICTURES")
+        uses.append(f"measure it: mae evaluate classifier {typed} DATA")
+    else:
         start = shlex.quote(f"init_from={weights}")
         uses.append(f"train from it: mae train RECIPE {start}")
     targets = ",".join(target for target in TARGETS if why_not(contents, target) is None)

@@ -2,8 +2,9 @@
 
 A pushed repository holds the weights twice: as `weights.safetensors`, which has all that this
 package knows of them and is what it reads there, and in transformers' format, so that
-`ViTMAEForPreTraining.from_pretrained` opens the same name. Models that transformers' ViTMAE has no
-place for are pushed in our format alone. The card says what the weights' record says, and no more.
+`ViTMAEForPreTraining.from_pretrained` opens the same name, or if they are a classifier in timm's.
+Models that transformers' ViTMAE has no place for, and classifiers of another epsilon than timm's,
+are pushed in our format alone. The card says what the weights' record says, and no more.
 """
 
 import shutil
@@ -17,9 +18,11 @@ from mae_core.config import to_dict
 from mae_core.errors import CheckpointError, ConfigError, DownloadError
 from mae_core.weights.export import (
     TRANSFORMERS_FILES,
+    lacks_epsilon,
     lost_in,
     why_not,
     write_json,
+    write_timm_files,
     write_transformers_files,
 )
 from mae_core.weights.files import WEIGHTS_FILE, weights_in, write_atomically
@@ -32,6 +35,9 @@ GRID_FILE = "reconstructions.png"
 
 # What the hub calls weights whose owner has named no licence.
 NO_LICENSE = "unknown"
+
+# Classes that the card of a classifier names.
+_MOST_NAMES = 50
 
 # What the card shows of the record.
 _FACTS = {
@@ -107,8 +113,9 @@ def write_repository(
     config: dict[str, Any] = {
         "mae_core": {"model": to_dict(weights.config), "train": weights.record.get("train")}
     }
-    if why_not(weights, "huggingface") is None:
-        write_transformers_files(folder, weights, config)
+    if _lacking(weights) is None:
+        write = write_timm_files if weights.kind == "classifier" else write_transformers_files
+        write(folder, weights, config)
     else:
         write_json(folder / "config.json", {"model_type": "mae_core", **config})
     write_atomically(folder / WEIGHTS_FILE, lambda partial: shutil.copyfile(path, partial))
@@ -121,6 +128,13 @@ def write_repository(
     )
 
 
+def _lacking(weights: Weights) -> str | None:
+    """Why the weights are pushed in our format alone; None if they are not."""
+    if weights.kind == "classifier":
+        return lacks_epsilon(weights)
+    return why_not(weights, "huggingface")
+
+
 # --- the card
 
 
@@ -128,8 +142,9 @@ def write_card(
     repo_id: str, weights: Weights, *, license_name: str = NO_LICENSE, has_grid: bool
 ) -> str:
     """The Hugging Face model card of a trained run: Markdown with the hub's fields in front."""
-    config, record = weights.config, weights.record
-    lacking = why_not(weights, "huggingface")
+    config, record, lacking = weights.config, weights.record, _lacking(weights)
+    if weights.kind == "classifier":
+        return _classifier_card(repo_id, weights, license_name, lacking)
     fields = ModelCardData(
         license=license_name,
         library_name="mae_core" if lacking else "transformers",
@@ -194,6 +209,67 @@ The interactive page: `python -m app --weights {repo_id}`
 
 What the model draws is a guess: it fills in what is usual in the images it was trained on, with
 their biases. What was really hidden may look quite different.
+"""
+
+
+def _classifier_card(repo_id: str, weights: Weights, license_name: str, lacking: str | None) -> str:
+    config = weights.config
+    fields = ModelCardData(
+        license=license_name,
+        library_name="mae_core" if lacking else "timm",
+        pipeline_tag="image-classification",
+        tags=["masked-autoencoder", "mae", "mae_core", "vit", "image-classification"],
+    )
+    pooled = "the mean of the patch tokens"
+    if "fc_norm.weight" not in weights.state:
+        pooled = "the class token"
+    height, width = (side * config.patch_size for side in config.table_grid)
+    facts = _table(weights.record, _FACTS)
+    elsewhere = f"They are in mae_core's format alone: {lacking}."
+    if lacking is None:
+        elsewhere = f"""```python
+import timm
+
+model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()
+```"""
+    names = [" ".join(name.split()).replace("`", "'") for name in weights.classes]
+    more = f", and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    listed = ", ".join(f"`{name}`" for name in names[:_MOST_NAMES])
+    classes = f"The classes: {listed}{more}." if names else "Names of the classes are not recorded."
+    return f"""---
+{fields.to_yaml()}
+---
+
+# {repo_id.split("/")[-1]}
+
+A classifier of {weights.num_classes} classes: the encoder of a masked autoencoder (He et al.,
+[*Masked Autoencoders Are Scalable Vision Learners*](https://arxiv.org/abs/2111.06377), CVPR 2022),
+fine-tuned, with a linear head on {pooled}.
+
+Depth {config.depth}, width {config.embed_dim}; patches of {config.patch_size} x \
+{config.patch_size} in images of {height} x {width}.
+
+{classes}
+
+## Training
+
+{facts or "Nothing is recorded about the training of these weights."}
+
+The whole configuration is in `config.json`.
+
+## How to use them
+
+```
+mae evaluate predict {repo_id} PICTURES
+mae evaluate classifier {repo_id} DATA
+```
+
+{elsewhere}
+
+## How far to trust them
+
+A classifier names one of its classes for any picture, also where none of them is in it. On other
+kinds of pictures than those it was trained on its errors and biases are other ones.
 """
 
 
