@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from mae_core.config import ModelConfig
     from mae_core.evaluation.probes import KnnConfig, LinearConfig
+    from mae_core.finetune import Method
     from mae_core.images import DecodedImage
     from mae_core.photographs import ImageLimits
     from mae_core.reconstruct import ReconstructionRequest
@@ -53,7 +54,7 @@ def entry(argv: Sequence[str] | None = None) -> NoReturn:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mae_core").setLevel(logging.INFO)
     status = main(args)
-    if args[:1] == ["train"]:
+    if args[:1] in (["train"], ["evaluate"]):
         from mae_core.training.distributed import end_process
 
         end_process(status)
@@ -482,6 +483,70 @@ def _probe(args: argparse.Namespace, plain: "KnnConfig | LinearConfig") -> int:
     print(json.dumps(report, indent=2) if args.json else _as_table(report))
     if args.out:
         save_report(report, args.out.expanduser())
+    return 0
+
+
+def _add_finetune(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("weights", metavar="WEIGHTS", help="name, file, folder of a run or USER/NAME")
+    add("data", metavar="DATA", help="folder with a folder for each class, or hub:USER/NAME")
+    add("fields", metavar="field=value", nargs="*", default=[])
+    add("--out", metavar="DIR", help="folder for the runs and report.json; runs/METHOD")
+    add("--json", action="store_true", help="print JSON")
+
+
+def _finetune(args: argparse.Namespace) -> int:
+    """Train an encoder as a classifier, end to end.
+
+        mae evaluate finetune mae-tiny FLOWERS --out runs/flowers
+        mae evaluate finetune mae-tiny FLOWERS image_size=96 epochs=30 seeds=3 init=random
+        torchrun --nproc-per-node 8 -m mae_core evaluate finetune WEIGHTS IMAGENET recipe=base
+
+    The same command again goes on where a stopped one ended. Each seed is a run in a folder of its
+    own, with the classifier as weights.safetensors and a report. The recipe is `small`, or that of
+    the paper for `base`, `large` and `huge`; every field of `FinetuneConfig` can be changed. DATA
+    are those of `mae evaluate knn`.
+    """
+    return _fine_tuned(args, "finetune")
+
+
+def _partial(args: argparse.Namespace) -> int:
+    """Train the last blocks of an encoder as a classifier.
+
+        mae evaluate partial mae-tiny FLOWERS seeds=3
+        mae evaluate partial mae-tiny FLOWERS blocks=0,0.5,1,4 --out runs/partial
+
+    Each number of blocks is trained on its own: 0 is norm and head alone, 0.5 the MLP of the last
+    block too. If not given, it is 0, 0.5, 1, 2, 4 and all. All else is as in `mae evaluate
+    finetune`; curve.png shows the accuracy over the blocks.
+    """
+    return _fine_tuned(args, "partial")
+
+
+def _scratch(args: argparse.Namespace) -> int:
+    """Train an encoder of the same shape as a classifier, from random parameters.
+
+        mae evaluate scratch mae-tiny FLOWERS seeds=3
+
+    It is what fine-tuning is compared with: the same shape, strong regularisation, no pre-training
+    (He et al. 2022, table 11). All else is as in `mae evaluate finetune`.
+    """
+    return _fine_tuned(args, "scratch")
+
+
+def _fine_tuned(args: argparse.Namespace, method: "Method") -> int:
+    from mae_core.config import split_field
+    from mae_core.evaluation.probes import save_report
+    from mae_core.finetune import fine_tune
+
+    out = args.out or f"runs/{method}"
+    changes = dict(map(split_field, [*args.fields, f"out={out}"]))
+    report = fine_tune(args.weights, args.data, method, **changes)
+    if "stopped_by" in report:
+        return 128 + int(report["stopped_by"])
+    if report:  # on rank 0
+        save_report(report, Path(out).expanduser())
+        print(json.dumps(report, indent=2) if args.json else _as_table(report))
     return 0
 
 
@@ -945,6 +1010,9 @@ EVALUATIONS: dict[_Command, _AddArguments] = {
     _linear: _add_probe,
     _classifier: _add_probe,
     _predict: _add_predict,
+    _finetune: _add_finetune,
+    _partial: _add_finetune,
+    _scratch: _add_finetune,
 }
 
 # A sub-command's function, whose docstring is its help, and what adds its args.

@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         "config", "data", "devices", "errors", "evaluation", "images", "measurements", "model",
         "photographs", "recipes", "reconstruct", "weights",
     },
+    "finetune": {"config", "data", "errors", "evaluation", "training", "weights"},
     "ablate": {"config", "data", "devices", "errors", "evaluation", "weights"},
     "cli": ANY,
     "train": {"cli"},

@@ -37,7 +37,15 @@ from mae_core.weights.files import write_atomically
 from mae_core.weights.formats import Weights
 from mae_core.weights.registry import read_weights, weights_name
 
-__all__ = ["KnnConfig", "KnnProbe", "LinearConfig", "ProbeConfig", "probe", "save_report"]
+__all__ = [
+    "KnnConfig",
+    "KnnProbe",
+    "LinearConfig",
+    "ProbeConfig",
+    "probe",
+    "save_report",
+    "untrained",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -132,7 +140,7 @@ def probe(
     train, val = open_labelled(data)
     by_block: dict[int, list[tuple[Scores, float | None]]] = {}
     for seed in range(config.seed, config.seed + config.seeds):
-        encoder = read if config.init == "weights" else _random(read, seed)
+        encoder = read if config.init == "weights" else untrained(read, seed)
         take = partial(
             extract, encoder, blocks=config.blocks, device=device, cache=cache,
             image_size=config.image_size or None, range_of=train,
@@ -180,7 +188,8 @@ class KnnProbe:
         return score(votes.argmax(dim=1), val.labels, len(val.classes)).accuracy
 
 
-def _random(weights: Weights, seed: int) -> Weights:
+def untrained(weights: Weights, seed: int) -> Weights:
+    """An encoder of the same shape with random parameters."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         state = MaskedAutoencoder(weights.config).state_dict()

@@ -23,10 +23,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from mae_core.config import TrainConfig, without_places
+from mae_core.config import ModelConfig, RunConfig, TrainConfig, without_places
+from mae_core.data.labelled import LabelledImages
 from mae_core.errors import CheckpointError, ConfigError, MAEError
+from mae_core.evaluation.classifier import classify
 from mae_core.evaluation.probes import KnnProbe
 from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_images, summarize
+from mae_core.evaluation.scores import Scores, score
 from mae_core.images import DecodedImage
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.reconstruct import Reconstructor
@@ -59,7 +62,7 @@ class Callback:
     def on_image(self, state: RunState, image: Image.Image) -> None:
         """A grid of reconstructions, RGB, was drawn."""
 
-    def on_eval(self, state: RunState, model: MaskedAutoencoder) -> None:
+    def on_eval(self, state: RunState, model: Any) -> None:
         """Every `eval_every` steps and at the end, with the model as it is exported."""
 
     def on_end(self, state: RunState) -> None:
@@ -128,6 +131,32 @@ class Probe(Callback):
         tqdm.write(f"step {state.step}: probe_knn {accuracy:.4g}", file=sys.stderr)
 
 
+class Accuracy(Callback):
+    """Measures a classifier on images that it does not learn from."""
+
+    def __init__(
+        self, model: ModelConfig, images: LabelledImages, logger: "Logger", crop_share: float
+    ) -> None:
+        """Measure the centre of images, a share of their shorter side, as `model` takes them."""
+        self._model, self._images = model, images
+        self._logger, self._crop_share = logger, crop_share
+
+    def measure(self, vit: Any) -> Scores:
+        """Scores of a ViT on its device, in the number format that is fast there."""
+        logits, rows = classify(
+            vit, self._model, self._images, side=self._model.image_size,
+            crop_share=self._crop_share, precision="auto",
+        )  # fmt: skip
+        labels = torch.from_numpy(self._images.labels)[rows]
+        return score(logits.argmax(dim=1), labels, len(self._images.classes))
+
+    def on_eval(self, state: RunState, model: Any) -> None:
+        """Measure, log."""
+        accuracy = self.measure(model).accuracy
+        self._logger.on_log(state, {"accuracy": accuracy})
+        tqdm.write(f"step {state.step}: accuracy {100 * accuracy:.1f} %", file=sys.stderr)
+
+
 class Snapshots(Callback):
     """Weights of the run on its way in `snapshots/`, at steps that double."""
 
@@ -152,13 +181,13 @@ class Snapshots(Callback):
 class Report(Callback):
     """Writes `report.html` when training ends, also after an error."""
 
-    def __init__(self, out: Path) -> None:
-        self._out = out
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
 
     def on_end(self, state: RunState) -> None:
         """Write the report. A full disk must not hide why the run ended."""
         try:
-            _log.info("report: %s", write_report(self._out))
+            _log.info("report: %s", write_report(Path(self._config.out), type(self._config)))
         except (CheckpointError, ConfigError, OSError) as error:
             _log.warning("no report: %s", error)
 
@@ -166,7 +195,7 @@ class Report(Callback):
 class _RunFolder(Callback):
     """One JSON object a line in `metrics.jsonl`; PNG files in `reconstructions/`."""
 
-    def __init__(self, out: Path, config: TrainConfig) -> None:
+    def __init__(self, out: Path, config: RunConfig) -> None:
         self._out, self._path = out, out / METRICS_FILE
 
     def on_start(self, state: RunState) -> None:
@@ -197,7 +226,7 @@ class _RunFolder(Callback):
 class _TensorBoard(Callback):
     """Event files in `tensorboard/`."""
 
-    def __init__(self, out: Path, config: TrainConfig) -> None:
+    def __init__(self, out: Path, config: RunConfig) -> None:
         self._folder = str(out / "tensorboard")
 
     def on_start(self, state: RunState) -> None:
@@ -227,7 +256,7 @@ class _Wandb(Callback):
     run continues there; steps that a stop or a rollback undid are there twice.
     """
 
-    def __init__(self, out: Path, config: TrainConfig) -> None:
+    def __init__(self, out: Path, config: RunConfig) -> None:
         self._out, self._config = out, config
         self._run: Any = None
 
@@ -299,7 +328,7 @@ class Logger(Callback):
     again, the others are left out.
     """
 
-    def __init__(self, out: Path, config: TrainConfig) -> None:
+    def __init__(self, out: Path, config: RunConfig) -> None:
         self._writers: list[Callback] = [_RunFolder(out, config)]
         self._writers += [_WRITERS[name][0](out, config) for name in config.writers]
         self._failed: set[Callback] = set()

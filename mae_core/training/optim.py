@@ -5,18 +5,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mae_core.config import MaskConfig, OptimConfig, StageConfig, TrainConfig
+from mae_core.config import MaskConfig, OptimConfig, RunConfig, StageConfig, TrainConfig
 from mae_core.devices import cpu_has_bfloat16
 from mae_core.errors import ConfigError
 from mae_core.model.masking import PatchMask, draw_mask, num_visible
 
 _log = logging.getLogger(__name__)
+
+AnyRun = TypeVar("AnyRun", bound=RunConfig)
 
 # Third entry of a mask's random seed; the loader uses 0 for the order and 1 for crops.
 _MASK = 2
@@ -119,7 +121,7 @@ def _orthogonalize(matrix: Tensor, group: Mapping[str, Any]) -> Tensor:
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
-def with_steps(config: TrainConfig, images: int | None) -> TrainConfig:
+def with_steps(config: AnyRun, images: int | None) -> AnyRun:
     """Turn epochs into steps; warn of a warm-up that is longer than the run.
 
     `images` is the size of the training set, None for a stream, which cannot have epochs.
@@ -141,7 +143,7 @@ def with_steps(config: TrainConfig, images: int | None) -> TrainConfig:
     return replace(config, steps=steps, optim=optim)
 
 
-def with_peak_lr(config: TrainConfig) -> TrainConfig:
+def with_peak_lr(config: AnyRun) -> AnyRun:
     """Set `optim.lr`, where it is 0, to base_lr * batch_size / 256 (He et al. 2022, A.1)."""
     optim, batch = config.optim, config.batch_size
     if optim.lr:

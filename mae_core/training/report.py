@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mae_core.config import TrainConfig, load_yaml
+from mae_core.config import RunConfig, TrainConfig, load_yaml
 from mae_core.errors import ConfigError
 from mae_core.weights.files import RUN_FILES, write_atomically
 
@@ -37,6 +37,7 @@ _CHARTS = {
     "holdout_ssim": "Hold-out SSIM",
     "holdout_loss": "Hold-out loss",
     "probe_knn": "Nearest neighbours: accuracy on labelled images",
+    "accuracy": "Accuracy",
     "lr": "Learning rate",
     "grad_norm": "Gradient norm before clipping",
     "images_per_second": "Images a second",
@@ -65,7 +66,7 @@ class RunFiles:
     """
 
     settings: str = ""
-    config: TrainConfig | None = None
+    config: RunConfig | None = None
     step: int = 0
     seconds: float = 0.0
     figures: dict[str, dict[int, float]] = field(default_factory=dict)
@@ -95,14 +96,14 @@ def _read_line(text: str) -> dict[str, Any] | None:
     return line if isinstance(line, dict) and type(line.get("step")) is int else None
 
 
-def read_run(out: Path) -> RunFiles:
-    """Read the config and the metrics of a run's folder."""
+def read_run(out: Path, kind: type[RunConfig] = TrainConfig) -> RunFiles:
+    """Read the config, of that kind, and the metrics of a run's folder."""
     run = RunFiles()
     for path in (out / _OLD_CONFIG_FILE, out / CONFIG_FILE):
         with suppress(OSError):
             run.settings = path.read_bytes().decode(errors="replace")
         with suppress(ConfigError):
-            run.config = load_yaml(TrainConfig, path)
+            run.config = load_yaml(kind, path)
     for line in read_metrics(out / METRICS_FILE):
         _add_line(run, line)
     return run
@@ -125,7 +126,7 @@ def _add_line(run: RunFiles, line: Mapping[str, Any]) -> None:
                 run.figures.setdefault(name, {})[step] = float(value)
 
 
-def write_report(out: Path) -> Path:
+def write_report(out: Path, kind: type[RunConfig] = TrainConfig) -> Path:
     """Write `report.html` into a run's folder; what is missing there is missing on the page.
 
     Raises:
@@ -140,7 +141,7 @@ def write_report(out: Path) -> Path:
             f"a report needs matplotlib and Jinja2, and {error.name} is not installed; install "
             "them with: pip install matplotlib jinja2"
         ) from error
-    run = read_run(out)
+    run = read_run(out, kind)
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(template)
     opens = any((out / name).is_file() for name in RUN_FILES)
@@ -177,8 +178,9 @@ def _key_figures(run: RunFiles) -> dict[str, str]:
         tiles["Hold-out PSNR"] = f"{figures['holdout_psnr'][-1]:.2f} dB"
     if "holdout_ssim" in figures:
         tiles["Hold-out SSIM"] = f"{figures['holdout_ssim'][-1]:.3f}"
-    if "probe_knn" in figures:
-        tiles["Nearest neighbours"] = f"{100 * figures['probe_knn'][-1]:.1f} %"
+    for name, title in (("probe_knn", "Nearest neighbours"), ("accuracy", "Accuracy")):
+        if name in figures:
+            tiles[title] = f"{100 * figures[name][-1]:.1f} %"
     return tiles
 
 
@@ -218,7 +220,7 @@ def draw_chart(run: RunFiles, name: str) -> str:
 
 def _stages(run: RunFiles) -> Iterator[tuple[int, str]]:
     """Where each image size begins, of those that the run has reached; none if it has one."""
-    if run.config is None or len(run.config.stages) == 1:
+    if not isinstance(run.config, TrainConfig) or len(run.config.stages) == 1:
         return
     share = 0.0
     for stage in run.config.stages:

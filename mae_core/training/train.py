@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mae_core.config import (
     SOURCES,
+    RunConfig,
     TrainConfig,
     load_yaml,
     read_yaml,
@@ -143,19 +144,19 @@ def train(
     # Unlike Path.expanduser it keeps the name of a user that there is not.
     out = Path(os.path.expanduser(config.out))
     config = replace(config, out=str(out))
-    with init_distributed() as world, _alone(out, world):
+    with init_distributed() as world, alone_in(out, world):
         if not world.is_main:
             logging.getLogger("mae_core").setLevel(logging.WARNING)
         if world.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         given = None if isinstance(recipe, TrainConfig) else plain
         config, state = start_run(config, world, of_model, given)
-        _write_config(config, name, world)
+        write_config(config, name, world)
         config, images = _open_images(config, world)
         note_changes(state, config)
         model = cast(MaskedAutoencoder, state.model)
         _fit_pca_of_run(config, model, images)
-        _write_config(config, name, world)
+        write_config(config, name, world)
         loader = _loader(config, images, world)
         objective = Reconstruction(config, model, loader, world)
         if not world.is_main:
@@ -167,7 +168,7 @@ def train(
         logger = Logger(out, config)
         evaluator = Evaluator(config, logger, _examples(config, images))
         _log.info("%d held out, on %s", len(evaluator.images), _device_name(state))
-        progress, report = Progress(config.steps, state.step), Report(out)
+        progress, report = Progress(config.steps, state.step), Report(config)
         probes = [Probe(config, logger)] if config.data.labelled else []
         callbacks = (progress, logger, evaluator, *probes, Snapshots(config), report)
         run = Run(config, Trainer(config, state, objective, callbacks, world).fit())
@@ -182,8 +183,8 @@ def train(
 
 
 @contextmanager
-def _alone(out: Path, world: World) -> Iterator[None]:
-    """Refuse a second run in the same folder at the same time."""
+def alone_in(out: Path, world: World) -> Iterator[None]:
+    """Make the folder of a run; refuse a second run in it at the same time."""
     if not world.is_main:
         yield
         return
@@ -230,13 +231,7 @@ def start_run(
     returned is resolved but for epochs.
     """
     require_writers(config.writers)
-    shares = world.size * config.system.accumulate
-    if config.batch_size % shares:
-        # A mean of means would not be the mean.
-        raise ConfigError(
-            f"batch_size {config.batch_size} does not divide into {world.size} processes "
-            f"times {config.system.accumulate} micro-batches; pick a multiple of {shares}"
-        )
+    check_batch(config, world)
     if not any(getattr(config.data, name) for name in SOURCES):
         raise ConfigError(
             "no images are named; give data.folder=FOLDER (or data.pack=, data.hub=, data.shards=)"
@@ -285,7 +280,19 @@ def _cache(config: TrainConfig) -> Path:
     return Path(config.data.cache or Path(config.out) / "cache")
 
 
-def _write_config(config: TrainConfig, recipe_name: str, world: World) -> None:
+def check_batch(config: RunConfig, world: World) -> None:
+    """Refuse a batch that ranks and micro-batches cannot share alike."""
+    shares = world.size * config.system.accumulate
+    if config.batch_size % shares:
+        # A mean of means would not be the mean.
+        raise ConfigError(
+            f"batch_size {config.batch_size} does not divide into {world.size} processes "
+            f"times {config.system.accumulate} micro-batches; pick a multiple of {shares}"
+        )
+
+
+def write_config(config: RunConfig, recipe_name: str, world: World) -> None:
+    """Write `config.yaml` into the folder of a run."""
     if world.is_main:
         path = Path(config.out) / CONFIG_FILE
         write_atomically(path, lambda partial: save_yaml(config, partial, recipe=recipe_name))

@@ -188,7 +188,7 @@ class Trainer:
             try:
                 for callback in self.callbacks:
                     callback.on_start(self.state)
-                if self.state.step:
+                if 0 < self.state.step < self.config.steps:
                     self._report_start()
                 # Something to roll back to, and a proof that the disk can be written to.
                 self._save()

@@ -1,6 +1,6 @@
-"""Training that is interrupted as soon as a step is in its log.
+"""A command that trains, interrupted as soon as a step is in its log.
 
-    python -m tests.mae_core.interrupted SIGNAL STEP RECIPE [field=value …]
+    python -m tests.mae_core.interrupted SIGNAL STEP COMMAND [argument …]
 
 SIGKILL ends this process; any other signal goes to its parent, torchrun, which hands it on.
 """
@@ -27,7 +27,7 @@ def main(number: signal.Signals, last: int, arguments: list[str]) -> NoReturn:
             interrupt(number)
 
     Logger.on_log = interrupted  # type: ignore[method-assign]
-    entry(["train", *arguments])
+    entry(arguments)
 
 
 def interrupt(number: signal.Signals) -> None:

@@ -116,7 +116,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     caplog.set_level("INFO")
     out = tmp_path / "run"
     # After most of its steps, in which gradients are averaged over two processes.
-    interrupted = ("tests.mae_core.interrupted", "SIGTERM", "8")
+    interrupted = ("tests.mae_core.interrupted", "SIGTERM", "8", "train")
     line = torchrun(pictures, out, "optim.name=adamw", module=interrupted)
     subprocess.run(
         line, cwd=ROOT, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300

@@ -766,7 +766,7 @@ def test_kill_9_and_start_again_ends_in_the_same_bits(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert mae(["train", *_fields(whole, picture_folder)]) == 0
     # Step 40 is in the log, and the last checkpoint is of step 39.
-    to_kill = ["SIGKILL", "40", *_fields(killed, picture_folder)]
+    to_kill = ["SIGKILL", "40", "train", *_fields(killed, picture_folder)]
     with ForkedPython("from tests.mae_core import interrupted as i; i.run()", *to_kill) as process:
         output = process.communicate()
     assert process.returncode == -signal.SIGKILL, output

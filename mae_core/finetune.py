@@ -1,0 +1,133 @@
+"""Fine-tuning as an evaluation: how well an encoder can be made to classify.
+
+report = fine_tune("mae-tiny", "flowers", epochs=20)
+report["accuracy"], report["interval"], report["seeds"]
+"""
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mae_core.config import text_of, to_dict, with_overrides
+from mae_core.data.labelled import open_labelled
+from mae_core.errors import ConfigError
+from mae_core.evaluation.probes import untrained
+from mae_core.evaluation.scores import Scores, figures_of
+from mae_core.training.classification import (
+    FINETUNE_RECIPES,
+    SCRATCH_RECIPES,
+    FinetuneConfig,
+    recipe_for,
+    train_classifier,
+)
+from mae_core.training.distributed import init_distributed
+from mae_core.weights.registry import read_weights, weights_name
+
+__all__ = ["Method", "fine_tune"]
+
+_log = logging.getLogger(__name__)
+
+Method = Literal["finetune", "partial", "scratch"]
+
+# Blocks that `partial` trains if not told otherwise, and all of them.
+_BLOCKS = (0.0, 0.5, 1.0, 2.0, 4.0)
+
+
+def fine_tune(
+    weights: str | Path, data: str | Path, method: Method = "finetune", **changes: Any
+) -> dict[str, Any]:
+    """Train classifiers that begin with an encoder, and measure them.
+
+    Each seed, and each number of blocks, is a run in a folder of its own below `out`; what is
+    finished there is not done again. Under torchrun call it on every rank.
+
+    Args:
+        weights: As `read_weights` takes them.
+        data: As for `open_labelled`.
+        method: `finetune` trains all of the encoder, `partial` its last blocks, `scratch` one of
+            the same shape from random parameters, with strong regularisation.
+        **changes: Fields of `FinetuneConfig` by dotted names; text is read as on the command line.
+
+    Returns:
+        Plain data, as `evaluation.probes.probe` returns it; `blocks` has an entry for each number
+        of blocks, `all` of them if they were not varied. On ranks other than 0, and if a signal
+        asked to stop (`stopped_by`), there are no figures.
+
+    Raises:
+        MAEError: If the weights or the data cannot be used, or a field does not fit them.
+    """
+    begun = time.perf_counter()
+    texts = [f"{field}={text_of(value)}" for field, value in changes.items()]
+    asked = with_overrides(FinetuneConfig(), texts).recipe
+    with init_distributed() as world:
+        if not world.is_main:
+            logging.getLogger("mae_core").setLevel(logging.WARNING)
+        if world.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        with world.main_first():
+            read = read_weights(weights)
+            train, val = open_labelled(data)
+        scratch = method == "scratch"
+        if asked == "auto":
+            plain = recipe_for(read.config.embed_dim, len(train), scratch=scratch)
+        else:
+            plain = (SCRATCH_RECIPES if scratch else FINETUNE_RECIPES)[asked]
+        config = with_overrides(replace(plain, out=f"runs/{method}"), texts)
+        config = replace(config, recipe=plain.recipe)
+        _log.info("recipe %s, %d images to learn from", plain.recipe, len(train))
+        _check(config, method, read.config.depth)
+        if method == "partial" and not config.blocks:
+            config = replace(config, blocks=tuple(sorted({*_BLOCKS, float(read.config.depth)})))
+
+        by_blocks: dict[float | str, list[Scores]] = {}
+        for run in _runs(config):
+            encoder = read if config.init == "weights" else untrained(read, run.seed)
+            done = train_classifier(
+                run, encoder.build_encoder(), weights_name(weights), train, val, world
+            )
+            if done.stopped_by:
+                return {"stopped_by": done.stopped_by}
+            if done.scores:
+                blocks = run.blocks[0] if run.blocks else "all"
+                by_blocks.setdefault(blocks, []).append(done.scores)
+                _log.info("%s: %.2f %%", run.out, 100 * done.scores.accuracy)
+        if not world.is_main:
+            return {}
+        rows = [
+            {"block": blocks, **figures_of(scores, val.classes)}
+            for blocks, scores in by_blocks.items()
+        ]
+        return {
+            "method": method, "weights": weights_name(weights), "init": config.init, **rows[-1],
+            "blocks": rows, "classes": list(val.classes), "train": len(train),
+            "measured": len(val), "config": to_dict(done.config),
+            "seconds": round(time.perf_counter() - begun, 1), "device": str(world.device),
+        }  # fmt: skip
+
+
+def _check(config: FinetuneConfig, method: Method, depth: int) -> None:
+    if method == "scratch" and config.init != "random":
+        raise ConfigError("scratch begins with random parameters; leave init out")
+    if method != "partial" and config.blocks:
+        raise ConfigError(f"blocks= is of partial, and this is {method}; leave it out")
+    if config.blocks and max(config.blocks) > depth:
+        raise ConfigError(
+            f"blocks are {', '.join(f'{n:g}' for n in config.blocks)}; this encoder has {depth}"
+        )
+
+
+def _runs(config: FinetuneConfig) -> list[FinetuneConfig]:
+    """A run for each number of blocks and each seed."""
+    runs = []
+    for blocks in config.blocks or (None,):
+        folder = Path(config.out) / ("" if blocks is None else f"blocks-{blocks:g}")
+        for seed in range(config.seed, config.seed + config.seeds):
+            chosen = () if blocks is None else (blocks,)
+            runs.append(
+                replace(config, seed=seed, seeds=1, blocks=chosen, out=str(folder / f"seed-{seed}"))
+            )
+    return runs

@@ -1,0 +1,490 @@
+"""Fine-tuning: a run that trains an encoder, or a part of it, as a classifier.
+
+He et al. 2022, section 4 and A.1.
+
+What is drawn for an image (crop, RandAugment, erasing, stochastic depth) is a function of the seed
+and the number of the sample, and mixup pairs neighbours of the batch: so a resumed run, another
+number of ranks and other micro-batches compute the same.
+"""
+
+import logging
+import os
+import random
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from mae_core.config import (
+    Count,
+    DataConfig,
+    ModelConfig,
+    NotNegative,
+    NotNegativeInt,
+    OptimConfig,
+    PositiveShare,
+    RunConfig,
+    Share,
+    without_places,
+)
+from mae_core.data.datasets import ImageReader, shown
+from mae_core.data.labelled import LabelledImages
+from mae_core.data.transforms import crop_image, draw_crop
+from mae_core.errors import CheckpointError, ConfigError, DataError, ImageError
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.training.callbacks import Accuracy, Logger, Progress, Report
+from mae_core.training.checkpoint import note_changes, read_checkpoint, restore
+from mae_core.training.distributed import World
+from mae_core.training.optim import with_peak_lr, with_steps
+from mae_core.training.train import alone_in, check_batch, write_config
+from mae_core.training.trainer import Loss, Trainer, build_state
+from mae_core.weights.files import WEIGHTS_FILE
+from mae_core.weights.formats import save_classifier
+
+_log = logging.getLogger(__name__)
+
+# Seed words of the different kinds of chance, so that their numbers are independent.
+_ORDER, _CROP, _AUGMENT, _DEPTH, _MIX = range(5)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(RunConfig):
+    """How an encoder becomes a classifier.
+
+    Attributes:
+        recipe: Where the other fields' defaults come from: `small` for few images, and those of the
+            paper for `base`, `large` and `huge`. `auto` takes the paper's, by the width of the
+            encoder, where there are 100,000 training images.
+        blocks: How much of the encoder is trained: its last so many blocks, 0.5 for the MLP of the
+            last one, 0 for none. Each is a run of its own. Empty for all of it, the patch embedding
+            too. Norm and head are always trained.
+        init: `weights`, or `random` for an encoder of the same shape that was never trained.
+        image_size: Side of the crops in pixels; 0 for the model's own.
+        layer_decay: The learning rate of each block is that of the next one times this, 0..1.
+        drop_path: Stochastic depth of the last block; it rises linearly from 0.
+        randaugment: RandAugment in timm's words, such as `rand-m9-mstd0.5-inc1`; none if empty. For
+            images of three channels.
+        mixup: Alpha of mixup; 0 for none.
+        cutmix: Alpha of cutmix; 0 for none. With both, each step has one of them.
+        smoothing: Label smoothing, 0..1.
+        erasing: Share of the images in which a rectangle is erased.
+        crop_area: Smallest and largest share of the image's area in a crop.
+        crop_share: Of the measured images' shorter side, the part that the centre square has.
+        workers: Processes that read and augment images, at most one a core.
+        seeds: Repetitions, with one seed after another.
+    """
+
+    fixed: ClassVar[tuple[str, ...]] = ("optim.name", "blocks", "init", "image_size", "seed")
+
+    out: str = "runs/finetune"
+    recipe: Literal["auto", "small", "base", "large", "huge"] = "auto"
+    blocks: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    init: Literal["weights", "random"] = "weights"
+    image_size: NotNegativeInt = 0
+    layer_decay: PositiveShare = 0.75
+    drop_path: Share = 0.1
+    randaugment: str = "rand-m9-mstd0.5-inc1"
+    mixup: NotNegative = 0.8
+    cutmix: NotNegative = 1.0
+    smoothing: Share = 0.1
+    erasing: Share = 0.25
+    crop_area: tuple[PositiveShare, PositiveShare] = (0.08, 1.0)
+    crop_share: PositiveShare = 0.875
+    workers: Count = 4
+    seeds: Count = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for blocks in self.blocks:
+            if blocks not in (0.5, int(blocks)):
+                raise ConfigError(
+                    f"blocks={blocks:g}: give whole numbers, or 0.5 for the MLP of the last block"
+                )
+        DataConfig(crop_area=self.crop_area)
+
+
+def free_part(vit: nn.Module, blocks: float | None) -> None:
+    """Freeze all but the last `blocks` of a ViT, its norm and its head; None freezes nothing."""
+    if blocks is None:
+        return
+    depth = len(vit.blocks)  # type: ignore[arg-type]
+    if blocks > depth:
+        raise ConfigError(f"blocks={blocks:g}: this encoder has {depth}; give 0 to {depth}")
+    for name, parameter in vit.named_parameters():
+        part, _, rest = name.partition(".")
+        number, _, inner = rest.partition(".")
+        if part == "blocks":
+            is_last_mlp = int(number) == depth - 1 and inner.startswith(("norm2", "mlp"))
+            is_free = is_last_mlp if blocks == 0.5 else int(number) >= depth - blocks
+        else:
+            is_free = part in ("norm", "fc_norm", "head")
+        parameter.requires_grad_(is_free)
+
+
+def build_vit(
+    encoder: MaskedAutoencoder, classes: int, config: FinetuneConfig, side: int
+) -> nn.Module:
+    """The classifier at step 0; the head is drawn from torch's global generator."""
+    vit = encoder.to_timm(classes, img_size=side)
+    free_part(vit, config.blocks[0] if config.blocks else None)
+    rates = torch.linspace(0, config.drop_path, len(vit.blocks)).tolist()
+    for rate, block in zip(rates, vit.blocks, strict=True):
+        # What is frozen is to give the same features each time.
+        if rate and any(parameter.requires_grad for parameter in block.parameters()):
+            block.drop_path1, block.drop_path2 = StochasticDepth(rate), StochasticDepth(rate)
+    return vit
+
+
+def build_layer_decay(
+    vit: nn.Module, *, config: OptimConfig, layer_decay: float
+) -> list[torch.optim.Optimizer]:
+    """AdamW whose groups have the `lr_scale` of their layer; biases and vectors do not decay."""
+    from timm.optim import param_groups_layer_decay
+
+    groups = param_groups_layer_decay(
+        vit, config.weight_decay, vit.no_weight_decay(), layer_decay=layer_decay  # type: ignore[operator]
+    )  # fmt: skip
+    return [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
+
+
+class StochasticDepth(nn.Module):
+    """A branch that is left out for some of the images (Huang et al. 2016).
+
+    Attributes:
+        scale: (N,) of the next batch: 0 where the branch is left out, else 1 / (1 - rate).
+    """
+
+    scale: Tensor | None = None
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(N, 1 + L, D)."""
+        if not self.training or self.scale is None:
+            return branch
+        return branch * self.scale.to(branch.dtype).view(-1, 1, 1)
+
+
+class TrainingSamples(Dataset[tuple[Tensor, int]]):
+    """Sample k is image k of an endless sequence of shuffled epochs, augmented."""
+
+    def __init__(
+        self, images: LabelledImages, model: ModelConfig, config: FinetuneConfig, side: int
+    ) -> None:
+        """Of (C, side, side) crops, normalised."""
+        from timm.data.auto_augment import rand_augment_transform
+        from timm.data.random_erasing import RandomErasing
+
+        self._images, self._seed, self._side = images, config.seed, side
+        self._reader = _reader(model)
+        if next(self._reader.readable(images.files), None) is None:
+            raise DataError("no image that was tried can be read; check the files")
+        self._crop = DataConfig(crop="random", crop_area=config.crop_area, short_side=0)
+        self._mean, self._std = (torch.tensor(v)[:, None, None] for v in (model.mean, model.std))
+        self._augment: Any = None
+        if config.randaugment:
+            if model.in_chans != 3:
+                raise ConfigError(
+                    f"RandAugment is for images of 3 channels, and this model has "
+                    f"{model.in_chans}; give randaugment="
+                )
+            try:
+                self._augment = rand_augment_transform(
+                    config.randaugment,
+                    {
+                        "translate_const": int(0.45 * side),
+                        "interpolation": Image.Resampling.BICUBIC,
+                        "img_mean": tuple(round(255 * value) for value in model.mean),
+                    },
+                )  # fmt: skip
+            except (AssertionError, ValueError, KeyError) as error:
+                raise ConfigError(
+                    f"randaugment={config.randaugment} is not in timm's words ({error}); give such "
+                    "as rand-m9-mstd0.5-inc1"
+                ) from error
+        self._erase = RandomErasing(config.erasing, mode="pixel", device="cpu")
+        self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        """Image (C, side, side) and class of sample `number`."""
+        epoch, place = divmod(number, len(self._images))
+        if epoch != self._epoch:
+            rng = np.random.default_rng((self._seed, _ORDER, epoch))
+            self._epoch, self._order = epoch, rng.permutation(len(self._images))
+        image, label = self._read(int(self._order[place]))
+        height, width, _ = image.shape
+        rng = np.random.default_rng((self._seed, _CROP, number))
+        square = crop_image(image, draw_crop(height, width, self._crop, rng), self._side)
+        # timm draws from the generators of this process, which is a worker.
+        key = int(np.random.SeedSequence((self._seed, _AUGMENT, number)).generate_state(1)[0])
+        random.seed(key)
+        np.random.seed(key)
+        torch.manual_seed(key)
+        if self._augment is not None:
+            square = np.asarray(self._augment(Image.fromarray(np.ascontiguousarray(square))))
+        levels = torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
+        erased: Tensor = self._erase((levels - self._mean) / self._std)
+        return erased.contiguous(), label
+
+    def _read(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        """The image, or the next one that can be read."""
+        while True:
+            try:
+                return self._reader(self._images.files[index]), int(self._images.labels[index])
+            except ImageError as error:
+                _log.warning("skipped %s: %s", shown(self._images.names[index]), error)
+                index = (index + 1) % len(self._images)
+
+
+def _reader(model: ModelConfig) -> ImageReader:
+    return ImageReader(model.in_chans, model.bands, model.value_range or "auto", short_side=0)
+
+
+class Classification:
+    """Cross-entropy of a classifier, with mixed images and smoothed labels."""
+
+    def __init__(
+        self, config: FinetuneConfig, vit: nn.Module, samples: TrainingSamples, classes: int,
+        world: World,
+    ) -> None:  # fmt: skip
+        self._config, self._samples, self._classes, self._world = config, samples, classes, world
+        self._depths = [m for m in vit.modules() if isinstance(m, StochasticDepth)]
+        self._share = config.batch_size // world.size
+        self._size = self._share // config.system.accumulate
+        if (config.mixup or config.cutmix) and self._size % 2:
+            raise ConfigError(
+                f"mixup and cutmix mix pairs of images, and a micro-batch of a process has "
+                f"{self._size}; give a batch_size that makes it even, or mixup=0 cutmix=0"
+            )
+
+    def losses(self, begin: int) -> Generator[Sequence[Loss], None, None]:
+        """Those of each step from `begin` on."""
+        config, world = self._config, self._world
+        first = world.rank * self._share
+
+        def numbers() -> Iterator[list[int]]:
+            for step in range(begin, config.steps):
+                start = step * config.batch_size + first
+                yield list(range(start, start + self._share))
+
+        loader = DataLoader(
+            self._samples, batch_sampler=numbers(),
+            num_workers=min(config.workers, os.cpu_count() or 1),
+            pin_memory=world.device.type == "cuda",
+        )  # fmt: skip
+        for step, (images, labels) in enumerate(loader, begin):
+            images = images.to(world.device, non_blocking=True)
+            images, targets = self.mix(images, labels.to(world.device), step)
+            scales = self._draw_depths(step)[:, first : first + self._share]
+            scales = scales.to(world.device, non_blocking=True)
+            parts = (slice(i, i + self._size) for i in range(0, self._share, self._size))
+            yield [
+                partial(self.loss, images[part], targets[part], scales[:, part]) for part in parts
+            ]
+
+    def mix(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Mix pairs of neighbours by mixup or cutmix (Zhang et al. 2018, Yun et al. 2019).
+
+        Args:
+            images: (N, C, H, W), N even.
+            labels: (N,).
+            step: Draws the kind and the share, which are those of all ranks.
+
+        Returns:
+            (N, C, H, W) images and (N, classes) targets.
+        """
+        config, rng = self._config, np.random.default_rng((self._config.seed, _MIX, step))
+        targets = F.one_hot(labels, self._classes).float()
+        targets = targets * (1 - config.smoothing) + config.smoothing / self._classes
+        alphas = [alpha for alpha in (config.mixup, config.cutmix) if alpha]
+        if not alphas:
+            return images, targets
+        uses_cutmix = bool(config.cutmix) and (len(alphas) == 1 or bool(rng.random() < 0.5))
+        alpha = config.cutmix if uses_cutmix else config.mixup
+        share = float(rng.beta(alpha, alpha))
+        partners, other = (t.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for t in (images, targets))
+        if uses_cutmix:
+            rows, columns = (
+                _cut(side, np.sqrt(1 - share), int(rng.integers(side)))
+                for side in images.shape[-2:]
+            )
+            images = images.clone()
+            images[..., rows, columns] = partners[..., rows, columns]
+            cut = (rows.stop - rows.start) * (columns.stop - columns.start)
+            share = 1 - cut / (images.shape[-2] * images.shape[-1])
+        else:
+            images = images * share + partners * (1 - share)
+        return images, targets * share + other * (1 - share)
+
+    def _draw_depths(self, step: int) -> Tensor:
+        """(M, batch size) scales of the M branches for all images of a step."""
+        rng = np.random.default_rng((self._config.seed, _DEPTH, step))
+        drawn = torch.from_numpy(rng.random((len(self._depths), self._config.batch_size)))
+        rates = torch.tensor([depth.rate for depth in self._depths], dtype=drawn.dtype)[:, None]
+        return ((drawn >= rates) / (1 - rates)).float()
+
+    def loss(self, images: Tensor, targets: Tensor, scales: Tensor, forward: nn.Module) -> Tensor:
+        """The mean cross-entropy of (N, C, H, W) images and (N, classes) targets."""
+        for depth, scale in zip(self._depths, scales, strict=True):
+            depth.scale = scale
+        return F.cross_entropy(forward(images).float(), targets)
+
+    def errors(self, losses: Tensor) -> Tensor:
+        """The losses themselves."""
+        return losses
+
+
+def _cut(side: int, share: float, centre: int) -> slice:
+    """The pixels of a side that a rectangle with that share of it covers, around a centre."""
+    half = int(side * share) // 2
+    return slice(max(centre - half, 0), min(centre + half, side))
+
+
+# --- recipes
+
+_ADAMW = OptimConfig(
+    betas=(0.9, 0.999), weight_decay=0.05, warmup_epochs=5, final_lr=1e-6, clip_grad=0
+)
+_SCRATCH = OptimConfig(base_lr=1e-4, weight_decay=0.3, warmup_epochs=20, clip_grad=0)
+
+_SMALL = FinetuneConfig(
+    recipe="small", optim=replace(_ADAMW, base_lr=2e-3), epochs=50, batch_size=64,
+    eval_every=200, save_every=100,
+)  # fmt: skip
+_LARGE = FinetuneConfig(
+    recipe="large", optim=replace(_ADAMW, base_lr=1e-3), epochs=50, batch_size=1024,
+    layer_decay=0.75, drop_path=0.2, eval_every=12_500, save_every=1000,
+)  # fmt: skip
+
+# The paper's of B, L and H (table 9), and one for few images.
+FINETUNE_RECIPES: dict[str, FinetuneConfig] = {
+    "small": _SMALL,
+    "base": replace(
+        _LARGE, recipe="base", optim=replace(_ADAMW, base_lr=5e-4), epochs=100, layer_decay=0.65,
+        drop_path=0.1,
+    ),
+    "large": _LARGE,
+    "huge": replace(_LARGE, recipe="huge", drop_path=0.3),
+}  # fmt: skip
+
+# From random parameters, with strong regularisation (table 11).
+SCRATCH_RECIPES: dict[str, FinetuneConfig] = {
+    name: replace(
+        config, init="random", layer_decay=1.0, ema=0.9999, optim=_SCRATCH, erasing=0.0,
+        batch_size=4096, epochs=300 if name == "base" else 200,
+        drop_path=0.1 if name == "base" else 0.2,
+    )
+    for name, config in FINETUNE_RECIPES.items() if name != "small"
+} | {
+    "small": replace(
+        _SMALL, init="random", layer_decay=1.0, ema=0.999,
+        optim=replace(_SCRATCH, base_lr=2e-3, warmup_epochs=5),
+    )
+}  # fmt: skip
+
+# From so many training images on, `auto` is the recipe of the paper.
+_MANY = 100_000
+
+
+def recipe_for(width: int, images: int, *, scratch: bool) -> FinetuneConfig:
+    """The recipe of `auto`, for an encoder of that width and a number of training images."""
+    recipes = SCRATCH_RECIPES if scratch else FINETUNE_RECIPES
+    if images < _MANY:
+        return recipes["small"]
+    return recipes["base" if width <= 768 else "large" if width <= 1024 else "huge"]
+
+
+# --- a run
+
+
+@dataclass(frozen=True)
+class ClassifierRun:
+    """A run that has ended, or was stopped by a signal of that number; `config` as resolved.
+
+    Attributes:
+        scores: On the measured images; None if it was stopped, and on other ranks than 0.
+    """
+
+    config: FinetuneConfig
+    scores: Any
+    stopped_by: int = 0
+
+
+def train_classifier(
+    config: FinetuneConfig, encoder: MaskedAutoencoder, name: str, train: LabelledImages,
+    val: LabelledImages, world: World,
+) -> ClassifierRun:  # fmt: skip
+    """Train to the end and write the classifier, or save and return when a signal asks to stop.
+
+    Where `config.out` holds a checkpoint the run goes on from it. Collective.
+
+    Args:
+        config: At most one of `blocks`.
+        encoder: What is fine-tuned, in whole or in part.
+        name: Of its weights.
+        train: Images to learn from.
+        val: Images to measure on, of the same classes.
+        world: The ranks.
+    """
+    side = config.image_size or encoder.config.image_size
+    check_batch(config, world)
+    config = with_peak_lr(with_steps(config, len(train)))
+    out = Path(config.out)
+    with alone_in(out, world):
+        saved = read_checkpoint(config)
+        classes = list(train.classes)
+        if saved and saved["init_from"] != name:
+            raise CheckpointError(
+                f"{str(out)!r} holds a run of {saved['init_from']!r}, and this one is of {name!r}; "
+                "give another folder"
+            )
+        # The same initial parameters on every rank.
+        torch.manual_seed(config.seed)
+        build = partial(build_vit, encoder, len(classes), config, side)
+        vit = build()
+        state = build_state(
+            config, vit, world, build=build,
+            build_optimizers=partial(
+                build_layer_decay, config=config.optim, layer_decay=config.layer_decay
+            ),
+        )  # fmt: skip
+        state.init_from = name
+        if saved:
+            restore(state, saved, config)
+            note_changes(state, config)
+        write_config(config, config.recipe, world)
+        model = replace(encoder.config, image_size=side, grid=None)
+        if not model.value_range:
+            model = replace(model, value_range=_reader(model).find_range(train.files))
+        samples = TrainingSamples(train, model, config, side)
+        objective = Classification(config, vit, samples, len(classes), world)
+        logger = Logger(out, config)
+        accuracy = Accuracy(model, val, logger, config.crop_share)
+        callbacks = (Progress(config.steps, state.step), logger, accuracy, Report(config))
+        trainer = Trainer(config, state, objective, callbacks if world.is_main else (), world)
+        stopped_by = trainer.fit()
+        scores = None
+        if world.is_main and not stopped_by:
+            trained = state.snapshot()
+            scores = accuracy.measure(trained)
+            record = {
+                "method": "finetune", "init_from": name, "train": without_places(config),
+                "changes": state.changes, "pictures": len(train), "steps": state.step,
+                "hours": round(state.seconds / 3600, 3), "accuracy": scores.accuracy,
+            }  # fmt: skip
+            save_classifier(
+                out / WEIGHTS_FILE, trained, model, classes=train.classes, record=record
+            )  # fmt: skip
+        return ClassifierRun(config, scores, stopped_by)
