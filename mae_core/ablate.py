@@ -42,13 +42,24 @@ from typing import IO, Annotated, Any, Literal
 from pydantic import Field, JsonValue
 from tqdm import tqdm
 
-from mae_core.config import Checked, Count, Share, from_dict, read_yaml, text_of, with_overrides
+from mae_core.config import (
+    Checked,
+    Count,
+    Share,
+    from_dict,
+    read_yaml,
+    split_field,
+    text_of,
+    with_overrides,
+)
 from mae_core.data.datasets import find_images
 from mae_core.data.labelled import open_labelled
 from mae_core.devices import choose_device, choose_threads
 from mae_core.errors import ConfigError, DataError, MAEError
 from mae_core.evaluation.probes import KnnConfig, LinearConfig, probe
 from mae_core.evaluation.reconstruction import FittedImages, evaluate_reconstruction, summarize
+from mae_core.finetune import fine_tune
+from mae_core.training.classification import FinetuneConfig
 from mae_core.weights.export import write_json
 from mae_core.weights.files import WEIGHTS_FILE, read_json, write_atomically
 from mae_core.weights.registry import load
@@ -70,8 +81,9 @@ class Ablation(Checked):
 
     Attributes:
         measure: By name: `kind`, `data` and the fields of that kind. `reconstruction` is the mean
-            PSNR in dB on a folder of images, with `mask_ratio`; `knn` and `linear` the accuracy on
-            labelled images, with the fields of `KnnConfig` and `LinearConfig`.
+            PSNR in dB on a folder of images, with `mask_ratio`; `knn`, `linear`, `finetune` and
+            `partial` the accuracy on labelled images, with the fields of `KnnConfig`,
+            `LinearConfig` and `FinetuneConfig`.
         out: Folder of the runs and results.
         recipe: What `mae train` begins with: a recipe or a config.yaml.
         fields: Fields of every run, by dotted names; a row's own win.
@@ -93,7 +105,7 @@ class Ablation(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, given in self.measure.items():
-            _measure_of(name, given)
+            _check_measure(name, given)
         parts: list[Mapping[str, Any]] = [self.fields, self.grid, *self.rows]
         for fields in parts:
             if own := [name for name in _OWN_FIELDS if name in fields]:
@@ -137,21 +149,40 @@ class _Reconstruction(Checked):
         return found.mean
 
 
-_KINDS: dict[str, Any] = {
+# What the fields of a measure are those of, by its kind.
+_KINDS: dict[str, type[Checked]] = {
     "reconstruction": _Reconstruction, "knn": KnnConfig, "linear": LinearConfig,
+    "finetune": FinetuneConfig, "partial": FinetuneConfig,
 }  # fmt: skip
 
 
-def _measure_of(name: str, given: Mapping[str, Any]) -> tuple[Any, str]:
-    """The configuration of a measure and its data."""
-    fields = {key: value for key, value in given.items() if key not in ("kind", "data")}
-    kind, data = given.get("kind"), given.get("data")
-    if not isinstance(kind, str) or kind not in _KINDS or not isinstance(data, str):
+def _check_measure(name: str, given: Mapping[str, Any]) -> None:
+    if given.get("kind") not in [*_KINDS] or not isinstance(given.get("data"), str):
         raise ConfigError(
             f"measure.{name} is {dict(given)}; give kind: {', '.join(_KINDS)}, and data: FOLDER"
         )
-    texts = [f"{key}={text_of(value)}" for key, value in fields.items()]
-    return with_overrides(_KINDS[kind](), texts), data
+    if "out" in given:
+        raise ConfigError(f"measure.{name} has out; the folder of the run is taken")
+    with_overrides(_KINDS[given["kind"]](), _texts_of(given))
+
+
+def _texts_of(given: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={text_of(v)}" for key, v in given.items() if key not in ("kind", "data")]
+
+
+def _measure(name: str, given: Mapping[str, Any], run: Path) -> float:
+    """Measure a finished run; what it takes to do so is kept in its folder."""
+    kind, data, texts = given["kind"], given["data"], _texts_of(given)
+    if kind in ("finetune", "partial"):
+        fields = dict(map(split_field, [*texts, f"out={run / name}"]))
+        report = fine_tune(run, data, kind, **fields)
+        if "stopped_by" in report:
+            raise KeyboardInterrupt
+        return float(report["accuracy"])
+    config: Any = with_overrides(_KINDS[kind](), texts)
+    if isinstance(config, _Reconstruction):
+        return config.value(run, data)
+    return float(probe(run, data, config)["accuracy"])
 
 
 @dataclass(frozen=True)
@@ -196,12 +227,11 @@ def run_ablation(ablation: Ablation, jobs: int = 1) -> list[Row]:
     Raises:
         MAEError: If the data of a measure cannot be opened; nothing is trained then.
     """
-    for name, given in ablation.measure.items():
-        config, data = _measure_of(name, given)
-        if isinstance(config, _Reconstruction):
-            find_images(data, quiet=True)
+    for given in ablation.measure.values():
+        if given["kind"] == "reconstruction":
+            find_images(str(given["data"]), quiet=True)
         else:
-            open_labelled(data)
+            open_labelled(str(given["data"]))
     combinations = ablation.combinations()
     runs = {
         (i, seed): Path(ablation.out).expanduser() / _folder_of(ablation, fields) / f"seed-{seed}"
@@ -340,11 +370,7 @@ def _measured(ablation: Ablation, run: Path) -> dict[str, float]:
     for name, given in ablation.measure.items():
         key = json.dumps([given, status.st_size, status.st_mtime_ns], sort_keys=True)
         if key not in known:
-            config, data = _measure_of(name, given)
-            if isinstance(config, _Reconstruction):
-                known[key] = config.value(run, data)
-            else:
-                known[key] = probe(run, data, config)["accuracy"]
+            known[key] = _measure(name, given, run)
             write_json(path, known)
         values[name] = float(known[key])
     return values

@@ -47,7 +47,9 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         "photographs", "recipes", "reconstruct", "weights",
     },
     "finetune": {"config", "data", "errors", "evaluation", "training", "weights"},
-    "ablate": {"config", "data", "devices", "errors", "evaluation", "weights"},
+    "ablate": {
+        "config", "data", "devices", "errors", "evaluation", "finetune", "training", "weights",
+    },
     "cli": ANY,
     "train": {"cli"},
     "__main__": {"cli"},

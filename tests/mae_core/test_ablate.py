@@ -65,17 +65,27 @@ def test_a_grid_is_trained_measured_and_drawn_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    grid = write_grid(tmp_path / "grid.yaml", pictures)
+    measure = {
+        "psnr": {"kind": "reconstruction", "data": str(pictures), "mask_ratio": 0.5},
+        "knn": {"kind": "knn", "data": str(pictures), "k": 2},
+        "tuned": {
+            "kind": "partial", "data": str(pictures), "blocks": [0, 1], "steps": 1, "workers": 1,
+            "batch_size": 4,
+        },
+    }  # fmt: skip
+    grid = write_grid(tmp_path / "grid.yaml", pictures, measure=measure)
     # One of the two rows cannot be trained; the other is.
     assert mae(["ablate", str(grid), "--jobs", "2"]) == 1
     said = capsys.readouterr().out
-    assert "| runs | psnr | knn |" in said
+    assert "| runs | psnr | knn | tuned |" in said
     assert "mask.ratio=2, seed 0 failed: error: mask.ratio" in said
     results = json.loads((tmp_path / "runs/results.json").read_text())["rows"]
     assert [row["fields"] for row in results] == [{"mask.ratio": 0.5}, {"mask.ratio": 2}]
     assert 0 < results[0]["values"]["psnr"][0] < 40
     assert 0 <= results[0]["values"]["knn"][0] <= 1
-    assert results[1]["values"] == {"psnr": [], "knn": []}
+    assert 0 <= results[0]["values"]["tuned"][0] <= 1
+    assert list((tmp_path / "runs").glob("*/seed-0/tuned/blocks-1/seed-0/weights.safetensors"))
+    assert results[1]["values"] == {"psnr": [], "knn": [], "tuned": []}
     assert "failed" in (tmp_path / "runs/table.md").read_text()
     with Image.open(tmp_path / "runs/plot.png") as plot:
         assert plot.width > plot.height
@@ -84,8 +94,9 @@ def test_a_grid_is_trained_measured_and_drawn_once(
     started = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
     monkeypatch.setattr(ablate, "probe", None)
+    monkeypatch.setattr(ablate, "fine_tune", None)
     monkeypatch.setattr(ablate._Reconstruction, "value", None)
-    grid = write_grid(tmp_path / "grid.yaml", pictures, grid={"mask.ratio": [0.5]})
+    grid = write_grid(tmp_path / "grid.yaml", pictures, grid={"mask.ratio": [0.5]}, measure=measure)
     assert mae(["ablate", str(grid), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == results[:1]
     assert not started
