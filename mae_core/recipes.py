@@ -10,6 +10,7 @@ from dataclasses import replace
 from mae_core.config import (
     DataConfig,
     MaskConfig,
+    ModelConfig,
     OptimConfig,
     StageConfig,
     SystemConfig,
@@ -103,6 +104,22 @@ def cifar() -> TrainConfig:
     )
 
 
+def ablation() -> TrainConfig:
+    """One run of an ablation at 64 x 64 pixels: minutes on two CPU cores."""
+    return TrainConfig(
+        model=ModelConfig(
+            image_size=64, patch_size=8, embed_dim=128, depth=6, num_heads=4,
+            decoder_embed_dim=96, decoder_depth=4, decoder_num_heads=3,
+        ),
+        data=DataConfig(short_side=80),
+        optim=OptimConfig(lr=1.5e-3, warmup_steps=100),
+        stages=(StageConfig(64),),
+        out="runs/ablation",
+        steps=1500,
+        batch_size=64,
+    )  # fmt: skip
+
+
 def base() -> TrainConfig:
     """The paper's pre-training of ViT-B: 800 epochs in batches of 4096."""
     return _paper("base")
@@ -135,7 +152,7 @@ def _paper(model: str) -> TrainConfig:
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     make.__name__: make
-    for make in (quick, adapt, small_data, cifar, base, large, huge, bundled_tiny)
+    for make in (quick, adapt, small_data, cifar, ablation, base, large, huge, bundled_tiny)
 }
 
 

@@ -7,7 +7,11 @@ import pytest
 
 from tests.sources import ROOT
 
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("tests/**/*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *sorted(ROOT.glob("tests/**/*.md")),
+]
 # As the project is looked at from the root, from the page, or from `tests/`, as docs/security.md
 # says.
 NAMED_FILE = re.compile(

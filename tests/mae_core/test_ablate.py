@@ -17,11 +17,15 @@ from PIL import Image
 from mae_core import ablate
 from mae_core.ablate import Ablation, Row, load_ablation, run_ablation, save_results
 from mae_core.cli import mae
-from mae_core.config import ModelConfig
+from mae_core.config import ModelConfig, text_of, with_overrides
 from mae_core.errors import ConfigError, DataError
 from mae_core.model.mae import MaskedAutoencoder
+from mae_core.recipes import recipe
+from mae_core.training.optim import mask_at
 from mae_core.weights.formats import save_weights
 from tests.pictures import draw_picture
+
+GRIDS = Path(__file__).resolve().parents[2] / "docs/ablations"
 
 SMALL = {
     "model.image_size": 32, "model.patch_size": 8, "model.embed_dim": 16, "model.depth": 1,
@@ -100,6 +104,18 @@ def test_a_grid_is_trained_measured_and_drawn_once(
     assert mae(["ablate", str(grid), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == results[:1]
     assert not started
+
+
+@pytest.mark.parametrize("grid", sorted(GRIDS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_grids_of_the_paper_can_be_run(grid: Path) -> None:
+    ablation = load_ablation(grid)
+    assert f"`{grid.name}`" in (GRIDS / "README.md").read_text()
+    for fields in ablation.combinations():
+        texts = [f"{key}={text_of(value)}" for key, value in {**ablation.fields, **fields}.items()]
+        config = with_overrides(recipe(ablation.recipe), texts)
+        # Draws one mask, which not every ratio allows.
+        side = config.model.grid_size
+        assert mask_at(0, 2, (side, side), config.mask, seed=0).mask.any()
 
 
 def test_a_measure_that_fails_is_noted_and_the_others_stay(
