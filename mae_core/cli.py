@@ -55,7 +55,7 @@ def entry(argv: Sequence[str] | None = None) -> NoReturn:
     logging.getLogger("mae_core").setLevel(logging.INFO)
     status = main(args)
     if args[:1] in (["train"], ["evaluate"]):
-        from mae_core.training.distributed import end_process
+        from mae_core.distributed import end_process
 
         end_process(status)
     sys.exit(status)

@@ -14,6 +14,7 @@ import torch
 
 from mae_core.config import text_of, to_dict, with_overrides
 from mae_core.data.labelled import open_labelled
+from mae_core.distributed import init_distributed
 from mae_core.errors import ConfigError
 from mae_core.evaluation.probes import untrained
 from mae_core.evaluation.scores import Scores, figures_of
@@ -24,7 +25,6 @@ from mae_core.training.classification import (
     recipe_for,
     train_classifier,
 )
-from mae_core.training.distributed import init_distributed
 from mae_core.weights.registry import read_weights, weights_name
 
 __all__ = ["Method", "fine_tune"]

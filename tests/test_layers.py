@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "config": {"errors", "measurements"},
     "recipes": {"config", "errors", "weights"},
     "devices": {"errors"},
+    "distributed": {"devices", "errors"},
     "model": {"_compat", "config", "errors"},
     "photographs": {"errors", "measurements"},
     "images": {"errors", "measurements", "photographs"},
@@ -43,10 +44,12 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     },
     # `evaluation` too, in these modules only: TRAINING_MEETS_EVALUATION.
     "training": {
-        "config", "data", "devices", "errors", "evaluation", "images", "measurements", "model",
-        "photographs", "recipes", "reconstruct", "weights",
+        "config", "data", "devices", "distributed", "errors", "evaluation", "images",
+        "measurements", "model", "photographs", "recipes", "reconstruct", "weights",
     },
-    "finetune": {"config", "data", "errors", "evaluation", "training", "weights"},
+    "finetune": {
+        "config", "data", "distributed", "errors", "evaluation", "training", "weights",
+    },
     "ablate": {
         "config", "data", "devices", "errors", "evaluation", "finetune", "training", "weights",
     },

@@ -40,11 +40,11 @@ from mae_core.config import (
 from mae_core.data.datasets import ImageReader, shown
 from mae_core.data.labelled import LabelledImages
 from mae_core.data.transforms import crop_image, draw_crop
+from mae_core.distributed import World
 from mae_core.errors import CheckpointError, ConfigError, DataError, ImageError
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.training.callbacks import Accuracy, Logger, Progress, Report
 from mae_core.training.checkpoint import note_changes, read_checkpoint, restore
-from mae_core.training.distributed import World
 from mae_core.training.optim import with_peak_lr, with_steps
 from mae_core.training.train import alone_in, check_batch, write_config
 from mae_core.training.trainer import Loss, Trainer, build_state
@@ -111,6 +111,8 @@ class FinetuneConfig(RunConfig):
                     f"blocks={blocks:g}: give whole numbers, or 0.5 for the MLP of the last block"
                 )
         DataConfig(crop_area=self.crop_area)
+        if self.optim.name != "adamw":
+            raise ConfigError(f"optim.name={self.optim.name}: classifiers are trained by adamw")
 
 
 def free_part(vit: nn.Module, blocks: float | None) -> None:
@@ -317,7 +319,7 @@ class Classification:
         partners, other = (t.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for t in (images, targets))
         if uses_cutmix:
             rows, columns = (
-                _cut(side, np.sqrt(1 - share), int(rng.integers(side)))
+                _cut(side, (1 - share) ** 0.5, int(rng.integers(side)))
                 for side in images.shape[-2:]
             )
             images = images.clone()

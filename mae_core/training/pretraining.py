@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from mae_core.config import TrainConfig
 from mae_core.data.loader import BatchLoader
+from mae_core.distributed import World
 from mae_core.model.losses import error_of, reconstruction_loss
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask
-from mae_core.training.distributed import World
 from mae_core.training.optim import image_size_at, mask_at
 from mae_core.training.trainer import Loss
 

@@ -37,6 +37,7 @@ from mae_core.data.datasets import find_images
 from mae_core.data.labelled import open_labelled
 from mae_core.data.loader import BatchLoader, Dataset, open_dataset, with_data_facts
 from mae_core.data.streams import ImageStream
+from mae_core.distributed import World, init_distributed
 from mae_core.errors import ConfigError, DataError, TrainingError
 from mae_core.images import DecodedImage
 from mae_core.measurements import range_in_words
@@ -63,7 +64,6 @@ from mae_core.training.checkpoint import (
     with_model,
     with_saved_facts,
 )
-from mae_core.training.distributed import World, init_distributed
 from mae_core.training.optim import (
     build_optimizers,
     with_image_size_of_model,

@@ -26,11 +26,11 @@ from torch.utils.checkpoint import checkpoint
 
 from mae_core.config import RunConfig
 from mae_core.devices import cpu_has_bfloat16
+from mae_core.distributed import World, distribute
 from mae_core.errors import CheckpointError, TrainingError
 from mae_core.model.blocks import Attention, Block
 from mae_core.training.callbacks import Callback
 from mae_core.training.checkpoint import RunState, read_checkpoint, restore
-from mae_core.training.distributed import World, distribute
 from mae_core.training.optim import as_one, lr_at, set_lr
 from mae_core.weights.files import CHECKPOINT_FILE, save_checkpoint
 

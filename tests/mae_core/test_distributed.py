@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from mae_core.config import SystemConfig, TrainConfig, split_field
+from mae_core.distributed import init_distributed
 from mae_core.errors import ConfigError
-from mae_core.training.distributed import init_distributed
 from mae_core.training.train import train
 from mae_core.weights.registry import read_weights
 from tests.mae_core.conftest import MakeRun

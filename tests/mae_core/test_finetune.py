@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from mae_core.cli import mae
 from mae_core.config import ModelConfig, OptimConfig
 from mae_core.data.labelled import open_labelled
+from mae_core.distributed import World
 from mae_core.errors import DataError, MAEError
 from mae_core.finetune import fine_tune
 from mae_core.model.mae import MaskedAutoencoder
@@ -34,7 +35,6 @@ from mae_core.training.classification import (
     build_vit,
     recipe_for,
 )
-from mae_core.training.distributed import World
 from mae_core.weights.files import load_checkpoint
 from mae_core.weights.formats import save_weights
 from mae_core.weights.registry import read_weights

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from mae_core.cli import mae
 from mae_core.config import ModelConfig, StageConfig, TrainConfig
+from mae_core.distributed import World
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.mae import MaskedAutoencoder, resample_pos_embed
 from mae_core.recipes import RECIPES
 from mae_core.training.checkpoint import RunState
-from mae_core.training.distributed import World
 from mae_core.training.train import start_run, train
 from mae_core.weights.export import convert, write_official
 from mae_core.weights.files import load_checkpoint

@@ -31,6 +31,7 @@ from mae_core.config import (
     preset,
     with_overrides,
 )
+from mae_core.distributed import World
 from mae_core.errors import CheckpointError, ConfigError, MAEError, TrainingError
 from mae_core.model.losses import reconstruction_loss
 from mae_core.model.mae import MaskedAutoencoder, forward_flops
@@ -39,7 +40,6 @@ from mae_core.recipes import RECIPES, recipe
 from mae_core.training import callbacks, checkpoint, optim, pretraining, trainer
 from mae_core.training import train as train_module
 from mae_core.training.checkpoint import RunState
-from mae_core.training.distributed import World
 from mae_core.training.optim import (
     Float32Muon,
     build_optimizers,
