@@ -477,12 +477,16 @@ def _linear(args: argparse.Namespace) -> int:
 
 def _probe(args: argparse.Namespace, plain: "KnnConfig | LinearConfig") -> int:
     from mae_core.config import with_overrides
+    from mae_core.distributed import init_distributed
     from mae_core.evaluation.probes import probe, save_report
 
-    report = probe(args.weights, args.data, with_overrides(plain, args.fields), device=args.device)
-    print(json.dumps(report, indent=2) if args.json else _as_table(report))
-    if args.out:
-        save_report(report, args.out.expanduser())
+    config = with_overrides(plain, args.fields)
+    with init_distributed() as world:
+        report = probe(args.weights, args.data, config, device=args.device, world=world)
+        if world.is_main:
+            print(json.dumps(report, indent=2) if args.json else _as_table(report))
+            if args.out:
+                save_report(report, args.out.expanduser())
     return 0
 
 

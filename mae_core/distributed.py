@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mae_core.devices import choose_device
 from mae_core.errors import ConfigError, TrainingError
+
+Value = TypeVar("Value")
 
 # Rank 0 measures and writes while the others wait.
 _TIMEOUT = datetime.timedelta(hours=1)
@@ -63,6 +65,14 @@ class World:
         dist.all_reduce(mean)
         return mean
 
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all ranks, in their order, as each rank gets them. Collective."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """Run the body on rank 0, then on the others, which find the files it made. Collective."""
@@ -71,6 +81,10 @@ class World:
         yield
         if self.is_main:
             self.barrier()
+
+
+# One process, on a CPU.
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 @contextmanager

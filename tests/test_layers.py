@@ -35,8 +35,8 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "settings": {"config", "errors", "images", "model", "reconstruct", "weights"},
     "data": {"config", "errors", "images", "measurements", "photographs"},
     "evaluation": {
-        "_compat", "config", "data", "devices", "errors", "images", "inpainting", "measurements",
-        "metrics", "model", "normpix", "photographs", "reconstruct", "weights",
+        "_compat", "config", "data", "devices", "distributed", "errors", "images", "inpainting",
+        "measurements", "metrics", "model", "normpix", "photographs", "reconstruct", "weights",
     },
     "inside": {
         "config", "devices", "errors", "images", "inpainting", "metrics", "model", "normpix",

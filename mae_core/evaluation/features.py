@@ -28,6 +28,7 @@ from mae_core.data.datasets import ImageReader, shown
 from mae_core.data.labelled import LabelledImages
 from mae_core.data.transforms import Crop, crop_image, draw_crop, normalize
 from mae_core.devices import choose_device
+from mae_core.distributed import ALONE, World
 from mae_core.errors import ConfigError, DataError, ImageError, MAEError
 from mae_core.model.mae import MaskedAutoencoder, Pool
 from mae_core.weights.files import write_atomically
@@ -85,7 +86,7 @@ def cache_folder() -> Path:
 def extract(
     weights: Weights, images: LabelledImages, *, image_size: int | None = None,
     blocks: Sequence[int] = (-1,), view: int | None = None, device: str = "auto",
-    cache: Path | None = None, range_of: LabelledImages | None = None,
+    cache: Path | None = None, range_of: LabelledImages | None = None, world: World = ALONE,
 ) -> Features:  # fmt: skip
     """Run the encoder on whole images, in float32, or read what an earlier call has kept.
 
@@ -101,6 +102,7 @@ def extract(
         cache: Folder of the kept features; `cache_folder()` if not given.
         range_of: Images that tell the value range of files of more than 8 bits, where the weights
             do not; `images` if not given. Give the part that is learned from for both.
+        world: Ranks that share the images; each gets the features of all. Collective.
 
     Raises:
         ConfigError: If a block or the size does not fit the model.
@@ -117,7 +119,7 @@ def extract(
         raise ConfigError(f"blocks are {list(blocks)}; this encoder has {depth}: 0 to {depth - 1}")
     numbers = tuple(sorted({block % depth for block in blocks}))
 
-    place = choose_device(device)
+    place = choose_device(device) if world.size == 1 else world.device
     about = [
         _VERSION, torch.__version__, place.type, to_dict(config), images.fingerprint,
         (range_of or images).fingerprint, side, numbers, view, _digest(weights.state),
@@ -125,13 +127,16 @@ def extract(
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
     path = (cache_folder() if cache is None else cache) / f"{key}.safetensors"
     kept = _read(path)
-    if kept is None:
-        found = compute(
-            model.to(place), images, side, numbers, view=view, range_of=range_of or images
-        )
-        kept = {"tokens": found.tokens, "rows": found.rows}
+    if kept is None or world.any_rank(kept is None):
+        own = compute(
+            model.to(place), images, side, numbers, view=view, range_of=range_of or images,
+            share=slice(world.rank, None, world.size),
+        )  # fmt: skip
+        tokens, rows = map(torch.cat, zip(*world.gather((own.tokens, own.rows)), strict=True))
+        order = rows.argsort()
+        kept = {"tokens": tokens[order], "rows": rows[order]}
         # An image that is missing may be there the next time.
-        if len(found) == len(images):
+        if world.is_main and len(rows) == len(images):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, partial(save_file, kept))
@@ -161,25 +166,27 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 @torch.inference_mode()
 def compute(
     model: MaskedAutoencoder, images: LabelledImages, side: int, blocks: tuple[int, ...],
-    *, view: int | None = None, range_of: LabelledImages,
+    *, view: int | None = None, range_of: LabelledImages, share: slice = slice(None),
 ) -> Features:  # fmt: skip
     """`extract` of a model on its device, in evaluation mode; nothing is kept.
 
-    `side` is the `image_size`, and `blocks` are numbers from 0, in order.
+    `side` is the `image_size`, `blocks` are numbers from 0, in order, and `share` the images that
+    are taken.
     """
-    config = model.config
+    config, places = model.config, torch.arange(len(images))[share]
 
     def crop_of(i: int, height: int, width: int) -> Crop:
-        rng = np.random.default_rng((view or 0, i))
+        rng = np.random.default_rng((view or 0, int(places[i])))
         return draw_crop(height, width, _CENTRE if view is None else _RANDOM, rng)
 
-    tokens, places = computed(
-        lambda batch: _pooled(model, batch, blocks), images.files, images.names, config,
-        side=side, crop_of=crop_of, device=model.pos_embed.device, range_of=range_of.files,
+    tokens, found = computed(
+        lambda batch: _pooled(model, batch, blocks), images.files[share], images.names[share],
+        config, side=side, crop_of=crop_of, device=model.pos_embed.device, range_of=range_of.files,
         title="features",
     )  # fmt: skip
-    labels = torch.from_numpy(images.labels)[places]
-    return Features(tokens, labels, places, images.classes, blocks)
+    rows = places[found]
+    labels = torch.from_numpy(images.labels)[rows]
+    return Features(tokens, labels, rows, images.classes, blocks)
 
 
 def computed(

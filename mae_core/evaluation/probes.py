@@ -20,6 +20,7 @@ from torch import Tensor
 from mae_core.config import Checked, Count, NotNegativeInt, Positive, to_dict
 from mae_core.data.labelled import LabelledImages, open_labelled
 from mae_core.devices import choose_device
+from mae_core.distributed import ALONE, World
 from mae_core.errors import ConfigError, DataError
 from mae_core.evaluation.features import Features, compute, extract
 from mae_core.evaluation.knn import knn_scores
@@ -114,7 +115,7 @@ class LinearConfig(ProbeConfig):
 
 def probe(
     weights: str | Path | Weights, data: str | Path, config: KnnConfig | LinearConfig,
-    *, device: str = "auto", cache: Path | None = None,
+    *, device: str = "auto", cache: Path | None = None, world: World = ALONE,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the classification accuracy that an encoder's features allow.
 
@@ -124,6 +125,7 @@ def probe(
         config: Which probe.
         device: `auto`, `cpu`, `cuda` or `mps`.
         cache: Folder of kept features; `cache_folder()` if not given.
+        world: Ranks that share the images; each gets the report.
 
     Returns:
         Plain data. `accuracy` is the mean over the seeds, `interval` its 95 % interval over
@@ -143,7 +145,7 @@ def probe(
         encoder = read if config.init == "weights" else untrained(read, seed)
         take = partial(
             extract, encoder, blocks=config.blocks, device=device, cache=cache,
-            image_size=config.image_size or None, range_of=train,
+            image_size=config.image_size or None, range_of=train, world=world,
         )  # fmt: skip
         views = getattr(config, "views", 0)
         parts = [take(train, view=seed * 10**6 + i) for i in range(views)] or [take(train)]
