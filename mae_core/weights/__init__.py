@@ -8,7 +8,7 @@ from mae_core.weights.files import (
     SIDECAR_FILES,
     WEIGHTS_FILE,
 )
-from mae_core.weights.formats import Hints, Kind, Weights, save_weights
+from mae_core.weights.formats import Hints, Kind, Weights, save_classifier, save_weights
 from mae_core.weights.hub import (
     UPLOAD_STATUSES,
     choose_files,
@@ -57,6 +57,7 @@ __all__ = [
     "open_hub",
     "read_weights",
     "reason_of",
+    "save_classifier",
     "save_weights",
     "weights_name",
 ]

@@ -52,6 +52,7 @@ _FACTS = {
     "cores": "CPU cores of the machine",
     "torch": "torch",
 }
+_SCORES = {"accuracy": "accuracy, 0 to 1"}
 _FIGURES = {"holdout_psnr": "PSNR (dB)", "holdout_ssim": "SSIM", "holdout_loss": "loss"}
 
 
@@ -224,7 +225,9 @@ def _classifier_card(repo_id: str, weights: Weights, license_name: str, lacking:
     if "fc_norm.weight" not in weights.state:
         pooled = "the class token"
     height, width = (side * config.patch_size for side in config.table_grid)
-    facts = _table(weights.record, _FACTS)
+    facts, figures = (_table(weights.record, labels) for labels in (_FACTS, _SCORES))
+    if figures:
+        figures = f"On images kept apart by whoever trained it.\n\n{figures}"
     elsewhere = f"They are in mae_core's format alone: {lacking}."
     if lacking is None:
         elsewhere = f"""```python
@@ -256,6 +259,10 @@ Depth {config.depth}, width {config.embed_dim}; patches of {config.patch_size} x
 {facts or "Nothing is recorded about the training of these weights."}
 
 The whole configuration is in `config.json`.
+
+## How good they are
+
+{figures or "Nothing is recorded."}
 
 ## How to use them
 
