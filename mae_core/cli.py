@@ -591,15 +591,15 @@ def _predict(args: argparse.Namespace) -> int:
     from mae_core.config import with_overrides
     from mae_core.evaluation.classifier import PredictConfig, predict
 
-    own = {field.name for field in dataclasses.fields(PredictConfig)}
-    is_field = {
-        word: word.partition("=")[0] in own and "=" in word and not os.path.lexists(word)
+    fields = [
+        word
         for word in args.fields
-    }
-    pictures = [word for word in args.fields if not is_field[word]]
+        if "=" in word and word.partition("=")[0].isidentifier() and not os.path.lexists(word)
+    ]
+    pictures = [word for word in args.fields if word not in fields]
     if not pictures:
         raise ConfigError("no picture is named; give files or folders after the weights")
-    config = with_overrides(PredictConfig(), [word for word in args.fields if is_field[word]])
+    config = with_overrides(PredictConfig(), fields)
     report = predict(args.weights, pictures, config, top=args.top, device=args.device)
     if args.json:
         print(json.dumps(report, indent=2))

@@ -102,7 +102,8 @@ def open_part(data: str | Path, part: Part = "val") -> LabelledImages:
     """Open one part of a labelled data set, to measure a classifier that has learned already.
 
     Args:
-        data: As for `open_labelled`; the other part may be missing, and may have other classes.
+        data: As for `open_labelled`; the other part may have other classes, and of a folder it may
+            be missing.
         part: `val` or `train`; or `all`, for a folder with the folders of the classes directly
             below it, of which nothing was learned from.
 
@@ -110,15 +111,17 @@ def open_part(data: str | Path, part: Part = "val") -> LabelledImages:
         DataError: If there is no class, or the data cannot be read.
     """
     folder = Path(data).expanduser()
-    is_hub = str(data).startswith("hub:")
-    if is_hub and part == "all":
-        raise DataError("part=all is for folders; give part=val or part=train")
-    if is_hub:
+    measured = [folder / name for name in _MEASURED if (folder / name).is_dir()]
+    if str(data).startswith("hub:"):
+        if part == "all":
+            raise DataError("part=all is for folders; give part=val or part=train")
         images = _open_hub(str(data).removeprefix("hub:"))[part == "val"]
     elif part == "all":
         images = _whole(folder, "give part=val or part=train, or the folder of one of them")
-    elif part == "val" and (measured := [name for name in _MEASURED if (folder / name).is_dir()]):
-        images = _of_folder(folder / measured[0])
+    elif part == "val" and measured:
+        images = _of_folder(measured[0])
+    elif part == "train" and (folder / "train").is_dir():
+        images = _of_folder(folder / "train", next(iter(measured), ""))
     else:
         images = _open_folder(folder)[part == "val"]
     if not len(images):

@@ -272,6 +272,18 @@ def test_timm_opens_what_is_written_and_names_the_classes(
     assert torch.equal(logits_of(peer, images), expected)
 
 
+def test_an_encoder_is_a_folder_of_timm_too(small_model: MaskedAutoencoder, tmp_path: Path) -> None:
+    save_weights(tmp_path / "x.safetensors", small_model, record={})
+    line = ["convert", str(tmp_path / "x.safetensors"), str(tmp_path / "folder"), "--to", "timm"]
+    assert mae(line) == 0
+    peer = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
+    images = noise(2, 3, 48, 48)
+    with torch.inference_mode():
+        theirs, ours = peer.forward_features(images), small_model.features(images)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert (peer.num_classes, read_weights(tmp_path / "folder").kind) == (0, "encoder")
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_what_timm_saves_has_its_logits_and_names(pool: str, tmp_path: Path) -> None:
     peer = timm.create_model(
@@ -581,6 +593,12 @@ def test_any_part_can_be_measured_alone(saved: Path, data: Path) -> None:
     assert measured(data, "val") == 12
     (data / "train").rename(data / "elsewhere")
     assert measured(data, "val") == 12
+    (data / "elsewhere/pink").rename(data / "elsewhere/red")
+    (data / "elsewhere").rename(data / "train")
+    (data / "train/red/linked.png").hardlink_to(data / "val/red/0.png")
+    assert measured(data, "train") == 6
+    (data / "val").rename(data / "elsewhere")
+    assert measured(data, "train") == 7
     draw_picture(0, 40, 40).save(data / "elsewhere.png")
     with pytest.raises(DataError, match="is not a folder"):
         measured(data / "nothing", "val")
@@ -641,7 +659,8 @@ def test_pictures_are_named_and_the_unreadable_ones_too(
         (["empty"], "no picture can be read; give files"),
         ([], "no picture is named; give files or folders"),
         (["bad.png", "--top", "0"], "top is 0; give 1 or more"),
-        (["bad.png", "crop_share=2"], "crop_share"),
+        (["bad.png", "crop_share=2"], "crop_share=2"),
+        (["bad.png", "crop_shar=1"], "PredictConfig has no field crop_shar"),
         (["bad.png", "--tpo", "3"], "mae evaluate predict has no --tpo"),
     ],
 )
