@@ -124,6 +124,9 @@ def test_an_encoder_becomes_a_classifier(
         written = read_weights(run / "weights.safetensors")
         assert (written.kind, written.classes) == ("classifier", (*sorted(COLOURS),))
         assert written.record["accuracy"] == report["seeds"][seed]
+    classifier = ["evaluate", "classifier", str(out / "seed-1"), str(folder / "data"), "--json"]
+    assert mae(classifier) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == report["seeds"][1]
     # What is finished is not trained again.
     lines = (out / "seed-1/metrics.jsonl").read_text()
     assert mae(command) == 0
