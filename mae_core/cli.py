@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -96,6 +97,8 @@ def mae(argv: Sequence[str]) -> int:
     if unknown:
         command = " ".join(argv[: 1 + (argv[0] == "evaluate")])
         raise ConfigError(f"mae {command} has no {unknown[0]}; see mae {command} --help")
+
+    args.line = shlex.join(["mae", *argv])  # a report says what made it
 
     import torch
 
@@ -437,7 +440,7 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
     add("weights", metavar="WEIGHTS", help="name, file, folder of a run or USER/NAME")
     add("data", metavar="DATA", help="folder with a folder for each class, or hub:USER/NAME")
     add("fields", metavar="field=value", nargs="*", default=[])
-    add("--out", metavar="DIR", type=Path, help="folder for report.json and confusion.png")
+    add("--out", metavar="DIR", type=Path, help="folder for report.html, report.json and charts")
     add("--device", default="auto", help="auto, cpu, cuda or mps")
     add("--json", action="store_true", help="print JSON")
 
@@ -478,7 +481,8 @@ def _linear(args: argparse.Namespace) -> int:
 def _probe(args: argparse.Namespace, plain: "KnnConfig | LinearConfig") -> int:
     from mae_core.config import with_overrides
     from mae_core.distributed import init_distributed
-    from mae_core.evaluation.probes import probe, save_report
+    from mae_core.evaluation.probes import probe
+    from mae_core.evaluation.report import save_report
 
     config = with_overrides(plain, args.fields)
     with init_distributed() as world:
@@ -486,7 +490,7 @@ def _probe(args: argparse.Namespace, plain: "KnnConfig | LinearConfig") -> int:
         if world.is_main:
             print(json.dumps(report, indent=2) if args.json else _as_table(report))
             if args.out:
-                save_report(report, args.out.expanduser())
+                save_report(report, args.out.expanduser(), args.line)
     return 0
 
 
@@ -495,7 +499,7 @@ def _add_finetune(parser: argparse.ArgumentParser) -> None:
     add("weights", metavar="WEIGHTS", help="name, file, folder of a run or USER/NAME")
     add("data", metavar="DATA", help="folder with a folder for each class, or hub:USER/NAME")
     add("fields", metavar="field=value", nargs="*", default=[])
-    add("--out", metavar="DIR", help="folder for the runs and report.json; runs/METHOD")
+    add("--out", metavar="DIR", help="folder for the runs and report.html; runs/METHOD")
     add("--json", action="store_true", help="print JSON")
 
 
@@ -540,7 +544,7 @@ def _scratch(args: argparse.Namespace) -> int:
 
 def _fine_tuned(args: argparse.Namespace, method: "Method") -> int:
     from mae_core.config import split_field
-    from mae_core.evaluation.probes import save_report
+    from mae_core.evaluation.report import save_report
     from mae_core.finetune import fine_tune
 
     out = args.out or f"runs/{method}"
@@ -549,7 +553,7 @@ def _fine_tuned(args: argparse.Namespace, method: "Method") -> int:
     if "stopped_by" in report:
         return 128 + int(report["stopped_by"])
     if report:  # on rank 0
-        save_report(report, Path(out).expanduser())
+        save_report(report, Path(out).expanduser(), args.line)
         print(json.dumps(report, indent=2) if args.json else _as_table(report))
     return 0
 
@@ -638,13 +642,13 @@ def _classifier(args: argparse.Namespace) -> int:
     """
     from mae_core.config import with_overrides
     from mae_core.evaluation.classifier import ClassifierConfig, measure
-    from mae_core.evaluation.probes import save_report
+    from mae_core.evaluation.report import save_report
 
     config = with_overrides(ClassifierConfig(), args.fields)
     report = measure(args.weights, args.data, config, device=args.device)
     print(json.dumps(report, indent=2) if args.json else _as_lines(report))
     if args.out:
-        save_report(report, args.out.expanduser())
+        save_report(report, args.out.expanduser(), args.line)
     return 0
 
 

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "recipes": {"config", "errors", "weights"},
     "devices": {"errors"},
     "distributed": {"devices", "errors"},
+    "reporting": set(),
     "model": {"_compat", "config", "errors"},
     "photographs": {"errors", "measurements"},
     "images": {"errors", "measurements", "photographs"},
@@ -36,7 +37,8 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "data": {"config", "errors", "images", "measurements", "photographs"},
     "evaluation": {
         "_compat", "config", "data", "devices", "distributed", "errors", "images", "inpainting",
-        "measurements", "metrics", "model", "normpix", "photographs", "reconstruct", "weights",
+        "measurements", "metrics", "model", "normpix", "photographs", "reconstruct", "reporting",
+        "weights",
     },
     "inside": {
         "config", "devices", "errors", "images", "inpainting", "metrics", "model", "normpix",
@@ -45,7 +47,8 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     # `evaluation` too, in these modules only: TRAINING_MEETS_EVALUATION.
     "training": {
         "config", "data", "devices", "distributed", "errors", "evaluation", "images",
-        "measurements", "model", "photographs", "recipes", "reconstruct", "weights",
+        "measurements", "model", "photographs", "recipes", "reconstruct", "reporting",
+        "weights",
     },
     "finetune": {
         "config", "data", "distributed", "errors", "evaluation", "training", "weights",

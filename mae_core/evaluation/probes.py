@@ -4,7 +4,6 @@ report = probe("mae-tiny", "flowers", KnnConfig(k=10))
 report["accuracy"], report["interval"], report["seeds"]
 """
 
-import json
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -34,7 +32,6 @@ from mae_core.evaluation.linear import (
 )
 from mae_core.evaluation.scores import Scores, figures_of, score
 from mae_core.model.mae import MaskedAutoencoder
-from mae_core.weights.files import write_atomically
 from mae_core.weights.formats import Weights
 from mae_core.weights.registry import read_weights, weights_name
 
@@ -44,7 +41,6 @@ __all__ = [
     "LinearConfig",
     "ProbeConfig",
     "probe",
-    "save_report",
     "untrained",
 ]
 
@@ -233,41 +229,3 @@ def _figures(of: list[tuple[Scores, float | None]], val: LabelledImages) -> dict
     chosen = [value for _, value in of if value is not None]
     figures = figures_of([one for one, _ in of], val.classes)
     return figures | ({"chosen": chosen} if chosen else {})
-
-
-def save_report(report: dict[str, Any], folder: Path) -> None:
-    """Write `report.json`, and where matplotlib is installed `confusion.png`, into a folder.
-
-    Raises:
-        CheckpointError: If they cannot be written.
-    """
-    text = json.dumps(report, indent=2) + "\n"
-    write_atomically(folder / "report.json", lambda path: path.write_text(text, "utf-8"))
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        _log.warning("no confusion.png: matplotlib is not installed; pip install matplotlib")
-        return
-    # A dollar would begin a formula.
-    classes = [name.replace("$", r"\$") for name in report["classes"]]
-    counts = np.array(report["confusion"], dtype=float)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 2.5 + 0.35 * min(len(classes), 60)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Greens", vmin=0, vmax=1)
-    if len(classes) <= 60:  # there is no room for more names
-        axes.set_xticks(range(len(classes)), classes, rotation=90)
-        axes.set_yticks(range(len(classes)), classes)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("class")
-    axes.set_title(
-        f"{report['method']} of {report['weights']}: {100 * report['accuracy']:.1f} %", loc="left"
-    )
-    for (row, column), share in np.ndenumerate(shares) if len(classes) <= 30 else ():
-        if share >= 0.005:
-            colour = "white" if share > 0.5 else "black"
-            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour)
-    write_atomically(
-        folder / "confusion.png", lambda path: figure.savefig(path, format="png", dpi=120)
-    )

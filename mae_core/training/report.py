@@ -4,7 +4,6 @@ The page needs no server and runs no script: images and charts are part of the f
 written again at any time.
 """
 
-import base64
 import io
 import json
 import logging
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -22,7 +21,11 @@ from tqdm import tqdm
 
 from mae_core.config import RunConfig, TrainConfig, load_yaml
 from mae_core.errors import ConfigError
+from mae_core.reporting import ACCENT, GREY, draw, render
 from mae_core.weights.files import RUN_FILES, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 METRICS_FILE = "metrics.jsonl"
 IMAGES_FOLDER = "reconstructions"
@@ -134,7 +137,7 @@ def write_report(out: Path, kind: type[RunConfig] = TrainConfig) -> Path:
         CheckpointError: If the page cannot be written.
     """
     try:
-        import jinja2
+        import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ConfigError(
@@ -142,25 +145,18 @@ def write_report(out: Path, kind: type[RunConfig] = TrainConfig) -> Path:
             "them with: pip install matplotlib jinja2"
         ) from error
     run = read_run(out, kind)
-    template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(template)
     opens = any((out / name).is_file() for name in RUN_FILES)
-    text = page.render(
+    content = render(
+        Path(__file__).with_name("report.html.j2"),
         name=out.resolve().name, run=run, key_figures=_key_figures(run), images=_images(out, run),
         charts={
-            title: _base64(draw_chart(run, name).encode())
+            title: draw_chart(run, name).encode()
             for name, title in _CHARTS.items() if run.figures.get(name)
         },
         command=f"python -m app --weights {shlex.quote(str(out))}" if opens else "",
     )  # fmt: skip
-    # A folder's name may be any bytes; those that are not text become question marks.
-    content = text.encode("utf-8", errors="replace")
     write_atomically(out / REPORT_FILE, lambda partial: partial.write_bytes(content))
     return out / REPORT_FILE
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def _key_figures(run: RunFiles) -> dict[str, str]:
@@ -189,33 +185,24 @@ def draw_chart(run: RunFiles, name: str) -> str:
 
     A long curve is the mean of each of its parts; the area around it is their range.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     points = np.array(list(run.figures[name].items()))  # (n, 2): step and value
     parts = np.array_split(points, min(len(points), _POINTS))
     steps = [part[-1, 0] for part in parts]
     low, mean, high = ([f(part[:, 1]) for part in parts] for f in (np.min, np.mean, np.max))
-    grey, buffer = "#7d8794", io.StringIO()
-    # With a fixed salt, equal runs have equal reports.
-    style: Any = dict.fromkeys(
-        ("axes.edgecolor", "text.color", "xtick.color", "ytick.color"), grey
-    ) | {"svg.fonttype": "none", "svg.hashsalt": "mae_core", "path.simplify": False}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(5.2, 2.6), layout="constrained")
-        axes = figure.add_subplot()
-        axes.fill_between(steps, low, high, color="#3b6fe0", alpha=0.25, linewidth=0, gid="range")
-        axes.plot(steps, mean, color="#3b6fe0", marker="o" if len(steps) < 40 else "", gid="curve")
+
+    def paint(axes: "Axes") -> None:
+        axes.fill_between(steps, low, high, color=ACCENT, alpha=0.25, linewidth=0, gid="range")
+        axes.plot(steps, mean, color=ACCENT, marker="o" if len(steps) < 40 else "", gid="curve")
         if name != "lr" and 0 < 5 * min(low) < max(high):
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
         for step, text in _stages(run):
-            axes.axvline(step, color=grey, linestyle=":", gid="stage")
+            axes.axvline(step, color=GREY, linestyle=":", gid="stage")
             axes.annotate(text, (step, 1.02), xycoords=("data", "axes fraction"))
         for step, _ in run.events:
             axes.axvline(step, color="#d2503c", linestyle="--", linewidth=1, gid="event")
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return buffer.getvalue()
+
+    return draw(paint, (5.2, 2.6)).decode()
 
 
 def _stages(run: RunFiles) -> Iterator[tuple[int, str]]:
@@ -230,14 +217,14 @@ def _stages(run: RunFiles) -> Iterator[tuple[int, str]]:
         share += stage.share
 
 
-def _images(out: Path, run: RunFiles) -> dict[int, str]:
-    """The first and the last grid of reconstructions by their step, as JPEG in base64."""
+def _images(out: Path, run: RunFiles) -> dict[int, bytes]:
+    """The first and the last grid of reconstructions by their step, as JPEG."""
     paths: dict[int, Path] = {}
     for path in (out / IMAGES_FOLDER).glob("step-*.png"):
         number = re.fullmatch(r"step-(\d+)\.png", path.name)
         if number and int(number[1]) <= run.step:
             paths[int(number[1])] = path
-    images: dict[int, str] = {}
+    images: dict[int, bytes] = {}
     for step in sorted({min(paths), max(paths)}) if paths else ():
         buffer = io.BytesIO()
         try:
@@ -248,5 +235,5 @@ def _images(out: Path, run: RunFiles) -> dict[int, str]:
             continue
         grid.thumbnail(_IMAGE_SIZE)
         grid.save(buffer, "JPEG", quality=80)
-        images[step] = _base64(buffer.getvalue())
+        images[step] = buffer.getvalue()
     return images

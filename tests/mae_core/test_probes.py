@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -44,6 +45,7 @@ from mae_core.weights.formats import Weights, save_weights
 from mae_core.weights.registry import read_weights
 from tests.mae_core.conftest import MakeRun
 from tests.pictures import draw_picture
+from tests.reports import Page
 
 COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 40), "red": (200, 30, 30)}
 
@@ -441,7 +443,7 @@ def test_random_encoders_differ_by_their_seed(weights: Weights, data: Path, cach
 
 
 @pytest.mark.parametrize("command", ["knn", "linear"])
-def test_the_command_prints_a_table_or_json_and_writes_a_picture(
+def test_the_command_prints_a_table_or_json_and_writes_a_report(
     command: str, weights: Weights, data: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -453,8 +455,10 @@ def test_the_command_prints_a_table_or_json_and_writes_a_picture(
     assert f"{command} of small (weights): 3 classes, 24 images to learn from, 12 measured" in said
     assert "100.0 %" in said
     assert "by class: blue 100 %, green 100 %, red 100 %" in said
-    with Image.open(out / "confusion.png") as picture:
-        assert min(picture.size) > 200
+    assert {path.name for path in out.iterdir()} == {"report.json", "report.html", "confusion.png"}
+    page = Page(out / "report.html")
+    assert f"{command} of small on 3 classes" in page.text
+    assert shlex.join(["mae", *line, "--out", str(out)]) in page.text
     assert mae([*line, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     kept = json.loads((out / "report.json").read_text())
