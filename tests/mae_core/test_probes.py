@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -242,28 +241,34 @@ def test_encoders_have_features_and_classifiers_do_not(
         extract(weights, train, image_size=50)
 
 
-def test_processes_share_the_images(data: Path, weights: Weights, tmp_path: Path) -> None:
+def test_processes_share_the_images(
+    data: Path, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """Centre squares and crops: two processes keep the features of one, and print one report."""
-    words = ["linear", str(tmp_path / "small.safetensors"), str(data), "solver=lars", "views=2"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    reports, kept = list[dict[str, Any]](), list[dict[str, dict[str, Tensor]]]()
-    for command in ([sys.executable], launch):
-        cache = tmp_path / str(len(kept))
-        done = subprocess.run(
-            [*command, "-m", "mae_core", "evaluate", *words, "epochs=2", "--json"],
-            capture_output=True, text=True, timeout=300, check=False,
-            env={**environ, "XDG_CACHE_HOME": str(cache)},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        reports.append(json.loads(done.stdout))
-        kept.append({path.name: load_file(path) for path in cache.rglob("*.safetensors")})
-    assert reports[0]["seeds"] == reports[1]["seeds"]
-    assert len(kept[0]) == 3  # two views of what is learned from, and what is measured on
-    assert kept[0].keys() == kept[1].keys()
-    for name, alone in kept[0].items():
-        assert kept[1][name]["rows"].equal(alone["rows"])
-        torch.testing.assert_close(kept[1][name]["tokens"], alone["tokens"], rtol=0, atol=1e-5)
+    words = [
+        "evaluate", "linear", str(tmp_path / "small.safetensors"), str(data), "solver=lars",
+        "views=2", "epochs=2", "--json",
+    ]  # fmt: skip
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "two")}
+    done = subprocess.run(
+        [sys.executable, *launch, "-m", "mae_core", *words],
+        capture_output=True, text=True, timeout=300, check=False, env=environ,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    assert mae(words) == 0
+    assert json.loads(done.stdout)["seeds"] == json.loads(capsys.readouterr().out)["seeds"]
+    one, two = (
+        {path.name: load_file(path) for path in (tmp_path / folder).rglob("*.safetensors")}
+        for folder in ("one", "two")
+    )
+    assert len(one) == 3  # two views of what is learned from, and what is measured on
+    assert one.keys() == two.keys()
+    for name, alone in one.items():
+        assert two[name]["rows"].equal(alone["rows"])
+        torch.testing.assert_close(two[name]["tokens"], alone["tokens"], rtol=0, atol=1e-5)
 
 
 # --- nearest neighbours
