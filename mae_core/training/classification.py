@@ -361,9 +361,10 @@ _ADAMW = OptimConfig(
 )
 _SCRATCH = OptimConfig(base_lr=1e-4, weight_decay=0.3, warmup_epochs=20, clip_grad=0)
 
+# Few images are seen a few thousand times in all, too few for images that are mixed.
 _SMALL = FinetuneConfig(
-    recipe="small", optim=replace(_ADAMW, base_lr=2e-3), epochs=50, batch_size=64,
-    eval_every=200, save_every=100,
+    recipe="small", optim=replace(_ADAMW, base_lr=8e-3), epochs=50, batch_size=64,
+    layer_decay=0.85, mixup=0.0, cutmix=0.0, eval_every=200, save_every=100,
 )  # fmt: skip
 _LARGE = FinetuneConfig(
     recipe="large", optim=replace(_ADAMW, base_lr=1e-3), epochs=50, batch_size=1024,
@@ -391,8 +392,8 @@ SCRATCH_RECIPES: dict[str, FinetuneConfig] = {
     for name, config in FINETUNE_RECIPES.items() if name != "small"
 } | {
     "small": replace(
-        _SMALL, init="random", layer_decay=1.0, ema=0.999,
-        optim=replace(_SCRATCH, base_lr=2e-3, warmup_epochs=5),
+        _SMALL, init="random", layer_decay=1.0, ema=0.999, mixup=0.8, cutmix=1.0,
+        optim=replace(_SCRATCH, base_lr=4e-3, warmup_epochs=5),
     )
 }  # fmt: skip
 
