@@ -170,11 +170,13 @@ def _texts_of(given: Mapping[str, Any]) -> list[str]:
     return [f"{key}={text_of(v)}" for key, v in given.items() if key not in ("kind", "data")]
 
 
-def _measure(name: str, given: Mapping[str, Any], run: Path) -> float:
-    """Measure a finished run; what it takes to do so is kept in its folder."""
+def _measure(name: str, given: Mapping[str, Any], run: Path, key: str) -> float:
+    """Measure a finished run; `key` is of the weights and the fields."""
     kind, data, texts = given["kind"], given["data"], _texts_of(given)
     if kind in ("finetune", "partial"):
-        fields = dict(map(split_field, [*texts, f"out={run / name}"]))
+        # A run of other weights or fields is another one.
+        folder = run / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+        fields = dict(map(split_field, [*texts, f"out={folder}"]))
         report = fine_tune(run, data, kind, **fields)
         if "stopped_by" in report:
             raise KeyboardInterrupt
@@ -370,7 +372,7 @@ def _measured(ablation: Ablation, run: Path) -> dict[str, float]:
     for name, given in ablation.measure.items():
         key = json.dumps([given, status.st_size, status.st_mtime_ns], sort_keys=True)
         if key not in known:
-            known[key] = _measure(name, given, run)
+            known[key] = _measure(name, given, run, key)
             write_json(path, known)
         values[name] = float(known[key])
     return values

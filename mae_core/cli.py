@@ -510,10 +510,10 @@ def _finetune(args: argparse.Namespace) -> int:
         mae evaluate finetune mae-tiny FLOWERS image_size=96 epochs=30 seeds=3 init=random
         torchrun --nproc-per-node 8 -m mae_core evaluate finetune WEIGHTS IMAGENET recipe=base
 
-    The same command again goes on where a stopped one ended. Each seed is a run in a folder of its
-    own, with the classifier as weights.safetensors and a report. The recipe is `small`, or that of
-    the paper for `base`, `large` and `huge`; every field of `FinetuneConfig` can be changed. DATA
-    are those of `mae evaluate knn`.
+    The same command again goes on where a stopped one ended. DIR is the folder of the run, with the
+    classifier as weights.safetensors; each of several seeds has a folder in it. The recipe is
+    `small`, or that of the paper for `base`, `large` and `huge`; every field of `FinetuneConfig`
+    can be changed. DATA are those of `mae evaluate knn`.
     """
     return _fine_tuned(args, "finetune")
 
@@ -547,6 +547,8 @@ def _fine_tuned(args: argparse.Namespace, method: "Method") -> int:
     from mae_core.evaluation.report import save_report
     from mae_core.finetune import fine_tune
 
+    if any(field.startswith("out=") for field in args.fields):
+        raise ConfigError("the folder is given by --out DIR")
     out = args.out or f"runs/{method}"
     changes = dict(map(split_field, [*args.fields, f"out={out}"]))
     report = fine_tune(args.weights, args.data, method, **changes)
@@ -587,7 +589,7 @@ def _predict(args: argparse.Namespace) -> int:
         mae evaluate predict runs/tuned cat.jpg dog.jpg --top 3
         mae evaluate predict mae-base-finetuned PICTURES class_names=imagenet --json
 
-    It sees the centre square of each picture. Fields are those of `PredictConfig`: crop_share=0.875
+    It sees the centre square of each picture. Fields are those of `PredictConfig`: crop_share=
     of the shorter side, image_size=0 for the classifier's own, precision=float32, and class_names=
     for weights that do not name their classes: a file with a name on each line, or imagenet. What
     cannot be read is named; the exit status is 2 if nothing can be.

@@ -2,6 +2,8 @@
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +17,7 @@ __all__ = [
     "choose_precision",
     "choose_threads",
     "cpu_has_bfloat16",
+    "without_tf32",
 ]
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -47,6 +50,18 @@ def choose_device(name: str = "auto") -> torch.device:
             f"device {name!r} is not on this machine; give auto or cpu", code="device"
         )
     return device
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Convolutions and matrix products of float32 in float32, also on GPUs that have TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def choose_precision(name: str, device: torch.device) -> str:

@@ -5,6 +5,7 @@ report["accuracy"], report["interval"], report["seeds"]
 """
 
 import logging
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -42,8 +43,9 @@ def fine_tune(
 ) -> dict[str, Any]:
     """Train classifiers that begin with an encoder, and measure them.
 
-    Each seed, and each number of blocks, is a run in a folder of its own below `out`; what is
-    finished there is not done again. Under torchrun call it on every rank.
+    The run is in the folder `out`; of several seeds or numbers of blocks, each is in one of its own
+    below it (`blocks-0.5/seed-0`). What is finished there is not done again. Under torchrun call it
+    on every rank.
 
     Args:
         weights: As `read_weights` takes them.
@@ -71,24 +73,28 @@ def fine_tune(
         with world.main_first():
             read = read_weights(weights)
             train, val = open_labelled(data)
-        scratch = method == "scratch"
+        name, scratch = weights_name(weights), method == "scratch"
         if asked == "auto":
             plain = recipe_for(read.config.embed_dim, len(train), scratch=scratch)
         else:
             plain = (SCRATCH_RECIPES if scratch else FINETUNE_RECIPES)[asked]
         config = with_overrides(replace(plain, out=f"runs/{method}"), texts)
-        config = replace(config, recipe=plain.recipe)
+        out = os.path.expanduser(config.out)
+        config = replace(config, recipe=plain.recipe, out=out)
         _log.info("recipe %s, %d images to learn from", plain.recipe, len(train))
         _check(config, method, read.config.depth)
+        epochs = config.epochs or config.steps * config.batch_size / len(train)
+        if epochs < plain.epochs and not any(name.startswith("optim.warmup") for name in changes):
+            # A short run is not all warm-up.
+            warmup = plain.optim.warmup_epochs * epochs / plain.epochs
+            config = replace(config, optim=replace(config.optim, warmup_epochs=warmup))
         if method == "partial" and not config.blocks:
             config = replace(config, blocks=tuple(sorted({*_BLOCKS, float(read.config.depth)})))
 
         by_blocks: dict[float | str, list[Scores]] = {}
         for run in _runs(config):
             encoder = read if config.init == "weights" else untrained(read, run.seed)
-            done = train_classifier(
-                run, encoder.build_encoder(), weights_name(weights), train, val, world
-            )
+            done = train_classifier(run, replace(encoder, name=name), train, val, world)
             if done.stopped_by:
                 return {"stopped_by": done.stopped_by}
             if done.scores:
@@ -102,9 +108,10 @@ def fine_tune(
             for blocks, scores in by_blocks.items()
         ]
         return {
-            "method": method, "weights": weights_name(weights), "init": config.init, **rows[-1],
+            "method": method, "weights": name, "init": config.init, **rows[-1],
             "blocks": rows, "classes": list(val.classes), "train": len(train),
-            "measured": len(val), "config": to_dict(done.config),
+            "measured": sum(map(sum, rows[-1]["confusion"])) // config.seeds,
+            "config": to_dict(done.config),
             "seconds": round(time.perf_counter() - begun, 1), "device": str(world.device),
         }  # fmt: skip
 
@@ -121,13 +128,14 @@ def _check(config: FinetuneConfig, method: Method, depth: int) -> None:
 
 
 def _runs(config: FinetuneConfig) -> list[FinetuneConfig]:
-    """A run for each number of blocks and each seed."""
+    """A run for each number of blocks and each seed, in a folder of its own if there are more."""
     runs = []
     for blocks in config.blocks or (None,):
-        folder = Path(config.out) / ("" if blocks is None else f"blocks-{blocks:g}")
         for seed in range(config.seed, config.seed + config.seeds):
-            chosen = () if blocks is None else (blocks,)
-            runs.append(
-                replace(config, seed=seed, seeds=1, blocks=chosen, out=str(folder / f"seed-{seed}"))
-            )
+            out, chosen = Path(config.out), () if blocks is None else (blocks,)
+            if len(config.blocks) > 1:
+                out /= f"blocks-{blocks:g}"
+            if config.seeds > 1:
+                out /= f"seed-{seed}"
+            runs.append(replace(config, seed=seed, seeds=1, blocks=chosen, out=str(out)))
     return runs

@@ -24,7 +24,7 @@ from mae_core.devices import choose_device, choose_precision
 from mae_core.errors import ConfigError, DataError
 from mae_core.evaluation.features import computed
 from mae_core.evaluation.scores import figures_of, score
-from mae_core.weights.formats import Weights
+from mae_core.weights.formats import OFFICIAL_CROP_SHARE, Weights
 from mae_core.weights.registry import read_weights, weights_name
 
 if TYPE_CHECKING:
@@ -48,15 +48,16 @@ class PredictConfig(Checked):
     Attributes:
         image_size: Side of the squares in pixels, a multiple of the patch side; 0 for the
             classifier's own.
-        crop_share: Share of the shorter side that the centre square has. MAE's fine-tuning measures
-            at 0.875 (a resize to 256 pixels and a crop of 224), and larger sizes than 224 at 1.
+        crop_share: Share of the shorter side that the centre square has; None for the one that the
+            weights were measured on. MAE's fine-tuning measures at 0.875 (a resize to 256 pixels
+            and a crop of 224), and larger sizes than 224 at 1.
         precision: `float32`, `bfloat16` (autocast), or `auto`, see `choose_precision`.
         class_names: File with the name of a class on each line, in the order of the outputs, or
             `imagenet` for its 1000 synsets; empty for those that the weights have.
     """
 
     image_size: NotNegativeInt = 0
-    crop_share: PositiveShare = 0.875
+    crop_share: PositiveShare | None = None
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     class_names: str = ""
 
@@ -75,7 +76,7 @@ class ClassifierConfig(PredictConfig):
 @torch.inference_mode()
 def classify(
     vit: "VisionTransformer", config: ModelConfig, images: LabelledImages | Sequence[Path | bytes],
-    *, side: int, crop_share: float = 0.875, precision: str = "float32",
+    *, side: int, crop_share: float = OFFICIAL_CROP_SHARE, precision: str = "float32",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The logits of a classifier for the centre squares of images.
 
@@ -159,7 +160,8 @@ def measure(
     names = _class_names(read, config)
     outputs = _outputs_of(images.classes, names, len(read.state["head.bias"]))
     logits, rows = classify(
-        vit.to(place), read.config, images, side=side, crop_share=config.crop_share,
+        vit.to(place), read.config, images, side=side,
+        crop_share=config.crop_share or read.crop_share,
         precision=config.precision,
     )  # fmt: skip
     labels, count = torch.from_numpy(images.labels)[rows], len(images.classes)
@@ -218,7 +220,8 @@ def predict(
     if not files:
         raise DataError("no picture can be read; give files, or folders with pictures in them")
     logits, rows = classify(
-        vit.to(place), read.config, files, side=side, crop_share=config.crop_share,
+        vit.to(place), read.config, files, side=side,
+        crop_share=config.crop_share or read.crop_share,
         precision=config.precision,
     )  # fmt: skip
     probabilities, numbers = logits.softmax(dim=1).topk(min(top, logits.shape[1]), dim=1)

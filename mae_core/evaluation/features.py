@@ -27,7 +27,7 @@ from mae_core.config import DataConfig, ModelConfig, to_dict
 from mae_core.data.datasets import ImageReader, shown
 from mae_core.data.labelled import LabelledImages
 from mae_core.data.transforms import Crop, crop_image, draw_crop, normalize
-from mae_core.devices import choose_device
+from mae_core.devices import choose_device, without_tf32
 from mae_core.distributed import ALONE, World
 from mae_core.errors import ConfigError, DataError, ImageError, MAEError
 from mae_core.model.mae import MaskedAutoencoder, Pool
@@ -122,7 +122,7 @@ def extract(
     place = choose_device(device) if world.size == 1 else world.device
     about = [
         _VERSION, torch.__version__, place.type, to_dict(config), images.fingerprint,
-        (range_of or images).fingerprint, side, numbers, view, _digest(weights.state),
+        (range_of or images).fingerprint, side, numbers, view, weights.digest,
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
     path = (cache_folder() if cache is None else cache) / f"{key}.safetensors"
@@ -145,14 +145,6 @@ def extract(
                 _log.warning("features are not kept: %s", error)
     labels = torch.from_numpy(images.labels)[kept["rows"]]
     return Features(kept["tokens"], labels, kept["rows"], images.classes, numbers)
-
-
-def _digest(state: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
@@ -243,8 +235,7 @@ def computed(
             if squares:
                 levels = torch.from_numpy(np.stack(squares)).to(device).permute(0, 3, 1, 2)
                 batch = normalize(levels.float().contiguous(), None, mean, std)
-                # cuDNN would round pixels and weights of the patch embedding to TF32.
-                with torch.backends.cudnn.flags(allow_tf32=False):
+                with without_tf32():
                     found.append(function(batch).cpu())
     if not rows:
         raise DataError("no image can be read; check the files")

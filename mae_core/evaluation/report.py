@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mae_core.config import text_of
 from mae_core.reporting import ACCENT, draw, printable, render
-from mae_core.weights.files import RUN_FILES, write_atomically
+from mae_core.weights.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,11 +43,11 @@ _TOLD = 10
 
 
 def save_report(report: Mapping[str, Any], folder: Path, command: str = "") -> None:
-    """Write `report.json`, `curve.png`, `confusion.png` and `report.html` into a folder.
+    """Write `report.json`, `curve.png`, `confusion.png` and `evaluation.html` into a folder.
 
     The curve is of accuracy over blocks, where there are several. Without matplotlib or Jinja2,
-    what needs them is left out with a warning. The page needs no network and runs no script; it is
-    not written where the folder is that of a run, which has a `report.html` of its own.
+    what needs them is left out with a warning. The page needs no network and runs no script. (Runs
+    have a `report.html` of their own.)
 
     Args:
         report: As `probe`, `fine_tune` and `measure` return it.
@@ -69,16 +69,13 @@ def save_report(report: Mapping[str, Any], folder: Path, command: str = "") -> N
             drawn[name] = draw(paint, size)
     except ImportError as error:
         _log.warning("no charts: %s is not installed; pip install matplotlib", error.name)
-    if any((folder / name).is_file() for name in RUN_FILES):
-        _log.warning("no page: report.html in %s is that of a run; give another folder", folder)
-        return
     try:
         page = render(Path(__file__).with_name("evaluation.html.j2"), **_told(report), charts=drawn,
                       command=printable(command))  # fmt: skip
     except ImportError as error:
-        _log.warning("no report.html: %s is not installed; pip install jinja2", error.name)
+        _log.warning("no evaluation.html: %s is not installed; pip install jinja2", error.name)
         return
-    write("report.html", page)
+    write("evaluation.html", page)
 
 
 # --- charts

@@ -132,7 +132,11 @@ class Probe(Callback):
 
 
 class Accuracy(Callback):
-    """Measures a classifier on images that it does not learn from."""
+    """Measures a classifier on images that it does not learn from.
+
+    Attributes:
+        last: What was measured last; None at first.
+    """
 
     def __init__(
         self, model: ModelConfig, images: LabelledImages, logger: "Logger", crop_share: float
@@ -140,6 +144,7 @@ class Accuracy(Callback):
         """Measure the centre of images, a share of their shorter side, as `model` takes them."""
         self._model, self._images = model, images
         self._logger, self._crop_share = logger, crop_share
+        self.last: Scores | None = None
 
     def measure(self, vit: Any) -> Scores:
         """Scores of a ViT on its device, in float32, as `mae evaluate classifier` has them."""
@@ -152,7 +157,8 @@ class Accuracy(Callback):
 
     def on_eval(self, state: RunState, model: Any) -> None:
         """Measure, log."""
-        accuracy = self.measure(model).accuracy
+        self.last = self.measure(model)
+        accuracy = self.last.accuracy
         self._logger.on_log(state, {"accuracy": accuracy})
         tqdm.write(f"step {state.step}: accuracy {100 * accuracy:.1f} %", file=sys.stderr)
 

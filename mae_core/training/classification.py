@@ -10,11 +10,12 @@ number of ranks and other micro-batches compute the same.
 import logging
 import os
 import random
+import signal
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from mae_core.config import (
     Count,
     DataConfig,
+    Decay,
     ModelConfig,
     NotNegative,
     NotNegativeInt,
@@ -41,15 +43,15 @@ from mae_core.data.datasets import ImageReader, shown
 from mae_core.data.labelled import LabelledImages
 from mae_core.data.transforms import crop_image, draw_crop
 from mae_core.distributed import World
-from mae_core.errors import CheckpointError, ConfigError, DataError, ImageError
+from mae_core.errors import ConfigError, DataError, ImageError
 from mae_core.model.mae import MaskedAutoencoder
-from mae_core.training.callbacks import Accuracy, Logger, Progress, Report
-from mae_core.training.checkpoint import note_changes, read_checkpoint, restore
+from mae_core.training.callbacks import Accuracy, Logger, Progress, Report, require_writers
+from mae_core.training.checkpoint import read_checkpoint, restore
 from mae_core.training.optim import with_peak_lr, with_steps
-from mae_core.training.train import alone_in, check_batch, write_config
+from mae_core.training.runs import alone_in, check_batch, write_config
 from mae_core.training.trainer import Loss, Trainer, build_state
 from mae_core.weights.files import WEIGHTS_FILE
-from mae_core.weights.formats import save_classifier
+from mae_core.weights.formats import Weights, save_classifier
 
 _log = logging.getLogger(__name__)
 
@@ -72,19 +74,18 @@ class FinetuneConfig(RunConfig):
         image_size: Side of the crops in pixels; 0 for the model's own.
         layer_decay: The learning rate of each block is that of the next one times this, 0..1.
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
-        randaugment: RandAugment in timm's words, such as `rand-m9-mstd0.5-inc1`; none if empty. For
-            images of three channels.
+        randaugment: RandAugment in timm's notation, such as `rand-m9-mstd0.5-inc1`; none if empty.
+            For images of three channels.
         mixup: Alpha of mixup; 0 for none.
         cutmix: Alpha of cutmix; 0 for none. With both, each step has one of them.
         smoothing: Label smoothing, 0..1.
         erasing: Share of the images in which a rectangle is erased.
         crop_area: Smallest and largest share of the image's area in a crop.
+        flip: Whether half of the crops are mirrored; not for letters and the like.
         crop_share: Of the measured images' shorter side, the part that the centre square has.
         workers: Processes that read and augment images, at most one a core.
         seeds: Repetitions, with one seed after another.
     """
-
-    fixed: ClassVar[tuple[str, ...]] = ("optim.name", "blocks", "init", "image_size", "seed")
 
     out: str = "runs/finetune"
     recipe: Literal["auto", "small", "base", "large", "huge"] = "auto"
@@ -92,13 +93,14 @@ class FinetuneConfig(RunConfig):
     init: Literal["weights", "random"] = "weights"
     image_size: NotNegativeInt = 0
     layer_decay: PositiveShare = 0.75
-    drop_path: Share = 0.1
+    drop_path: Decay = 0.1
     randaugment: str = "rand-m9-mstd0.5-inc1"
     mixup: NotNegative = 0.8
     cutmix: NotNegative = 1.0
     smoothing: Share = 0.1
     erasing: Share = 0.25
     crop_area: tuple[PositiveShare, PositiveShare] = (0.08, 1.0)
+    flip: bool = True
     crop_share: PositiveShare = 0.875
     workers: Count = 4
     seeds: Count = 1
@@ -113,15 +115,22 @@ class FinetuneConfig(RunConfig):
         DataConfig(crop_area=self.crop_area)
         if self.optim.name != "adamw":
             raise ConfigError(f"optim.name={self.optim.name}: classifiers are trained by adamw")
+        if self.resume:
+            raise ConfigError("resume= is of mae train; the folder of a run goes on by itself")
 
 
-def free_part(vit: nn.Module, blocks: float | None) -> None:
-    """Freeze all but the last `blocks` of a ViT, its norm and its head; None freezes nothing."""
-    if blocks is None:
-        return
+# A run is of the same fields from its begin to its end, but for these.
+FinetuneConfig.fixed = tuple(
+    field.name
+    for field in fields(FinetuneConfig)
+    if field.name not in ("system", "recovery", "out", "resume", "eval_every", "save_every")
+    and field.name not in ("writers", "workers", "seeds")
+)
+
+
+def freeze_all_but(vit: nn.Module, blocks: float) -> None:
+    """Freeze a ViT but for its last blocks, 0.5 for the MLP of the last one, norm and head."""
     depth = len(vit.blocks)  # type: ignore[arg-type]
-    if blocks > depth:
-        raise ConfigError(f"blocks={blocks:g}: this encoder has {depth}; give 0 to {depth}")
     for name, parameter in vit.named_parameters():
         part, _, rest = name.partition(".")
         number, _, inner = rest.partition(".")
@@ -138,12 +147,16 @@ def build_vit(
 ) -> nn.Module:
     """The classifier at step 0; the head is drawn from torch's global generator."""
     vit = encoder.to_timm(classes, img_size=side)
-    free_part(vit, config.blocks[0] if config.blocks else None)
+    if config.blocks:
+        freeze_all_but(vit, config.blocks[0])
     rates = torch.linspace(0, config.drop_path, len(vit.blocks)).tolist()
+    block: Any
     for rate, block in zip(rates, vit.blocks, strict=True):
         # What is frozen is to give the same features each time.
-        if rate and any(parameter.requires_grad for parameter in block.parameters()):
-            block.drop_path1, block.drop_path2 = StochasticDepth(rate), StochasticDepth(rate)
+        if rate and block.attn.qkv.weight.requires_grad:
+            block.drop_path1 = StochasticDepth(rate)
+        if rate and block.mlp.fc1.weight.requires_grad:
+            block.drop_path2 = StochasticDepth(rate)
     return vit
 
 
@@ -191,9 +204,9 @@ class TrainingSamples(Dataset[tuple[Tensor, int]]):
 
         self._images, self._seed, self._side = images, config.seed, side
         self._reader = _reader(model)
-        if next(self._reader.readable(images.files), None) is None:
-            raise DataError("no image that was tried can be read; check the files")
-        self._crop = DataConfig(crop="random", crop_area=config.crop_area, short_side=0)
+        self._crop = DataConfig(
+            crop="random", crop_area=config.crop_area, flip=config.flip, short_side=0
+        )
         self._mean, self._std = (torch.tensor(v)[:, None, None] for v in (model.mean, model.std))
         self._augment: Any = None
         if config.randaugment:
@@ -213,7 +226,7 @@ class TrainingSamples(Dataset[tuple[Tensor, int]]):
                 )  # fmt: skip
             except (AssertionError, ValueError, KeyError) as error:
                 raise ConfigError(
-                    f"randaugment={config.randaugment} is not in timm's words ({error}); give such "
+                    f"randaugment={config.randaugment} is not timm's notation ({error}); give such "
                     "as rand-m9-mstd0.5-inc1"
                 ) from error
         self._erase = RandomErasing(config.erasing, mode="pixel", device="cpu")
@@ -250,6 +263,12 @@ class TrainingSamples(Dataset[tuple[Tensor, int]]):
                 index = (index + 1) % len(self._images)
 
 
+def _ignore_signals(worker: int) -> None:
+    """In a worker process: a signal to the whole group is for the run, which ends its workers."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _reader(model: ModelConfig) -> ImageReader:
     return ImageReader(model.in_chans, model.bands, model.value_range or "auto", short_side=0)
 
@@ -284,7 +303,7 @@ class Classification:
         loader = DataLoader(
             self._samples, batch_sampler=numbers(),
             num_workers=min(config.workers, os.cpu_count() or 1),
-            pin_memory=world.device.type == "cuda",
+            worker_init_fn=_ignore_signals, pin_memory=world.device.type == "cuda",
         )  # fmt: skip
         for step, (images, labels) in enumerate(loader, begin):
             images = images.to(world.device, non_blocking=True)
@@ -319,7 +338,7 @@ class Classification:
         partners, other = (t.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for t in (images, targets))
         if uses_cutmix:
             rows, columns = (
-                _cut(side, (1 - share) ** 0.5, int(rng.integers(side)))
+                _cutmix_side(side, (1 - share) ** 0.5, int(rng.integers(side)))
                 for side in images.shape[-2:]
             )
             images = images.clone()
@@ -348,8 +367,8 @@ class Classification:
         return losses
 
 
-def _cut(side: int, share: float, centre: int) -> slice:
-    """The pixels of a side that a rectangle with that share of it covers, around a centre."""
+def _cutmix_side(side: int, share: float, centre: int) -> slice:
+    """The pixels of one side of a cutmix box that has that share of it, around a centre."""
     half = int(side * share) // 2
     return slice(max(centre - half, 0), min(centre + half, side))
 
@@ -398,13 +417,13 @@ SCRATCH_RECIPES: dict[str, FinetuneConfig] = {
 }  # fmt: skip
 
 # From so many training images on, `auto` is the recipe of the paper.
-_MANY = 100_000
+_LARGE_DATA = 100_000
 
 
 def recipe_for(width: int, images: int, *, scratch: bool) -> FinetuneConfig:
     """The recipe of `auto`, for an encoder of that width and a number of training images."""
     recipes = SCRATCH_RECIPES if scratch else FINETUNE_RECIPES
-    if images < _MANY:
+    if images < _LARGE_DATA:
         return recipes["small"]
     return recipes["base" if width <= 768 else "large" if width <= 1024 else "huge"]
 
@@ -417,7 +436,8 @@ class ClassifierRun:
     """A run that has ended, or was stopped by a signal of that number; `config` as resolved.
 
     Attributes:
-        scores: On the measured images; None if it was stopped, and on other ranks than 0.
+        scores: The `Scores` on the measured images; None if it was stopped before its end, and on
+            other ranks than 0.
     """
 
     config: FinetuneConfig
@@ -426,8 +446,8 @@ class ClassifierRun:
 
 
 def train_classifier(
-    config: FinetuneConfig, encoder: MaskedAutoencoder, name: str, train: LabelledImages,
-    val: LabelledImages, world: World,
+    config: FinetuneConfig, weights: Weights, train: LabelledImages, val: LabelledImages,
+    world: World,
 ) -> ClassifierRun:  # fmt: skip
     """Train to the end and write the classifier, or save and return when a signal asks to stop.
 
@@ -435,59 +455,64 @@ def train_classifier(
 
     Args:
         config: At most one of `blocks`.
-        encoder: What is fine-tuned, in whole or in part.
-        name: Of its weights.
+        weights: Their encoder is fine-tuned, in whole or in part.
         train: Images to learn from.
         val: Images to measure on, of the same classes.
         world: The ranks.
+
+    Raises:
+        MAEError: If a field does not fit the encoder or the images, no image can be read, or the
+            folder holds another run.
     """
-    side = config.image_size or encoder.config.image_size
     check_batch(config, world)
+    require_writers(config.writers)
+    encoder, classes = weights.build_encoder(), train.classes
+    side = config.image_size or encoder.config.image_size
+    model = replace(encoder.config, image_size=side, grid=None)
+    for part, name in ((train, "learn from"), (val, "measure on")):
+        if next(_reader(model).readable(part.files), None) is None:
+            raise DataError(f"no image to {name} that was tried can be read; check the files")
+    if not model.value_range:
+        model = replace(model, value_range=_reader(model).find_range(train.files))
     config = with_peak_lr(with_steps(config, len(train)))
+
+    # The same initial parameters on every rank.
+    torch.manual_seed(config.seed)
+    build = partial(build_vit, encoder, len(classes), config, side)
+    vit = build()
+    samples = TrainingSamples(train, model, config, side)
+    objective = Classification(config, vit, samples, len(classes), world)
     out = Path(config.out)
     with alone_in(out, world):
-        saved = read_checkpoint(config)
-        classes = list(train.classes)
-        if saved and saved["init_from"] != name:
-            raise CheckpointError(
-                f"{str(out)!r} holds a run of {saved['init_from']!r}, and this one is of {name!r}; "
-                "give another folder"
-            )
-        # The same initial parameters on every rank.
-        torch.manual_seed(config.seed)
-        build = partial(build_vit, encoder, len(classes), config, side)
-        vit = build()
         state = build_state(
             config, vit, world, build=build,
             build_optimizers=partial(
                 build_layer_decay, config=config.optim, layer_decay=config.layer_decay
             ),
         )  # fmt: skip
-        state.init_from = name
-        if saved:
+        state.init_from = weights.name
+        state.facts = {
+            "encoder": weights.digest, "classes": list(classes), "number of images": len(train)
+        }  # fmt: skip
+        if saved := read_checkpoint(config):
             restore(state, saved, config)
-            note_changes(state, config)
         write_config(config, config.recipe, world)
-        model = replace(encoder.config, image_size=side, grid=None)
-        if not model.value_range:
-            model = replace(model, value_range=_reader(model).find_range(train.files))
-        samples = TrainingSamples(train, model, config, side)
-        objective = Classification(config, vit, samples, len(classes), world)
         logger = Logger(out, config)
         accuracy = Accuracy(model, val, logger, config.crop_share)
         callbacks = (Progress(config.steps, state.step), logger, accuracy, Report(config))
         trainer = Trainer(config, state, objective, callbacks if world.is_main else (), world)
-        stopped_by = trainer.fit()
-        scores = None
+        stopped_by, scores = trainer.fit(), None
         if world.is_main and not stopped_by:
             trained = state.snapshot()
-            scores = accuracy.measure(trained)
+            # Of a run that was finished before, nothing was measured now.
+            scores = accuracy.last if accuracy.last else accuracy.measure(trained)
             record = {
-                "method": "finetune", "init_from": name, "train": without_places(config),
-                "changes": state.changes, "pictures": len(train), "steps": state.step,
+                "init_from": weights.name, "train": without_places(config),
+                "pictures": len(train), "steps": state.step,
                 "hours": round(state.seconds / 3600, 3), "accuracy": scores.accuracy,
             }  # fmt: skip
-            save_classifier(
-                out / WEIGHTS_FILE, trained, model, classes=train.classes, record=record
-            )  # fmt: skip
+            save_classifier(out / WEIGHTS_FILE, trained, model, classes=classes, record=record)
+        if not stopped_by and world.any_rank(bool(trainer.signals)):
+            # It came in the last step.
+            stopped_by = signal.SIGTERM
         return ClassifierRun(config, scores, stopped_by)

@@ -10,24 +10,21 @@ The folder of a run (`out`) receives `config.yaml`, `metrics.jsonl`, `checkpoint
 import logging
 import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import filelock
 import torch
 from torch import Tensor
 
 from mae_core.config import (
     SOURCES,
-    RunConfig,
     TrainConfig,
     load_yaml,
     read_yaml,
-    save_yaml,
     text_of,
     to_dict,
     with_overrides,
@@ -38,7 +35,7 @@ from mae_core.data.labelled import open_labelled
 from mae_core.data.loader import BatchLoader, Dataset, open_dataset, with_data_facts
 from mae_core.data.streams import ImageStream
 from mae_core.distributed import World, init_distributed
-from mae_core.errors import ConfigError, DataError, TrainingError
+from mae_core.errors import ConfigError, DataError
 from mae_core.images import DecodedImage
 from mae_core.measurements import range_in_words
 from mae_core.model.mae import MaskedAutoencoder
@@ -72,8 +69,9 @@ from mae_core.training.optim import (
 )
 from mae_core.training.pretraining import Reconstruction
 from mae_core.training.report import CONFIG_FILE, METRICS_FILE, read_metrics
+from mae_core.training.runs import alone_in, check_batch, write_config
 from mae_core.training.trainer import Trainer, build_state
-from mae_core.weights.files import PREVIOUS_WEIGHTS_FILE, WEIGHTS_FILE, write_atomically
+from mae_core.weights.files import PREVIOUS_WEIGHTS_FILE, WEIGHTS_FILE
 from mae_core.weights.formats import save_weights
 from mae_core.weights.registry import load, read_weights
 
@@ -182,27 +180,6 @@ def train(
         return run
 
 
-@contextmanager
-def alone_in(out: Path, world: World) -> Iterator[None]:
-    """Make the folder of a run; refuse a second run in it at the same time."""
-    if not world.is_main:
-        yield
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(out / ".lock").acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise TrainingError(
-            f"another process trains in {str(out)!r}; wait for it, or give another out="
-        ) from error
-    except OSError as error:
-        raise TrainingError(
-            f"the folder {str(out)!r} cannot be written to ({error.strerror}); give another out="
-        ) from error
-    with lock:
-        yield
-
-
 def _begin(recipe: str | Path | TrainConfig) -> tuple[TrainConfig, str, list[str]]:
     """The config before changes, the name of its recipe, and changes that a file brings."""
     if isinstance(recipe, TrainConfig):
@@ -278,24 +255,6 @@ def start_run(
 
 def _cache(config: TrainConfig) -> Path:
     return Path(config.data.cache or Path(config.out) / "cache")
-
-
-def check_batch(config: RunConfig, world: World) -> None:
-    """Refuse a batch that ranks and micro-batches cannot share alike."""
-    shares = world.size * config.system.accumulate
-    if config.batch_size % shares:
-        # A mean of means would not be the mean.
-        raise ConfigError(
-            f"batch_size {config.batch_size} does not divide into {world.size} processes "
-            f"times {config.system.accumulate} micro-batches; pick a multiple of {shares}"
-        )
-
-
-def write_config(config: RunConfig, recipe_name: str, world: World) -> None:
-    """Write `config.yaml` into the folder of a run."""
-    if world.is_main:
-        path = Path(config.out) / CONFIG_FILE
-        write_atomically(path, lambda partial: save_yaml(config, partial, recipe=recipe_name))
 
 
 def _open_images(config: TrainConfig, world: World) -> tuple[TrainConfig, Dataset]:

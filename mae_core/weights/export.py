@@ -302,7 +302,7 @@ def write_timm_files(folder: Path, weights: Weights, more: Mapping[str, Any] | N
             "fixed_input_size": True,
             "interpolation": "bicubic",
             # Of the images that a classifier is fine-tuned and measured on; an encoder's are whole.
-            "crop_pct": 0.875 if num_classes else 1.0,
+            "crop_pct": weights.crop_share if num_classes else 1.0,
             "mean": list(config.mean),
             "std": list(config.std),
             "first_conv": "patch_embed.proj",

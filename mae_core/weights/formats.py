@@ -7,6 +7,7 @@ of a classifier the names of its classes.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import math
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from mae_core.model.blocks import VisionTransformer
 
 _log = logging.getLogger(__name__)
+
+# Official fine-tuning measures images resized to 256 pixels on their central 224.
+OFFICIAL_CROP_SHARE = 0.875
 
 _NO_HINTS = Hints()
 # What is in a file of a library's trainer.
@@ -100,6 +104,24 @@ class Weights:
     under: tuple[str, ...] = ()
     left_aside: dict[str, int] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the parameters and their names."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state.items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @property
+    def crop_share(self) -> float:
+        """Of a classifier: the share of an image's shorter side that it was measured on, 0..1."""
+        train = self.record.get("train")
+        share = train.get("crop_share") if isinstance(train, dict) else None
+        if isinstance(share, int | float) and 0 < share <= 1:
+            return float(share)
+        return OFFICIAL_CROP_SHARE
 
     @property
     def guesses(self) -> list[str]:

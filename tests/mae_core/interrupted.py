@@ -2,7 +2,8 @@
 
     python -m tests.mae_core.interrupted SIGNAL STEP COMMAND [argument …]
 
-SIGKILL ends this process; any other signal goes to its parent, torchrun, which hands it on.
+SIGKILL ends this process; GROUP is SIGTERM for its whole process group; any other signal goes to
+its parent, torchrun, which hands it on.
 """
 
 import os
@@ -17,26 +18,30 @@ from mae_core.training.callbacks import Logger
 from mae_core.training.checkpoint import RunState
 
 
-def main(number: signal.Signals, last: int, arguments: list[str]) -> NoReturn:
+def main(sent: str, last: int, arguments: list[str]) -> NoReturn:
     """Train, and end the process unless it is killed."""
     write = Logger.on_log
 
     def interrupted(logger: Logger, state: RunState, values: Mapping[str, float]) -> None:
         write(logger, state, values)
         if state.step == last:
-            interrupt(number)
+            interrupt(sent)
 
     Logger.on_log = interrupted  # type: ignore[method-assign]
     entry(arguments)
 
 
-def interrupt(number: signal.Signals) -> None:
-    """Return when the signal has come back from torchrun."""
+def interrupt(sent: str) -> None:
+    """Return when the signal has arrived, for torchrun when it has come back from there."""
+    number = signal.SIGTERM if sent == "GROUP" else signal.Signals[sent]
     if number == signal.SIGKILL:
         os.kill(os.getpid(), number)
     # The run's handler is replaced when it has noted the signal.
     handler = signal.getsignal(number)
-    os.kill(os.getppid(), number)
+    if sent == "GROUP":
+        os.killpg(os.getpgrp(), number)
+    else:
+        os.kill(os.getppid(), number)
     while signal.getsignal(number) is handler:
         time.sleep(0.01)
 
@@ -44,7 +49,7 @@ def interrupt(number: signal.Signals) -> None:
 def run() -> NoReturn:
     """`main` with the process's own arguments."""
     chosen, at, *others = sys.argv[1:]
-    main(signal.Signals[chosen], int(at), others)
+    main(chosen, int(at), others)
 
 
 if __name__ == "__main__":

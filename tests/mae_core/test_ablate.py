@@ -88,7 +88,7 @@ def test_a_grid_is_trained_measured_and_drawn_once(
     assert 0 < results[0]["values"]["psnr"][0] < 40
     assert 0 <= results[0]["values"]["knn"][0] <= 1
     assert 0 <= results[0]["values"]["tuned"][0] <= 1
-    assert list((tmp_path / "runs").glob("*/seed-0/tuned/blocks-1/seed-0/weights.safetensors"))
+    assert list((tmp_path / "runs").glob("*/seed-0/tuned-*/blocks-1/weights.safetensors"))
     assert results[1]["values"] == {"psnr": [], "knn": [], "tuned": []}
     assert "failed" in (tmp_path / "runs/table.md").read_text()
     with Image.open(tmp_path / "runs/plot.png") as plot:

@@ -59,7 +59,7 @@ def report_of(
 def saved(report: Mapping[str, Any], folder: Path, command: str = "") -> Page:
     save_report(report, folder, command)
     assert json.loads((folder / "report.json").read_text("utf-8")) == report
-    page = Page(folder / "report.html")
+    page = Page(folder / "evaluation.html")
     page.check_alone()
     return page
 
@@ -208,7 +208,7 @@ def test_a_class_without_images_is_left_out(tmp_path: Path, missing: float | Non
     report = report_of(confusion=[[9, 1, 0], [0, 0, 0], [0, 0, 5]])
     report["per_class"] = {"cat": 0.9, "dog": missing, "owl": 1.0}
     save_report(report, tmp_path)
-    assert bars_of(Page(tmp_path / "report.html")) == [90.0, 100.0]
+    assert bars_of(Page(tmp_path / "evaluation.html")) == [90.0, 100.0]
 
 
 def test_of_many_classes_the_worst_and_the_best_are_listed(tmp_path: Path) -> None:
@@ -218,14 +218,14 @@ def test_of_many_classes_the_worst_and_the_best_are_listed(tmp_path: Path) -> No
     shares = sorted(100 * share for share in report_of(names)["per_class"].values())
     assert listed == pytest.approx([*shares[:20], *shares[-20:]], abs=0.06)
     assert "160 classes between these are not listed" in page.text
-    assert (tmp_path / "report.html").stat().st_size < 400_000
+    assert (tmp_path / "evaluation.html").stat().st_size < 400_000
     assert len(bars_of(saved(report_of(names[:60]), tmp_path))) == 60
 
 
 @pytest.mark.parametrize(
     ("missing", "files"),
     [
-        ("matplotlib", {"report.json", "report.html"}),
+        ("matplotlib", {"report.json", "evaluation.html"}),
         ("jinja2", {"report.json", "curve.png", "confusion.png"}),
     ],
 )
@@ -239,19 +239,8 @@ def test_what_a_report_needs_is_named_and_the_rest_is_written(
     assert {path.name for path in tmp_path.iterdir()} == files
     (record,) = caplog.records
     assert f"{missing} is not installed; pip install {missing}" in record.getMessage()
-    if "report.html" in files:
-        assert len(bars_of(Page(tmp_path / "report.html"))) == 3
-
-
-def test_the_report_of_a_run_is_not_replaced(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "weights.safetensors").write_bytes(b"")
-    (tmp_path / "report.html").write_text("of the run")
-    save_report(report_of(), tmp_path)
-    assert "give another folder" in caplog.text
-    assert (tmp_path / "report.html").read_text() == "of the run"
-    assert (tmp_path / "confusion.png").exists()
+    if "evaluation.html" in files:
+        assert len(bars_of(Page(tmp_path / "evaluation.html"))) == 3
 
 
 def test_equal_evaluations_have_equal_files(tmp_path: Path) -> None:
@@ -277,6 +266,6 @@ def test_a_folder_that_cannot_be_written_is_an_error(
         flush(descriptor)
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(CheckpointError, match=r"could not write 'report.html' .*No space left"):
+    with pytest.raises(CheckpointError, match=r"could not write 'evaluation.html' .*No space left"):
         save_report(report_of(), tmp_path / "new")
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"report.json", "confusion.png"}

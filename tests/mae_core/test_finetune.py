@@ -3,9 +3,12 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mae_core.cli import mae
-from mae_core.config import ModelConfig, OptimConfig
+from mae_core.config import ModelConfig, OptimConfig, load_yaml
 from mae_core.data.labelled import open_labelled
 from mae_core.distributed import World
-from mae_core.errors import DataError, MAEError
+from mae_core.errors import CheckpointError, ConfigError, DataError, MAEError
 from mae_core.finetune import fine_tune
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.training import callbacks
@@ -42,11 +45,11 @@ from tests.mae_core.test_probes import COLOURS, write_classes
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = World(0, 1, torch.device("cpu"))
-# Fields of a run of twelve steps that ends in the same bits wherever it is computed alone.
+# Fields of a run that ends in the same bits wherever it is computed alone.
 SMALL = {
-    "steps": 12, "batch_size": 8, "save_every": 1, "eval_every": 100, "workers": 1, "seed": 3,
-    "drop_path": 0.4, "optim.lr": 1e-3, "optim.warmup_epochs": 0, "optim.warmup_steps": 2,
-    "system.precision": "float32",
+    "steps": 24, "batch_size": 8, "save_every": 1, "eval_every": 100, "workers": 1, "seed": 3,
+    "drop_path": 0.4, "mixup": 0.8, "cutmix": 1.0, "optim.lr": 1e-3, "optim.warmup_epochs": 0,
+    "optim.warmup_steps": 2, "system.precision": "float32",
 }  # fmt: skip
 
 
@@ -79,9 +82,9 @@ def tune(folder: Path, out: Path, method: Any = "finetune", **changes: Any) -> d
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run from its begin to its end."""
-    out = tmp_path_factory.mktemp("runs")
+    out = tmp_path_factory.mktemp("runs") / "whole"
     tune(folder, out)
-    return out / "seed-3"
+    return out
 
 
 def state_of(run: Path) -> dict[str, Tensor]:
@@ -114,7 +117,7 @@ def test_an_encoder_becomes_a_classifier(
     assert set(report["per_class"]) == {*COLOURS}
     assert (report["train"], report["measured"], report["config"]["recipe"]) == (24, 12, "small")
     assert {path.name for path in out.iterdir() if path.is_file()} == {
-        "report.json", "report.html", "confusion.png",
+        "report.json", "evaluation.html", "confusion.png",
     }  # fmt: skip
     for seed in (0, 1):
         run = out / f"seed-{seed}"
@@ -148,7 +151,7 @@ def test_partial_fine_tuning_is_a_run_for_each_number_of_blocks(
         "0.5": ("blocks.1.norm2", "blocks.1.mlp"),
         "2": ("blocks.",),
     }.items():
-        after = state_of(tmp_path / f"blocks-{blocks}" / "seed-3")
+        after = state_of(tmp_path / f"blocks-{blocks}")
         moved = {name for name in after if name in begin and not after[name].equal(begin[name])}
         assert moved == {name for name in begin if name.startswith(changed) and name in after}
     # All of the encoder is more than all of its blocks.
@@ -177,9 +180,12 @@ def test_scratch_begins_with_other_random_parameters_for_each_seed(
         ("partial", {"blocks": (0.7,)}, "blocks=0.7: give whole numbers, or 0.5 for the MLP"),
         ("scratch", {"init": "weights"}, "scratch begins with random parameters; leave init out"),
         ("finetune", {"batch_size": 5}, "mix pairs of images, and a micro-batch .* has 5; give"),
-        ("finetune", {"randaugment": "strong"}, "randaugment=strong is not in timm's words"),
+        ("finetune", {"randaugment": "strong"}, "randaugment=strong is not timm's notation"),
         ("finetune", {"recipe": "tiny"}, "recipe='tiny'"),
-        ("finetune", {"image_size": 50}, "50"),
+        ("finetune", {"image_size": 50}, "image_size 50 is not a multiple of patch_size 8"),
+        ("finetune", {"drop_path": 1.0}, "drop_path=1"),
+        ("finetune", {"resume": "runs/other"}, "resume= is of mae train"),
+        ("finetune", {"optim.name": "muon"}, "classifiers are trained by adamw"),
         ("finetune", {"crop_area": (1, 0.5)}, "crop_area"),
         ("finetune", {"batch_size": 6, "system.accumulate": 4}, "batch_size 6 does not divide"),
     ],
@@ -189,20 +195,82 @@ def test_what_cannot_work_is_refused_before_training(
 ) -> None:
     with pytest.raises(MAEError, match=message):
         tune(folder, tmp_path / "run", method, **changes)
-    assert not (tmp_path / "run/seed-3/checkpoint.pt").exists()
+    assert not (tmp_path / "run/checkpoint.pt").exists()
 
 
-def test_the_folder_of_another_encoder_is_left_alone(
-    folder: Path, whole: Path, tmp_path: Path
+def test_the_folder_of_another_run_is_left_alone(folder: Path, whole: Path, tmp_path: Path) -> None:
+    """Of another encoder of the same name, of other classes, of other fields."""
+    before = {path: path.read_bytes() for path in whole.iterdir() if path.is_file()}
+    other = tmp_path / "small.safetensors"
+    torch.manual_seed(1)
+    config = read_weights(folder / "small.safetensors").config
+    save_weights(other, MaskedAutoencoder(config), record={})
+    fields = {**SMALL, "out": str(whole)}
+    with pytest.raises(CheckpointError, match="is of another encoder; give another out="):
+        fine_tune(other, folder / "data", **fields)
+    shutil.copytree(folder / "data", tmp_path / "data")
+    for part in ("train", "val"):
+        (tmp_path / "data" / part / "red").rename(tmp_path / "data" / part / "pink")
+    with pytest.raises(CheckpointError, match="is of another classes"):
+        fine_tune(folder / "small.safetensors", tmp_path / "data", **fields)
+    for change in ({"image_size": 32}, {"mixup": 0}, {"steps": 30}, {"optim.weight_decay": 0}):
+        with pytest.raises(CheckpointError, match=rf"of another {next(iter(change))[:5]}"):
+            tune(folder, whole, **change)
+    assert {path: path.read_bytes() for path in whole.iterdir() if path.is_file()} == before
+    # How the machine does it, and how often it is measured, may change.
+    tune(folder, whole, **{"workers": 2, "eval_every": 7, "system.accumulate": 2})
+    assert state_of(whole)["head.weight"].equal(load_checkpoint_model(whole)["head.weight"])
+
+
+def load_checkpoint_model(run: Path) -> dict[str, Tensor]:
+    model: dict[str, Tensor] = load_checkpoint(run / "checkpoint.pt")["model"]
+    return model
+
+
+def test_what_is_measured_is_said_before_training(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "data", tmp_path / "data")
+    for path in (tmp_path / "data/val").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="no image to measure on that was tried can be read"):
+        fine_tune(folder / "small.safetensors", tmp_path / "data", out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_classifier_keeps_its_crop(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = tmp_path / "other.safetensors"
-    other.write_bytes((folder / "small.safetensors").read_bytes())
-    before = (whole / "checkpoint.pt").read_bytes()
-    with pytest.raises(MAEError, match="holds a run of 'small', and this one is of 'other'"):
-        fine_tune(other, folder / "data", **{**SMALL, "out": str(whole.parent)})
-    with pytest.raises(MAEError, match="another image_size; give another out="):
-        tune(folder, whole.parent, image_size=32)
-    assert (whole / "checkpoint.pt").read_bytes() == before
+    report = tune(folder, tmp_path / "run", steps=1, crop_share=0.3)
+    assert read_weights(tmp_path / "run").crop_share == 0.3
+    capsys.readouterr()
+    assert (
+        mae(["evaluate", "classifier", str(tmp_path / "run"), str(folder / "data"), "--json"]) == 0
+    )
+    assert json.loads(capsys.readouterr().out)["accuracy"] == report["accuracy"]
+
+
+def test_the_folder_is_an_option_and_may_begin_with_a_tilde(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(ConfigError, match="the folder is given by --out DIR"):
+        mae([*arguments(folder, tmp_path), "out=elsewhere"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert mae([*arguments(folder, Path("~/run")), "steps=1"]) == 0
+    assert {"report.json", "weights.safetensors"} <= {p.name for p in (tmp_path / "run").iterdir()}
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_short_run_is_not_all_warm_up(folder: Path, tmp_path: Path) -> None:
+    changes = {"epochs": 2, "batch_size": 8, "workers": 1, "out": str(tmp_path / "run")}
+    fine_tune(folder / "small.safetensors", folder / "data", **changes)
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    # 8e-3 * 8 / 256 at its peak, and almost nothing at the end of six steps.
+    assert [line["lr"] for line in lines if "lr" in line][-1] < 1e-4
+    config = load_yaml(FinetuneConfig, tmp_path / "run/config.yaml")
+    assert config.optim.warmup_epochs == pytest.approx(5 * 2 / 50)
 
 
 def test_images_that_cannot_be_read_are_skipped(
@@ -218,16 +286,25 @@ def test_images_that_cannot_be_read_are_skipped(
     labels = [samples[i][1] for i in range(6)]
     assert sorted(labels) == [0, 0, 1, 1, 2, 2]
     assert "skipped red/00.png" in caplog.text
-    for path in (data / "train").rglob("*.png"):
-        path.write_bytes(b"")
-    with pytest.raises(DataError, match="no image that was tried can be read"):
-        TrainingSamples(open_labelled(data)[0], model, FinetuneConfig(), 48)
 
 
 # --- the same bits
 
 
 def test_a_stopped_run_ends_in_the_same_bits(folder: Path, whole: Path, tmp_path: Path) -> None:
+    with stopped_when_measured():
+        stopped = tune(folder, tmp_path, eval_every=4)
+    assert stopped == {"stopped_by": signal.SIGTERM}
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 5
+    assert not (tmp_path / "weights.safetensors").exists()
+    tune(folder, tmp_path)
+    expected, found = state_of(whole), state_of(tmp_path)
+    assert all(found[name].equal(expected[name]) for name in expected)
+
+
+@contextmanager
+def stopped_when_measured() -> Iterator[None]:
+    """Have SIGTERM arrive while a run measures."""
     measure = callbacks.Accuracy.measure
 
     def stop(self: callbacks.Accuracy, vit: Any) -> Any:
@@ -236,12 +313,14 @@ def test_a_stopped_run_ends_in_the_same_bits(folder: Path, whole: Path, tmp_path
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(callbacks.Accuracy, "measure", stop)
-        assert tune(folder, tmp_path, eval_every=4) == {"stopped_by": signal.SIGTERM}
-    assert load_checkpoint(tmp_path / "seed-3/checkpoint.pt")["step"] == 5
-    assert not (tmp_path / "seed-3/weights.safetensors").exists()
-    tune(folder, tmp_path)
-    expected, found = state_of(whole), state_of(tmp_path / "seed-3")
-    assert all(found[name].equal(expected[name]) for name in expected)
+        yield
+
+
+def test_a_signal_at_the_end_of_a_run_stops_the_next_one(folder: Path, tmp_path: Path) -> None:
+    with stopped_when_measured():
+        assert tune(folder, tmp_path, steps=2, seeds=2) == {"stopped_by": signal.SIGTERM}
+    assert (tmp_path / "seed-3/weights.safetensors").exists()
+    assert not (tmp_path / "seed-4").exists()
 
 
 def arguments(folder: Path, out: Path, *fields: str) -> list[str]:
@@ -251,20 +330,23 @@ def arguments(folder: Path, out: Path, *fields: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_killed_run_ends_in_the_same_bits(folder: Path, whole: Path, tmp_path: Path) -> None:
-    # As in the log every ten steps, after which two are left.
+@pytest.mark.parametrize(("sent", "status", "step"), [("SIGKILL", -9, 9), ("GROUP", 143, 11)])
+def test_a_killed_run_ends_in_the_same_bits(
+    folder: Path, whole: Path, tmp_path: Path, sent: str, status: int, step: int
+) -> None:
+    """By SIGKILL, or by SIGTERM for the process and all its workers, as a cluster sends it."""
     killed = subprocess.run(
         [
-            sys.executable, "-m", "tests.mae_core.interrupted", "SIGKILL", "10",
+            sys.executable, "-m", "tests.mae_core.interrupted", sent, "10",
             *arguments(folder, tmp_path),
         ],
-        cwd=ROOT, capture_output=True, timeout=300, check=False,
+        cwd=ROOT, capture_output=True, timeout=300, check=False, start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert load_checkpoint(tmp_path / "seed-3/checkpoint.pt")["step"] == 9
+    assert killed.returncode == status, killed.stderr
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == step
     tune(folder, tmp_path)
-    expected, found = state_of(whole), state_of(tmp_path / "seed-3")
+    expected, found = state_of(whole), state_of(tmp_path)
     assert all(found[name].equal(expected[name]) for name in expected)
 
 
@@ -277,20 +359,31 @@ def assert_close(one: Path, other: Path) -> None:
 
 
 def test_two_processes_do_what_one_does(folder: Path, whole: Path, tmp_path: Path) -> None:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launch, "-m", "mae_core", *arguments(folder, tmp_path), "--json"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    """Until torchrun is told to stop; one process goes on."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    subprocess.run(
+        [
+            sys.executable, *launch, "tests.mae_core.interrupted", "SIGTERM", "10",
+            *arguments(folder, tmp_path),
+        ],
+        cwd=ROOT, capture_output=True, timeout=300, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["measured"] == 12  # one report
-    assert_close(whole, tmp_path / "seed-3")
+    assert 10 < load_checkpoint(tmp_path / "checkpoint.pt")["step"] < 24
+    tune(folder, tmp_path)
+    assert_close(whole, tmp_path)
 
 
 def test_micro_batches_add_up_to_the_batch(folder: Path, whole: Path, tmp_path: Path) -> None:
     tune(folder, tmp_path, **{"system.accumulate": 4, "system.checkpoint_activations": True})
-    assert_close(whole, tmp_path / "seed-3")
+    assert_close(whole, tmp_path)
+
+
+def test_a_part_that_is_frozen_adds_up_too(folder: Path, tmp_path: Path) -> None:
+    fields = {"blocks": (0.5,), "ema": 0.9, "drop_path": 0.5, "steps": 6}
+    tune(folder, tmp_path / "one", "partial", **fields)
+    tune(folder, tmp_path / "two", "partial", **fields, **{"system.accumulate": 2})
+    assert_close(tmp_path / "one", tmp_path / "two")
 
 
 # --- its parts
@@ -319,8 +412,9 @@ def test_branches_are_left_out_by_image(folder: Path) -> None:
     vit = build_vit(encoder, 3, config, 48)
     depths = [module for module in vit.modules() if isinstance(module, StochasticDepth)]
     assert [depth.rate for depth in depths] == [0.5, 0.5]  # of the last block; of the first 0
-    frozen = build_vit(encoder, 3, replace(config, blocks=(0.0,)), 48)
-    assert not [module for module in frozen.modules() if isinstance(module, StochasticDepth)]
+    for blocks, count in ((0.0, 0), (0.5, 1), (1.0, 2)):  # never of what is frozen
+        part = build_vit(encoder, 3, replace(config, blocks=(blocks,)), 48)
+        assert len([m for m in part.modules() if isinstance(m, StochasticDepth)]) == count
     scales = Classification(config, vit, None, 3, ALONE)._draw_depths(5)  # type: ignore[arg-type]
     assert scales.unique().tolist() == [0.0, 2.0]
     assert scales.mean().item() == pytest.approx(1, abs=0.05)

@@ -460,8 +460,12 @@ def test_the_command_prints_a_table_or_json_and_writes_a_report(
     assert f"{command} of small (weights): 3 classes, 24 images to learn from, 12 measured" in said
     assert "100.0 %" in said
     assert "by class: blue 100 %, green 100 %, red 100 %" in said
-    assert {path.name for path in out.iterdir()} == {"report.json", "report.html", "confusion.png"}
-    page = Page(out / "report.html")
+    assert {path.name for path in out.iterdir()} == {
+        "report.json",
+        "evaluation.html",
+        "confusion.png",
+    }
+    page = Page(out / "evaluation.html")
     assert f"{command} of small on 3 classes" in page.text
     assert shlex.join(["mae", *line, "--out", str(out)]) in page.text
     assert mae([*line, "--json"]) == 0
