@@ -113,8 +113,8 @@ $(ONNX): requirements-onnx.txt $(RUNTIME)
 	$(PIP) install -r requirements-onnx.txt
 	@touch $@
 
-$(DEV): requirements-dev.txt requirements-data.txt requirements-onnx.txt requirements-science.txt \
-		$(RUNTIME)
+$(DEV): requirements-dev.txt requirements-data.txt requirements-dense.txt requirements-onnx.txt \
+		requirements-science.txt $(RUNTIME)
 	$(PIP) install -r requirements-dev.txt
 	@touch $@
 

@@ -16,9 +16,10 @@ import math
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 from mae_core.errors import ConfigError, MAEError, MaskError
 
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
     from mae_core.images import DecodedImage
     from mae_core.photographs import ImageLimits
     from mae_core.reconstruct import ReconstructionRequest
+    from mae_core.training.dense import DenseConfig
 
 # What the library takes, said here too so that `--help` does not wait for it; a test compares them.
 STRATEGIES = ("random", "block", "grid")
 FITS = ("crop", "squash", "whole")
 VIEWS = ("estimated", "answer", "normalized")
 FORMATS = ("mae_core", "official", "huggingface", "timm", "onnx", "torch_export")
+
+Transfer = TypeVar("Transfer", bound="DenseConfig")
 
 _Command: TypeAlias = Callable[[argparse.Namespace], int]
 _AddArguments: TypeAlias = Callable[[argparse.ArgumentParser], None]
@@ -348,6 +352,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     mae evaluate linear runs/mine FLOWERS seeds=3
     mae evaluate classifier runs/tuned FLOWERS
     mae evaluate predict runs/tuned PICTURE PICTURE
+    mae evaluate segment mae-tiny VOC2012
     """
     raise ConfigError(f"say what to measure: mae evaluate {', '.join(map(_name, EVALUATIONS))}")
 
@@ -668,10 +673,89 @@ def _as_lines(report: Mapping[str, Any]) -> str:
 
 
 def _by_class(report: Mapping[str, Any]) -> str:
-    """Accuracy of each class, the worst first."""
+    """The figure of each class, the worst first."""
     told = {name: value for name, value in report["per_class"].items() if value is not None}
     return ", ".join(
         f"{name} {100 * told[name]:.0f} %" for name in sorted(told, key=told.__getitem__)
+    )
+
+
+def _add_transfer(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("weights", metavar="WEIGHTS", help="name, file, folder of a run or USER/NAME")
+    add("data", metavar="DATA", help="folder of pictures and annotations")
+    add("fields", metavar="field=value", nargs="*", default=[])
+    add("--out", metavar="DIR", help="folder of the runs, report.json and pictures.png; "
+        "runs/segment or runs/detect")  # fmt: skip
+    add("--json", action="store_true", help="print JSON")
+
+
+def _segment(args: argparse.Namespace) -> int:
+    """Train a segmenter on an encoder and measure it: mean intersection over union.
+
+        mae evaluate segment mae-tiny ADEChallengeData2016 image_size=512
+        mae evaluate segment runs/mine VOC2012 head=linear freeze=true seeds=3 --out runs/voc
+        mae evaluate segment mae-tiny VOC2012 init=random
+
+    DATA has images/{training,validation} and annotations/{training,validation} as ADE20K, or
+    JPEGImages, SegmentationClass and ImageSets/Segmentation as Pascal VOC; classes.txt names other
+    classes. Fields are those of `SegmentConfig`: head=upernet (or linear), freeze=false,
+    init=weights (or random), layer_decay=0.75, image_size=0 (the model's own), channels=256,
+    scale=0.5,2, flip=true, epochs=100, batch_size=16, optim.lr=1e-4, seed=0, seeds=1,
+    resamples=1000, and what every run has. The same command goes on where a stopped one ended.
+    head=upernet needs requirements-dense.txt.
+    """
+    from mae_core.evaluation.segmentation import (
+        SegmentationFigures,
+        measure_segmentation,
+        segmentation_report,
+    )
+    from mae_core.training.segment import SegmentConfig, segment
+
+    config = _transfer_config(args, SegmentConfig(out="runs/segment"))
+    begun = time.perf_counter()
+    done = segment(
+        args.weights, args.data, config, measure_segmentation, SegmentationFigures.summary
+    )  # fmt: skip
+    if done.stopped_by or not done.figures:
+        return done.stopped_by and 128 + done.stopped_by
+    found = segmentation_report(
+        done.figures, done.facts["classes"], resamples=config.resamples, seed=config.seed
+    )  # fmt: skip
+    report = {**done.facts, **found, "seconds": round(time.perf_counter() - begun, 1)}
+    _finish_transfer(args, report, config.out, done.figures[0].drawing, ("miou", "pixel_accuracy"))
+    return 0
+
+
+def _transfer_config(args: argparse.Namespace, plain: Transfer) -> Transfer:
+    from mae_core.config import with_overrides
+
+    own = [] if args.out is None else [f"out={args.out}"]
+    return with_overrides(plain, [*args.fields, *own])
+
+
+def _finish_transfer(
+    args: argparse.Namespace, report: dict[str, Any], out: str, drawing: "Image",
+    main: Sequence[str],
+) -> None:  # fmt: skip
+    """Print the report, and write it and the pictures into the folder of the runs."""
+    from mae_core.weights.export import write_json
+    from mae_core.weights.files import write_atomically
+
+    folder = Path(out).expanduser()
+    write_json(folder / "report.json", report)
+    write_atomically(folder / "pictures.png", lambda path: drawing.save(path, format="PNG"))
+    if args.json:
+        print(json.dumps(report, indent=2))
+        return
+    seeds = " ".join(f"{100 * value:.1f}" for value in report["seeds"])
+    interval = report["interval"] or (math.nan, math.nan)
+    figures = ", ".join(f"{name} {100 * report[name]:.1f}" for name in main)
+    print(
+        f"{report['method']} of {report['weights']} ({report['init']}): {report['train']} images "
+        f"to learn from, {report['measured']} measured\n\n{figures} (percent); 95 % interval "
+        f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}; by seed {seeds}\n\n"
+        f"by class: {_by_class(report)}\n\nwrote {out}"
     )
 
 
@@ -1023,6 +1107,7 @@ EVALUATIONS: dict[_Command, _AddArguments] = {
     _finetune: _add_finetune,
     _partial: _add_finetune,
     _scratch: _add_finetune,
+    _segment: _add_transfer,
 }
 
 # A sub-command's function, whose docstring is its help, and what adds its args.

@@ -26,14 +26,15 @@ RANGES = {
 # Which file pins the requirements of the library ("") and of an extra.
 PINNED_IN = {
     "": "requirements.txt", "demo": "requirements.txt", "train": "requirements-train.txt",
-    "data": "requirements-data.txt", "onnx": "requirements-onnx.txt",
-    "science": "requirements-science.txt",
+    "data": "requirements-data.txt", "dense": "requirements-dense.txt",
+    "onnx": "requirements-onnx.txt", "science": "requirements-science.txt",
 }  # fmt: skip
 # What must not be needed to import the library, and to use it without these.
 OPTIONAL = (
     "app", "cachetools", "cv2", "datasets", "gradio", "imagecodecs", "jinja2", "matplotlib", "onnx",
-    "onnxruntime", "onnxscript", "pillow_heif", "prometheus_client", "pydantic_settings",
-    "starlette", "tensorboard", "tifffile", "transformers",
+    "onnxruntime", "onnxscript", "pillow_heif", "prometheus_client", "pycocotools",
+    "pydantic_settings", "segmentation_models_pytorch", "starlette", "tensorboard",
+    "tifffile", "transformers",
 )  # fmt: skip
 
 

@@ -163,6 +163,22 @@ class Accuracy(Callback):
         tqdm.write(f"step {state.step}: accuracy {100 * accuracy:.1f} %", file=sys.stderr)
 
 
+class Measured(Callback):
+    """Measures a model on the way; at the end whoever began the run does."""
+
+    def __init__(
+        self, config: RunConfig, logger: "Logger", measure: Callable[[Any], Mapping[str, float]]
+    ) -> None:
+        """`measure` gives figures by name."""
+        self._steps, self._logger, self._measure = config.steps, logger, measure
+
+    def on_eval(self, state: RunState, model: Any) -> None:
+        """Measure, log."""
+        if state.step < self._steps:
+            values = {f"holdout_{name}": value for name, value in self._measure(model).items()}
+            self._logger.on_log(state, values)
+
+
 class Snapshots(Callback):
     """Weights of the run on its way in `snapshots/`, at steps that double."""
 

@@ -1,0 +1,244 @@
+"""Training of a segmenter or a detector on an encoder, once for each seed.
+
+`segment` and `detect` have the configs, the objectives and the models; what they share is here.
+"""
+
+import logging
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from mae_core.config import (
+    Count,
+    NotNegative,
+    NotNegativeInt,
+    OptimConfig,
+    Positive,
+    PositiveShare,
+    RunConfig,
+    save_yaml,
+)
+from mae_core.data.dense import Dataset, batches
+from mae_core.distributed import World, init_distributed
+from mae_core.errors import CheckpointError, ConfigError
+from mae_core.model.dense import DenseModel
+from mae_core.training.callbacks import Logger, Measured, Progress, require_writers
+from mae_core.training.checkpoint import RunState, note_changes, read_checkpoint, restore
+from mae_core.training.optim import with_peak_lr, with_steps
+from mae_core.training.report import CONFIG_FILE
+from mae_core.training.train import alone_in
+from mae_core.training.trainer import Loss, Trainer, build_state
+from mae_core.weights.files import write_atomically
+from mae_core.weights.formats import Weights
+from mae_core.weights.registry import read_weights, weights_name
+
+_log = logging.getLogger(__name__)
+
+# As UPerNet and Mask R-CNN are fine-tuned.
+_OPTIM = OptimConfig(lr=1e-4, betas=(0.9, 0.999), warmup_epochs=1, warmup_steps=0)
+
+Model = TypeVar("Model", bound=DenseModel)
+Figures = TypeVar("Figures")
+Images = TypeVar("Images")
+
+
+@dataclass(frozen=True)
+class DenseConfig(RunConfig):
+    """What segmentation and detection share.
+
+    Attributes:
+        init: `weights`, or `random` for an encoder of the same shape that was never trained.
+        freeze: Whether the encoder stays as it is and the head alone is trained.
+        layer_decay: The learning rate of each block over that of the next one.
+        image_size: Side of the squares that the model sees, in pixels; 0 for the model's own.
+        channels: Width of the head.
+        scale: Smallest and largest random scale of a sample.
+        flip: Whether half of the samples are mirrored.
+        seeds: Repetitions, with one seed after another from `seed` on.
+        resamples: Of the measured images, for the interval (bootstrap); 0 for none.
+        workers: Threads that read and crop.
+    """
+
+    fixed: ClassVar[tuple[str, ...]] = ("optim.name", "init", "freeze", "image_size", "channels")
+
+    init: Literal["weights", "random"] = "weights"
+    freeze: bool = False
+    layer_decay: PositiveShare = 0.75
+    image_size: NotNegativeInt = 0
+    channels: Count = 256
+    scale: tuple[Positive, Positive] = (0.5, 2.0)
+    flip: bool = True
+    seeds: Count = 1
+    resamples: NotNegativeInt = 1000
+    workers: Count = 4
+    optim: OptimConfig = _OPTIM
+    epochs: NotNegative = 100.0
+    batch_size: Count = 16
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    eval_every: Count = 5000
+    save_every: Count = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale[0] > self.scale[1]:
+            raise ConfigError(f"scale is {list(self.scale)}; give the smaller number first")
+
+
+@dataclass(frozen=True)
+class Repeated(Generic[Figures]):
+    """Runs of one config with several seeds.
+
+    Attributes:
+        figures: What was measured of each.
+        facts: Plain data for the report: weights, init, config.
+        stopped_by: Number of the signal that stopped the last one, or 0.
+    """
+
+    figures: list[Figures]
+    facts: dict[str, Any]
+    stopped_by: int = 0
+
+
+def open_encoder(weights: str | Path, config: DenseConfig) -> Weights:
+    """The weights, if their encoder can be taken; the decoder does not matter.
+
+    Raises:
+        CheckpointError: If they are a classifier, unless the encoder is to be a random one.
+    """
+    read = read_weights(weights)
+    if config.init == "weights":
+        read.build_encoder()
+    return read
+
+
+def repeat(
+    weights: str | Path, read: Weights, config: DenseConfig, train: Dataset[Any],
+    build: Callable[[], Model], objective: "Callable[[DenseConfig, World], DenseObjective]",
+    measure: Callable[[Model], Figures], summary: Callable[[Figures], Mapping[str, float]],
+) -> Repeated[Figures]:  # fmt: skip
+    """Train and measure with each seed, in `out/seed-0` and so on; a finished one is not repeated.
+
+    Args:
+        weights: As they were named.
+        read: What they hold.
+        config: Of the runs.
+        train: What is learned from.
+        build: Makes a model with freshly drawn parameters.
+        objective: Makes what a run trains for.
+        measure: Measures a trained model; on rank 0.
+        summary: Figures by name, for the log.
+
+    Returns:
+        Figures on rank 0, none on the others.
+    """
+    require_writers(config.writers)
+    name, figures = weights_name(weights), list[Figures]()
+    facts = {"weights": name, "init": config.init}
+    with init_distributed() as world:
+        if not world.is_main:
+            logging.getLogger("mae_core").setLevel(logging.WARNING)
+        if world.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        share = world.size * config.system.accumulate
+        if config.batch_size % share:
+            raise ConfigError(
+                f"batch_size {config.batch_size} does not divide into {world.size} processes "
+                f"times {config.system.accumulate} micro-batches; pick a multiple of {share}"
+            )
+        out = Path(config.out).expanduser()
+        config = with_steps(with_peak_lr(replace(config, out=str(out))), len(train))
+        for seed in range(config.seed, config.seed + config.seeds):
+            one = replace(config, seed=seed, out=str(out / f"seed-{seed}"))
+            with alone_in(Path(one.out), world):
+                state = _begin(one, world, name, build, read)
+                callbacks: tuple[Any, ...] = ()
+                if world.is_main:
+                    path = Path(one.out) / CONFIG_FILE
+                    write_atomically(path, partial(save_yaml, one))
+                    logger = Logger(Path(one.out), one)
+                    measured = Measured(one, logger, lambda model: summary(measure(model)))
+                    callbacks = (Progress(one.steps, state.step), logger, measured)
+                stopped_by = Trainer(one, state, objective(one, world), callbacks, world).fit()
+                if stopped_by:
+                    _log.info("stopped at step %d; the same command goes on", state.step)
+                    return Repeated(figures, facts, stopped_by)
+                if world.is_main:
+                    figures.append(measure(state.snapshot()))
+                    told = ", ".join(f"{k} {v:.4g}" for k, v in summary(figures[-1]).items())
+                    _log.info("seed %d: %s", seed, told)
+                world.barrier()
+        return Repeated(figures, facts | {"device": str(world.device)})
+
+
+def _begin(
+    config: DenseConfig, world: World, name: str, build: Callable[[], DenseModel], read: Weights
+) -> RunState:
+    """The run in its folder where it stopped, else one that begins with the weights."""
+    torch.manual_seed(config.seed)
+    model = build().train()
+    if config.init == "weights":
+        model.load_encoder(read.build_encoder())
+    model.encoder.requires_grad_(not config.freeze)
+    model.encoder.pos_embed.requires_grad_(False)  # it is a fixed table
+    state = build_state(
+        config, model, world, build=build, build_optimizers=partial(_optimizers, config=config)
+    )
+    state.init_from = name
+    if saved := read_checkpoint(config):
+        if saved["init_from"] != name:
+            raise CheckpointError(
+                f"the run in {config.out!r} began with {saved['init_from']!r:.80}; give another "
+                "--out, or these weights"
+            )
+        restore(state, saved, config)
+        note_changes(state, config)
+    return state
+
+
+def _optimizers(model: nn.Module, config: DenseConfig) -> list[torch.optim.Optimizer]:
+    from timm.optim import param_groups_layer_decay
+
+    optim = config.optim
+    if optim.name != "adamw":
+        raise ConfigError(f"optim.name is {optim.name}; layers of decaying rates take adamw")
+    groups = param_groups_layer_decay(model, optim.weight_decay, layer_decay=config.layer_decay)
+    return [torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)]
+
+
+class DenseObjective:
+    """The loss of a model on samples of a data set; a child says which."""
+
+    def __init__(self, config: DenseConfig, dataset: Dataset[Any], world: World) -> None:
+        self.config, self.world, self._dataset = config, world, dataset
+
+    def losses(self, begin: int) -> Generator[Sequence[Loss], None, None]:
+        """Those of each step from `begin` on."""
+        config, world = self.config, self.world
+        size = config.batch_size // world.size // config.system.accumulate
+        samples = batches(
+            self._dataset, begin, config.steps, batch_size=config.batch_size, seed=config.seed,
+            rank=world.rank, world_size=world.size, workers=config.workers,
+        )  # fmt: skip
+        with closing(samples):
+            for step, batch in enumerate(samples, begin):
+                parts = range(0, len(batch), size)
+                yield [
+                    partial(self.loss, batch[i : i + size], (step, world.rank, i)) for i in parts
+                ]
+
+    def loss(
+        self, samples: Sequence[Any], place: tuple[int, int, int], forward: nn.Module
+    ) -> Tensor:
+        """The mean loss of samples; `place` is their step, rank and first number."""
+        raise NotImplementedError
+
+    def errors(self, losses: Tensor) -> Tensor:
+        """The losses themselves, which are above 0."""
+        return losses
