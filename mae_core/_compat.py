@@ -93,7 +93,7 @@ def _roi_align(
         x, y = lines
         grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
         sampled = F.grid_sample(
-            features[i : i + 1].float(), grid.flatten(0, 1)[None], padding_mode="border",
+            features[i : i + 1].float(), grid.float().flatten(0, 1)[None], padding_mode="border",
             align_corners=True,
         )  # fmt: skip
         # (1, C, rows * height * samples, width * samples)

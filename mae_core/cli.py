@@ -353,6 +353,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     mae evaluate classifier runs/tuned FLOWERS
     mae evaluate predict runs/tuned PICTURE PICTURE
     mae evaluate segment mae-tiny VOC2012
+    mae evaluate detect mae-tiny COCO
     """
     raise ConfigError(f"say what to measure: mae evaluate {', '.join(map(_name, EVALUATIONS))}")
 
@@ -716,15 +717,46 @@ def _segment(args: argparse.Namespace) -> int:
     begun = time.perf_counter()
     done = segment(
         args.weights, args.data, config, measure_segmentation, SegmentationFigures.summary
-    )  # fmt: skip
-    if done.stopped_by or not done.figures:
-        return done.stopped_by and 128 + done.stopped_by
-    found = segmentation_report(
-        done.figures, done.facts["classes"], resamples=config.resamples, seed=config.seed
-    )  # fmt: skip
-    report = {**done.facts, **found, "seconds": round(time.perf_counter() - begun, 1)}
-    _finish_transfer(args, report, config.out, done.figures[0].drawing, ("miou", "pixel_accuracy"))
-    return 0
+    )
+    if done.figures and not done.stopped_by:
+        found = segmentation_report(
+            done.figures, done.facts["classes"], resamples=config.resamples, seed=config.seed
+        )
+        report = {**done.facts, **found, "seconds": round(time.perf_counter() - begun, 1)}
+        _finish_transfer(args, report, config.out, done.figures[0].drawing)
+    return 128 + done.stopped_by if done.stopped_by else 0
+
+
+def _detect(args: argparse.Namespace) -> int:
+    """Train Mask R-CNN on an encoder and measure it: average precision of boxes and masks.
+
+        mae evaluate detect mae_pretrain_vit_base.pth COCO image_size=1024 batch_size=64
+        mae evaluate detect runs/mine MINE seeds=3 --out runs/boxes
+        mae evaluate detect mae-tiny MINE init=random
+
+    COCO has annotations/instances_{train,val}2017.json, train2017 and val2017; or MINE train.json,
+    val.json, train and val. Fields are those of `DetectConfig`: freeze=false, init=weights (or
+    random), layer_decay=0.7, image_size=0 (the model's own), channels=256, scale=0.1,2, flip=true,
+    epochs=100, batch_size=16, optim.lr=1e-4, seed=0, seeds=1, resamples=100, and what every run
+    has. The same command goes on where a stopped one ended. It needs requirements-dense.txt.
+    """
+    from mae_core.evaluation.detection import (
+        DetectionFigures,
+        detection_report,
+        measure_detection,
+    )
+    from mae_core.training.detect import DetectConfig, detect
+
+    config = _transfer_config(args, DetectConfig(out="runs/detect"))
+    begun = time.perf_counter()
+    done = detect(args.weights, args.data, config, measure_detection, DetectionFigures.summary)
+    if done.figures and not done.stopped_by:
+        found = detection_report(
+            done.figures, done.facts["classes"], resamples=config.resamples, seed=config.seed
+        )
+        report = {**done.facts, **found, "seconds": round(time.perf_counter() - begun, 1)}
+        _finish_transfer(args, report, config.out, done.figures[0].drawing)
+    return 128 + done.stopped_by if done.stopped_by else 0
 
 
 def _transfer_config(args: argparse.Namespace, plain: Transfer) -> Transfer:
@@ -735,9 +767,8 @@ def _transfer_config(args: argparse.Namespace, plain: Transfer) -> Transfer:
 
 
 def _finish_transfer(
-    args: argparse.Namespace, report: dict[str, Any], out: str, drawing: "Image",
-    main: Sequence[str],
-) -> None:  # fmt: skip
+    args: argparse.Namespace, report: dict[str, Any], out: str, drawing: "Image"
+) -> None:
     """Print the report, and write it and the pictures into the folder of the runs."""
     from mae_core.weights.export import write_json
     from mae_core.weights.files import write_atomically
@@ -750,7 +781,8 @@ def _finish_transfer(
         return
     seeds = " ".join(f"{100 * value:.1f}" for value in report["seeds"])
     interval = report["interval"] or (math.nan, math.nan)
-    figures = ", ".join(f"{name} {100 * report[name]:.1f}" for name in main)
+    names = ("miou", "pixel_accuracy", "box_ap", "box_ap50", "box_ap75", "mask_ap")
+    figures = ", ".join(f"{name} {100 * report[name]:.1f}" for name in names if name in report)
     print(
         f"{report['method']} of {report['weights']} ({report['init']}): {report['train']} images "
         f"to learn from, {report['measured']} measured\n\n{figures} (percent); 95 % interval "
@@ -1108,6 +1140,7 @@ EVALUATIONS: dict[_Command, _AddArguments] = {
     _partial: _add_finetune,
     _scratch: _add_finetune,
     _segment: _add_transfer,
+    _detect: _add_transfer,
 }
 
 # A sub-command's function, whose docstring is its help, and what adds its args.

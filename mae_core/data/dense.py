@@ -8,27 +8,33 @@ picture k of an endless sequence of shuffled epochs, and its chance a generator 
 (seed, k): batches are a function of (seed, step).
 """
 
+import json
 import math
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Annotated, NamedTuple, NotRequired, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field, TypeAdapter, ValidationError
+
+# typing's are not what pydantic takes on Python 3.11.
+from typing_extensions import TypedDict
 
 from mae_core.config import ModelConfig
 from mae_core.data.datasets import find_images, shown
-from mae_core.errors import DataError, ImageError
+from mae_core.errors import ConfigError, DataError, ImageError
 from mae_core.images import DecodedImage, open_image, resized, size_of
 from mae_core.photographs import ImageLimits, open_file, parser_errors
 
 __all__ = [
-    "IGNORED", "Placement", "SegmentationImages", "batches", "open_segmentation",
+    "IGNORED", "DetectionImages", "Objects", "Placement", "SegmentationImages", "batches",
+    "open_detection", "open_segmentation",
 ]  # fmt: skip
 
 # Label of a pixel that is neither learned from nor measured.
@@ -320,3 +326,264 @@ def _voc_files(folder: Path, part: str) -> list[tuple[Path, Path]]:
         raise DataError(f"{part}.txt names {shown(wrong[0])}; give names without a folder")
     pictures, labels = folder / "JPEGImages", folder / "SegmentationClass"
     return [(pictures / f"{name}.jpg", labels / f"{name}.png") for name in names]
+
+
+# --- detection
+
+# Bytes of a file of annotations; that of COCO's training pictures has half of it.
+_MAX_JSON_BYTES = 2**30
+
+Number: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
+Length: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Runs(TypedDict):
+    """Run lengths of a mask, column by column, zeros first."""
+
+    size: tuple[int, int]
+    counts: list[Annotated[int, Field(ge=0)]]
+
+
+class _Annotation(TypedDict):
+    image_id: int
+    category_id: int
+    bbox: tuple[Number, Number, Length, Length]
+    segmentation: _Runs | list[list[Number]]
+    iscrowd: NotRequired[int]
+
+
+class _Picture(TypedDict):
+    id: int
+    file_name: str
+    width: Annotated[int, Field(ge=1)]
+    height: Annotated[int, Field(ge=1)]
+
+
+class _Category(TypedDict):
+    id: int
+    name: str
+
+
+class _Coco(TypedDict):
+    images: list[_Picture]
+    annotations: list[_Annotation]
+    categories: list[_Category]
+
+
+class Objects(NamedTuple):
+    """The n objects of a picture of (H, W) pixels.
+
+    Attributes:
+        boxes: (n, 4) float32: left, top, right, bottom in pixels.
+        labels: (n,) int64 numbers of their classes, from 0.
+        masks: (n, H, W) booleans.
+        crowd: (n,) whether it is a group, which is not learned from.
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    masks: NDArray[np.bool_]
+    crowd: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class DetectionImages:
+    """Pictures and the objects in them.
+
+    Attributes:
+        files: The pictures.
+        sizes: (width, height) of each, as the annotations have it.
+        annotations: Of each, as COCO has them.
+        categories: COCO's numbers of the classes, in their order.
+        classes: Their names.
+        model: Whose channels, bands and mean colour pictures are read with.
+        side: Of a sample in pixels.
+        scale: Smallest and largest scale of a sample; at 1 the longer side of the picture is
+            `side`.
+        flip: Whether half of the samples are mirrored.
+    """
+
+    files: Sequence[Path]
+    sizes: Sequence[tuple[int, int]]
+    annotations: Sequence[Sequence[_Annotation]]
+    categories: tuple[int, ...]
+    classes: tuple[str, ...]
+    model: ModelConfig = _PHOTOGRAPHS
+    side: int = 224
+    scale: tuple[float, float] = (0.1, 2.0)
+    flip: bool = True
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> tuple[DecodedImage, Objects]:
+        """A picture and its objects.
+
+        Raises:
+            DataError: If it cannot be read, or has another size than its annotations say.
+        """
+        image, size = _opened(self.files[index], self.model), self.sizes[index]
+        if size_of(image) != size:
+            raise DataError(
+                f"{shown(self.files[index])} has {size_of(image)} pixels, and its annotations are "
+                f"of {size} (width, height); give them the same size"
+            )
+        of = self.annotations[index]
+        corners = np.array([one["bbox"] for one in of], dtype=np.float32).reshape(-1, 4)
+        masks = [_mask(one["segmentation"], size) for one in of]
+        return image, Objects(
+            np.concatenate((corners[:, :2], corners[:, :2] + corners[:, 2:]), axis=1),
+            np.array([self.categories.index(one["category_id"]) for one in of], dtype=np.int64),
+            np.stack(masks) if masks else np.zeros((0, *size[::-1]), dtype=bool),
+            np.array([bool(one.get("iscrowd", 0)) for one in of], dtype=bool),
+        )
+
+    def sample(self, index: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], Objects]:
+        """(side, side, C) pixels of a random part of a picture, and what is seen of its objects.
+
+        Boxes are those of the masks; groups are left out.
+        """
+        image, objects = self.read(index)
+        size = size_of(image)
+        base = self.side / max(size)
+        place = draw_placement(size, base, self.side, self.scale, self.flip, rng)
+        masks, boxes, labels = list[NDArray[np.bool_]](), list[tuple[int, ...]](), list[int]()
+        for mask, label, crowd in zip(objects.masks, objects.labels, objects.crowd, strict=True):
+            seen = place.labels(mask.astype(np.uint8), 0).astype(bool)
+            if not crowd and seen.any():
+                rows, columns = (np.flatnonzero(seen.any(axis=axis)) for axis in (1, 0))
+                boxes.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+                masks.append(seen)
+                labels.append(int(label))
+        return place.image(image, self.model.mean), Objects(
+            np.array(boxes, dtype=np.float32).reshape(-1, 4),
+            np.array(labels, dtype=np.int64),
+            np.stack(masks) if masks else np.zeros((0, self.side, self.side), dtype=bool),
+            np.zeros(len(labels), dtype=bool),
+        )
+
+
+def _mask(segmentation: _Runs | list[list[float]], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W) booleans of polygons or run lengths."""
+    width, height = size
+    if isinstance(segmentation, dict):
+        runs = segmentation["counts"]
+        values = np.arange(len(runs)) % 2 == 1
+        mask: NDArray[np.bool_] = np.repeat(values, runs).reshape(width, height).T
+        return mask
+    from pycocotools import mask as coco_mask
+
+    # COCO's own drawing of polygons, of which ours would differ at the edges.
+    polygons = [
+        np.clip(np.array(one).reshape(-1, 2), 0, (width, height)).flatten().tolist()
+        for one in segmentation
+    ]
+    drawn = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    return np.asarray(coco_mask.decode(drawn)).astype(bool)
+
+
+def open_detection(data: str | Path) -> tuple[DetectionImages, DetectionImages]:
+    """Open both parts of a data set with boxes and masks of objects.
+
+    Args:
+        data: A folder as of COCO, `annotations/instances_{train,val}2017.json` with `train2017/`
+            and `val2017/`, or `{train,val}.json` with `train/` and `val/`. Masks are polygons or
+            lists of run lengths.
+
+    Returns:
+        What to learn from, and what to measure on.
+
+    Raises:
+        DataError: If it is neither, or a file cannot be read or is not as COCO has it.
+    """
+    require_pycocotools()
+    folder = Path(data).expanduser()
+    forms = {
+        part: (
+            (folder / f"annotations/instances_{part}2017.json", folder / f"{part}2017"),
+            (folder / f"{part}.json", folder / part),
+        )
+        for part in ("train", "val")
+    }
+    opened = []
+    for part, places in forms.items():
+        found = [(file, pictures) for file, pictures in places if file.is_file()]
+        if not found or not found[0][1].is_dir():
+            raise DataError(
+                f"{str(data)!r} has no {part}.json with {part}/, nor annotations/instances_"
+                f"{part}2017.json with {part}2017/; give a folder as COCO has it"
+            )
+        opened.append(_open_coco(*found[0]))
+    train, val = opened
+    if (train.categories, train.classes) != (val.categories, val.classes):
+        raise DataError(f"{str(data)!r} has other categories to learn from than to measure on")
+    # As is usual: a picture without an object teaches nothing.
+    rows = [
+        i
+        for i, annotations in enumerate(train.annotations)
+        if any(not one.get("iscrowd", 0) for one in annotations)
+    ]
+    if not rows or not len(val):
+        raise DataError(f"{str(data)!r} has no picture with an object to learn from or none at all")
+    train = replace(
+        train, files=[train.files[i] for i in rows], sizes=[train.sizes[i] for i in rows],
+        annotations=[train.annotations[i] for i in rows],
+    )  # fmt: skip
+    return train, val
+
+
+def require_pycocotools() -> None:
+    """Refuse detection without COCO's package (ConfigError)."""
+    try:
+        import pycocotools.mask  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "detection needs a package that is not installed: pip install -r requirements-dense.txt"
+        ) from error
+
+
+def _open_coco(file: Path, pictures: Path) -> DetectionImages:
+    try:
+        if file.stat().st_size > _MAX_JSON_BYTES:
+            raise DataError(f"{shown(file)} has more than {_MAX_JSON_BYTES / 2**30:g} GiB")
+        values = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{shown(file)} cannot be read ({error})") from error
+    try:
+        coco = TypeAdapter(_Coco).validate_python(values)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        place = ".".join(str(part)[:60] for part in wrong["loc"])
+        raise DataError(
+            f"{shown(file)} is not as COCO has it: {place or 'it'}: {wrong['msg']}"
+        ) from error
+    categories = sorted(coco["categories"], key=lambda one: one["id"])
+    known, root = {one["id"] for one in categories}, pictures.resolve()
+    by_picture: dict[int, list[_Annotation]] = {one["id"]: [] for one in coco["images"]}
+    sizes = {one["id"]: (one["width"], one["height"]) for one in coco["images"]}
+    if len(by_picture) < len(coco["images"]) or len(known) < len(categories) or not known:
+        raise DataError(f"{shown(file)} has an id twice, or no categories")
+    for number, one in enumerate(coco["annotations"]):
+        if one["image_id"] not in by_picture or one["category_id"] not in known:
+            raise DataError(f"{shown(file)}: annotation {number} is of no known image or category")
+        if trouble := _trouble_of(one["segmentation"], sizes[one["image_id"]]):
+            raise DataError(f"{shown(file)}: the mask of annotation {number} {trouble}")
+        by_picture[one["image_id"]].append(one)
+    files = [root / one["file_name"] for one in coco["images"]]
+    for path in files:
+        if not path.resolve().is_relative_to(root):
+            raise DataError(f"{shown(file)} names {shown(path.name)}, which is not in its folder")
+    return DetectionImages(
+        files, list(sizes.values()), list(by_picture.values()),
+        tuple(one["id"] for one in categories), tuple(one["name"] for one in categories),
+    )  # fmt: skip
+
+
+def _trouble_of(segmentation: _Runs | list[list[float]], size: tuple[int, int]) -> str:
+    """What is wrong with a mask; empty if nothing is."""
+    if not isinstance(segmentation, dict):
+        fits = segmentation and all(len(one) >= 6 and len(one) % 2 == 0 for one in segmentation)
+        return "" if fits else "is no polygon; give three or more points, x and y of each"
+    if segmentation["size"] != size[::-1] or sum(segmentation["counts"]) != math.prod(size):
+        return f"does not have the {math.prod(size)} pixels of its picture"
+    return ""

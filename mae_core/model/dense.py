@@ -205,7 +205,7 @@ class Detector(DenseModel):
             config: Of the encoder; the patch side is a power of 2.
             num_classes: Without the background.
             image_size: Side in pixels; a multiple of two patch sides.
-            channels: Width of the pyramid.
+            channels: Width of the pyramid and of the convolutions that predict masks.
         """
         super().__init__(config, image_size)
         patch = config.patch_size
@@ -222,13 +222,18 @@ class Detector(DenseModel):
         ensure_torchvision_imports()
         from torchvision.models.detection import MaskRCNN
         from torchvision.models.detection.anchor_utils import AnchorGenerator
+        from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+        from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
         from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
         strides = [patch // 4 * 2**i for i in range(5)]
         anchors = AnchorGenerator(tuple((8 * s,) for s in strides), ((0.5, 1.0, 2.0),) * 5)
         self.rcnn = MaskRCNN(
-            SimplePyramid(self.encoder, channels), num_classes + 1, rpn_anchor_generator=anchors
-        )
+            SimplePyramid(self.encoder, channels), num_classes=None, rpn_anchor_generator=anchors,
+            box_predictor=FastRCNNPredictor(1024, num_classes + 1),
+            mask_head=MaskRCNNHeads(channels, (channels,) * 4, dilation=1),
+            mask_predictor=MaskRCNNPredictor(channels, channels, num_classes + 1),
+        )  # fmt: skip
         # Images have their size already; a smaller one is laid in the corner of the square.
         self.rcnn.transform = GeneralizedRCNNTransform(
             image_size, image_size, list(config.mean), list(config.std), size_divisible=image_size
