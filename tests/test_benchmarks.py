@@ -4,14 +4,17 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_onnx, bench_threads, bench_train, parity
+from benchmarks import bench_onnx, bench_threads, bench_train, made_sets, parity
 from mae_core import ModelConfig
 from mae_core.config import PRESETS
+from mae_core.data.dense import open_detection, open_segmentation
 from mae_core.model.mae import forward_flops
+from tests.pictures import draw_picture
 
 MICRO = ModelConfig(
     image_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, decoder_embed_dim=16,
@@ -99,3 +102,25 @@ def test_threads_are_timed_idle_and_busy(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert all(row["rounds"] == 2 and 0 < row["least"] <= row["median"] for row in rows)
     assert [row["ratio"] for row in rows if row["way"] == "before"] == [1, 1]
     assert [row["threads"] for row in rows if row["way"] == "one thread"] == [1, 1]
+
+
+def test_made_sets_open_and_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pycocotools")
+    (tmp_path / "photographs").mkdir()
+    for i in range(5):
+        draw_picture(i, 90, 70).save(tmp_path / f"photographs/{i}.jpg")
+    command = f"made_sets {tmp_path}/photographs {tmp_path}/made --train 3 --val 2 --side 64"
+    monkeypatch.setattr("sys.argv", command.split(" "))
+    made_sets.main()
+    for part, count in zip((0, 1), (3, 2), strict=True):
+        pixels = open_segmentation(tmp_path / "made/segment")[part]
+        objects = open_detection(tmp_path / "made/detect")[part]
+        assert len(pixels) == len(objects) == count
+        assert pixels.classes == ("background", *objects.classes)
+        for i in range(count):
+            (image, labels), (same, found) = pixels.read(i), objects.read(i)
+            assert image.tobytes() == same.tobytes()
+            drawn = np.zeros_like(labels)
+            for label, mask in zip(found.labels, found.masks, strict=True):
+                drawn[mask] = 1 + label
+            np.testing.assert_array_equal(drawn, labels)

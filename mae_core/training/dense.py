@@ -26,7 +26,7 @@ from mae_core.config import (
     save_yaml,
 )
 from mae_core.data.dense import Dataset, batches
-from mae_core.distributed import World, init_distributed
+from mae_core.distributed import World
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.dense import DenseModel
 from mae_core.training.callbacks import Logger, Measured, Progress, require_writers
@@ -106,13 +106,18 @@ class Repeated(Generic[Figures]):
     stopped_by: int = 0
 
 
-def open_encoder(weights: str | Path, config: DenseConfig) -> Weights:
-    """The weights, if their encoder can be taken; the decoder does not matter.
+def open_encoder(weights: str | Path, config: DenseConfig, world: World) -> Weights:
+    """The weights, if their encoder can be taken; the decoder does not matter. Collective.
 
     Raises:
         CheckpointError: If they are a classifier, unless the encoder is to be a random one.
     """
-    read = read_weights(weights)
+    if not world.is_main:
+        logging.getLogger("mae_core").setLevel(logging.WARNING)
+    if world.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    with world.main_first():
+        read = read_weights(weights)
     if config.init == "weights":
         read.build_encoder()
     return read
@@ -122,6 +127,7 @@ def repeat(
     weights: str | Path, read: Weights, config: DenseConfig, train: Dataset[Any],
     build: Callable[[], Model], objective: "Callable[[DenseConfig, World], DenseObjective]",
     measure: Callable[[Model], Figures], summary: Callable[[Figures], Mapping[str, float]],
+    world: World,
 ) -> Repeated[Figures]:  # fmt: skip
     """Train and measure with each seed, in `out/seed-0` and so on; a finished one is not repeated.
 
@@ -134,6 +140,7 @@ def repeat(
         objective: Makes what a run trains for.
         measure: Measures a trained model; on rank 0.
         summary: Figures by name, for the log.
+        world: Its ranks train together.
 
     Returns:
         Figures on rank 0, none on the others.
@@ -141,40 +148,35 @@ def repeat(
     require_writers(config.writers)
     name, figures = weights_name(weights), list[Figures]()
     facts = {"weights": name, "init": config.init}
-    with init_distributed() as world:
-        if not world.is_main:
-            logging.getLogger("mae_core").setLevel(logging.WARNING)
-        if world.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
-        share = world.size * config.system.accumulate
-        if config.batch_size % share:
-            raise ConfigError(
-                f"batch_size {config.batch_size} does not divide into {world.size} processes "
-                f"times {config.system.accumulate} micro-batches; pick a multiple of {share}"
-            )
-        out = Path(config.out).expanduser()
-        config = with_steps(with_peak_lr(replace(config, out=str(out))), len(train))
-        for seed in range(config.seed, config.seed + config.seeds):
-            one = replace(config, seed=seed, out=str(out / f"seed-{seed}"))
-            with alone_in(Path(one.out), world):
-                state = _begin(one, world, name, build, read)
-                callbacks: tuple[Any, ...] = ()
-                if world.is_main:
-                    path = Path(one.out) / CONFIG_FILE
-                    write_atomically(path, partial(save_yaml, one))
-                    logger = Logger(Path(one.out), one)
-                    measured = Measured(one, logger, lambda model: summary(measure(model)))
-                    callbacks = (Progress(one.steps, state.step), logger, measured)
-                stopped_by = Trainer(one, state, objective(one, world), callbacks, world).fit()
-                if stopped_by:
-                    _log.info("stopped at step %d; the same command goes on", state.step)
-                    return Repeated(figures, facts, stopped_by)
-                if world.is_main:
-                    figures.append(measure(state.snapshot()))
-                    told = ", ".join(f"{k} {v:.4g}" for k, v in summary(figures[-1]).items())
-                    _log.info("seed %d: %s", seed, told)
-                world.barrier()
-        return Repeated(figures, facts | {"device": str(world.device)})
+    share = world.size * config.system.accumulate
+    if config.batch_size % share:
+        raise ConfigError(
+            f"batch_size {config.batch_size} does not divide into {world.size} processes "
+            f"times {config.system.accumulate} micro-batches; pick a multiple of {share}"
+        )
+    out = Path(config.out).expanduser()
+    config = with_steps(with_peak_lr(replace(config, out=str(out))), len(train))
+    for seed in range(config.seed, config.seed + config.seeds):
+        one = replace(config, seed=seed, out=str(out / f"seed-{seed}"))
+        with alone_in(Path(one.out), world):
+            state = _begin(one, world, name, build, read)
+            callbacks: tuple[Any, ...] = ()
+            if world.is_main:
+                path = Path(one.out) / CONFIG_FILE
+                write_atomically(path, partial(save_yaml, one))
+                logger = Logger(Path(one.out), one)
+                measured = Measured(one, logger, lambda model: summary(measure(model)))
+                callbacks = (Progress(one.steps, state.step), logger, measured)
+            stopped_by = Trainer(one, state, objective(one, world), callbacks, world).fit()
+            if stopped_by:
+                _log.info("stopped at step %d; the same command goes on", state.step)
+                return Repeated(figures, facts, stopped_by)
+            if world.is_main:
+                figures.append(measure(state.snapshot()))
+                told = ", ".join(f"{k} {v:.4g}" for k, v in summary(figures[-1]).items())
+                _log.info("seed %d: %s", seed, told)
+            world.barrier()
+    return Repeated(figures, facts | {"device": str(world.device)})
 
 
 def _begin(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mae_core.config import NotNegativeInt, Positive, PositiveShare, to_dict
 from mae_core.data.dense import DetectionImages, Objects, open_detection
+from mae_core.distributed import init_distributed
 from mae_core.model.dense import Detector
 from mae_core.training.dense import DenseConfig, DenseObjective, Repeated, open_encoder, repeat
 
@@ -48,20 +49,21 @@ def detect(
         MAEError: If the weights, the data or a field cannot be used, or training fails.
     """
     train, val = open_detection(data)
-    read = open_encoder(weights, config)
-    side = config.image_size or read.config.image_size
-    train, val = (
-        replace(part, model=read.config, side=side, scale=config.scale, flip=config.flip)
-        for part in (train, val)
-    )
-    build = partial(
-        Detector, read.config, num_classes=len(train.classes), image_size=side,
-        channels=config.channels,
-    )  # fmt: skip
-    done = repeat(
-        weights, read, config, train, build, lambda one, world: Detection(one, train, world),
-        lambda model: measure(model, val), summary,
-    )  # fmt: skip
+    with init_distributed() as world:
+        read = open_encoder(weights, config, world)
+        side = config.image_size or read.config.image_size
+        train, val = (
+            replace(part, model=read.config, side=side, scale=config.scale, flip=config.flip)
+            for part in (train, val)
+        )
+        build = partial(
+            Detector, read.config, num_classes=len(train.classes), image_size=side,
+            channels=config.channels,
+        )  # fmt: skip
+        done = repeat(
+            weights, read, config, train, build, lambda one, world: Detection(one, train, world),
+            lambda model: measure(model, val), summary, world,
+        )  # fmt: skip
     facts = {
         "classes": list(train.classes), "train": len(train), "measured": len(val),
         "image_size": side, "config": to_dict(config),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mae_core.config import to_dict
 from mae_core.data.dense import IGNORED, SegmentationImages, open_segmentation
 from mae_core.data.transforms import normalize
-from mae_core.distributed import World
+from mae_core.distributed import World, init_distributed
 from mae_core.model.dense import Head, Segmenter
 from mae_core.training.dense import DenseConfig, DenseObjective, Repeated, open_encoder, repeat
 
@@ -52,20 +52,21 @@ def segment(
         MAEError: If the weights, the data or a field cannot be used, or training fails.
     """
     train, val = open_segmentation(data)
-    read = open_encoder(weights, config)
-    side = config.image_size or read.config.image_size
-    train, val = (
-        replace(part, model=read.config, side=side, scale=config.scale, flip=config.flip)
-        for part in (train, val)
-    )
-    build = partial(
-        Segmenter, read.config, num_classes=len(train.classes), head=config.head,
-        image_size=side, channels=config.channels,
-    )  # fmt: skip
-    done = repeat(
-        weights, read, config, train, build, lambda one, world: Segmentation(one, train, world),
-        lambda model: measure(model, val), summary,
-    )  # fmt: skip
+    with init_distributed() as world:
+        read = open_encoder(weights, config, world)
+        side = config.image_size or read.config.image_size
+        train, val = (
+            replace(part, model=read.config, side=side, scale=config.scale, flip=config.flip)
+            for part in (train, val)
+        )
+        build = partial(
+            Segmenter, read.config, num_classes=len(train.classes), head=config.head,
+            image_size=side, channels=config.channels,
+        )  # fmt: skip
+        done = repeat(
+            weights, read, config, train, build, lambda one, world: Segmentation(one, train, world),
+            lambda model: measure(model, val), summary, world,
+        )  # fmt: skip
     facts = {
         "classes": list(train.classes), "train": len(train), "measured": len(val),
         "image_size": side, "config": to_dict(config),

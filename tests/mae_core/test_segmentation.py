@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from mae_core.training.segment import Segmentation, SegmentConfig
 from mae_core.weights.files import load_latest
 from mae_core.weights.formats import save_weights
 from tests.pictures import draw_picture
+from tests.sources import ROOT
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
@@ -496,6 +498,19 @@ def test_a_killed_run_ends_in_the_same_bits(
         json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "killed")
     ]
     assert reports[0]["miou"] == reports[1]["miou"]
+
+
+def test_two_processes_do_what_one_does(ade: Path, weights: Path, tmp_path: Path) -> None:
+    fields = ["steps=3", "system.precision=float32"]
+    assert mae(command(weights, ade, tmp_path / "one", *fields)) == 0
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = ["-m", "mae_core", *command(weights, ade, tmp_path / "two", *fields)]
+    subprocess.run([sys.executable, *launch, *arguments], cwd=ROOT, check=True, timeout=300)
+    one, two = (load_latest(tmp_path / name / "seed-0") for name in ("one", "two"))
+    for name, tensor in one["model"].items():
+        torch.testing.assert_close(two["model"][name], tensor, atol=2e-4, rtol=1e-3)
+    assert len(list((tmp_path / "two").glob("seed-0/metrics.jsonl"))) == 1
+    assert (tmp_path / "two/report.json").is_file()
 
 
 def test_a_run_of_others_is_not_gone_on_with(ade: Path, weights: Path, tmp_path: Path) -> None:
