@@ -45,13 +45,16 @@ def ensure_torchvision_imports() -> None:
 
 def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Torchvision's non-maximum suppression: numbers of the (n, 4) boxes kept, best score first."""
-    box_iou = importlib.import_module("torchvision.ops").box_iou
     order = scores.argsort(descending=True, stable=True)
-    covers = (box_iou(boxes[order], boxes[order]) > iou_threshold).cpu().numpy()
-    kept = np.ones(len(order), dtype=bool)
+    corners = boxes[order].detach().double().cpu().numpy()
+    start, end = corners[:, :2], corners[:, 2:]
+    areas, kept = (end - start).prod(axis=1), np.ones(len(order), dtype=bool)
     for i in range(len(order)):
         if kept[i]:
-            kept[i + 1 :] &= ~covers[i, i + 1 :]
+            rest = slice(i + 1, None)
+            sides = np.minimum(end[i], end[rest]) - np.maximum(start[i], start[rest])
+            both = sides.clip(min=0).prod(axis=1)
+            kept[rest] &= both <= iou_threshold * (areas[i] + areas[rest] - both)
     return order[torch.from_numpy(kept).to(order.device)]
 
 

@@ -291,11 +291,11 @@ def open_segmentation(data: str | Path) -> tuple[SegmentationImages, Segmentatio
     if not 2 <= len(classes) < IGNORED:
         raise DataError(f"{len(classes)} classes are named; give 2 to {IGNORED - 1}")
     for files, part in zip(parts, ("learn from", "measure on"), strict=True):
-        lost = [picture for picture, annotation in files if not annotation.is_file()]
+        lost = [path for pair in files for path in pair if not path.is_file()]
         if lost or not files:
-            what = f"{shown(lost[0])} has no annotation" if lost else f"nothing to {part}"
-            more = f" ({len(lost)} have none)" if len(lost) > 1 else ""
-            raise DataError(f"{str(data)!r}: {what}{more}; each picture needs a PNG of its name")
+            what = f"{shown(lost[0])} is missing" if lost else f"there is nothing to {part}"
+            more = f" (of {len(lost)} files)" if len(lost) > 1 else ""
+            raise DataError(f"{what}{more}; each picture needs an annotation, a PNG of its name")
     train, val = (SegmentationImages(files, classes, first) for files in parts)
     return train, val
 
@@ -523,8 +523,8 @@ def open_detection(data: str | Path) -> tuple[DetectionImages, DetectionImages]:
         for i, annotations in enumerate(train.annotations)
         if any(not one.get("iscrowd", 0) for one in annotations)
     ]
-    if not rows or not len(val):
-        raise DataError(f"{str(data)!r} has no picture with an object to learn from or none at all")
+    if not rows or not any(val.annotations):
+        raise DataError(f"{str(data)!r} has no object to learn from, or none to measure on")
     train = replace(
         train, files=[train.files[i] for i in rows], sizes=[train.sizes[i] for i in rows],
         annotations=[train.annotations[i] for i in rows],

@@ -80,7 +80,8 @@ def bootstrap_interval(
         return None
     rng = np.random.default_rng(seed)
     values = [figure(rng.integers(0, n, n)) for _ in range(resamples)]
-    return [float(value) for value in np.quantile(values, (0.025, 0.975))]
+    # Of small sets, a draw may have nothing that can be measured.
+    return [float(value) for value in np.nanquantile(values, (0.025, 0.975))]
 
 
 def pooled(scores: Sequence[Scores]) -> Scores:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mae_core.data.dense import IGNORED, SegmentationImages
+from mae_core.errors import DataError
 from mae_core.evaluation.drawing import as_rgb, in_rows, with_masks
 from mae_core.evaluation.scores import bootstrap_interval
 from mae_core.images import DecodedImage, resized, size_of, to_tensor
@@ -94,7 +95,7 @@ def measure_segmentation(model: Segmenter, images: SegmentationImages) -> Segmen
     """Segment whole pictures in float32, on the model's device.
 
     Raises:
-        DataError: If a picture or its annotation cannot be used.
+        DataError: If a picture or its annotation cannot be used, or no pixel has a class.
     """
     counts, rows = list[NDArray[np.int64]](), list[list[Image.Image]]()
     drawn = set(np.linspace(0, len(images) - 1, min(_DRAWN, len(images))).astype(int).tolist())
@@ -109,6 +110,8 @@ def measure_segmentation(model: Segmenter, images: SegmentationImages) -> Segmen
             ]
             picture = as_rgb(image)
             rows.append([picture, *(with_masks(picture, masks) for masks in of_classes)])
+    if not any(one.any() for one in counts):
+        raise DataError("no pixel of the pictures to measure on has a class; check annotations")
     return SegmentationFigures(np.stack(counts), in_rows(rows))
 
 

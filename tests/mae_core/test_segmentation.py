@@ -130,6 +130,9 @@ def test_voc_folders(tmp_path: Path) -> None:
     assert len(train.classes) == 21
     assert train.classes[15] == "person"
     np.testing.assert_array_equal(train.read(0)[1], labels)
+    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("b\nc\n")
+    with pytest.raises(DataError, match=r"c.jpg is missing \(of 2 files\)"):
+        open_segmentation(tmp_path)
     (tmp_path / "ImageSets/Segmentation/val.txt").write_text("../b\n")
     with pytest.raises(DataError, match=r"val.txt names ../b; give names without a folder"):
         open_segmentation(tmp_path)
@@ -139,7 +142,7 @@ def test_folders_that_are_no_data_set_are_told_in_a_sentence(ade: Path, tmp_path
     with pytest.raises(DataError, match="is no folder of pictures with classes for their pixels"):
         open_segmentation(tmp_path / "nothing")
     (ade / "annotations/training/03.png").unlink()
-    with pytest.raises(DataError, match="03.png has no annotation; each picture needs a PNG"):
+    with pytest.raises(DataError, match="03.png is missing; each picture needs an annotation"):
         open_segmentation(ade)
     (ade / "classes.txt").write_text("one\n")
     with pytest.raises(DataError, match="1 classes are named; give 2 to 254"):
@@ -419,6 +422,10 @@ def test_whole_pictures_are_measured_in_their_own_size(
     assert figures.counts.shape == (4, 3, 3)
     assert figures.counts[2, 2].tolist() == np.bincount(labels.flatten(), minlength=3).tolist()
     assert figures.summary()["miou"] > 0.85
+    for path in (ade / "annotations/validation").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) * 0).save(path)
+    with pytest.raises(DataError, match="no pixel of the pictures to measure on has a class"):
+        measure_segmentation(model, replace(open_segmentation(ade)[1], model=small_config))
 
 
 # --- runs
