@@ -1,9 +1,10 @@
-"""Made pictures with exact masks, to compare encoders by: textured shapes on photographs.
+r"""Made pictures with exact masks, to compare encoders by: textured shapes on photographs.
 
     python -m benchmarks.made_sets PHOTOGRAPHS OUT
-    mae evaluate segment mae-tiny OUT/segment image_size=128 seeds=3
-    mae evaluate segment mae-tiny OUT/segment image_size=128 seeds=3 init=random
-    mae evaluate detect mae-tiny OUT/detect image_size=128
+    mae evaluate segment mae-tiny OUT/segment head=linear freeze=true epochs=12 optim.lr=1e-2
+    mae evaluate segment mae-tiny OUT/segment head=linear freeze=true epochs=12 optim.lr=1e-2 \
+        init=random --out runs/random
+    mae evaluate detect mae-tiny OUT/detect
 
 A class is a shape and its texture; colours, sizes and turns are random, and shapes cover each
 other. `segment` is laid out as ADE20K, with the background as the first class, `detect` as COCO.

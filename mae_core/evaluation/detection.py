@@ -219,8 +219,7 @@ def _drawn(
         np.logical_or.reduce(masks[labels == label], axis=0, initial=False) | nothing
         for label in range(len(classes))
     ]
-    names = [classes[label] for label in labels.tolist()]
-    return with_boxes(with_masks(image, [nothing, *of_class]), boxes, names)
+    return with_boxes(with_masks(image, [nothing, *of_class]), boxes, labels, classes)
 
 
 def detection_report(

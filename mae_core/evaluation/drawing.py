@@ -31,26 +31,37 @@ def with_masks(image: Image.Image, masks: Sequence[NDArray[np.bool_]]) -> Image.
 
     if not masks:
         return image
-    # The first is black, which is the background of most data sets; hues are a golden ratio apart.
-    hues = [colorsys.hsv_to_rgb(0.618 * i % 1, 0.9, 1.0) for i in range(len(masks) - 1)]
-    colours = [(0, 0, 0), *((int(255 * r), int(255 * g), int(255 * b)) for r, g, b in hues)]
     drawn = draw_segmentation_masks(
-        _tensor(image), torch.from_numpy(np.stack(masks)), alpha=0.6, colors=colours
+        _tensor(image), torch.from_numpy(np.stack(masks)), alpha=0.6, colors=_colours(len(masks))
     )
     return Image.fromarray(drawn.permute(1, 2, 0).numpy())
 
 
 def with_boxes(
-    image: Image.Image, boxes: NDArray[np.floating], names: Sequence[str]
-) -> Image.Image:
-    """(n, 4) boxes, left, top, right, bottom, over an RGB image, with their names."""
+    image: Image.Image, boxes: NDArray[np.floating], labels: NDArray[np.integer],
+    names: Sequence[str],
+) -> Image.Image:  # fmt: skip
+    """(n, 4) boxes, left, top, right, bottom, over an RGB image, with the names of their classes.
+
+    The colour of class i is that of mask 1 + i of as many masks and the background.
+    """
     ensure_torchvision_imports()
     from torchvision.utils import draw_bounding_boxes
 
     if not len(boxes):
         return image
-    drawn = draw_bounding_boxes(_tensor(image), torch.from_numpy(boxes), list(names), width=2)
+    colours = _colours(1 + len(names))
+    drawn = draw_bounding_boxes(
+        _tensor(image), torch.from_numpy(boxes), [names[label] for label in labels],
+        [colours[1 + label] for label in labels], width=2,
+    )  # fmt: skip
     return Image.fromarray(drawn.permute(1, 2, 0).numpy())
+
+
+def _colours(count: int) -> list[tuple[int, int, int]]:
+    """Black, which is the background of most data sets, and hues a golden ratio apart."""
+    hues = [colorsys.hsv_to_rgb(0.618 * i % 1, 0.9, 1.0) for i in range(count - 1)]
+    return [(0, 0, 0), *((int(255 * r), int(255 * g), int(255 * b)) for r, g, b in hues)]
 
 
 def _tensor(image: Image.Image) -> torch.Tensor:
