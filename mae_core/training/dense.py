@@ -4,6 +4,7 @@
 """
 
 import logging
+import signal
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -23,19 +24,16 @@ from mae_core.config import (
     Positive,
     PositiveShare,
     RunConfig,
-    save_yaml,
 )
 from mae_core.data.dense import Dataset, batches
 from mae_core.distributed import World
-from mae_core.errors import CheckpointError, ConfigError
+from mae_core.errors import ConfigError
 from mae_core.model.dense import DenseModel
 from mae_core.training.callbacks import Logger, Measured, Progress, require_writers
 from mae_core.training.checkpoint import RunState, note_changes, read_checkpoint, restore
 from mae_core.training.optim import with_peak_lr, with_steps
-from mae_core.training.report import CONFIG_FILE
-from mae_core.training.train import alone_in
+from mae_core.training.runs import alone_in, check_batch, write_config
 from mae_core.training.trainer import Loss, Trainer, build_state
-from mae_core.weights.files import write_atomically
 from mae_core.weights.formats import Weights
 from mae_core.weights.registry import read_weights, weights_name
 
@@ -125,7 +123,8 @@ def open_encoder(weights: str | Path, config: DenseConfig, world: World) -> Weig
 
 def repeat(
     weights: str | Path, read: Weights, config: DenseConfig, train: Dataset[Any],
-    build: Callable[[], Model], objective: "Callable[[DenseConfig, World], DenseObjective]",
+    classes: Sequence[str], build: Callable[[], Model],
+    objective: "Callable[[DenseConfig, World], DenseObjective]",
     measure: Callable[[Model], Figures], summary: Callable[[Figures], Mapping[str, float]],
     world: World,
 ) -> Repeated[Figures]:  # fmt: skip
@@ -136,6 +135,7 @@ def repeat(
         read: What they hold.
         config: Of the runs.
         train: What is learned from.
+        classes: Their names.
         build: Makes a model with freshly drawn parameters.
         objective: Makes what a run trains for.
         measure: Measures a trained model; on rank 0.
@@ -148,26 +148,24 @@ def repeat(
     require_writers(config.writers)
     name, figures = weights_name(weights), list[Figures]()
     facts = {"weights": name, "init": config.init}
-    share = world.size * config.system.accumulate
-    if config.batch_size % share:
-        raise ConfigError(
-            f"batch_size {config.batch_size} does not divide into {world.size} processes "
-            f"times {config.system.accumulate} micro-batches; pick a multiple of {share}"
-        )
+    kept = {"encoder": read.digest, "classes": list(classes), "number of images": len(train)}
+    check_batch(config, world)
     out = Path(config.out).expanduser()
     config = with_steps(with_peak_lr(replace(config, out=str(out))), len(train))
     for seed in range(config.seed, config.seed + config.seeds):
         one = replace(config, seed=seed, out=str(out / f"seed-{seed}"))
         with alone_in(Path(one.out), world):
-            state = _begin(one, world, name, build, read)
+            state = _begin(one, world, name, build, read, kept)
+            write_config(one, "custom", world)
             callbacks: tuple[Any, ...] = ()
             if world.is_main:
-                path = Path(one.out) / CONFIG_FILE
-                write_atomically(path, partial(save_yaml, one))
                 logger = Logger(Path(one.out), one)
                 measured = Measured(one, logger, lambda model: summary(measure(model)))
                 callbacks = (Progress(one.steps, state.step), logger, measured)
-            stopped_by = Trainer(one, state, objective(one, world), callbacks, world).fit()
+            trainer = Trainer(one, state, objective(one, world), callbacks, world)
+            stopped_by = trainer.fit()
+            if not stopped_by and world.any_rank(bool(trainer.signals)):
+                stopped_by = signal.SIGTERM  # it came in the last step
             if stopped_by:
                 _log.info("stopped at step %d; the same command goes on", state.step)
                 return Repeated(figures, facts, stopped_by)
@@ -180,8 +178,9 @@ def repeat(
 
 
 def _begin(
-    config: DenseConfig, world: World, name: str, build: Callable[[], DenseModel], read: Weights
-) -> RunState:
+    config: DenseConfig, world: World, name: str, build: Callable[[], DenseModel], read: Weights,
+    facts: dict[str, Any],
+) -> RunState:  # fmt: skip
     """The run in its folder where it stopped, else one that begins with the weights."""
     torch.manual_seed(config.seed)
     model = build().train()
@@ -192,13 +191,8 @@ def _begin(
     state = build_state(
         config, model, world, build=build, build_optimizers=partial(_optimizers, config=config)
     )
-    state.init_from = name
+    state.init_from, state.facts = name, facts
     if saved := read_checkpoint(config):
-        if saved["init_from"] != name:
-            raise CheckpointError(
-                f"the run in {config.out!r} began with {saved['init_from']!r:.80}; give another "
-                "--out, or these weights"
-            )
         restore(state, saved, config)
         note_changes(state, config)
     return state

@@ -61,7 +61,8 @@ def detect(
             channels=config.channels,
         )  # fmt: skip
         done = repeat(
-            weights, read, config, train, build, lambda one, world: Detection(one, train, world),
+            weights, read, config, train, train.classes, build,
+            lambda one, world: Detection(one, train, world),
             lambda model: measure(model, val), summary, world,
         )  # fmt: skip
     facts = {

@@ -64,7 +64,8 @@ def segment(
             image_size=side, channels=config.channels,
         )  # fmt: skip
         done = repeat(
-            weights, read, config, train, build, lambda one, world: Segmentation(one, train, world),
+            weights, read, config, train, train.classes, build,
+            lambda one, world: Segmentation(one, train, world),
             lambda model: measure(model, val), summary, world,
         )  # fmt: skip
     facts = {

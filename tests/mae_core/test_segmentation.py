@@ -520,13 +520,20 @@ def test_two_processes_do_what_one_does(ade: Path, weights: Path, tmp_path: Path
     assert (tmp_path / "two/report.json").is_file()
 
 
-def test_a_run_of_others_is_not_gone_on_with(ade: Path, weights: Path, tmp_path: Path) -> None:
+def test_a_run_of_others_is_not_gone_on_with(
+    ade: Path, weights: Path, tmp_path: Path, small_config: Any
+) -> None:
     out = tmp_path / "out"
     assert mae(command(weights, ade, out)) == 0
+    torch.manual_seed(9)
     other = weights.with_name("other.safetensors")
-    other.write_bytes(weights.read_bytes())
-    with pytest.raises(CheckpointError, match="began with 'small'; give another --out, or these"):
+    save_weights(other, MaskedAutoencoder(small_config), record={})
+    with pytest.raises(CheckpointError, match="of another encoder; give another out="):
         mae(command(other, ade, out))
+    (ade / "classes.txt").write_text("one\ntwo\nthree\n")
+    with pytest.raises(CheckpointError, match="of another classes; give another out="):
+        mae(command(weights, ade, out))
+    (ade / "classes.txt").write_text("\n".join(CLASSES))
     with pytest.raises(CheckpointError, match="of another freeze; give another out="):
         mae(command(weights, ade, out, "freeze=true"))
 
