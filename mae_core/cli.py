@@ -553,10 +553,8 @@ def _fine_tuned(args: argparse.Namespace, method: "Method") -> int:
     from mae_core.evaluation.report import save_report
     from mae_core.finetune import fine_tune
 
-    if any(field.startswith("out=") for field in args.fields):
-        raise ConfigError("the folder is given by --out DIR")
     out = args.out or f"runs/{method}"
-    changes = dict(map(split_field, [*args.fields, f"out={out}"]))
+    changes = dict(map(split_field, _with_out(args.fields, out)))
     report = fine_tune(args.weights, args.data, method, **changes)
     if "stopped_by" in report:
         return 128 + int(report["stopped_by"])
@@ -564,6 +562,13 @@ def _fine_tuned(args: argparse.Namespace, method: "Method") -> int:
         save_report(report, Path(out).expanduser(), args.line)
         print(json.dumps(report, indent=2) if args.json else _as_table(report))
     return 0
+
+
+def _with_out(fields: Sequence[str], out: str) -> list[str]:
+    """The fields of a run that is evaluated, with its folder."""
+    if any(field.startswith("out=") for field in fields):
+        raise ConfigError("the folder is given by --out DIR")
+    return [*fields, f"out={out}"]
 
 
 def _as_table(report: Mapping[str, Any]) -> str:
@@ -762,8 +767,7 @@ def _detect(args: argparse.Namespace) -> int:
 def _transfer_config(args: argparse.Namespace, plain: Transfer) -> Transfer:
     from mae_core.config import with_overrides
 
-    own = [] if args.out is None else [f"out={args.out}"]
-    return with_overrides(plain, [*args.fields, *own])
+    return with_overrides(plain, _with_out(args.fields, args.out or plain.out))
 
 
 def _finish_transfer(

@@ -17,7 +17,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -638,9 +638,6 @@ class RunConfig(Checked):
             the package of that name.
     """
 
-    # Fields that a resumed run has to keep.
-    fixed: ClassVar[tuple[str, ...]] = ("optim.name",)
-
     optim: OptimConfig = OptimConfig()
     system: SystemConfig = SystemConfig()
     recovery: RecoveryConfig = RecoveryConfig()
@@ -659,6 +656,11 @@ class RunConfig(Checked):
         super().__post_init__()
         if not self.out:
             raise ConfigError("out is empty; give the folder of the run")
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """Fields that a resumed run has to keep."""
+        return ("optim.name",)
 
 
 @dataclass(frozen=True)
@@ -681,8 +683,6 @@ class TrainConfig(RunConfig):
             steps and each after half of the steps of the next one; a page that serves the run shows
             a picture by each. 0 for none.
     """
-
-    fixed: ClassVar[tuple[str, ...]] = ("model", "optim.name")
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -710,6 +710,11 @@ class TrainConfig(RunConfig):
                     f"a stage's image_size {size} is not a multiple of the patch side {patch} "
                     f"from {2 * patch}"
                 )
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """The model, and the optimiser, of whose state a checkpoint has a part."""
+        return ("model", "optim.name")
 
 
 def declared_facts(config: TrainConfig) -> TrainConfig:

@@ -7,18 +7,21 @@ report["accuracy"], report["interval"], report["seeds"]
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from mae_core.config import text_of, to_dict, with_overrides
-from mae_core.data.labelled import open_labelled
+from mae_core.config import ModelConfig, text_of, to_dict, with_overrides
+from mae_core.data.labelled import LabelledImages, open_labelled
 from mae_core.distributed import init_distributed
 from mae_core.errors import ConfigError
+from mae_core.evaluation.classifier import classify
 from mae_core.evaluation.probes import untrained
-from mae_core.evaluation.scores import Scores, figures_of
+from mae_core.evaluation.scores import Scores, figures_of, score
 from mae_core.training.classification import (
     FINETUNE_RECIPES,
     SCRATCH_RECIPES,
@@ -64,7 +67,7 @@ def fine_tune(
     """
     begun = time.perf_counter()
     texts = [f"{field}={text_of(value)}" for field, value in changes.items()]
-    asked = with_overrides(FinetuneConfig(), texts).recipe
+    asked = with_overrides(FinetuneConfig(), texts)  # a wrong field is told before data are read
     with init_distributed() as world:
         if not world.is_main:
             logging.getLogger("mae_core").setLevel(logging.WARNING)
@@ -73,34 +76,25 @@ def fine_tune(
         with world.main_first():
             read = read_weights(weights)
             train, val = open_labelled(data)
-        name, scratch = weights_name(weights), method == "scratch"
-        if asked == "auto":
-            plain = recipe_for(read.config.embed_dim, len(train), scratch=scratch)
-        else:
-            plain = (SCRATCH_RECIPES if scratch else FINETUNE_RECIPES)[asked]
-        config = with_overrides(replace(plain, out=f"runs/{method}"), texts)
-        out = os.path.expanduser(config.out)
-        config = replace(config, recipe=plain.recipe, out=out)
-        _log.info("recipe %s, %d images to learn from", plain.recipe, len(train))
-        _check(config, method, read.config.depth)
-        epochs = config.epochs or config.steps * config.batch_size / len(train)
-        if epochs < plain.epochs and not any(name.startswith("optim.warmup") for name in changes):
-            # A short run is not all warm-up.
-            warmup = plain.optim.warmup_epochs * epochs / plain.epochs
-            config = replace(config, optim=replace(config.optim, warmup_epochs=warmup))
+        name, width, depth = weights_name(weights), read.config.embed_dim, read.config.depth
+        config = _resolved(asked.recipe, method, texts, width, len(train))
+        _check(config, method, depth)
         if method == "partial" and not config.blocks:
-            config = replace(config, blocks=tuple(sorted({*_BLOCKS, float(read.config.depth)})))
+            config = replace(config, blocks=tuple(sorted({*_BLOCKS, float(depth)})))
 
         by_blocks: dict[float | str, list[Scores]] = {}
         for run in _runs(config):
             encoder = read if config.init == "weights" else untrained(read, run.seed)
-            done = train_classifier(run, replace(encoder, name=name), train, val, world)
+            done = train_classifier(
+                run, replace(encoder, name=name), train, val, world, partial(_measured, val),
+                lambda scores: {"accuracy": scores.accuracy},
+            )  # fmt: skip
             if done.stopped_by:
                 return {"stopped_by": done.stopped_by}
-            if done.scores:
+            if done.found:
                 blocks = run.blocks[0] if run.blocks else "all"
-                by_blocks.setdefault(blocks, []).append(done.scores)
-                _log.info("%s: %.2f %%", run.out, 100 * done.scores.accuracy)
+                by_blocks.setdefault(blocks, []).append(done.found)
+                _log.info("%s: %.2f %%", run.out, 100 * done.found.accuracy)
         if not world.is_main:
             return {}
         rows = [
@@ -114,6 +108,33 @@ def fine_tune(
             "config": to_dict(done.config),
             "seconds": round(time.perf_counter() - begun, 1), "device": str(world.device),
         }  # fmt: skip
+
+
+def _resolved(
+    asked: str, method: Method, texts: Sequence[str], width: int, images: int
+) -> FinetuneConfig:
+    """The recipe with the fields that were given, for an encoder and a number of images."""
+    scratch = method == "scratch"
+    if asked == "auto":
+        plain = recipe_for(width, images, scratch=scratch)
+    else:
+        plain = (SCRATCH_RECIPES if scratch else FINETUNE_RECIPES)[asked]
+    config = with_overrides(replace(plain, out=f"runs/{method}"), texts)
+    config = replace(config, recipe=plain.recipe, out=os.path.expanduser(config.out))
+    _log.info("recipe %s, %d images to learn from", plain.recipe, images)
+    epochs = config.epochs or config.steps * config.batch_size / images
+    if epochs < plain.epochs and not any(text.startswith("optim.warmup") for text in texts):
+        # A short run is not all warm-up.
+        warmup = plain.optim.warmup_epochs * epochs / plain.epochs
+        config = replace(config, optim=replace(config.optim, warmup_epochs=warmup))
+    return config
+
+
+def _measured(val: LabelledImages, vit: Any, model: ModelConfig, crop_share: float) -> Scores:
+    """Scores of a ViT on its device, in float32, as `mae evaluate classifier` has them."""
+    logits, rows = classify(vit, model, val, side=model.image_size, crop_share=crop_share)
+    labels = torch.from_numpy(val.labels)[rows]
+    return score(logits.argmax(dim=1), labels, len(val.classes))
 
 
 def _check(config: FinetuneConfig, method: Method, depth: int) -> None:

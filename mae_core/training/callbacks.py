@@ -23,13 +23,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from mae_core.config import ModelConfig, RunConfig, TrainConfig, without_places
-from mae_core.data.labelled import LabelledImages
+from mae_core.config import RunConfig, TrainConfig, without_places
 from mae_core.errors import CheckpointError, ConfigError, MAEError
-from mae_core.evaluation.classifier import classify
 from mae_core.evaluation.probes import KnnProbe
 from mae_core.evaluation.reconstruction import evaluate_reconstruction, load_images, summarize
-from mae_core.evaluation.scores import Scores, score
 from mae_core.images import DecodedImage
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.reconstruct import Reconstructor
@@ -131,52 +128,28 @@ class Probe(Callback):
         tqdm.write(f"step {state.step}: probe_knn {accuracy:.4g}", file=sys.stderr)
 
 
-class Accuracy(Callback):
-    """Measures a classifier on images that it does not learn from.
+class Measured(Callback):
+    """Measures a model on the way and at the end.
 
     Attributes:
         last: What was measured last; None at first.
     """
 
     def __init__(
-        self, model: ModelConfig, images: LabelledImages, logger: "Logger", crop_share: float
-    ) -> None:
-        """Measure the centre of images, a share of their shorter side, as `model` takes them."""
-        self._model, self._images = model, images
-        self._logger, self._crop_share = logger, crop_share
-        self.last: Scores | None = None
-
-    def measure(self, vit: Any) -> Scores:
-        """Scores of a ViT on its device, in float32, as `mae evaluate classifier` has them."""
-        logits, rows = classify(
-            vit, self._model, self._images, side=self._model.image_size,
-            crop_share=self._crop_share,
-        )  # fmt: skip
-        labels = torch.from_numpy(self._images.labels)[rows]
-        return score(logits.argmax(dim=1), labels, len(self._images.classes))
+        self, logger: "Logger", measure: Callable[[Any], Any],
+        summary: Callable[[Any], Mapping[str, float]],
+    ) -> None:  # fmt: skip
+        """`measure` measures a model as it is exported, `summary` gives figures by name of that."""
+        self._logger, self._measure, self._summary = logger, measure, summary
+        self.last: Any = None
 
     def on_eval(self, state: RunState, model: Any) -> None:
         """Measure, log."""
-        self.last = self.measure(model)
-        accuracy = self.last.accuracy
-        self._logger.on_log(state, {"accuracy": accuracy})
-        tqdm.write(f"step {state.step}: accuracy {100 * accuracy:.1f} %", file=sys.stderr)
-
-
-class Measured(Callback):
-    """Measures a model on the way; at the end whoever began the run does."""
-
-    def __init__(
-        self, config: RunConfig, logger: "Logger", measure: Callable[[Any], Mapping[str, float]]
-    ) -> None:
-        """`measure` gives figures by name."""
-        self._steps, self._logger, self._measure = config.steps, logger, measure
-
-    def on_eval(self, state: RunState, model: Any) -> None:
-        """Measure, log."""
-        if state.step < self._steps:
-            values = {f"holdout_{name}": value for name, value in self._measure(model).items()}
-            self._logger.on_log(state, values)
+        self.last = self._measure(model)
+        values = self._summary(self.last)
+        self._logger.on_log(state, values)
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        tqdm.write(f"step {state.step}: {figures}", file=sys.stderr)
 
 
 class Snapshots(Callback):

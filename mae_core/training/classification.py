@@ -11,8 +11,8 @@ import logging
 import os
 import random
 import signal
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,15 +27,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from mae_core.config import (
-    Count,
     DataConfig,
     Decay,
     ModelConfig,
     NotNegative,
-    NotNegativeInt,
     OptimConfig,
     PositiveShare,
-    RunConfig,
     Share,
     without_places,
 )
@@ -45,13 +42,19 @@ from mae_core.data.transforms import crop_image, draw_crop
 from mae_core.distributed import World
 from mae_core.errors import ConfigError, DataError, ImageError
 from mae_core.model.mae import MaskedAutoencoder
-from mae_core.training.callbacks import Accuracy, Logger, Progress, Report, require_writers
+from mae_core.training.callbacks import Logger, Measured, Progress, Report, require_writers
 from mae_core.training.checkpoint import read_checkpoint, restore
 from mae_core.training.optim import with_peak_lr, with_steps
-from mae_core.training.runs import alone_in, check_batch, write_config
+from mae_core.training.runs import (
+    TransferConfig,
+    alone_in,
+    build_layer_decay,
+    check_batch,
+    write_config,
+)
 from mae_core.training.trainer import Loss, Trainer, build_state
 from mae_core.weights.files import WEIGHTS_FILE
-from mae_core.weights.formats import Weights, save_classifier
+from mae_core.weights.formats import OFFICIAL_CROP_SHARE, Weights, save_classifier
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +63,7 @@ _ORDER, _CROP, _AUGMENT, _DEPTH, _MIX = range(5)
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(RunConfig):
+class FinetuneConfig(TransferConfig):
     """How an encoder becomes a classifier.
 
     Attributes:
@@ -70,9 +73,6 @@ class FinetuneConfig(RunConfig):
         blocks: How much of the encoder is trained: its last so many blocks, 0.5 for the MLP of the
             last one, 0 for none. Each is a run of its own. Empty for all of it, the patch embedding
             too. Norm and head are always trained.
-        init: `weights`, or `random` for an encoder of the same shape that was never trained.
-        image_size: Side of the crops in pixels; 0 for the model's own.
-        layer_decay: The learning rate of each block is that of the next one times this, 0..1.
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
         randaugment: RandAugment in timm's notation, such as `rand-m9-mstd0.5-inc1`; none if empty.
             For images of three channels.
@@ -81,18 +81,12 @@ class FinetuneConfig(RunConfig):
         smoothing: Label smoothing, 0..1.
         erasing: Share of the images in which a rectangle is erased.
         crop_area: Smallest and largest share of the image's area in a crop.
-        flip: Whether half of the crops are mirrored; not for letters and the like.
         crop_share: Of the measured images' shorter side, the part that the centre square has.
-        workers: Processes that read and augment images, at most one a core.
-        seeds: Repetitions, with one seed after another.
     """
 
     out: str = "runs/finetune"
     recipe: Literal["auto", "small", "base", "large", "huge"] = "auto"
     blocks: tuple[Annotated[float, Field(ge=0)], ...] = ()
-    init: Literal["weights", "random"] = "weights"
-    image_size: NotNegativeInt = 0
-    layer_decay: PositiveShare = 0.75
     drop_path: Decay = 0.1
     randaugment: str = "rand-m9-mstd0.5-inc1"
     mixup: NotNegative = 0.8
@@ -100,10 +94,7 @@ class FinetuneConfig(RunConfig):
     smoothing: Share = 0.1
     erasing: Share = 0.25
     crop_area: tuple[PositiveShare, PositiveShare] = (0.08, 1.0)
-    flip: bool = True
-    crop_share: PositiveShare = 0.875
-    workers: Count = 4
-    seeds: Count = 1
+    crop_share: PositiveShare = OFFICIAL_CROP_SHARE
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,19 +104,6 @@ class FinetuneConfig(RunConfig):
                     f"blocks={blocks:g}: give whole numbers, or 0.5 for the MLP of the last block"
                 )
         DataConfig(crop_area=self.crop_area)
-        if self.optim.name != "adamw":
-            raise ConfigError(f"optim.name={self.optim.name}: classifiers are trained by adamw")
-        if self.resume:
-            raise ConfigError("resume= is of mae train; the folder of a run goes on by itself")
-
-
-# A run is of the same fields from its begin to its end, but for these.
-FinetuneConfig.fixed = tuple(
-    field.name
-    for field in fields(FinetuneConfig)
-    if field.name not in ("system", "recovery", "out", "resume", "eval_every", "save_every")
-    and field.name not in ("writers", "workers", "seeds")
-)
 
 
 def freeze_all_but(vit: nn.Module, blocks: float) -> None:
@@ -158,18 +136,6 @@ def build_vit(
         if rate and block.mlp.fc1.weight.requires_grad:
             block.drop_path2 = StochasticDepth(rate)
     return vit
-
-
-def build_layer_decay(
-    vit: nn.Module, *, config: OptimConfig, layer_decay: float
-) -> list[torch.optim.Optimizer]:
-    """AdamW whose groups have the `lr_scale` of their layer; biases and vectors do not decay."""
-    from timm.optim import param_groups_layer_decay
-
-    groups = param_groups_layer_decay(
-        vit, config.weight_decay, vit.no_weight_decay(), layer_decay=layer_decay  # type: ignore[operator]
-    )  # fmt: skip
-    return [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
 
 
 class StochasticDepth(nn.Module):
@@ -436,18 +402,19 @@ class ClassifierRun:
     """A run that has ended, or was stopped by a signal of that number; `config` as resolved.
 
     Attributes:
-        scores: The `Scores` on the measured images; None if it was stopped before its end, and on
-            other ranks than 0.
+        found: What was measured at the end; None if it was stopped before, and on other ranks than
+            0.
     """
 
     config: FinetuneConfig
-    scores: Any
+    found: Any
     stopped_by: int = 0
 
 
 def train_classifier(
     config: FinetuneConfig, weights: Weights, train: LabelledImages, val: LabelledImages,
-    world: World,
+    world: World, measure: Callable[[Any, ModelConfig, float], Any],
+    summary: Callable[[Any], Mapping[str, float]],
 ) -> ClassifierRun:  # fmt: skip
     """Train to the end and write the classifier, or save and return when a signal asks to stop.
 
@@ -459,6 +426,9 @@ def train_classifier(
         train: Images to learn from.
         val: Images to measure on, of the same classes.
         world: The ranks.
+        measure: Measures a ViT on its device, of images as a config has them and cropped to a
+            share; on rank 0.
+        summary: Figures by name of what was measured.
 
     Raises:
         MAEError: If a field does not fit the encoder or the images, no image can be read, or the
@@ -498,21 +468,18 @@ def train_classifier(
             restore(state, saved, config)
         write_config(config, config.recipe, world)
         logger = Logger(out, config)
-        accuracy = Accuracy(model, val, logger, config.crop_share)
-        callbacks = (Progress(config.steps, state.step), logger, accuracy, Report(config))
+        measured = Measured(logger, lambda vit: measure(vit, model, config.crop_share), summary)
+        callbacks = (Progress(config.steps, state.step), logger, measured, Report(config))
         trainer = Trainer(config, state, objective, callbacks if world.is_main else (), world)
-        stopped_by, scores = trainer.fit(), None
+        stopped_by, found = trainer.fit(), None
         if world.is_main and not stopped_by:
             trained = state.snapshot()
             # Of a run that was finished before, nothing was measured now.
-            scores = accuracy.last if accuracy.last else accuracy.measure(trained)
+            found = measured.last or measure(trained, model, config.crop_share)
             record = {
                 "init_from": weights.name, "train": without_places(config),
                 "pictures": len(train), "steps": state.step,
-                "hours": round(state.seconds / 3600, 3), "accuracy": scores.accuracy,
+                "hours": round(state.seconds / 3600, 3), **summary(found),
             }  # fmt: skip
             save_classifier(out / WEIGHTS_FILE, trained, model, classes=classes, record=record)
-        if not stopped_by and world.any_rank(bool(trainer.signals)):
-            # It came in the last step.
-            stopped_by = signal.SIGTERM
-        return ClassifierRun(config, scores, stopped_by)
+        return ClassifierRun(config, found, stopped_by or trainer.late_signal())

@@ -4,16 +4,14 @@
 """
 
 import logging
-import signal
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from mae_core.config import (
@@ -22,17 +20,21 @@ from mae_core.config import (
     NotNegativeInt,
     OptimConfig,
     Positive,
-    PositiveShare,
-    RunConfig,
 )
 from mae_core.data.dense import Dataset, batches
 from mae_core.distributed import World
 from mae_core.errors import ConfigError
 from mae_core.model.dense import DenseModel
-from mae_core.training.callbacks import Logger, Measured, Progress, require_writers
-from mae_core.training.checkpoint import RunState, note_changes, read_checkpoint, restore
+from mae_core.training.callbacks import Logger, Measured, Progress, Report, require_writers
+from mae_core.training.checkpoint import RunState, read_checkpoint, restore
 from mae_core.training.optim import with_peak_lr, with_steps
-from mae_core.training.runs import alone_in, check_batch, write_config
+from mae_core.training.runs import (
+    TransferConfig,
+    alone_in,
+    build_layer_decay,
+    check_batch,
+    write_config,
+)
 from mae_core.training.trainer import Loss, Trainer, build_state
 from mae_core.weights.formats import Weights
 from mae_core.weights.registry import read_weights, weights_name
@@ -48,38 +50,23 @@ Images = TypeVar("Images")
 
 
 @dataclass(frozen=True)
-class DenseConfig(RunConfig):
+class DenseConfig(TransferConfig):
     """What segmentation and detection share.
 
     Attributes:
-        init: `weights`, or `random` for an encoder of the same shape that was never trained.
         freeze: Whether the encoder stays as it is and the head alone is trained.
-        layer_decay: The learning rate of each block over that of the next one.
-        image_size: Side of the squares that the model sees, in pixels; 0 for the model's own.
         channels: Width of the head.
         scale: Smallest and largest random scale of a sample.
-        flip: Whether half of the samples are mirrored.
-        seeds: Repetitions, with one seed after another from `seed` on.
         resamples: Of the measured images, for the interval (bootstrap); 0 for none.
-        workers: Threads that read and crop.
     """
 
-    fixed: ClassVar[tuple[str, ...]] = ("optim.name", "init", "freeze", "image_size", "channels")
-
-    init: Literal["weights", "random"] = "weights"
     freeze: bool = False
-    layer_decay: PositiveShare = 0.75
-    image_size: NotNegativeInt = 0
     channels: Count = 256
     scale: tuple[Positive, Positive] = (0.5, 2.0)
-    flip: bool = True
-    seeds: Count = 1
     resamples: NotNegativeInt = 1000
-    workers: Count = 4
     optim: OptimConfig = _OPTIM
     epochs: NotNegative = 100.0
     batch_size: Count = 16
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     eval_every: Count = 5000
     save_every: Count = 1000
 
@@ -128,7 +115,9 @@ def repeat(
     measure: Callable[[Model], Figures], summary: Callable[[Figures], Mapping[str, float]],
     world: World,
 ) -> Repeated[Figures]:  # fmt: skip
-    """Train and measure with each seed, in `out/seed-0` and so on; a finished one is not repeated.
+    """Train and measure with each seed, in `out` or, if they are several, `out/seed-0` and so on.
+
+    A run that is finished there is only measured again.
 
     Args:
         weights: As they were named.
@@ -153,24 +142,23 @@ def repeat(
     out = Path(config.out).expanduser()
     config = with_steps(with_peak_lr(replace(config, out=str(out))), len(train))
     for seed in range(config.seed, config.seed + config.seeds):
-        one = replace(config, seed=seed, out=str(out / f"seed-{seed}"))
+        folder = out / f"seed-{seed}" if config.seeds > 1 else out
+        one = replace(config, seed=seed, seeds=1, out=str(folder))
         with alone_in(Path(one.out), world):
             state = _begin(one, world, name, build, read, kept)
             write_config(one, "custom", world)
             callbacks: tuple[Any, ...] = ()
             if world.is_main:
                 logger = Logger(Path(one.out), one)
-                measured = Measured(one, logger, lambda model: summary(measure(model)))
-                callbacks = (Progress(one.steps, state.step), logger, measured)
+                measured = Measured(logger, measure, summary)
+                callbacks = (Progress(one.steps, state.step), logger, measured, Report(one))
             trainer = Trainer(one, state, objective(one, world), callbacks, world)
-            stopped_by = trainer.fit()
-            if not stopped_by and world.any_rank(bool(trainer.signals)):
-                stopped_by = signal.SIGTERM  # it came in the last step
-            if stopped_by:
+            if stopped_by := trainer.fit() or trainer.late_signal():
                 _log.info("stopped at step %d; the same command goes on", state.step)
                 return Repeated(figures, facts, stopped_by)
             if world.is_main:
-                figures.append(measure(state.snapshot()))
+                # Of a run that was finished before, nothing was measured now.
+                figures.append(measured.last or measure(state.snapshot()))
                 told = ", ".join(f"{k} {v:.4g}" for k, v in summary(figures[-1]).items())
                 _log.info("seed %d: %s", seed, told)
             world.barrier()
@@ -188,24 +176,12 @@ def _begin(
         model.load_encoder(read.build_encoder())
     model.encoder.requires_grad_(not config.freeze)
     model.encoder.pos_embed.requires_grad_(False)  # it is a fixed table
-    state = build_state(
-        config, model, world, build=build, build_optimizers=partial(_optimizers, config=config)
-    )
+    rates = partial(build_layer_decay, config=config.optim, layer_decay=config.layer_decay)
+    state = build_state(config, model, world, build=build, build_optimizers=rates)
     state.init_from, state.facts = name, facts
     if saved := read_checkpoint(config):
         restore(state, saved, config)
-        note_changes(state, config)
     return state
-
-
-def _optimizers(model: nn.Module, config: DenseConfig) -> list[torch.optim.Optimizer]:
-    from timm.optim import param_groups_layer_decay
-
-    optim = config.optim
-    if optim.name != "adamw":
-        raise ConfigError(f"optim.name is {optim.name}; layers of decaying rates take adamw")
-    groups = param_groups_layer_decay(model, optim.weight_decay, layer_decay=config.layer_decay)
-    return [torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)]
 
 
 class DenseObjective:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,8 +28,6 @@ class SegmentConfig(DenseConfig):
     Attributes:
         head: `linear` or `upernet`.
     """
-
-    fixed: ClassVar[tuple[str, ...]] = (*DenseConfig.fixed, "head")
 
     head: Head = "upernet"
 

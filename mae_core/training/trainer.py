@@ -205,6 +205,13 @@ class Trainer:
                 for callback in self.callbacks:
                     callback.on_end(self.state)
 
+    def late_signal(self) -> int:
+        """SIGTERM if a rank got a signal in the last step, which `fit` does not tell, or 0.
+
+        For whoever would begin another run. Collective.
+        """
+        return signal.SIGTERM if self.world.any_rank(bool(self.signals)) else 0
+
     def _report_start(self) -> None:
         begin = self.state.step
         changes = [change for change in self.state.changes if change["step"] == begin]

@@ -489,6 +489,6 @@ def test_a_detector_is_trained_and_reported_and_a_killed_one_ends_in_the_same_bi
         with pytest.raises(KeyboardInterrupt):
             mae(killed)
     assert mae(killed) == 0
-    whole, again = (load_latest(tmp_path / name / "seed-0")["model"] for name in ("out", "killed"))
+    whole, again = (load_latest(tmp_path / name)["model"] for name in ("out", "killed"))
     for name, tensor in whole.items():
         assert torch.equal(tensor, again[name]), name

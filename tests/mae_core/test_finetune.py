@@ -27,6 +27,7 @@ from mae_core.errors import CheckpointError, ConfigError, DataError, MAEError
 from mae_core.finetune import fine_tune
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.training import callbacks
+from mae_core.training.checkpoint import RunState
 from mae_core.training.classification import (
     FINETUNE_RECIPES,
     SCRATCH_RECIPES,
@@ -34,10 +35,10 @@ from mae_core.training.classification import (
     FinetuneConfig,
     StochasticDepth,
     TrainingSamples,
-    build_layer_decay,
     build_vit,
     recipe_for,
 )
+from mae_core.training.runs import build_layer_decay
 from mae_core.weights.files import load_checkpoint
 from mae_core.weights.formats import save_weights
 from mae_core.weights.registry import read_weights
@@ -185,7 +186,7 @@ def test_scratch_begins_with_other_random_parameters_for_each_seed(
         ("finetune", {"image_size": 50}, "image_size 50 is not a multiple of patch_size 8"),
         ("finetune", {"drop_path": 1.0}, "drop_path=1"),
         ("finetune", {"resume": "runs/other"}, "resume= is of mae train"),
-        ("finetune", {"optim.name": "muon"}, "classifiers are trained by adamw"),
+        ("finetune", {"optim.name": "muon"}, "layers of their own rates take adamw"),
         ("finetune", {"crop_area": (1, 0.5)}, "crop_area"),
         ("finetune", {"batch_size": 6, "system.accumulate": 4}, "batch_size 6 does not divide"),
     ],
@@ -305,14 +306,14 @@ def test_a_stopped_run_ends_in_the_same_bits(folder: Path, whole: Path, tmp_path
 @contextmanager
 def stopped_when_measured() -> Iterator[None]:
     """Have SIGTERM arrive while a run measures."""
-    measure = callbacks.Accuracy.measure
+    measure = callbacks.Measured.on_eval
 
-    def stop(self: callbacks.Accuracy, vit: Any) -> Any:
+    def stop(self: callbacks.Measured, state: RunState, vit: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
-        return measure(self, vit)
+        measure(self, state, vit)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(callbacks.Accuracy, "measure", stop)
+        patched.setattr(callbacks.Measured, "on_eval", stop)
         yield
 
 

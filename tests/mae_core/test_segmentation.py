@@ -36,6 +36,7 @@ from mae_core.evaluation.segmentation import (
 from mae_core.model.dense import DenseModel, FourScales, Segmenter
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.training import dense as dense_module
+from mae_core.training.runs import build_layer_decay
 from mae_core.training.segment import Segmentation, SegmentConfig
 from mae_core.weights.files import load_latest
 from mae_core.weights.formats import save_weights
@@ -276,7 +277,7 @@ def test_four_scales() -> None:
 def test_layers_have_decaying_rates_and_the_head_the_full_one(small_config: Any) -> None:
     config = SegmentConfig(layer_decay=0.5)
     model: DenseModel = Segmenter(small_config, num_classes=3, head="linear", image_size=48)
-    (optimizer,) = dense_module._optimizers(model, config)
+    (optimizer,) = build_layer_decay(model, config=config.optim, layer_decay=0.5)
     scale_of = {
         id(parameter): (group["lr_scale"], group["weight_decay"])
         for group in optimizer.param_groups
@@ -451,7 +452,8 @@ def test_a_segmenter_learns_and_is_reported(
     for seed in (0, 1):
         assert (out / f"seed-{seed}/checkpoint.pt").is_file()
         lines = (out / f"seed-{seed}/metrics.jsonl").read_text().splitlines()
-        assert [json.loads(line)["step"] for line in lines if "holdout_miou" in line] == [30]
+        assert [json.loads(line)["step"] for line in lines if "miou" in line] == [30, 60]
+        assert "Mean intersection" in (out / f"seed-{seed}/report.html").read_text()
     # What is finished is measured again, not trained.
     assert mae(arguments) == 0
     assert "small (weights): 12 images to learn from, 4 measured" in capsys.readouterr().out
@@ -464,7 +466,7 @@ def test_a_frozen_encoder_stays_and_a_random_one_differs_by_seed(
     def model_of(*fields: str, seed: int = 0) -> dict[str, torch.Tensor]:
         out = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         assert mae(command(weights, ade, out, *fields, f"seed={seed}")) == 0
-        state: dict[str, torch.Tensor] = load_latest(out / f"seed-{seed}")["model"]
+        state: dict[str, torch.Tensor] = load_latest(out)["model"]
         return state
 
     frozen, tuned = model_of("freeze=true"), model_of("freeze=false")
@@ -495,9 +497,9 @@ def test_a_killed_run_ends_in_the_same_bits(
         patched.setattr(dense_module.Trainer, "_update", interrupted)
         with pytest.raises(KeyboardInterrupt):
             mae(killed)
-    assert load_latest(tmp_path / "killed/seed-0")["step"] == 4
+    assert load_latest(tmp_path / "killed")["step"] == 4
     assert mae(killed) == 0
-    one, other = (load_latest(tmp_path / name / "seed-0") for name in ("whole", "killed"))
+    one, other = (load_latest(tmp_path / name) for name in ("whole", "killed"))
     for part in ("model", "ema"):
         for name, tensor in one[part].items():
             assert torch.equal(tensor, other[part][name]), name
@@ -513,10 +515,10 @@ def test_two_processes_do_what_one_does(ade: Path, weights: Path, tmp_path: Path
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = ["-m", "mae_core", *command(weights, ade, tmp_path / "two", *fields)]
     subprocess.run([sys.executable, *launch, *arguments], cwd=ROOT, check=True, timeout=300)
-    one, two = (load_latest(tmp_path / name / "seed-0") for name in ("one", "two"))
+    one, two = (load_latest(tmp_path / name) for name in ("one", "two"))
     for name, tensor in one["model"].items():
         torch.testing.assert_close(two["model"][name], tensor, atol=2e-4, rtol=1e-3)
-    assert len(list((tmp_path / "two").glob("seed-0/metrics.jsonl"))) == 1
+    assert len(list((tmp_path / "two").rglob("metrics.jsonl"))) == 1
     assert (tmp_path / "two/report.json").is_file()
 
 
@@ -544,7 +546,7 @@ def test_a_run_of_others_is_not_gone_on_with(
         (["head=dpt"], "head='dpt': Input should be 'linear' or 'upernet'"),
         (["image_size=50"], "image_size 50 is not a multiple of the patch side 8"),
         (["scale=2,1"], r"scale is \[2.0, 1.0\]; give the smaller number first"),
-        (["optim.name=muon"], "optim.name is muon; layers of decaying rates take adamw"),
+        (["optim.name=muon"], "optim.name=muon: layers of their own rates take adamw"),
         (["batch_size=5", "system.accumulate=2"], "pick a multiple of 2"),
         (["hed=linear"], "has no field hed; did you mean head"),
     ],
