@@ -97,6 +97,7 @@ def fine_tune(
                 _log.info("%s: %.2f %%", run.out, 100 * done.found.accuracy)
         if not world.is_main:
             return {}
+        asked_for = {name: getattr(config, name) for name in ("out", "seed", "seeds", "blocks")}
         rows = [
             {"block": blocks, **figures_of(scores, val.classes)}
             for blocks, scores in by_blocks.items()
@@ -105,7 +106,7 @@ def fine_tune(
             "method": method, "weights": name, "init": config.init, **rows[-1],
             "blocks": rows, "classes": list(val.classes), "train": len(train),
             "measured": sum(map(sum, rows[-1]["confusion"])) // config.seeds,
-            "config": to_dict(done.config),
+            "config": to_dict(replace(done.config, **asked_for)),
             "seconds": round(time.perf_counter() - begun, 1), "device": str(world.device),
         }  # fmt: skip
 
