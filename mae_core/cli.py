@@ -78,6 +78,10 @@ def main(argv: Sequence[str]) -> int:
         # `mae info ... | head` has read enough; Python's own flush at the end has to go elsewhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, as shells report it
+    except OSError as error:
+        # A name that no file system takes, a folder that may not be entered.
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT
     return status
@@ -784,13 +788,14 @@ def _finish_transfer(
         print(json.dumps(report, indent=2))
         return
     seeds = " ".join(f"{100 * value:.1f}" for value in report["seeds"])
-    interval = report["interval"] or (math.nan, math.nan)
+    low, high = (100 * value for value in report["interval"] or (0, 0))
+    interval = f"; 95 % interval {low:.1f} to {high:.1f}" if report["interval"] else ""
     names = ("miou", "pixel_accuracy", "box_ap", "box_ap50", "box_ap75", "mask_ap")
     figures = ", ".join(f"{name} {100 * report[name]:.1f}" for name in names if name in report)
     print(
         f"{report['method']} of {report['weights']} ({report['init']}): {report['train']} images "
-        f"to learn from, {report['measured']} measured\n\n{figures} (percent); 95 % interval "
-        f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}; by seed {seeds}\n\n"
+        f"to learn from, {report['measured']} measured\n\n{figures} (percent){interval}; "
+        f"by seed {seeds}\n\n"
         f"by class: {_by_class(report)}\n\nwrote {out}"
     )
 

@@ -29,7 +29,8 @@ from mae_core.training.classification import (
     recipe_for,
     train_classifier,
 )
-from mae_core.weights.registry import read_weights, weights_name
+from mae_core.training.runs import open_weights
+from mae_core.weights.registry import weights_name
 
 __all__ = ["Method", "fine_tune"]
 
@@ -69,12 +70,8 @@ def fine_tune(
     texts = [f"{field}={text_of(value)}" for field, value in changes.items()]
     asked = with_overrides(FinetuneConfig(), texts)  # a wrong field is told before data are read
     with init_distributed() as world:
-        if not world.is_main:
-            logging.getLogger("mae_core").setLevel(logging.WARNING)
-        if world.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
+        read = open_weights(weights, world)
         with world.main_first():
-            read = read_weights(weights)
             train, val = open_labelled(data)
         name, width, depth = weights_name(weights), read.config.embed_dim, read.config.depth
         config = _resolved(asked.recipe, method, texts, width, len(train))
@@ -83,13 +80,14 @@ def fine_tune(
             config = replace(config, blocks=tuple(sorted({*_BLOCKS, float(depth)})))
 
         by_blocks: dict[float | str, list[Scores]] = {}
-        for run in _runs(config):
+        runs = _runs(config)
+        for run in runs:
             encoder = read if config.init == "weights" else untrained(read, run.seed)
             done = train_classifier(
                 run, replace(encoder, name=name), train, val, world, partial(_measured, val),
                 lambda scores: {"accuracy": scores.accuracy},
             )  # fmt: skip
-            if done.stopped_by:
+            if done.stopped_by and not (done.finished and run is runs[-1]):
                 return {"stopped_by": done.stopped_by}
             if done.found:
                 blocks = run.blocks[0] if run.blocks else "all"
@@ -103,7 +101,7 @@ def fine_tune(
             for blocks, scores in by_blocks.items()
         ]
         return {
-            "method": method, "weights": name, "init": config.init, **rows[-1],
+            "method": method, "weights": name, "data": str(data), "init": config.init, **rows[-1],
             "blocks": rows, "classes": list(val.classes), "train": len(train),
             "measured": sum(map(sum, rows[-1]["confusion"])) // config.seeds,
             "config": to_dict(replace(done.config, **asked_for)),

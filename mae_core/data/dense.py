@@ -8,10 +8,11 @@ picture k of an endless sequence of shuffled epochs, and its chance a generator 
 (seed, k): batches are a function of (seed, step).
 """
 
+import hashlib
 import json
 import math
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -30,6 +31,7 @@ from mae_core.config import ModelConfig
 from mae_core.data.datasets import find_images, shown
 from mae_core.errors import ConfigError, DataError, ImageError
 from mae_core.images import DecodedImage, open_image, resized, size_of
+from mae_core.measurements import orientation_of, upright
 from mae_core.photographs import ImageLimits, open_file, parser_errors
 
 __all__ = [
@@ -169,13 +171,30 @@ def batches(
 
 
 def _opened(path: Path, model: ModelConfig) -> DecodedImage:
+    """A picture as it is stored: annotations are of that, whatever EXIF says of turning it."""
     try:
-        return open_image(
+        image = open_image(
             path, model.in_chans, bands=model.bands, value_range=model.value_range or "auto",
             limits=_LIMITS,
         )  # fmt: skip
+        if not isinstance(image, Image.Image):
+            return image
+        orientation = orientation_of(open_file(path, _LIMITS).info.get("exif"))
     except ImageError as error:
         raise DataError(f"{shown(path)}: {error}") from error
+    if orientation == 1:
+        return image
+    back = {6: 8, 8: 6}.get(orientation, orientation)  # the others undo themselves
+    return Image.fromarray(np.ascontiguousarray(upright(np.asarray(image), back)))
+
+
+def _listing(lines: Iterable[tuple[str, Path]]) -> str:
+    """Digest of names and sizes of files."""
+    digest = hashlib.sha256()
+    for name, path in lines:
+        size = path.stat().st_size if path.is_file() else 0
+        digest.update(f"{name}\0{size}\n".encode(errors="replace"))
+    return digest.hexdigest()
 
 
 # --- segmentation
@@ -206,6 +225,11 @@ class SegmentationImages:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def listing(self) -> str:
+        """Digest of names and sizes of pictures and annotations, wherever they lie."""
+        return _listing((path.name, path) for pair in self.files for path in pair)
 
     def read(self, index: int) -> tuple[DecodedImage, NDArray[np.uint8]]:
         """A picture and its (H, W) labels, `IGNORED` where there is none.
@@ -291,6 +315,10 @@ def open_segmentation(data: str | Path) -> tuple[SegmentationImages, Segmentatio
     if not 2 <= len(classes) < IGNORED:
         raise DataError(f"{len(classes)} classes are named; give 2 to {IGNORED - 1}")
     for files, part in zip(parts, ("learn from", "measure on"), strict=True):
+        annotations = [annotation for _, annotation in files]
+        if len({*annotations}) < len(annotations):
+            twice = next(path for path in annotations if annotations.count(path) > 1)
+            raise DataError(f"two pictures have the annotation {shown(twice)}; rename one of them")
         lost = [path for pair in files for path in pair if not path.is_file()]
         if lost or not files:
             what = f"{shown(lost[0])} is missing" if lost else f"there is nothing to {part}"
@@ -304,20 +332,26 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     path = folder / "classes.txt"
     if not path.is_file():
         return ()
-    return tuple(line.strip() for line in _text(path).splitlines() if line.strip())
+    names = [line.strip() for line in _text(path).rstrip().splitlines()]
+    if "" in names or len({*names}) < len(names):
+        raise DataError(f"{shown(path)} has an empty line or a name twice; give one name a line")
+    return tuple(names)
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except (OSError, ValueError) as error:
         raise DataError(f"{shown(path)} cannot be read ({error})") from error
 
 
 def _ade_files(folder: Path, part: str) -> list[tuple[Path, Path]]:
-    annotations = folder / "annotations" / part
-    pictures = find_images(folder / "images" / part)
-    return [(path, annotations / f"{path.stem}.png") for path in pictures]
+    root, annotations = folder / "images" / part, folder / "annotations" / part
+    depth = len(root.parts)
+    return [
+        (path, annotations.joinpath(*path.parts[depth:]).with_suffix(".png"))
+        for path in find_images(root)
+    ]
 
 
 def _voc_files(folder: Path, part: str) -> list[tuple[Path, Path]]:
@@ -333,8 +367,11 @@ def _voc_files(folder: Path, part: str) -> list[tuple[Path, Path]]:
 # Bytes of a file of annotations; that of COCO's training pictures has half of it.
 _MAX_JSON_BYTES = 2**30
 
-Number: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
-Length: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Of a box; larger numbers of pixels than a picture can have would overflow.
+Number: TypeAlias = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+Length: TypeAlias = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+# Of a polygon, which is brought into its picture.
+Point: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Runs(TypedDict):
@@ -348,7 +385,7 @@ class _Annotation(TypedDict):
     image_id: int
     category_id: int
     bbox: tuple[Number, Number, Length, Length]
-    segmentation: _Runs | list[list[Number]]
+    segmentation: _Runs | list[list[Point]]
     iscrowd: NotRequired[int]
 
 
@@ -415,6 +452,12 @@ class DetectionImages:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def listing(self) -> str:
+        """Digest of the annotations, and of names and sizes of the pictures."""
+        text = json.dumps(self.annotations)
+        return _listing([*((path.name, path) for path in self.files), (text, Path())])
 
     def read(self, index: int) -> tuple[DecodedImage, Objects]:
         """A picture and its objects.
@@ -517,13 +560,17 @@ def open_detection(data: str | Path) -> tuple[DetectionImages, DetectionImages]:
     train, val = opened
     if (train.categories, train.classes) != (val.categories, val.classes):
         raise DataError(f"{str(data)!r} has other categories to learn from than to measure on")
-    # As is usual: a picture without an object teaches nothing.
-    rows = [
-        i
-        for i, annotations in enumerate(train.annotations)
-        if any(not one.get("iscrowd", 0) for one in annotations)
-    ]
-    if not rows or not any(val.annotations):
+    # As is usual: a picture without an object teaches nothing. Groups are neither learned from nor
+    # measured.
+    rows, measured = (
+        [
+            i
+            for i, annotations in enumerate(part.annotations)
+            if any(not one.get("iscrowd", 0) for one in annotations)
+        ]
+        for part in (train, val)
+    )
+    if not rows or not measured:
         raise DataError(f"{str(data)!r} has no object to learn from, or none to measure on")
     train = replace(
         train, files=[train.files[i] for i in rows], sizes=[train.sizes[i] for i in rows],
@@ -561,22 +608,34 @@ def _open_coco(file: Path, pictures: Path) -> DetectionImages:
     known, root = {one["id"] for one in categories}, pictures.resolve()
     by_picture: dict[int, list[_Annotation]] = {one["id"]: [] for one in coco["images"]}
     sizes = {one["id"]: (one["width"], one["height"]) for one in coco["images"]}
-    if len(by_picture) < len(coco["images"]) or len(known) < len(categories) or not known:
-        raise DataError(f"{shown(file)} has an id twice, or no categories")
+    names = {one["name"] for one in categories}
+    if len(by_picture) < len(coco["images"]) or not known:
+        raise DataError(f"{shown(file)} has an id of a picture twice, or no categories")
+    if min(len(known), len(names)) < len(categories):
+        raise DataError(f"{shown(file)} has two categories of one id or name")
     for number, one in enumerate(coco["annotations"]):
         if one["image_id"] not in by_picture or one["category_id"] not in known:
             raise DataError(f"{shown(file)}: annotation {number} is of no known image or category")
         if trouble := _trouble_of(one["segmentation"], sizes[one["image_id"]]):
             raise DataError(f"{shown(file)}: the mask of annotation {number} {trouble}")
         by_picture[one["image_id"]].append(one)
-    files = [root / one["file_name"] for one in coco["images"]]
-    for path in files:
-        if not path.resolve().is_relative_to(root):
-            raise DataError(f"{shown(file)} names {shown(path.name)}, which is not in its folder")
+    files = [_inside(root, one["file_name"], file) for one in coco["images"]]
     return DetectionImages(
         files, list(sizes.values()), list(by_picture.values()),
         tuple(one["id"] for one in categories), tuple(one["name"] for one in categories),
     )  # fmt: skip
+
+
+def _inside(root: Path, name: str, file: Path) -> Path:
+    """The path of a picture that a file names; it may not lead elsewhere."""
+    path = root / name
+    try:
+        is_inside = path.resolve().is_relative_to(root)
+    except (OSError, ValueError):  # a name that no file has
+        is_inside = False
+    if not is_inside:
+        raise DataError(f"{shown(file)} names {name!r:.80}, which is not in its folder")
+    return path
 
 
 def _trouble_of(segmentation: _Runs | list[list[float]], size: tuple[int, int]) -> str:

@@ -60,6 +60,20 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def listing(self) -> str:
+        """Digest of the names, sizes and classes of the files, wherever they lie.
+
+        Of a data set of the hub it is the `fingerprint`.
+        """
+        if not isinstance(self.files, list):
+            return self.fingerprint
+        digest = hashlib.sha256()
+        for name, file, label in zip(self.names, self.files, self.labels, strict=True):
+            size = file.stat().st_size if isinstance(file, Path) and file.is_file() else 0
+            digest.update(_digest(f"{name}\0{size}\0{self.classes[label]}"))
+        return digest.hexdigest()
+
 
 def open_labelled(data: str | Path) -> tuple[LabelledImages, LabelledImages]:
     """Open both parts of a labelled data set.

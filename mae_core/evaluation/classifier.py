@@ -175,7 +175,7 @@ def measure(
         best = logits.topk(5, dim=1).indices
         report["top5"] = (best == outputs[labels][:, None]).any(dim=1).float().mean().item()
     return {
-        "method": "classifier", "weights": name, **report, "classes": classes,
+        "method": "classifier", "weights": name, "data": str(data), **report, "classes": classes,
         "outputs": logits.shape[1], "classes_by": "names" if names else "order",
         "part": config.part, "measured": len(rows), "unreadable": len(images) - len(rows),
         "config": to_dict(config), "seconds": round(time.perf_counter() - begun, 1),

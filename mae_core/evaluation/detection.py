@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mae_core.data.dense import DetectionImages, Objects
+from mae_core.devices import without_tf32
 from mae_core.evaluation.drawing import as_rgb, in_rows, with_boxes, with_masks
 from mae_core.evaluation.scores import bootstrap_interval
 from mae_core.images import DecodedImage, resized, size_of
@@ -164,6 +165,7 @@ class DetectionFigures:
         return figures
 
 
+@without_tf32()
 @torch.inference_mode()
 def measure_detection(model: Detector, images: DetectionImages) -> DetectionFigures:
     """Detect in whole pictures in float32, on the model's device.

@@ -156,7 +156,7 @@ def probe(
     last = config.blocks[-1] % read.config.depth
     return {
         "method": type(config).__name__.removesuffix("Config").lower(),
-        "weights": name, "init": config.init, **_figures(by_block[last], val),
+        "weights": name, "data": str(data), "init": config.init, **_figures(by_block[last], val),
         "block": last,
         "blocks": [{"block": block, **_figures(of, val)} for block, of in by_block.items()],
         "classes": list(val.classes), "train": len(parts[0]), "measured": len(measured),

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mae_core.data.dense import IGNORED, SegmentationImages
+from mae_core.devices import without_tf32
 from mae_core.errors import DataError
 from mae_core.evaluation.drawing import as_rgb, in_rows, with_masks
 from mae_core.evaluation.scores import bootstrap_interval
@@ -90,6 +91,7 @@ def mean_iou(counts: NDArray[np.int64]) -> float:
     return float(known.mean()) if len(known) else math.nan
 
 
+@without_tf32()
 @torch.inference_mode()
 def measure_segmentation(model: Segmenter, images: SegmentationImages) -> SegmentationFigures:
     """Segment whole pictures in float32, on the model's device.

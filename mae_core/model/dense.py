@@ -88,6 +88,10 @@ class DenseModel(nn.Module):
         own = self.encoder.state_dict()
         self.encoder.load_state_dict({name: model.state_dict()[name] for name in own})
 
+    def no_weight_decay(self) -> set[str]:
+        """Timm's description of the parameters that are not decayed, beside vectors."""
+        return {"encoder.cls_token", "encoder.pos_embed"}
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Timm's description of the layers, for a learning rate that decays from the head down."""
         return {

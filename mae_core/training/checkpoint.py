@@ -63,7 +63,7 @@ class RunState:
         init_from: Name of the weights that the run began with; empty if from scratch.
         step: Steps done.
         seconds: Time spent training so far, over all starts.
-        facts: What a resumed run has to agree in, beside the `fixed` fields of its config.
+        identity: What a resumed run has to agree in, beside the `fixed` fields of its config.
         changes: Fields that were changed when the run was resumed: plain data with the step
             from which the new value holds.
         saved_config: Plain data of the config before the run was resumed; None at first.
@@ -83,7 +83,7 @@ class RunState:
     step: int = 0
     seconds: float = 0.0
     rollbacks: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
     changes: list[dict[str, Any]] = field(default_factory=list)
     saved_config: dict[str, Any] | None = None
 
@@ -91,7 +91,7 @@ class RunState:
         """Everything that a checkpoint holds: tensors on the CPU and plain data."""
         return {
             "config": without_places(config),
-            "facts": self.facts,
+            "identity": self.identity,
             "model": _to_cpu(self.model.state_dict()),
             "ema": _to_cpu(self.average) or None,
             "optimizers": [_to_cpu(optimizer.state_dict()) for optimizer in self.optimizers],
@@ -168,8 +168,8 @@ def with_saved_facts(config: TrainConfig, saved: Mapping[str, Any]) -> TrainConf
 def restore(state: RunState, saved: Mapping[str, Any], config: RunConfig) -> None:
     """Load what `read_checkpoint` gave, unless it differs in what has to stay."""
     then: RunConfig = saved["config"]
-    facts = saved.get("facts", {})  # not in version 0.1
-    other = [name for name, value in state.facts.items() if facts.get(name) != value]
+    known = saved.get("identity", {})  # not in version 0.1
+    other = [name for name, value in state.identity.items() if known.get(name) != value]
     other += [name for name in config.fixed if attrgetter(name)(then) != attrgetter(name)(config)]
     if other:
         raise CheckpointError(

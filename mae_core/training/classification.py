@@ -42,17 +42,16 @@ from mae_core.data.transforms import crop_image, draw_crop
 from mae_core.distributed import World
 from mae_core.errors import ConfigError, DataError, ImageError
 from mae_core.model.mae import MaskedAutoencoder
-from mae_core.training.callbacks import Logger, Measured, Progress, Report, require_writers
-from mae_core.training.checkpoint import read_checkpoint, restore
+from mae_core.training.callbacks import require_writers
 from mae_core.training.optim import with_peak_lr, with_steps
 from mae_core.training.runs import (
     TransferConfig,
-    alone_in,
+    TransferRun,
     build_layer_decay,
     check_batch,
-    write_config,
+    run_transfer,
 )
-from mae_core.training.trainer import Loss, Trainer, build_state
+from mae_core.training.trainer import Loss, build_state
 from mae_core.weights.files import WEIGHTS_FILE
 from mae_core.weights.formats import OFFICIAL_CROP_SHARE, Weights, save_classifier
 
@@ -397,25 +396,11 @@ def recipe_for(width: int, images: int, *, scratch: bool) -> FinetuneConfig:
 # --- a run
 
 
-@dataclass(frozen=True)
-class ClassifierRun:
-    """A run that has ended, or was stopped by a signal of that number; `config` as resolved.
-
-    Attributes:
-        found: What was measured at the end; None if it was stopped before, and on other ranks than
-            0.
-    """
-
-    config: FinetuneConfig
-    found: Any
-    stopped_by: int = 0
-
-
 def train_classifier(
     config: FinetuneConfig, weights: Weights, train: LabelledImages, val: LabelledImages,
     world: World, measure: Callable[[Any, ModelConfig, float], Any],
     summary: Callable[[Any], Mapping[str, float]],
-) -> ClassifierRun:  # fmt: skip
+) -> TransferRun[FinetuneConfig]:  # fmt: skip
     """Train to the end and write the classifier, or save and return when a signal asks to stop.
 
     Where `config.out` holds a checkpoint the run goes on from it. Collective.
@@ -452,34 +437,27 @@ def train_classifier(
     vit = build()
     samples = TrainingSamples(train, model, config, side)
     objective = Classification(config, vit, samples, len(classes), world)
-    out = Path(config.out)
-    with alone_in(out, world):
-        state = build_state(
-            config, vit, world, build=build,
-            build_optimizers=partial(
-                build_layer_decay, config=config.optim, layer_decay=config.layer_decay
-            ),
-        )  # fmt: skip
-        state.init_from = weights.name
-        state.facts = {
-            "encoder": weights.digest, "classes": list(classes), "number of images": len(train)
+    state = build_state(
+        config, vit, world, build=build,
+        build_optimizers=partial(
+            build_layer_decay, config=config.optim, layer_decay=config.layer_decay
+        ),
+    )  # fmt: skip
+    state.init_from = weights.name
+    state.identity = {
+        "encoder": weights.digest, "set of classes": list(classes),
+        "set of training images": train.listing,
+    }  # fmt: skip
+
+    def write(trained: Any, found: Any) -> None:
+        record = {
+            "init_from": weights.name, "train": without_places(config), "pictures": len(train),
+            "steps": state.step, "hours": round(state.seconds / 3600, 3), **summary(found),
         }  # fmt: skip
-        if saved := read_checkpoint(config):
-            restore(state, saved, config)
-        write_config(config, config.recipe, world)
-        logger = Logger(out, config)
-        measured = Measured(logger, lambda vit: measure(vit, model, config.crop_share), summary)
-        callbacks = (Progress(config.steps, state.step), logger, measured, Report(config))
-        trainer = Trainer(config, state, objective, callbacks if world.is_main else (), world)
-        stopped_by, found = trainer.fit(), None
-        if world.is_main and not stopped_by:
-            trained = state.snapshot()
-            # Of a run that was finished before, nothing was measured now.
-            found = measured.last or measure(trained, model, config.crop_share)
-            record = {
-                "init_from": weights.name, "train": without_places(config),
-                "pictures": len(train), "steps": state.step,
-                "hours": round(state.seconds / 3600, 3), **summary(found),
-            }  # fmt: skip
-            save_classifier(out / WEIGHTS_FILE, trained, model, classes=classes, record=record)
-        return ClassifierRun(config, found, stopped_by or trainer.late_signal())
+        path = Path(config.out) / WEIGHTS_FILE
+        save_classifier(path, trained, model, classes=classes, record=record)
+
+    return run_transfer(
+        config, state, objective, world, summary=summary, finish=write,
+        measure=lambda vit: measure(vit, model, config.crop_share),
+    )  # fmt: skip

@@ -16,37 +16,40 @@ from torch import Tensor, nn
 
 from mae_core.config import (
     Count,
+    ModelConfig,
     NotNegative,
     NotNegativeInt,
     OptimConfig,
     Positive,
+    to_dict,
 )
-from mae_core.data.dense import Dataset, batches
-from mae_core.distributed import World
+from mae_core.data.dense import Dataset, DetectionImages, SegmentationImages, batches
+from mae_core.distributed import World, init_distributed
 from mae_core.errors import ConfigError
 from mae_core.model.dense import DenseModel
-from mae_core.training.callbacks import Logger, Measured, Progress, Report, require_writers
-from mae_core.training.checkpoint import RunState, read_checkpoint, restore
+from mae_core.training.callbacks import require_writers
+from mae_core.training.checkpoint import RunState
 from mae_core.training.optim import with_peak_lr, with_steps
 from mae_core.training.runs import (
     TransferConfig,
-    alone_in,
     build_layer_decay,
     check_batch,
-    write_config,
+    open_weights,
+    run_transfer,
 )
-from mae_core.training.trainer import Loss, Trainer, build_state
+from mae_core.training.trainer import Loss, build_state
 from mae_core.weights.formats import Weights
-from mae_core.weights.registry import read_weights, weights_name
+from mae_core.weights.registry import weights_name
 
 _log = logging.getLogger(__name__)
 
 # As UPerNet and Mask R-CNN are fine-tuned.
 _OPTIM = OptimConfig(lr=1e-4, betas=(0.9, 0.999), warmup_epochs=1, warmup_steps=0)
 
+AnyDense = TypeVar("AnyDense", bound="DenseConfig")
 Model = TypeVar("Model", bound=DenseModel)
 Figures = TypeVar("Figures")
-Images = TypeVar("Images")
+Images = TypeVar("Images", SegmentationImages, DetectionImages)
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,8 @@ class Repeated(Generic[Figures]):
 
     Attributes:
         figures: What was measured of each.
-        facts: Plain data for the report: weights, init, config.
-        stopped_by: Number of the signal that stopped the last one, or 0.
+        facts: Plain data for the report.
+        stopped_by: Number of the signal that stopped them, or 0.
     """
 
     figures: list[Figures]
@@ -91,85 +94,82 @@ class Repeated(Generic[Figures]):
     stopped_by: int = 0
 
 
-def open_encoder(weights: str | Path, config: DenseConfig, world: World) -> Weights:
-    """The weights, if their encoder can be taken; the decoder does not matter. Collective.
-
-    Raises:
-        CheckpointError: If they are a classifier, unless the encoder is to be a random one.
-    """
-    if not world.is_main:
-        logging.getLogger("mae_core").setLevel(logging.WARNING)
-    if world.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    with world.main_first():
-        read = read_weights(weights)
-    if config.init == "weights":
-        read.build_encoder()
-    return read
-
-
 def repeat(
-    weights: str | Path, read: Weights, config: DenseConfig, train: Dataset[Any],
-    classes: Sequence[str], build: Callable[[], Model],
-    objective: "Callable[[DenseConfig, World], DenseObjective]",
-    measure: Callable[[Model], Figures], summary: Callable[[Figures], Mapping[str, float]],
-    world: World,
+    weights: str | Path, data: str | Path, config: AnyDense, open_parts: Callable[
+        [str | Path], tuple[Images, Images]
+    ],
+    build: Callable[[ModelConfig, int, int], Model],
+    objective: "Callable[[AnyDense, Images, World], DenseObjective]",
+    measure: Callable[[Model, Images], Figures], summary: Callable[[Figures], Mapping[str, float]],
 ) -> Repeated[Figures]:  # fmt: skip
     """Train and measure with each seed, in `out` or, if they are several, `out/seed-0` and so on.
 
-    A run that is finished there is only measured again.
+    A run that is finished there is only measured again. Under torchrun call it on every rank.
 
     Args:
-        weights: As they were named.
-        read: What they hold.
+        weights: As `read_weights` takes them.
+        data: As `open_parts` takes them.
         config: Of the runs.
-        train: What is learned from.
-        classes: Their names.
-        build: Makes a model with freshly drawn parameters.
+        open_parts: Opens what is learned from, and what is measured on.
+        build: Makes a model of an encoder's config, a number of classes and a side in pixels.
         objective: Makes what a run trains for.
         measure: Measures a trained model; on rank 0.
         summary: Figures by name, for the log.
-        world: Its ranks train together.
 
     Returns:
         Figures on rank 0, none on the others.
+
+    Raises:
+        MAEError: If the weights, the data or a field cannot be used, or training fails.
     """
     require_writers(config.writers)
-    name, figures = weights_name(weights), list[Figures]()
-    facts = {"weights": name, "init": config.init}
-    kept = {"encoder": read.digest, "classes": list(classes), "number of images": len(train)}
-    check_batch(config, world)
-    out = Path(config.out).expanduser()
-    config = with_steps(with_peak_lr(replace(config, out=str(out))), len(train))
-    for seed in range(config.seed, config.seed + config.seeds):
-        folder = out / f"seed-{seed}" if config.seeds > 1 else out
-        one = replace(config, seed=seed, seeds=1, out=str(folder))
-        with alone_in(Path(one.out), world):
-            state = _begin(one, world, name, build, read, kept)
-            write_config(one, "custom", world)
-            callbacks: tuple[Any, ...] = ()
-            if world.is_main:
-                logger = Logger(Path(one.out), one)
-                measured = Measured(logger, measure, summary)
-                callbacks = (Progress(one.steps, state.step), logger, measured, Report(one))
-            trainer = Trainer(one, state, objective(one, world), callbacks, world)
-            if stopped_by := trainer.fit() or trainer.late_signal():
+    parts = open_parts(data)
+    with init_distributed() as world:
+        check_batch(config, world)
+        read, name, figures = open_weights(weights, world), weights_name(weights), list[Figures]()
+        if config.init == "weights":
+            read.build_encoder()  # a classifier is refused before anything is trained
+        side = config.image_size or read.config.image_size
+        train, val = (
+            replace(part, model=read.config, side=side, scale=config.scale, flip=config.flip)
+            for part in parts
+        )
+        make = partial(build, read.config, len(train.classes), side)
+        identity = {
+            "encoder": read.digest, "set of classes": list(train.classes),
+            "set of training images": train.listing,
+        }  # fmt: skip
+        out = Path(config.out).expanduser()
+        config = with_steps(with_peak_lr(replace(config, out=str(out))), len(train))
+        seeds = range(config.seed, config.seed + config.seeds)
+        for seed in seeds:
+            folder = out / f"seed-{seed}" if config.seeds > 1 else out
+            one = replace(config, seed=seed, seeds=1, out=str(folder))
+            state = _begin(one, world, make, read)
+            state.init_from, state.identity = name, identity
+            done = run_transfer(
+                one, state, objective(one, train, world), world,
+                measure=lambda model: measure(model, val), summary=summary,
+            )  # fmt: skip
+            if done.stopped_by and not (done.finished and seed == seeds[-1]):
                 _log.info("stopped at step %d; the same command goes on", state.step)
-                return Repeated(figures, facts, stopped_by)
+                return Repeated(figures, {}, done.stopped_by)
             if world.is_main:
-                # Of a run that was finished before, nothing was measured now.
-                figures.append(measured.last or measure(state.snapshot()))
-                told = ", ".join(f"{k} {v:.4g}" for k, v in summary(figures[-1]).items())
+                figures.append(done.found)
+                told = ", ".join(f"{k} {v:.4g}" for k, v in summary(done.found).items())
                 _log.info("seed %d: %s", seed, told)
-            world.barrier()
-    return Repeated(figures, facts | {"device": str(world.device)})
+    reported = replace(done.config, seed=config.seed, seeds=config.seeds, out=config.out)
+    return Repeated(figures, {
+        "weights": name, "data": str(data), "init": config.init, "classes": list(train.classes),
+        "train": len(train), "measured": len(val), "image_size": side,
+        "config": to_dict(reported), "device": str(world.device),
+    })  # fmt: skip
 
 
 def _begin(
-    config: DenseConfig, world: World, name: str, build: Callable[[], DenseModel], read: Weights,
-    facts: dict[str, Any],
-) -> RunState:  # fmt: skip
-    """The run in its folder where it stopped, else one that begins with the weights."""
+    config: DenseConfig, world: World, build: Callable[[], DenseModel], read: Weights
+) -> RunState:
+    """The state at step 0, of an encoder that begins with the weights or at random."""
     torch.manual_seed(config.seed)
     model = build().train()
     if config.init == "weights":
@@ -177,11 +177,7 @@ def _begin(
     model.encoder.requires_grad_(not config.freeze)
     model.encoder.pos_embed.requires_grad_(False)  # it is a fixed table
     rates = partial(build_layer_decay, config=config.optim, layer_decay=config.layer_decay)
-    state = build_state(config, model, world, build=build, build_optimizers=rates)
-    state.init_from, state.facts = name, facts
-    if saved := read_checkpoint(config):
-        restore(state, saved, config)
-    return state
+    return build_state(config, model, world, build=build, build_optimizers=rates)
 
 
 class DenseObjective:

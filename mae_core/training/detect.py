@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mae_core.config import NotNegativeInt, Positive, PositiveShare, to_dict
+from mae_core.config import ModelConfig, NotNegativeInt, Positive, PositiveShare
 from mae_core.data.dense import DetectionImages, Objects, open_detection
-from mae_core.distributed import init_distributed
 from mae_core.model.dense import Detector
-from mae_core.training.dense import DenseConfig, DenseObjective, Repeated, open_encoder, repeat
+from mae_core.training.dense import DenseConfig, DenseObjective, Repeated, repeat
 
 Figures = TypeVar("Figures")
 
@@ -48,28 +46,14 @@ def detect(
     Raises:
         MAEError: If the weights, the data or a field cannot be used, or training fails.
     """
-    train, val = open_detection(data)
-    with init_distributed() as world:
-        read = open_encoder(weights, config, world)
-        side = config.image_size or read.config.image_size
-        train, val = (
-            replace(part, model=read.config, side=side, scale=config.scale, flip=config.flip)
-            for part in (train, val)
-        )
-        build = partial(
-            Detector, read.config, num_classes=len(train.classes), image_size=side,
-            channels=config.channels,
+
+    def build(encoder: ModelConfig, num_classes: int, side: int) -> Detector:
+        return Detector(
+            encoder, num_classes=num_classes, image_size=side, channels=config.channels
         )  # fmt: skip
-        done = repeat(
-            weights, read, config, train, train.classes, build,
-            lambda one, world: Detection(one, train, world),
-            lambda model: measure(model, val), summary, world,
-        )  # fmt: skip
-    facts = {
-        "classes": list(train.classes), "train": len(train), "measured": len(val),
-        "image_size": side, "config": to_dict(config),
-    }  # fmt: skip
-    return replace(done, facts={"method": "detect", **done.facts, **facts})
+
+    done = repeat(weights, data, config, open_detection, build, Detection, measure, summary)
+    return replace(done, facts={"method": "detect", **done.facts})
 
 
 class Detection(DenseObjective):

@@ -1,10 +1,11 @@
 """What runs of all kinds share: a folder, a config, a batch; and what encoders are trained with."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import filelock
 import torch
@@ -20,8 +21,15 @@ from mae_core.config import (
 )
 from mae_core.distributed import World
 from mae_core.errors import ConfigError, TrainingError
+from mae_core.training.callbacks import Logger, Measured, Progress, Report
+from mae_core.training.checkpoint import RunState, read_checkpoint, restore
 from mae_core.training.report import CONFIG_FILE
+from mae_core.training.trainer import Objective, Trainer
 from mae_core.weights.files import write_atomically
+from mae_core.weights.formats import Weights
+from mae_core.weights.registry import read_weights
+
+AnyTransfer = TypeVar("AnyTransfer", bound="TransferConfig")
 
 
 @dataclass(frozen=True)
@@ -54,10 +62,79 @@ class TransferConfig(RunConfig):
 
     @property
     def fixed(self) -> tuple[str, ...]:
-        """All fields that have to do with what is learned: a figure is of one set of them."""
+        """All fields that say what is learned: a figure stands for one choice of them."""
         free = {"system", "recovery", "out", "resume", "eval_every", "save_every", "writers"}
-        free |= {"workers", "seeds"}
+        free |= {"workers", "seeds", "resamples"}
         return tuple(field.name for field in fields(self) if field.name not in free)
+
+
+@dataclass(frozen=True)
+class TransferRun(Generic[AnyTransfer]):
+    """What came of a run.
+
+    Attributes:
+        config: As resolved; of a run that was finished before, that of then.
+        found: What was measured at the end; None if it was stopped before, and on other ranks than
+            0.
+        finished: Whether it came to its end.
+        stopped_by: Number of the signal that was received, also in the last step, or 0.
+    """
+
+    config: AnyTransfer
+    found: Any
+    finished: bool
+    stopped_by: int
+
+
+def open_weights(weights: str | Path, world: World) -> Weights:
+    """Read weights on all ranks, of which the first alone logs. Collective."""
+    if not world.is_main:
+        logging.getLogger("mae_core").setLevel(logging.WARNING)
+    if world.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    with world.main_first():
+        return read_weights(weights)
+
+
+def run_transfer(
+    config: AnyTransfer, state: RunState, objective: Objective, world: World, *,
+    measure: Callable[[Any], Any], summary: Callable[[Any], Mapping[str, float]],
+    finish: Callable[[Any, Any], None] | None = None,
+) -> TransferRun[AnyTransfer]:  # fmt: skip
+    """Train to the end and measure; where `config.out` holds a checkpoint the run goes on from it.
+
+    Args:
+        config: Resolved.
+        state: At step 0.
+        objective: What is trained for.
+        world: The ranks.
+        measure: Measures a model as it is exported; on rank 0.
+        summary: Figures by name, for the log.
+        finish: Gets the trained model and what was measured; on rank 0.
+
+    Raises:
+        MAEError: If the folder holds another run, or training fails.
+    """
+    out = Path(config.out)
+    with alone_in(out, world):
+        if saved := read_checkpoint(config):
+            restore(state, saved, config)
+        if saved and state.step >= config.steps:
+            config = replace(saved["config"], out=config.out)  # nothing of it is done another way
+        else:
+            write_config(config, getattr(config, "recipe", "custom"), world)
+        logger = Logger(out, config)
+        measured = Measured(logger, measure, summary)
+        callbacks = (Progress(config.steps, state.step), logger, measured, Report(config))
+        trainer = Trainer(config, state, objective, callbacks if world.is_main else (), world)
+        stopped_by, found = trainer.fit(), None
+        if world.is_main and not stopped_by:
+            model = state.snapshot()
+            # Of a run that was finished before, nothing was measured now.
+            found = measured.last or measure(model)
+            if finish:
+                finish(model, found)
+        return TransferRun(config, found, not stopped_by, stopped_by or trainer.late_signal())
 
 
 def build_layer_decay(

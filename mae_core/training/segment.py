@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae_core.config import to_dict
+from mae_core.config import ModelConfig
 from mae_core.data.dense import IGNORED, SegmentationImages, open_segmentation
 from mae_core.data.transforms import normalize
-from mae_core.distributed import World, init_distributed
+from mae_core.distributed import World
 from mae_core.model.dense import Head, Segmenter
-from mae_core.training.dense import DenseConfig, DenseObjective, Repeated, open_encoder, repeat
+from mae_core.training.dense import DenseConfig, DenseObjective, Repeated, repeat
 
 Figures = TypeVar("Figures")
 
@@ -49,28 +48,17 @@ def segment(
     Raises:
         MAEError: If the weights, the data or a field cannot be used, or training fails.
     """
-    train, val = open_segmentation(data)
-    with init_distributed() as world:
-        read = open_encoder(weights, config, world)
-        side = config.image_size or read.config.image_size
-        train, val = (
-            replace(part, model=read.config, side=side, scale=config.scale, flip=config.flip)
-            for part in (train, val)
-        )
-        build = partial(
-            Segmenter, read.config, num_classes=len(train.classes), head=config.head,
-            image_size=side, channels=config.channels,
+
+    def build(encoder: ModelConfig, num_classes: int, side: int) -> Segmenter:
+        return Segmenter(
+            encoder, num_classes=num_classes, head=config.head, image_size=side,
+            channels=config.channels,
         )  # fmt: skip
-        done = repeat(
-            weights, read, config, train, train.classes, build,
-            lambda one, world: Segmentation(one, train, world),
-            lambda model: measure(model, val), summary, world,
-        )  # fmt: skip
-    facts = {
-        "classes": list(train.classes), "train": len(train), "measured": len(val),
-        "image_size": side, "config": to_dict(config),
-    }  # fmt: skip
-    return replace(done, facts={"method": "segment", **done.facts, **facts})
+
+    done = repeat(
+        weights, data, config, open_segmentation, build, Segmentation, measure, summary
+    )  # fmt: skip
+    return replace(done, facts={"method": "segment", **done.facts})
 
 
 class Segmentation(DenseObjective):

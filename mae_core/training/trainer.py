@@ -159,11 +159,7 @@ def stop_on_signals() -> Iterator[list[int]]:
 
 
 class Trainer:
-    """Takes a run from its state to its end, or to a signal that asks to stop.
-
-    Attributes:
-        signals: Numbers of those that were received, also in the last step.
-    """
+    """Takes a run from its state to its end, or to a signal that asks to stop."""
 
     def __init__(
         self, config: RunConfig, state: RunState, objective: Objective,
@@ -174,7 +170,7 @@ class Trainer:
         self.callbacks, self.world = callbacks, world
         self._optimizer = as_one(state.optimizers)
         self._begun = time.perf_counter() - state.seconds
-        self.signals: list[int] = []
+        self._signals: list[int] = []
         self._restart_meters()
 
     def _restart_meters(self) -> None:
@@ -188,7 +184,7 @@ class Trainer:
         Returns:
             0 at the end, or the number of the signal that asked to stop; the run is saved then.
         """
-        with stop_on_signals() as self.signals:
+        with stop_on_signals() as self._signals:
             try:
                 for callback in self.callbacks:
                     callback.on_start(self.state)
@@ -199,7 +195,7 @@ class Trainer:
                 while self.state.step < self.config.steps:
                     if self._train():
                         # Another rank may have got the signal.
-                        return self.signals[0] if self.signals else signal.SIGTERM
+                        return self._signals[0] if self._signals else signal.SIGTERM
                 return 0
             finally:
                 for callback in self.callbacks:
@@ -210,7 +206,7 @@ class Trainer:
 
         For whoever would begin another run. Collective.
         """
-        return signal.SIGTERM if self.world.any_rank(bool(self.signals)) else 0
+        return signal.SIGTERM if self.world.any_rank(bool(self._signals)) else 0
 
     def _report_start(self) -> None:
         begin = self.state.step
@@ -272,7 +268,7 @@ class Trainer:
         """Whether a rank received a signal. Collective, at the same steps on every rank."""
         if self.world.size > 1 and self.state.step % _VOTE_EVERY:
             return False
-        return self.world.any_rank(bool(self.signals))
+        return self.world.any_rank(bool(self._signals))
 
     def _after_step(self, *, must_save: bool) -> bool:
         """Log, save and evaluate if it is time; false if the run rolled back instead."""

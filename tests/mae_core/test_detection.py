@@ -30,8 +30,8 @@ from mae_core.evaluation.detection import (
 )
 from mae_core.model.dense import Detector
 from mae_core.model.mae import MaskedAutoencoder
-from mae_core.training import dense as dense_module
 from mae_core.training.detect import DetectConfig, Detection
+from mae_core.training.trainer import Trainer
 from mae_core.weights.files import load_latest
 from mae_core.weights.formats import save_weights
 from tests.pictures import draw_picture
@@ -186,9 +186,17 @@ def _change(**changes: Any) -> Callable[[dict[str, Any]], None]:
         (_change(segmentation={"size": [10**9, 64], "counts": [3072]}), "does not have the 3072"),
         (_change(segmentation={"size": [48, 64], "counts": "abc"}), "annotations.3.segmentation"),
         (lambda values: values.pop("categories"), "not as COCO has it: categories: Field required"),
-        (lambda values: values["images"].append(values["images"][0]), "has an id twice"),
+        (lambda values: values["images"].append(values["images"][0]),
+         "has an id of a picture twice"),
         (lambda values: values["images"][0].update(file_name="../../secret.png"),
-         "names secret.png, which is not in its folder"),
+         "names .*secret.png., which is not in its folder"),
+        (lambda values: values["images"][0].update(file_name="a\0b.png"),
+         "names .*, which is not in its folder"),
+        (_change(bbox=[1e300, 2, 1e300, 4]), "annotations.3.bbox.0: Input should be less than"),
+        (lambda v: v["categories"][0].update(name=v["categories"][1]["name"]),
+         "has two categories of one id or name"),
+        (lambda values: [one.update(iscrowd=1) for one in values["annotations"]],
+         "no object to learn from, or none to measure on"),
     ],
 )  # fmt: skip
 def test_a_spoilt_file_is_told_in_a_sentence(
@@ -477,7 +485,7 @@ def test_a_detector_is_trained_and_reported_and_a_killed_one_ends_in_the_same_bi
         assert drawing.size == (3 * WIDTH + 2 * 8, 3 * HEIGHT + 2 * 8)
 
     killed = command(weights, coco, tmp_path / "killed")
-    update = dense_module.Trainer._update
+    update = Trainer._update
 
     def interrupted(self: Any, losses: Any) -> None:
         if self.state.step == 3:
@@ -485,7 +493,7 @@ def test_a_detector_is_trained_and_reported_and_a_killed_one_ends_in_the_same_bi
         update(self, losses)
 
     with monkeypatch.context() as patched:
-        patched.setattr(dense_module.Trainer, "_update", interrupted)
+        patched.setattr(Trainer, "_update", interrupted)
         with pytest.raises(KeyboardInterrupt):
             mae(killed)
     assert mae(killed) == 0

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -210,9 +211,13 @@ def test_the_folder_of_another_run_is_left_alone(folder: Path, whole: Path, tmp_
     with pytest.raises(CheckpointError, match="is of another encoder; give another out="):
         fine_tune(other, folder / "data", **fields)
     shutil.copytree(folder / "data", tmp_path / "data")
+    with Image.open(tmp_path / "data/train/red/00.png") as picture:
+        picture.resize((20, 20)).save(tmp_path / "data/train/red/00.png")
+    with pytest.raises(CheckpointError, match="is of another set of training images"):
+        fine_tune(folder / "small.safetensors", tmp_path / "data", **fields)
     for part in ("train", "val"):
         (tmp_path / "data" / part / "red").rename(tmp_path / "data" / part / "pink")
-    with pytest.raises(CheckpointError, match="is of another classes"):
+    with pytest.raises(CheckpointError, match="is of another set of classes"):
         fine_tune(folder / "small.safetensors", tmp_path / "data", **fields)
     for change in ({"image_size": 32}, {"mixup": 0}, {"steps": 30}, {"optim.weight_decay": 0}):
         with pytest.raises(CheckpointError, match=rf"of another {next(iter(change))[:5]}"):
@@ -320,6 +325,8 @@ def stopped_when_measured() -> Iterator[None]:
 def test_a_signal_at_the_end_of_a_run_stops_the_next_one(folder: Path, tmp_path: Path) -> None:
     with stopped_when_measured():
         assert tune(folder, tmp_path, steps=2, seeds=2) == {"stopped_by": signal.SIGTERM}
+        # The last one is reported: nothing would be stopped any more.
+        assert "accuracy" in tune(folder, tmp_path / "alone", steps=2)
     assert (tmp_path / "seed-3/weights.safetensors").exists()
     assert not (tmp_path / "seed-4").exists()
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -35,9 +36,10 @@ from mae_core.evaluation.segmentation import (
 )
 from mae_core.model.dense import DenseModel, FourScales, Segmenter
 from mae_core.model.mae import MaskedAutoencoder
-from mae_core.training import dense as dense_module
+from mae_core.training.callbacks import Measured
 from mae_core.training.runs import build_layer_decay
 from mae_core.training.segment import Segmentation, SegmentConfig
+from mae_core.training.trainer import Trainer
 from mae_core.weights.files import load_latest
 from mae_core.weights.formats import save_weights
 from tests.pictures import draw_picture
@@ -99,6 +101,35 @@ def command(weights: Path, data: Path, out: Path, *fields: str) -> list[str]:
 
 
 # --- data sets
+
+
+def test_a_picture_keeps_the_pixels_that_its_annotation_is_of(ade: Path) -> None:
+    """Whatever EXIF says of turning it."""
+    plain, labels = open_segmentation(ade)[0].read(0)
+    path = open_segmentation(ade)[0].files[0][0]
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        with Image.open(path) as stored:
+            stored.load()
+            stored.save(path, exif=exif, quality=100, subsampling=0)
+        image, same = open_segmentation(ade)[0].read(0)
+        difference = np.abs(np.asarray(image, float) - np.asarray(plain, float))
+        assert difference.mean() < 3, orientation
+        np.testing.assert_array_equal(same, labels)
+
+
+def test_pictures_in_folders_have_annotations_there(ade: Path) -> None:
+    for kind in ("images", "annotations"):
+        (ade / kind / "training/sub").mkdir()
+        (ade / kind / "training/00.png").rename(ade / kind / "training/sub/00.png")
+    pairs = {picture.parent.name: label for picture, label in open_segmentation(ade)[0].files}
+    assert pairs["sub"] == ade / "annotations/training/sub/00.png"
+    assert pairs["training"].parent.name == "training"
+    with Image.open(ade / "images/training/01.png") as picture:
+        picture.save(ade / "images/training/01.webp")
+    with pytest.raises(DataError, match="two pictures have the annotation .*01.png; rename one"):
+        open_segmentation(ade)
 
 
 def test_ade_folders(ade: Path) -> None:
@@ -293,6 +324,7 @@ def test_layers_have_decaying_rates_and_the_head_the_full_one(small_config: Any)
         assert scale_of[id(parameters[name])][0] == scale, name
     assert scale_of[id(parameters["classifier.bias"])][1] == 0
     assert scale_of[id(parameters["classifier.weight"])][1] == 0.05
+    assert scale_of[id(parameters["encoder.cls_token"])][1] == 0
 
 
 def test_upernet_means_the_same_in_parts(small_config: Any) -> None:
@@ -485,7 +517,7 @@ def test_a_killed_run_ends_in_the_same_bits(
 ) -> None:
     assert mae(command(weights, ade, tmp_path / "whole", "ema=0.5")) == 0
     killed = command(weights, ade, tmp_path / "killed", "ema=0.5")
-    update, done = dense_module.Trainer._update, list[int]()
+    update, done = Trainer._update, list[int]()
 
     def interrupted(self: Any, losses: Any) -> None:
         done.append(self.state.step)
@@ -494,7 +526,7 @@ def test_a_killed_run_ends_in_the_same_bits(
         update(self, losses)
 
     with monkeypatch.context() as patched:
-        patched.setattr(dense_module.Trainer, "_update", interrupted)
+        patched.setattr(Trainer, "_update", interrupted)
         with pytest.raises(KeyboardInterrupt):
             mae(killed)
     assert load_latest(tmp_path / "killed")["step"] == 4
@@ -533,11 +565,51 @@ def test_a_run_of_others_is_not_gone_on_with(
     with pytest.raises(CheckpointError, match="of another encoder; give another out="):
         mae(command(other, ade, out))
     (ade / "classes.txt").write_text("one\ntwo\nthree\n")
-    with pytest.raises(CheckpointError, match="of another classes; give another out="):
+    with pytest.raises(CheckpointError, match="of another set of classes; give another out="):
         mae(command(weights, ade, out))
     (ade / "classes.txt").write_text("\n".join(CLASSES))
     with pytest.raises(CheckpointError, match="of another freeze; give another out="):
         mae(command(weights, ade, out, "freeze=true"))
+    # Annotations that were corrected meanwhile.
+    labels = np.array(Image.open(ade / "annotations/training/00.png"))
+    labels[5:15, 5:15] = 2
+    Image.fromarray(labels).save(ade / "annotations/training/00.png")
+    with pytest.raises(CheckpointError, match="of another set of training images"):
+        mae(command(weights, ade, out))
+
+
+def test_the_report_has_what_was_done(ade: Path, weights: Path, tmp_path: Path) -> None:
+    fields = ["steps=2", "optim.lr=0", "optim.base_lr=0.5"]
+    assert mae(command(weights, ade, tmp_path, *fields)) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["data"] == str(ade)
+    assert report["config"]["optim"]["lr"] == 0.5 * 4 / 256
+    # Nothing is done by other fields any more, but it is measured with them.
+    assert (
+        mae(command(weights, ade, tmp_path, *fields, "system.precision=bfloat16", "resamples=7"))
+        == 0
+    )
+    again = json.loads((tmp_path / "report.json").read_text())
+    assert again["config"]["system"]["precision"] == "auto"
+    assert again["miou"] == report["miou"]
+
+
+def test_a_signal_in_the_last_measurement_loses_nothing(
+    ade: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = Measured.on_eval
+
+    def stop(self: Measured, state: Any, model: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        measure(self, state, model)
+
+    monkeypatch.setattr(Measured, "on_eval", stop)
+    assert mae(command(weights, ade, tmp_path / "one", "steps=2")) == 0
+    assert (tmp_path / "one/report.json").is_file()
+    assert (
+        mae(command(weights, ade, tmp_path / "two", "steps=2", "seeds=2")) == 128 + signal.SIGTERM
+    )
+    assert not (tmp_path / "two/seed-1").exists()
 
 
 @pytest.mark.parametrize(
