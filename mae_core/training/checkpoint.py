@@ -168,7 +168,8 @@ def with_saved_facts(config: TrainConfig, saved: Mapping[str, Any]) -> TrainConf
 def restore(state: RunState, saved: Mapping[str, Any], config: RunConfig) -> None:
     """Load what `read_checkpoint` gave, unless it differs in what has to stay."""
     then: RunConfig = saved["config"]
-    known = saved.get("identity", {})  # not in version 0.1
+    known = saved.get("identity")  # not in version 0.1
+    known = known if isinstance(known, dict) else {}
     other = [name for name, value in state.identity.items() if known.get(name) != value]
     other += [name for name in config.fixed if attrgetter(name)(then) != attrgetter(name)(config)]
     if other:
