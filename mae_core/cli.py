@@ -509,7 +509,11 @@ def _add_finetune(parser: argparse.ArgumentParser) -> None:
     add("weights", metavar="WEIGHTS", help="name, file, folder of a run or USER/NAME")
     add("data", metavar="DATA", help="folder with a folder for each class, or hub:USER/NAME")
     add("fields", metavar="field=value", nargs="*", default=[])
-    add("--out", metavar="DIR", help="folder for the runs and report.html; runs/METHOD")
+    add(
+        "--out",
+        metavar="DIR",
+        help="folder of the run, or of several, and of the report; runs/METHOD",
+    )
     add("--json", action="store_true", help="print JSON")
 
 
@@ -522,8 +526,10 @@ def _finetune(args: argparse.Namespace) -> int:
 
     The same command again goes on where a stopped one ended. DIR is the folder of the run, with the
     classifier as weights.safetensors; each of several seeds has a folder in it. The recipe is
-    `small`, or that of the paper for `base`, `large` and `huge`; every field of `FinetuneConfig`
-    can be changed. DATA are those of `mae evaluate knn`.
+    `small`, or that of the paper for `base`, `large` and `huge`. Fields are those of
+    `FinetuneConfig`, such as image_size=0 (the model's own), epochs=50, batch_size=64,
+    optim.base_lr=8e-3, layer_decay=0.85, drop_path=0.1, mixup=0, cutmix=0, init=weights (or
+    random), seed=0 and seeds=1. DATA are those of `mae evaluate knn`.
     """
     return _fine_tuned(args, "finetune")
 

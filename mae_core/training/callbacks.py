@@ -294,8 +294,9 @@ def _grouped(name: str) -> str:
     """Figures by groups, as boards fold them: `holdout/psnr`."""
     if name == "images_per_second":
         return f"speed/{name}"
-    grouped = name.startswith(("holdout_", "probe_"))
-    return name.replace("_", "/", 1) if grouped else f"train/{name}"
+    if name.startswith(("holdout_", "probe_")):
+        return name.replace("_", "/", 1)
+    return f"train/{name}" if name in ("loss", "grad_norm", "lr") else f"measured/{name}"
 
 
 # By name: the class, and the module that it needs.
