@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from mae_core.errors import ConfigError, MAEError, MaskError
 
@@ -39,8 +39,6 @@ STRATEGIES = ("random", "block", "grid")
 FITS = ("crop", "squash", "whole")
 VIEWS = ("estimated", "answer", "normalized")
 FORMATS = ("mae_core", "official", "huggingface", "timm", "onnx", "torch_export")
-
-Transfer = TypeVar("Transfer", bound="DenseConfig")
 
 _Command: TypeAlias = Callable[[argparse.Namespace], int]
 _AddArguments: TypeAlias = Callable[[argparse.ArgumentParser], None]
@@ -617,6 +615,7 @@ def _predict(args: argparse.Namespace) -> int:
     """
     from mae_core.config import with_overrides
     from mae_core.evaluation.classifier import PredictConfig, predict
+    from mae_core.reporting import printable
 
     fields = [
         word
@@ -635,7 +634,7 @@ def _predict(args: argparse.Namespace) -> int:
         print(picture["file"])
         rows = [
             (
-                _printable(one["name"] or f"class {one['output']}"),
+                printable(one["name"] or f"class {one['output']}"),
                 f"{100 * one['probability']:.1f} %",
             )
             for one in picture["classes"]
@@ -644,11 +643,6 @@ def _predict(args: argparse.Namespace) -> int:
     if report["unreadable"]:
         print(f"\nnot read: {', '.join(report['unreadable'])}")
     return 0
-
-
-def _printable(name: str) -> str:
-    """The name of a class, which anybody may have written, on one line."""
-    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def _classifier(args: argparse.Namespace) -> int:
@@ -728,18 +722,10 @@ def _segment(args: argparse.Namespace) -> int:
     )
     from mae_core.training.segment import SegmentConfig, segment
 
-    config = _transfer_config(args, SegmentConfig(out="runs/segment"))
-    begun = time.perf_counter()
-    done = segment(
-        args.weights, args.data, config, measure_segmentation, SegmentationFigures.summary
-    )
-    if done.figures and not done.stopped_by:
-        found = segmentation_report(
-            done.figures, done.facts["classes"], resamples=config.resamples, seed=config.seed
-        )
-        report = {**done.facts, **found, "seconds": round(time.perf_counter() - begun, 1)}
-        _finish_transfer(args, report, config.out, done.figures[0].drawing)
-    return 128 + done.stopped_by if done.stopped_by else 0
+    return _transferred(
+        args, SegmentConfig(out="runs/segment"), segment, measure_segmentation,
+        SegmentationFigures.summary, segmentation_report,
+    )  # fmt: skip
 
 
 def _detect(args: argparse.Namespace) -> int:
@@ -762,37 +748,38 @@ def _detect(args: argparse.Namespace) -> int:
     )
     from mae_core.training.detect import DetectConfig, detect
 
-    config = _transfer_config(args, DetectConfig(out="runs/detect"))
-    begun = time.perf_counter()
-    done = detect(args.weights, args.data, config, measure_detection, DetectionFigures.summary)
-    if done.figures and not done.stopped_by:
-        found = detection_report(
-            done.figures, done.facts["classes"], resamples=config.resamples, seed=config.seed
-        )
-        report = {**done.facts, **found, "seconds": round(time.perf_counter() - begun, 1)}
-        _finish_transfer(args, report, config.out, done.figures[0].drawing)
-    return 128 + done.stopped_by if done.stopped_by else 0
+    return _transferred(
+        args, DetectConfig(out="runs/detect"), detect, measure_detection, DetectionFigures.summary,
+        detection_report,
+    )  # fmt: skip
 
 
-def _transfer_config(args: argparse.Namespace, plain: Transfer) -> Transfer:
+def _transferred(
+    args: argparse.Namespace, plain: "DenseConfig", train: Any, measure: Any, summary: Any,
+    report_of: Any,
+) -> int:  # fmt: skip
+    """Train, measure, print the report, and write it and the pictures into the folder."""
     from mae_core.config import with_overrides
-
-    return with_overrides(plain, _with_out(args.fields, args.out or plain.out))
-
-
-def _finish_transfer(
-    args: argparse.Namespace, report: dict[str, Any], out: str, drawing: "Image"
-) -> None:
-    """Print the report, and write it and the pictures into the folder of the runs."""
     from mae_core.weights.export import write_json
     from mae_core.weights.files import write_atomically
 
-    folder = Path(out).expanduser()
+    config = with_overrides(plain, _with_out(args.fields, args.out or plain.out))
+    begun = time.perf_counter()
+    done = train(args.weights, args.data, config, measure, summary)
+    if done.stopped_by:
+        return 128 + int(done.stopped_by)
+    if not done.figures:  # on other ranks than 0
+        return 0
+    found = report_of(
+        done.figures, done.facts["classes"], resamples=config.resamples, seed=config.seed
+    )
+    report = {**done.facts, **found, "seconds": round(time.perf_counter() - begun, 1)}
+    folder, drawing = Path(config.out).expanduser(), done.figures[0].drawing
     write_json(folder / "report.json", report)
     write_atomically(folder / "pictures.png", lambda path: drawing.save(path, format="PNG"))
     if args.json:
         print(json.dumps(report, indent=2))
-        return
+        return 0
     seeds = " ".join(f"{100 * value:.1f}" for value in report["seeds"])
     low, high = (100 * value for value in report["interval"] or (0, 0))
     interval = f"; 95 % interval {low:.1f} to {high:.1f}" if report["interval"] else ""
@@ -802,8 +789,9 @@ def _finish_transfer(
         f"{report['method']} of {report['weights']} ({report['init']}): {report['train']} images "
         f"to learn from, {report['measured']} measured\n\n{figures} (percent){interval}; "
         f"by seed {seeds}\n\n"
-        f"by class: {_by_class(report)}\n\nwrote {out}"
+        f"by class: {_by_class(report)}\n\nwrote {config.out}"
     )
+    return 0
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

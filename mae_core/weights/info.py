@@ -36,6 +36,7 @@ def describe(weights: str) -> dict[str, Any]:
         return _describe_absent(weights, list_weights().get(weights))
     contents, entry = read_weights(weights, fetch=False), entry_of(weights, path)
     config, whole = contents.config, contents.kind == "autoencoder"
+    many_classes = len(contents.classes) > _MOST_CLASSES
     aside = [f"{place} ({n} tensor{'s' * (n > 1)})" for place, n in contents.left_aside.items()]
     facts = {
         "weights": weights,
@@ -59,16 +60,11 @@ def describe(weights: str) -> dict[str, Any]:
         "parameters": _parameters(contents),
         "number_format": contents.dtype,
         "classes": contents.num_classes,
-        "class_names": _some(contents.classes),
+        "class_names": [*contents.classes[:_MOST_CLASSES], *["…"] * many_classes],
         "record": contents.record,
         "uses": _uses(weights, contents),
     }
     return {name: fact for name, fact in facts.items() if fact not in (None, "", [], {})}
-
-
-def _some(names: tuple[str, ...]) -> list[str]:
-    more = len(names) - _MOST_CLASSES
-    return [*names[:_MOST_CLASSES], *([f"and {more:,} more"] if more > 0 else [])]
 
 
 def _describe_absent(weights: str, entry: WeightsEntry | None) -> dict[str, Any]:
