@@ -448,7 +448,9 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
     add("weights", metavar="WEIGHTS", help="name, file, folder of a run or USER/NAME")
     add("data", metavar="DATA", help="folder with a folder for each class, or hub:USER/NAME")
     add("fields", metavar="field=value", nargs="*", default=[])
-    add("--out", metavar="DIR", type=Path, help="folder for report.html, report.json and charts")
+    add(
+        "--out", metavar="DIR", type=Path, help="folder for evaluation.html, report.json and charts"
+    )
     add("--device", default="auto", help="auto, cpu, cuda or mps")
     add("--json", action="store_true", help="print JSON")
 
@@ -507,11 +509,7 @@ def _add_finetune(parser: argparse.ArgumentParser) -> None:
     add("weights", metavar="WEIGHTS", help="name, file, folder of a run or USER/NAME")
     add("data", metavar="DATA", help="folder with a folder for each class, or hub:USER/NAME")
     add("fields", metavar="field=value", nargs="*", default=[])
-    add(
-        "--out",
-        metavar="DIR",
-        help="folder of the run, or of several, and of the report; runs/METHOD",
-    )
+    add("--out", metavar="DIR", help="folder of runs and report; runs/METHOD if not given")
     add("--json", action="store_true", help="print JSON")
 
 

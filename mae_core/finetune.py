@@ -95,7 +95,6 @@ def fine_tune(
                 _log.info("%s: %.2f %%", run.out, 100 * done.found.accuracy)
         if not world.is_main:
             return {}
-        asked_for = {name: getattr(config, name) for name in ("out", "seed", "seeds", "blocks")}
         rows = [
             {"block": blocks, **figures_of(scores, val.classes)}
             for blocks, scores in by_blocks.items()
@@ -104,7 +103,10 @@ def fine_tune(
             "method": method, "weights": name, "data": str(data), "init": config.init, **rows[-1],
             "blocks": rows, "classes": list(val.classes), "train": len(train),
             "measured": sum(map(sum, rows[-1]["confusion"])) // config.seeds,
-            "config": to_dict(replace(done.config, **asked_for)),
+            "config": to_dict(replace(
+                done.config, out=config.out, seed=config.seed, seeds=config.seeds,
+                blocks=config.blocks,
+            )),
             "seconds": round(time.perf_counter() - begun, 1), "device": str(world.device),
         }  # fmt: skip
 
@@ -140,7 +142,7 @@ def _check(config: FinetuneConfig, method: Method, depth: int) -> None:
     if method == "scratch" and config.init != "random":
         raise ConfigError("scratch begins with random parameters; leave init out")
     if method != "partial" and config.blocks:
-        raise ConfigError(f"blocks= is of partial, and this is {method}; leave it out")
+        raise ConfigError(f"blocks= is for partial; leave it out of {method}")
     if config.blocks and max(config.blocks) > depth:
         raise ConfigError(
             f"blocks are {', '.join(f'{n:g}' for n in config.blocks)}; this encoder has {depth}"

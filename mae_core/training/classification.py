@@ -49,6 +49,7 @@ from mae_core.training.runs import (
     TransferRun,
     build_layer_decay,
     check_batch,
+    identity_of,
     run_transfer,
 )
 from mae_core.training.trainer import Loss, build_state
@@ -424,9 +425,9 @@ def train_classifier(
     encoder, classes = weights.build_encoder(), train.classes
     side = config.image_size or encoder.config.image_size
     model = replace(encoder.config, image_size=side, grid=None)
-    for part, name in ((train, "learn from"), (val, "measure on")):
+    for part, name in ((train, "training"), (val, "measured")):
         if next(_reader(model).readable(part.files), None) is None:
-            raise DataError(f"no image to {name} that was tried can be read; check the files")
+            raise DataError(f"none of the {name} images that were tried can be read; check them")
     if not model.value_range:
         model = replace(model, value_range=_reader(model).find_range(train.files))
     config = with_peak_lr(with_steps(config, len(train)))
@@ -444,12 +445,9 @@ def train_classifier(
         ),
     )  # fmt: skip
     state.init_from = weights.name
-    state.identity = {
-        "encoder": weights.digest, "set of classes": list(classes),
-        "set of training images": train.listing,
-    }  # fmt: skip
+    state.identity = identity_of(weights, train)
 
-    def write(trained: Any, found: Any) -> None:
+    def write(trained: Any, found: Any, config: FinetuneConfig) -> None:
         record = {
             "init_from": weights.name, "train": without_places(config), "pictures": len(train),
             "steps": state.step, "hours": round(state.seconds / 3600, 3), **summary(found),

@@ -34,6 +34,7 @@ from mae_core.training.runs import (
     TransferConfig,
     build_layer_decay,
     check_batch,
+    identity_of,
     open_weights,
     run_transfer,
 )
@@ -135,10 +136,7 @@ def repeat(
             for part in parts
         )
         make = partial(build, read.config, len(train.classes), side)
-        identity = {
-            "encoder": read.digest, "set of classes": list(train.classes),
-            "set of training images": train.listing,
-        }  # fmt: skip
+        identity = identity_of(read, train)
         out = Path(config.out).expanduser()
         config = with_steps(with_peak_lr(replace(config, out=str(out))), len(train))
         seeds = range(config.seed, config.seed + config.seeds)

@@ -56,9 +56,13 @@ class TransferConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.optim.name != "adamw":
-            raise ConfigError(f"optim.name={self.optim.name}: layers of their own rates take adamw")
+            raise ConfigError(
+                f"optim.name={self.optim.name}: layer decay is for adamw; leave optim.name out"
+            )
         if self.resume:
-            raise ConfigError("resume= is of mae train; the folder of a run goes on by itself")
+            raise ConfigError(
+                "resume= is for mae train; give --out the folder of the run to continue it"
+            )
 
     @property
     def fixed(self) -> tuple[str, ...]:
@@ -96,10 +100,18 @@ def open_weights(weights: str | Path, world: World) -> Weights:
         return read_weights(weights)
 
 
+def identity_of(weights: Weights, images: Any) -> dict[str, Any]:
+    """What a resumed run has to agree in: images have `classes` and a `listing`."""
+    return {
+        "encoder": weights.digest, "set of classes": list(images.classes),
+        "set of training images": images.listing,
+    }  # fmt: skip
+
+
 def run_transfer(
     config: AnyTransfer, state: RunState, objective: Objective, world: World, *,
     measure: Callable[[Any], Any], summary: Callable[[Any], Mapping[str, float]],
-    finish: Callable[[Any, Any], None] | None = None,
+    finish: Callable[[Any, Any, AnyTransfer], None] | None = None,
 ) -> TransferRun[AnyTransfer]:  # fmt: skip
     """Train to the end and measure; where `config.out` holds a checkpoint the run goes on from it.
 
@@ -110,7 +122,7 @@ def run_transfer(
         world: The ranks.
         measure: Measures a model as it is exported; on rank 0.
         summary: Figures by name, for the log.
-        finish: Gets the trained model and what was measured; on rank 0.
+        finish: Gets the trained model, what was measured and the config of the result; on rank 0.
 
     Raises:
         MAEError: If the folder holds another run, or training fails.
@@ -120,7 +132,8 @@ def run_transfer(
         if saved := read_checkpoint(config):
             restore(state, saved, config)
         if saved and state.step >= config.steps:
-            config = replace(saved["config"], out=config.out)  # nothing of it is done another way
+            # Precision and the like are those that it was trained with.
+            config = replace(saved["config"], out=config.out)
         else:
             write_config(config, getattr(config, "recipe", "custom"), world)
         logger = Logger(out, config)
@@ -133,7 +146,7 @@ def run_transfer(
             # Of a run that was finished before, nothing was measured now.
             found = measured.last or measure(model)
             if finish:
-                finish(model, found)
+                finish(model, found, config)
         return TransferRun(config, found, not stopped_by, stopped_by or trainer.late_signal())
 
 
@@ -143,8 +156,9 @@ def build_layer_decay(
     """AdamW whose groups have the `lr_scale` of their layer; biases and vectors do not decay."""
     from timm.optim import param_groups_layer_decay
 
-    kept = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    groups = param_groups_layer_decay(model, config.weight_decay, kept, layer_decay=layer_decay)
+    groups = param_groups_layer_decay(
+        model, config.weight_decay, model.no_weight_decay(), layer_decay=layer_decay
+    )
     return [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
 
 

@@ -38,12 +38,7 @@ def segment(
 ) -> Repeated[Figures]:  # fmt: skip
     """Train a segmenter with each seed and measure it.
 
-    Args:
-        weights: As `read_weights` takes them.
-        data: As for `open_segmentation`.
-        config: Of the runs.
-        measure: What is made of a trained model and the images to measure on.
-        summary: Its figures by name, for the log.
+    The arguments are those of `repeat`; `data` is as for `open_segmentation`.
 
     Raises:
         MAEError: If the weights, the data or a field cannot be used, or training fails.

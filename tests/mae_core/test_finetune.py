@@ -177,7 +177,7 @@ def test_scratch_begins_with_other_random_parameters_for_each_seed(
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
-        ("finetune", {"blocks": (1,)}, "blocks= is of partial, and this is finetune"),
+        ("finetune", {"blocks": (1,)}, "blocks= is for partial; leave it out of finetune"),
         ("partial", {"blocks": (3,)}, "blocks are 3; this encoder has 2"),
         ("partial", {"blocks": (0.7,)}, "blocks=0.7: give whole numbers, or 0.5 for the MLP"),
         ("scratch", {"init": "weights"}, "scratch begins with random parameters; leave init out"),
@@ -186,8 +186,8 @@ def test_scratch_begins_with_other_random_parameters_for_each_seed(
         ("finetune", {"recipe": "tiny"}, "recipe='tiny'"),
         ("finetune", {"image_size": 50}, "image_size 50 is not a multiple of patch_size 8"),
         ("finetune", {"drop_path": 1.0}, "drop_path=1"),
-        ("finetune", {"resume": "runs/other"}, "resume= is of mae train"),
-        ("finetune", {"optim.name": "muon"}, "layers of their own rates take adamw"),
+        ("finetune", {"resume": "runs/other"}, "resume= is for mae train; give --out"),
+        ("finetune", {"optim.name": "muon"}, "optim.name=muon: layer decay is for adamw"),
         ("finetune", {"crop_area": (1, 0.5)}, "crop_area"),
         ("finetune", {"batch_size": 6, "system.accumulate": 4}, "batch_size 6 does not divide"),
     ],
@@ -226,6 +226,8 @@ def test_the_folder_of_another_run_is_left_alone(folder: Path, whole: Path, tmp_
     # How the machine does it, and how often it is measured, may change.
     tune(folder, whole, **{"workers": 2, "eval_every": 7, "system.accumulate": 2})
     assert state_of(whole)["head.weight"].equal(load_checkpoint_model(whole)["head.weight"])
+    record = read_weights(whole).record
+    assert record["train"]["system"]["accumulate"] == 1, "a finished run is what it was"
 
 
 def load_checkpoint_model(run: Path) -> dict[str, Tensor]:
@@ -237,7 +239,7 @@ def test_what_is_measured_is_said_before_training(folder: Path, tmp_path: Path) 
     shutil.copytree(folder / "data", tmp_path / "data")
     for path in (tmp_path / "data/val").rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="no image to measure on that was tried can be read"):
+    with pytest.raises(DataError, match="none of the measured images that were tried can be read"):
         fine_tune(folder / "small.safetensors", tmp_path / "data", out=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -618,7 +618,7 @@ def test_a_signal_in_the_last_measurement_loses_nothing(
         (["head=dpt"], "head='dpt': Input should be 'linear' or 'upernet'"),
         (["image_size=50"], "image_size 50 is not a multiple of the patch side 8"),
         (["scale=2,1"], r"scale is \[2.0, 1.0\]; give the smaller number first"),
-        (["optim.name=muon"], "optim.name=muon: layers of their own rates take adamw"),
+        (["optim.name=muon"], "optim.name=muon: layer decay is for adamw"),
         (["batch_size=5", "system.accumulate=2"], "pick a multiple of 2"),
         (["hed=linear"], "has no field hed; did you mean head"),
     ],
