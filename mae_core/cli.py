@@ -376,8 +376,11 @@ def _reconstruction(args: argparse.Namespace) -> int:
         mae evaluate reconstruction mae-tiny IMAGES --mask-ratio 0.75 --seed 0
         mae evaluate reconstruction runs/mine IMAGES --strategy block --json
 
-    It prints loss, PSNR and SSIM of removed patches with their spread over the images, beside the
-    mean colour and OpenCV's Telea inpainting under the same masks. The model runs in float32, with
+    It prints loss, PSNR, SSIM, seams and sharpness of removed patches with their spread over the
+    images, beside the mean colour and OpenCV's Telea inpainting under the same masks. Seams, of the
+    reconstruction and of the pasted image, are by how many levels of 255 pixels jump more at the
+    borders of removed patches than inside, beyond the original's; sharpness is how much neighbours
+    differ inside, over the original's. The model runs in float32, with
     brightness and contrast estimated from visible patches where it predicts normalised pixels. PSNR
     is the mean of the images' own, each at most 100 dB; pooled, it is that of the mean squared
     error of all of them. In JSON, null is what is not a number.
@@ -427,10 +430,19 @@ def _reconstruction(args: argparse.Namespace) -> int:
         )
         return 0
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
-    table = [["removed patches", "n", "loss", "PSNR (dB)", "SSIM", "pooled (dB)"]]
+    columns = {
+        "loss": ("loss", 3),
+        "psnr": ("PSNR (dB)", 2),
+        "ssim": ("SSIM", 3),
+        "seams": ("seams", 1),
+        "seams_pasted": ("seams pasted", 1),
+        "sharpness": ("sharpness", 2),
+    }
+    titles = [title for title, _ in columns.values()]
+    table = [["removed patches", "n", *titles, "pooled (dB)"]]
     for method, summaries in methods.items():
         cells = []
-        for name, digits in (("loss", 3), ("psnr", 2), ("ssim", 3)):
+        for name, (_, digits) in columns.items():
             one = summaries.get(name)
             cells.append(f"{one.mean:.{digits}f} ± {one.std:.{digits}f}" if one else "-")
         psnr = summaries.get("psnr")

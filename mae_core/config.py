@@ -545,6 +545,9 @@ class OptimConfig(Checked):
         warmup_steps: Steps of linear warm-up from 0.
         warmup_epochs: The same in epochs; takes the place of `warmup_steps` where above 0.
         final_lr: Learning rate the cosine ends at.
+        decay_share: Last share of the steps in which the learning rate falls; it is constant
+            before. 1 is the paper's. With less, a run may be cut short or made longer on the way:
+            give another `steps` when it is resumed.
         clip_grad: Largest norm of the whole gradient; 0 for no clipping.
     """
 
@@ -556,6 +559,7 @@ class OptimConfig(Checked):
     warmup_steps: NotNegativeInt = 300
     warmup_epochs: NotNegative = 0.0
     final_lr: NotNegative = 0.0
+    decay_share: PositiveShare = 1.0
     clip_grad: NotNegative = 1.0
 
     def __post_init__(self) -> None:
@@ -678,6 +682,8 @@ class TrainConfig(RunConfig):
             error, so that plain images count as much as busy ones, as in a mean PSNR.
         visible_weight: Weight of the loss on visible patches; the paper's is 0, which leaves them
             speckled in the reconstruction.
+        seam_weight: Weight of the loss on jumps across the borders of removed patches
+            (`seam_loss`), which show as seams; the paper's is 0. For models that predict pixels.
         export_dtype: Number format of the weights written at the end.
         snapshots: How many weights of the run on its way are kept, float16, the last after all
             steps and each after half of the steps of the next one; a page that serves the run shows
@@ -691,6 +697,7 @@ class TrainConfig(RunConfig):
     init_from: str = ""
     loss: LossKind = "mse"
     visible_weight: NotNegative = 0.0
+    seam_weight: NotNegative = 0.0
     export_dtype: Literal["float32", "float16"] = "float32"
     snapshots: Annotated[int, Field(ge=0, le=32)] = 0
 
@@ -700,6 +707,11 @@ class TrainConfig(RunConfig):
             raise ConfigError(
                 f"data.color_jitter is of colours and model.in_chans is {self.model.in_chans}; set "
                 "data.color_jitter=0"
+            )
+        if self.seam_weight and (self.model.norm_pix or self.model.pca_components):
+            raise ConfigError(
+                f"seam_weight is {self.seam_weight:g}, for models that predict pixels; set it to "
+                "0, or model.norm_pix=false and model.pca_components=0"
             )
         if abs(sum(stage.share for stage in self.stages) - 1) > 1e-6:
             raise ConfigError("the stages' shares must add up to 1")

@@ -42,6 +42,36 @@ def removed_ssim(pixels: Tensor, original: Tensor, removed: Tensor) -> Tensor:
     return total / (removed.sum(dim=(1, 2, 3)) * pixels.shape[1])
 
 
+def removed_edges(
+    images: Tensor, original: Tensor, removed: Tensor, patch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Seams and sharpness of reconstructed, or pasted, images: (N,) each.
+
+    Both look at the absolute differences of neighbouring pixels. Seams are their mean across the
+    borders of removed patches minus that inside removed patches, beyond the original's, in
+    levels of 0..255; 0 is as in the original. Sharpness is the mean inside removed patches over
+    the original's; 1 is as in the original. NaN where nothing was removed, and a sharpness that
+    is not finite where the original is flat.
+    """
+    sums = torch.zeros(4, len(images))  # across and inside, of the images and of the original
+    counts = torch.zeros(2, len(images))
+    for side in (2, 3):
+        hole = removed.movedim(side, 2)
+        on_border = torch.zeros(hole.shape[2] - 1, 1)
+        on_border[patch_size - 1 :: patch_size] = 1
+        # A border counts if one of its sides is removed; inside, both are of one patch.
+        across = torch.maximum(hole[:, :, 1:], hole[:, :, :-1]) * on_border
+        inside = hole[:, :, 1:] * (1 - on_border)
+        counts += torch.stack([where.sum(dim=(1, 2, 3)) for where in (across, inside)])
+        steps = [image.movedim(side, 2).diff(dim=2).abs().mean(dim=1, keepdim=True)
+                 for image in (images, original)]  # fmt: skip
+        sums += torch.stack(
+            [(step * where).sum(dim=(1, 2, 3)) for step in steps for where in (across, inside)]
+        )
+    across, inside, true_across, true_inside = sums / counts.repeat(2, 1)
+    return 255 * ((across - inside) - (true_across - true_inside)), inside / true_inside
+
+
 def _ssim_map(x: Tensor, y: Tensor) -> Tensor:
     """(N, 1, H, W) similarity at each pixel, edges mirrored."""
     half, (height, width) = _SSIM_WINDOW // 2, x.shape[-2:]

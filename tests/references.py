@@ -206,6 +206,54 @@ def reconstruction_loss(
     return sum(removed) / len(removed) + visible_weight * sum(visible) / len(visible)
 
 
+def _neighbours(h: int, w: int) -> list[tuple[int, int, int, int]]:
+    """Each pixel with the one to its right and the one below it."""
+    pairs = [(y, x, y, x + 1) for y in range(h) for x in range(w - 1)]
+    return pairs + [(y, x, y + 1, x) for y in range(h - 1) for x in range(w)]
+
+
+def seam_loss(pixels: Array, images: Array, removed: NDArray[np.bool_], patch_size: int) -> float:
+    """Of (N, C, H, W) predictions; removed is (N, H, W)."""
+    n, c, h, w = images.shape
+    of_images = []
+    for i in range(n):
+        errors, truths = [], []
+        for y, x, v, u in _neighbours(h, w):
+            across = (y // patch_size, x // patch_size) != (v // patch_size, u // patch_size)
+            if not across or not (removed[i, y, x] or removed[i, v, u]):
+                continue
+            for channel in range(c):
+                true = images[i, channel, v, u] - images[i, channel, y, x]
+                first = pixels if removed[i, y, x] else images
+                second = pixels if removed[i, v, u] else images
+                jump = second[i, channel, v, u] - first[i, channel, y, x]
+                errors.append((jump - true) ** 2)
+                truths.append(true**2)
+        ratio = np.mean(errors) / (np.mean(truths) + 0.01)
+        of_images.append(math.log(ratio + 0.05))
+    return float(np.mean(of_images))
+
+
+def removed_edges(
+    image: Array, original: Array, removed: NDArray[np.bool_], patch_size: int
+) -> tuple[float, float]:
+    """Seams in levels of 255 and sharpness of one (C, H, W) picture in 0..1; removed is (H, W)."""
+    c, h, w = image.shape
+    found = []
+    for picture in (image, original):
+        across, inside = [], []
+        for y, x, v, u in _neighbours(h, w):
+            steps = [abs(picture[channel, v, u] - picture[channel, y, x]) for channel in range(c)]
+            if (y // patch_size, x // patch_size) != (v // patch_size, u // patch_size):
+                across += steps if removed[y, x] or removed[v, u] else []
+            else:
+                inside += steps if removed[y, x] else []
+        found.append((np.mean(across), np.mean(inside)))
+    (across_, inside_), (true_across, true_inside) = found
+    seams = 255 * ((across_ - inside_) - (true_across - true_inside))
+    return float(seams), float(inside_ / true_inside)
+
+
 def removed_psnr(pixels: Array, original: Array, removed: NDArray[np.bool_]) -> float:
     """Of one (C, H, W) picture in 0..1, over (H, W) removed pixels, in dB."""
     errors = [

@@ -24,7 +24,7 @@ from mae_core.errors import DataError, ImageError, MaskError
 from mae_core.images import DecodedImage, size_of, to_tensor
 from mae_core.inpainting import FILLERS
 from mae_core.measurements import RangeSpec, as_value_range
-from mae_core.metrics import removed_psnr, removed_ssim
+from mae_core.metrics import compose, removed_edges, removed_psnr, removed_ssim
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import draw_mask, num_visible
 from mae_core.model.patches import pixel_mask
@@ -38,9 +38,10 @@ MAX_PSNR = 100.0
 # Images that go through the model together, and that are decoded at a time.
 _BATCH = 20
 
-# One method's figures by name, `loss`, `psnr` and `ssim`: a value for each image. NaN is what
-# cannot be measured: what a model gets wrong, and the SSIM of images smaller than its window.
+# One method's figures by name, `loss` and `FIGURES`: a value for each image. NaN is what cannot be
+# measured: what a model gets wrong, and the SSIM of images smaller than its window.
 Figures = dict[str, list[float]]
+FIGURES = ("psnr", "ssim", "seams", "seams_pasted", "sharpness")
 
 
 class FittedImages:
@@ -123,15 +124,16 @@ def evaluate_reconstruction(
 
     Returns:
         Figures by method: `model`, and with baselines `mean_colour` and `telea`, which have no
-        loss. PSNR is in dB, for pixels in 0..1, and at most `MAX_PSNR`. Telea is missing where
-        OpenCV is not installed, which is logged.
+        loss. PSNR is in dB, for pixels in 0..1, and at most `MAX_PSNR`; seams and sharpness are
+        `removed_edges` of the reconstruction, seams of the pasted image too. Telea is missing
+        where OpenCV is not installed, which is logged.
     """
     num_visible(1, mask_ratio)  # refused before the images are opened
     config, fillers = model.config, FILLERS if baselines else {}
+    patch = config.patch_size
     if baselines and "telea" not in fillers:
         _log.warning("no telea baseline: opencv-python-headless is not installed")
-    figures: dict[str, Figures] = {"model": {"loss": [], "psnr": [], "ssim": []}}
-    figures |= {name: {"psnr": [], "ssim": []} for name in fillers}
+    figures: dict[str, Figures] = {"model": {"loss": []}, **{name: {} for name in fillers}}
     bar = tqdm(images, desc="evaluating", unit="img", leave=False)
     for _, alike in itertools.groupby(bar, key=size_of):
         while several := list(itertools.islice(alike, _BATCH)):
@@ -144,16 +146,23 @@ def evaluate_reconstruction(
                     "give a larger one, or a larger image_size"
                 )
             seed += n
-            removed = pixel_mask(mask.mask, grid_size, config.patch_size)
+            removed = pixel_mask(mask.mask, grid_size, patch)
             rebuilt = rebuild(model, batch, mask)
             figures["model"]["loss"] += rebuilt.loss.tolist()
             pixels = {"model": rebuilt.pixels}
             for name, fill in fillers.items():
                 pixels[name] = torch.stack([*map(fill, rebuilt.original, removed)])
             for name, theirs in pixels.items():
-                psnr = removed_psnr(theirs, rebuilt.original, removed).clamp(max=MAX_PSNR)
-                figures[name]["psnr"] += psnr.tolist()
-                figures[name]["ssim"] += removed_ssim(theirs, rebuilt.original, removed).tolist()
+                true = rebuilt.original
+                pasted = compose(true, theirs, removed)
+                seams, sharpness = removed_edges(theirs.clamp(0, 1), true, removed, patch)
+                values = (
+                    removed_psnr(theirs, true, removed).clamp(max=MAX_PSNR),
+                    removed_ssim(theirs, true, removed), seams,
+                    removed_edges(pasted, true, removed, patch)[0], sharpness,
+                )  # fmt: skip
+                for figure, value in zip(FIGURES, values, strict=True):
+                    figures[name].setdefault(figure, []).extend(value.tolist())
     return figures
 
 

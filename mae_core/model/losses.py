@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+import torch
 from torch import Tensor
 
 from mae_core.config import LossKind
@@ -9,6 +10,9 @@ from mae_core.errors import ConfigError
 
 # Added to an image's error before the logarithm, so that nearly perfect images do not dominate.
 LOG_MSE_FLOOR = 0.01
+
+# In `seam_loss`, where images are plain and where seams are right.
+_SEAM_TRUTH_FLOOR, _SEAM_FLOOR = 0.01, 0.05
 
 
 def reconstruction_loss(
@@ -51,6 +55,44 @@ def reconstruction_loss(
             loss = loss + visible_weight * seen / removed.detach()
         return loss.mean()
     raise ConfigError(f"no loss is called {kind!r}; choose {' or '.join(get_args(LossKind))}")
+
+
+def seam_loss(pixels: Tensor, images: Tensor, mask: Tensor, patch_size: int) -> Tensor:
+    """How wrong the pasted images' jumps across the borders of removed patches are.
+
+    A squared error of pixels does not ask neighbours to fit each other, and patches that are
+    predicted one by one show their borders. This is the mean over images of
+    log(e / (t + 0.01) + 0.05): e is the mean squared difference of predicted and true jumps
+    across borders of which at least one side is removed, t the mean square of the true ones.
+
+    Args:
+        pixels: (N, C, H, W), predicted, normalised.
+        images: (N, C, H, W), normalised; more than one patch.
+        mask: (N, L), 1 = removed; at least one patch removed.
+        patch_size: Side of a patch in pixels.
+
+    Returns:
+        () float32.
+    """
+    h, w = (side // patch_size for side in images.shape[-2:])
+    removed, lost = mask.reshape(-1, 1, h, w), (pixels.float() - images.float())
+    # The last row above each border, and the first below it.
+    above, below = slice(patch_size - 1, -1, patch_size), slice(patch_size, None, patch_size)
+    sums = torch.zeros(3, len(images), device=images.device)  # of errors, of truths, their number
+    for hole, error, image in (
+        (removed, lost, images), (removed.mT, lost.mT, images.mT)
+    ):  # fmt: skip
+        hidden = hole.repeat_interleave(patch_size, dim=3)
+        one, other = hidden[:, :, :-1], hidden[:, :, 1:]  # (N, 1, h - 1, W)
+        either = torch.maximum(one, other).expand(-1, images.shape[1], -1, -1)
+        wrong = error[:, :, below] * other - error[:, :, above] * one
+        true = (image[:, :, below] - image[:, :, above]) * either
+        sums = sums + torch.stack(
+            [value.sum(dim=(1, 2, 3)) for value in (wrong.square(), true.square(), either)]
+        )
+    e, t = sums[:2] / sums[2]
+    loss: Tensor = (e / (t + _SEAM_TRUTH_FLOOR) + _SEAM_FLOOR).log().mean()
+    return loss
 
 
 def error_of(losses: Tensor, kind: LossKind) -> Tensor:

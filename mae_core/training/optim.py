@@ -180,11 +180,15 @@ def with_image_size_of_model(config: TrainConfig, recipe: TrainConfig) -> TrainC
 
 
 def lr_at(step: int, steps: int, config: OptimConfig) -> float:
-    """The learning rate of a step: linear warm-up, then half a cosine (He et al. 2022, A.1)."""
+    """The learning rate of a step: linear warm-up, then half a cosine (He et al. 2022, A.1).
+
+    With `decay_share` below 1 it stays at its peak until that share of the steps is left.
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    begin = max(config.warmup_steps, round((1 - config.decay_share) * steps))
+    progress = (step - begin) / max(steps - begin, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
     return config.final_lr + (config.lr - config.final_lr) * cosine
 
 

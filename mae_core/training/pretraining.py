@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from mae_core.config import TrainConfig
 from mae_core.data.loader import BatchLoader
 from mae_core.distributed import World
-from mae_core.model.losses import error_of, reconstruction_loss
+from mae_core.model.losses import error_of, reconstruction_loss, seam_loss
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask
+from mae_core.model.patches import unpatchify
 from mae_core.training.optim import image_size_at, mask_at
 from mae_core.training.trainer import Loss
 
@@ -58,11 +59,16 @@ class Reconstruction:
 
     def loss(self, images: Tensor, mask: PatchMask, forward: nn.Module) -> Tensor:
         """The mean loss of (N, C, H, W) images."""
-        output = forward(images, mask)
-        return reconstruction_loss(
+        config, output = self._config, forward(images, mask)
+        loss = reconstruction_loss(
             output.pred, self._model.target(images), output.mask,
-            self._config.visible_weight, self._config.loss,
+            config.visible_weight, config.loss,
         )  # fmt: skip
+        if config.seam_weight:
+            patch = config.model.patch_size
+            pixels = unpatchify(output.pred, patch, self._model.grid_of(images))
+            loss = loss + config.seam_weight * seam_loss(pixels, images, output.mask, patch)
+        return loss
 
     def errors(self, losses: Tensor) -> Tensor:
         """Mean squared errors, whatever the loss makes of them."""

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from mae_core.config import ModelConfig, preset
 from mae_core.errors import ConfigError
-from mae_core.model.losses import LossKind, reconstruction_loss
+from mae_core.model.losses import LossKind, reconstruction_loss, seam_loss
 from mae_core.model.mae import MaskedAutoencoder, sincos_pos_embed
 from mae_core.model.masking import PatchMask, draw_mask, mask_from_noise, random_mask
-from mae_core.model.patches import normalize_patches, patchify, unpatchify
+from mae_core.model.patches import normalize_patches, patchify, pixel_mask, unpatchify
 from mae_core.weights.formats import save_weights
 from mae_core.weights.registry import load
 from tests import references
@@ -520,6 +520,38 @@ def test_log_mse_of_a_perfect_image_is_finite() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(math.log(0.01))
     assert pred.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (12, 20), (4, 8)])
+def test_the_seam_loss_agrees_with_the_obvious_loop(shape: tuple[int, int]) -> None:
+    images, pixels = noise(3, 2, *shape), noise(3, 2, *shape, seed=2)
+    h, w = shape[0] // 4, shape[1] // 4
+    mask = random_mask(3, h * w, 0.5, seed=[0, 1, 2]).mask
+    loss = seam_loss(pixels, images, mask, 4)
+    removed = pixel_mask(mask, (h, w), 4)[:, 0].bool().numpy()
+    expected = references.seam_loss(pixels.numpy(), images.numpy(), removed, 4)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    narrow = seam_loss(pixels.bfloat16(), images, mask, 4)
+    assert narrow.dtype == torch.float32
+    assert narrow.item() == pytest.approx(expected, rel=0.05)
+
+
+def test_the_seam_loss_asks_nothing_of_pixels_away_from_the_borders_of_removed_patches() -> None:
+    images, mask = noise(1, 3, 16, 16), torch.zeros(1, 16)
+    mask[0, 5] = 1
+    pixels = noise(1, 3, 16, 16, seed=2).requires_grad_()
+    seam_loss(pixels, images, mask, 4).backward()
+    touched = (pixels.grad != 0).all(dim=1)[0]
+    border = torch.zeros(16, 16, dtype=torch.bool)
+    border[4:8, 4:8] = True
+    border[5:7, 5:7] = False
+    assert torch.equal(touched, border)
+    # Where nothing is wrong it is as small as it gets, and has a gradient.
+    right = images.clone().requires_grad_()
+    loss = seam_loss(right, images, mask, 4)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(0.05))
+    assert right.grad.isfinite().all()
 
 
 def test_a_loss_that_is_not_there_is_named() -> None:

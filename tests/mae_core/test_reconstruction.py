@@ -23,7 +23,7 @@ from mae_core.errors import (
     MaskError,
 )
 from mae_core.images import FITS
-from mae_core.metrics import compose, removed_psnr, removed_ssim
+from mae_core.metrics import compose, removed_edges, removed_psnr, removed_ssim
 from mae_core.model.losses import reconstruction_loss
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask, custom_mask, random_mask
@@ -666,6 +666,32 @@ def test_scores_look_at_removed_patches_only(small_model: MaskedAutoencoder) -> 
     for measure in (removed_psnr, removed_ssim):
         good = measure(rebuilt.pixels, rebuilt.original, removed)
         assert torch.equal(good, measure(worse_where_visible, rebuilt.original, removed))
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (24, 40)])
+def test_seams_and_sharpness_agree_with_the_obvious_loops(shape: tuple[int, int]) -> None:
+    original, images = torch.rand(3, 3, *shape), torch.rand(3, 3, *shape)
+    h, w = shape[0] // 8, shape[1] // 8
+    removed = pixel_mask(random_mask(3, h * w, 0.6, seed=[3, 4, 5]).mask, (h, w), 8)
+    seams, sharpness = removed_edges(images, original, removed, 8)
+    for i in range(3):
+        expected = references.removed_edges(
+            images[i].double().numpy(), original[i].double().numpy(),
+            removed[i, 0].bool().numpy(), 8,
+        )  # fmt: skip
+        assert (seams[i].item(), sharpness[i].item()) == pytest.approx(expected, rel=1e-4, abs=1e-3)
+
+
+def test_flat_patches_have_seams_and_no_sharpness() -> None:
+    ramp = torch.linspace(0, 1, 32).expand(1, 3, 32, 32)
+    removed = torch.ones(1, 1, 32, 32)
+    steps = ramp.reshape(1, 3, 32, 4, 8).mean(dim=-1, keepdim=True).expand(-1, -1, -1, -1, 8)
+    seams, sharpness = removed_edges(steps.reshape(1, 3, 32, 32), ramp, removed, 8)
+    # Half of the borders lie along the ramp, where nothing jumps.
+    assert seams.item() == pytest.approx(255 * 8 / 31 / 2, rel=1e-4)
+    assert sharpness.item() == pytest.approx(0, abs=1e-5)
+    same = removed_edges(ramp, ramp, removed, 8)
+    assert [value.item() for value in same] == pytest.approx([0, 1])
 
 
 def test_the_loss_is_the_models(small_model: MaskedAutoencoder) -> None:

@@ -83,6 +83,22 @@ def test_the_learning_rate_warms_up_linearly_and_falls_as_half_a_cosine() -> Non
     assert math.isclose(lr_at(110, 110, config), 0.5)
 
 
+def test_the_learning_rate_may_stay_until_a_last_share_of_the_steps() -> None:
+    config = OptimConfig(lr=2.0, final_lr=0.5, warmup_steps=10, decay_share=0.2)
+    rates = [lr_at(step, 100, config) for step in range(100)]
+    assert rates[:10] == [
+        lr_at(step, 100, OptimConfig(lr=2.0, warmup_steps=10)) for step in range(10)
+    ]
+    assert rates[10:81] == [2.0] * 71
+    assert math.isclose(rates[90], 1.25)
+    assert math.isclose(lr_at(100, 100, config), 0.5)
+    # A run that is cut short has done the same until its decay begins.
+    assert [lr_at(step, 50, config) for step in range(41)] == rates[:41]
+    # A warm-up that takes longer wins.
+    long = OptimConfig(lr=2.0, warmup_steps=90, decay_share=0.5)
+    assert lr_at(89, 100, long) == lr_at(90, 100, long) == 2.0
+
+
 def test_groups_keep_a_scale_of_their_own() -> None:
     weights = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
     optimizer = torch.optim.AdamW(
@@ -521,7 +537,9 @@ def test_an_average_that_begins_later_begins_at_the_parameters(run_config: MakeR
 def test_micro_batches_add_up_to_the_batch(run_config: MakeRun, tmp_path: Path) -> None:
     exact = SystemConfig(precision="float32")
     for loss in ("mse", "log_mse"):
-        together = run_config(out=str(tmp_path / f"{loss}1"), system=exact, loss=loss)
+        together = run_config(
+            out=str(tmp_path / f"{loss}1"), system=exact, loss=loss, seam_weight=0.3
+        )
         apart = replace(
             together, out=str(tmp_path / f"{loss}4"), system=replace(exact, accumulate=4)
         )
