@@ -668,6 +668,34 @@ class RunConfig(Checked):
 
 
 @dataclass(frozen=True)
+class AdversarialConfig(Checked):
+    """A discriminator that makes reconstructions sharp (`mae train sharpen`).
+
+    Attributes:
+        weight: Length of the adversarial gradient at each image's prediction over that of the rest
+            of the loss; 0 for no discriminator.
+        begin: Steps in which only the discriminator learns from itself, and the model as without.
+        ramp: Steps after those in which the weight rises from 0.
+        width: Channels after its first convolution; they double three times.
+        lr_factor: Its learning rate over the model's.
+        features_weight: Weight of a loss on what the model's own encoder, which has to be frozen
+            then, makes of pasted and of true images.
+    """
+
+    weight: NotNegative = 0.0
+    begin: NotNegativeInt = 50
+    ramp: NotNegativeInt = 100
+    width: Count = 16
+    lr_factor: Positive = 2.0
+    features_weight: NotNegative = 0.0
+
+    @property
+    def used(self) -> bool:
+        """Whether there is a discriminator."""
+        return self.weight > 0
+
+
+@dataclass(frozen=True)
 class TrainConfig(RunConfig):
     """A run that pre-trains a masked autoencoder.
 
@@ -684,6 +712,8 @@ class TrainConfig(RunConfig):
             speckled in the reconstruction.
         seam_weight: Weight of the loss on jumps across the borders of removed patches
             (`seam_loss`), which show as seams; the paper's is 0. For models that predict pixels.
+        adversarial: A discriminator, for sharp reconstructions; for models that predict pixels.
+        freeze_encoder: Whether only the decoder learns.
         export_dtype: Number format of the weights written at the end.
         snapshots: How many weights of the run on its way are kept, float16, the last after all
             steps and each after half of the steps of the next one; a page that serves the run shows
@@ -698,6 +728,8 @@ class TrainConfig(RunConfig):
     loss: LossKind = "mse"
     visible_weight: NotNegative = 0.0
     seam_weight: NotNegative = 0.0
+    adversarial: AdversarialConfig = AdversarialConfig()
+    freeze_encoder: bool = False
     export_dtype: Literal["float32", "float16"] = "float32"
     snapshots: Annotated[int, Field(ge=0, le=32)] = 0
 
@@ -708,10 +740,24 @@ class TrainConfig(RunConfig):
                 f"data.color_jitter is of colours and model.in_chans is {self.model.in_chans}; set "
                 "data.color_jitter=0"
             )
-        if self.seam_weight and (self.model.norm_pix or self.model.pca_components):
+        for name, value in (
+            ("seam_weight", self.seam_weight), ("adversarial.weight", self.adversarial.weight)
+        ):  # fmt: skip
+            if value and (self.model.norm_pix or self.model.pca_components):
+                raise ConfigError(
+                    f"{name} is {value:g}, for models that predict pixels; set it to 0, or "
+                    "model.norm_pix=false and model.pca_components=0"
+                )
+        smallest = min(stage.image_size for stage in self.stages)
+        if self.adversarial.weight and smallest < 32:
             raise ConfigError(
-                f"seam_weight is {self.seam_weight:g}, for models that predict pixels; set it to "
-                "0, or model.norm_pix=false and model.pca_components=0"
+                f"a discriminator looks at images of at least 32 pixels, and a stage has "
+                f"{smallest}; give larger stages or adversarial.weight=0"
+            )
+        if self.adversarial.features_weight and not self.freeze_encoder:
+            raise ConfigError(
+                "adversarial.features_weight is for an encoder that stays as it is; give "
+                "freeze_encoder=true too, or adversarial.features_weight=0"
             )
         if abs(sum(stage.share for stage in self.stages) - 1) > 1e-6:
             raise ConfigError("the stages' shares must add up to 1")
@@ -725,8 +771,10 @@ class TrainConfig(RunConfig):
 
     @property
     def fixed(self) -> tuple[str, ...]:
-        """The model, and the optimiser, of whose state a checkpoint has a part."""
-        return ("model", "optim.name")
+        """The model, what learns of it, and what a checkpoint has a state of beside."""
+        return (
+            "model", "optim.name", "freeze_encoder", "adversarial.used", "adversarial.width"
+        )  # fmt: skip
 
 
 def declared_facts(config: TrainConfig) -> TrainConfig:

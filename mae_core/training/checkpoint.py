@@ -55,6 +55,8 @@ class RunState:
     Attributes:
         build: Makes a model of the same shape.
         forward: The module to call in place of `model`, so that gradients are averaged.
+        around: What `forward` is of, if that is not the model: it holds it as `model`, and else
+            what helps to train it.
         scaler: Loss scaler, for float16.
         precision: Of the forward pass: `float32`, `bfloat16` or `float16`.
         average: EMA of the parameters by name; empty without `ema`.
@@ -77,6 +79,7 @@ class RunState:
     precision: str
     average: dict[str, Tensor]
     device: torch.device
+    around: nn.Module | None = None
     loss_average: float = math.nan
     levels: list[float] = field(default_factory=list)
     init_from: str = ""
@@ -93,11 +96,17 @@ class RunState:
             "config": without_places(config),
             "identity": self.identity,
             "model": _to_cpu(self.model.state_dict()),
+            "around": _to_cpu(self._helpers()),
             "ema": _to_cpu(self.average) or None,
             "optimizers": [_to_cpu(optimizer.state_dict()) for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             **{name: getattr(self, name) for name in _PLAIN},
         }
+
+    def _helpers(self) -> dict[str, Tensor]:
+        """The state of what is around the model, without the model's."""
+        state = self.around.state_dict() if self.around else {}
+        return {name: value for name, value in state.items() if not name.startswith("model.")}
 
     def snapshot(self) -> Any:
         """A copy of the model as it is exported: in evaluation mode, averaged with `ema`."""
@@ -179,6 +188,9 @@ def restore(state: RunState, saved: Mapping[str, Any], config: RunConfig) -> Non
         )
     try:
         state.model.load_state_dict(saved["model"])
+        if state.around:
+            model = {f"model.{name}": value for name, value in saved["model"].items()}
+            state.around.load_state_dict(model | saved["around"])
         # An EMA that begins only now begins at the parameters.
         averaged = saved["ema"] or saved["model"]
         for name, average in state.average.items():

@@ -52,7 +52,7 @@ from mae_core.training.runs import (
     identity_of,
     run_transfer,
 )
-from mae_core.training.trainer import Loss, build_state
+from mae_core.training.trainer import Loss, Objective, build_state
 from mae_core.weights.files import WEIGHTS_FILE
 from mae_core.weights.formats import OFFICIAL_CROP_SHARE, Weights, save_classifier
 
@@ -239,7 +239,7 @@ def _reader(model: ModelConfig) -> ImageReader:
     return ImageReader(model.in_chans, model.bands, model.value_range or "auto", short_side=0)
 
 
-class Classification:
+class Classification(Objective):
     """Cross-entropy of a classifier, with mixed images and smoothed labels."""
 
     def __init__(
@@ -327,10 +327,6 @@ class Classification:
         for depth, scale in zip(self._depths, scales, strict=True):
             depth.scale = scale
         return F.cross_entropy(forward(images).float(), targets)
-
-    def errors(self, losses: Tensor) -> Tensor:
-        """The losses themselves."""
-        return losses
 
 
 def _cutmix_side(side: int, share: float, centre: int) -> slice:

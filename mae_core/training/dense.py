@@ -38,7 +38,7 @@ from mae_core.training.runs import (
     open_weights,
     run_transfer,
 )
-from mae_core.training.trainer import Loss, build_state
+from mae_core.training.trainer import Loss, Objective, build_state
 from mae_core.weights.formats import Weights
 from mae_core.weights.registry import weights_name
 
@@ -178,7 +178,7 @@ def _begin(
     return build_state(config, model, world, build=build, build_optimizers=rates)
 
 
-class DenseObjective:
+class DenseObjective(Objective):
     """The loss of a model on samples of a data set; a child says which."""
 
     def __init__(self, config: DenseConfig, dataset: Dataset[Any], world: World) -> None:
@@ -204,7 +204,3 @@ class DenseObjective:
     ) -> Tensor:
         """The mean loss of samples; `place` is their step, rank and first number."""
         raise NotImplementedError
-
-    def errors(self, losses: Tensor) -> Tensor:
-        """The losses themselves, which are above 0."""
-        return losses

@@ -15,10 +15,24 @@ from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask
 from mae_core.model.patches import unpatchify
 from mae_core.training.optim import image_size_at, mask_at
-from mae_core.training.trainer import Loss
+from mae_core.training.trainer import Loss, Objective
 
 
-class Reconstruction:
+def pixel_loss(
+    config: TrainConfig, model: MaskedAutoencoder, pred: Tensor, images: Tensor, mask: PatchMask
+) -> Tensor:
+    """The mean loss of the prediction of (N, C, H, W) images: on patches and on seams."""
+    loss = reconstruction_loss(
+        pred, model.target(images), mask.mask, config.visible_weight, config.loss
+    )
+    if config.seam_weight:
+        patch = config.model.patch_size
+        pixels = unpatchify(pred, patch, model.grid_of(images))
+        loss = loss + config.seam_weight * seam_loss(pixels, images, mask.mask, patch)
+    return loss
+
+
+class Reconstruction(Objective):
     """The loss of a masked autoencoder on crops of a loader, under masks of its own."""
 
     def __init__(
@@ -53,22 +67,14 @@ class Reconstruction:
                     mask = mask.pin_memory()
                 mask = mask.to(images.device)
                 yield [
-                    partial(self.loss, images[i : i + size], mask.rows(i, i + size))
+                    partial(self.loss, step, images[i : i + size], mask.rows(i, i + size))
                     for i in range(0, share, size)
                 ]
 
-    def loss(self, images: Tensor, mask: PatchMask, forward: nn.Module) -> Tensor:
-        """The mean loss of (N, C, H, W) images."""
-        config, output = self._config, forward(images, mask)
-        loss = reconstruction_loss(
-            output.pred, self._model.target(images), output.mask,
-            config.visible_weight, config.loss,
-        )  # fmt: skip
-        if config.seam_weight:
-            patch = config.model.patch_size
-            pixels = unpatchify(output.pred, patch, self._model.grid_of(images))
-            loss = loss + config.seam_weight * seam_loss(pixels, images, output.mask, patch)
-        return loss
+    def loss(self, step: int, images: Tensor, mask: PatchMask, forward: nn.Module) -> Tensor:
+        """The mean loss of (N, C, H, W) images, and `figures` of them."""
+        pred = forward(images, mask).pred
+        return pixel_loss(self._config, self._model, pred, images, mask)
 
     def errors(self, losses: Tensor) -> Tensor:
         """Mean squared errors, whatever the loss makes of them."""

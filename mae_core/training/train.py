@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mae_core.config import (
     SOURCES,
@@ -41,6 +41,7 @@ from mae_core.measurements import range_in_words
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.patches import patchify
 from mae_core.recipes import recipe as recipe_named
+from mae_core.training.adversarial import AdversarialReconstruction, Adversaries
 from mae_core.training.callbacks import (
     GRID_ROWS,
     Evaluator,
@@ -72,7 +73,8 @@ from mae_core.training.report import CONFIG_FILE, METRICS_FILE, read_metrics
 from mae_core.training.runs import alone_in, check_batch, write_config
 from mae_core.training.trainer import Trainer, build_state
 from mae_core.weights.files import PREVIOUS_WEIGHTS_FILE, WEIGHTS_FILE
-from mae_core.weights.formats import save_weights
+from mae_core.weights.formats import Weights, save_weights
+from mae_core.weights.names import is_decoder_key
 from mae_core.weights.registry import load, read_weights
 
 _log = logging.getLogger(__name__)
@@ -156,7 +158,8 @@ def train(
         _fit_pca_of_run(config, model, images)
         write_config(config, name, world)
         loader = _loader(config, images, world)
-        objective = Reconstruction(config, model, loader, world)
+        kind = AdversarialReconstruction if config.adversarial.used else Reconstruction
+        objective = kind(config, model, loader, world)
         if not world.is_main:
             return Run(config, Trainer(config, state, objective, (), world).fit())
         weights = out / WEIGHTS_FILE
@@ -233,24 +236,38 @@ def start_run(
         words = range_in_words(config.model.value_range)
         _log.info("values from %s become black to white", words)
 
-    # The same initial parameters on every rank.
-    torch.manual_seed(config.seed)
-    build = partial(MaskedAutoencoder, config.model)
-    model = build()
-    name = load_initial_weights(model, weights, config.init_from) if weights else ""
-    state = build_state(
-        config, model, world, build=build,
-        build_optimizers=partial(build_optimizers, config=config.optim),
-    )  # fmt: skip
-    state.init_from = name
+    state = _build_state(config, world, weights)
     if saved:
         restore(state, saved, config)
         end = f"{config.epochs:g} epochs" if config.epochs else config.steps
         _log.info("resuming %s at step %d of %s", folder_to_resume(config), state.step, end)
     else:
-        begin = f"the weights {name}" if name else "scratch"
+        begin = f"the weights {state.init_from}" if state.init_from else "scratch"
         _log.info("starting from %s in %s", begin, config.out)
     return config, state
+
+
+def _build_state(config: TrainConfig, world: World, weights: Weights | None) -> RunState:
+    """The state at step 0, with the parameters of `weights` or freshly drawn ones."""
+    # The same initial parameters on every rank.
+    torch.manual_seed(config.seed)
+    build = partial(MaskedAutoencoder, config.model)
+    model = build()
+    name = load_initial_weights(model, weights, config.init_from) if weights else ""
+    if config.freeze_encoder:
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and is_decoder_key(key))
+    around = Adversaries(model, config) if config.adversarial.used else None
+
+    def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+        built = build_optimizers(model, config.optim)
+        return [*built, around.optimizer()] if around else built
+
+    state = build_state(
+        config, model, world, build=build, build_optimizers=optimizers, around=around
+    )
+    state.init_from = name
+    return state
 
 
 def _cache(config: TrainConfig) -> Path:

@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -40,21 +40,29 @@ _log = logging.getLogger(__name__)
 _LOG_EVERY, _VOTE_EVERY = 10, 5
 
 
-# The mean loss of a micro-batch, of the module to call.
+# The mean loss of a micro-batch, of the module to call: (), or (1 + n,) with n figures after it.
 Loss: TypeAlias = Callable[[nn.Module], Tensor]
 
 
-class Objective(Protocol):
-    """What a run trains its model for."""
+class Objective:
+    """What a run trains its model for; a child says which losses.
+
+    Attributes:
+        figures: Names of what is logged of each step beside the loss.
+    """
+
+    figures: tuple[str, ...] = ()
 
     def losses(self, begin: int) -> Generator[Sequence[Loss], None, None]:
         """From step `begin` on, each step's losses of this rank: one of each micro-batch.
 
         The micro-batches are of one size, so that the mean of their losses is that of all images.
         """
+        raise NotImplementedError
 
     def errors(self, losses: Tensor) -> Tensor:
         """Losses as numbers above 0, whose ratio says by how much one is larger."""
+        return losses
 
 
 # --- number formats, kernels and memory of a step
@@ -101,10 +109,14 @@ def compile_blocks(model: nn.Module) -> None:
 def build_state(
     config: RunConfig, model: nn.Module, world: World, *, build: Callable[[], nn.Module],
     build_optimizers: Callable[[nn.Module], list[torch.optim.Optimizer]],
+    around: nn.Module | None = None,
 ) -> RunState:  # fmt: skip
-    """The state of a run at step 0, with this model; `build` makes another of its shape."""
+    """The state of a run at step 0, with this model; `build` makes another of its shape.
+
+    `around` is the module to call, if it is not the model: it holds it as `model`.
+    """
     device = world.device
-    model = model.to(device)
+    model, around = model.to(device), around.to(device) if around else None
     prefer_fast_attention(model, device)
     if config.system.checkpoint_activations:
         for module in model.modules():
@@ -122,7 +134,8 @@ def build_state(
         if config.ema and parameter.requires_grad
     }
     return RunState(
-        model=model, build=build, forward=distribute(model, world), precision=precision,
+        model=model, build=build, forward=distribute(around or model, world), around=around,
+        precision=precision,
         average=average, optimizers=build_optimizers(model), device=device,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "float16"),
     )  # fmt: skip
@@ -174,7 +187,7 @@ class Trainer:
         self._restart_meters()
 
     def _restart_meters(self) -> None:
-        # Loss and gradient norm of the steps since they were last read; on the device.
+        # Loss, its figures and gradient norm of the steps since they were last read; on the device.
         self._rows: list[Tensor] = []
         self._read_at = time.perf_counter()
 
@@ -233,7 +246,7 @@ class Trainer:
         """One step of the optimisers on this rank's share of the batch."""
         state, config = self.state, self.config
         set_lr(state.optimizers, self._lr(state.step))
-        loss = self._backward(losses)
+        means = self._backward(losses)
         state.scaler.unscale_(self._optimizer)
         limit = config.optim.clip_grad or math.inf
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
@@ -247,21 +260,24 @@ class Trainer:
             parameters = dict(state.model.named_parameters())
             now = [parameters[name].detach() for name in state.average]
             torch._foreach_lerp_(list(state.average.values()), now, 1 - decay)
-        self._rows.append(torch.stack((loss, norm)))
+        self._rows.append(torch.cat((means, norm.reshape(1))))
 
     def _backward(self, losses: Sequence[Loss]) -> Tensor:
-        """Gradients of this rank's mean loss, summed over micro-batches; returns the loss."""
+        """Gradients of this rank's mean loss, summed over micro-batches.
+
+        Returns the loss and its figures: (1 + n,).
+        """
         state, forward = self.state, self.state.forward
-        total = torch.zeros((), device=state.device)
+        total = torch.zeros(1 + len(self.objective.figures), device=state.device)
         for number, loss_of in enumerate(losses, 1):
             # Ranks average their gradients after the last micro-batch only.
             local = number < len(losses) and isinstance(forward, DistributedDataParallel)
             with forward.no_sync() if local else nullcontext():  # type: ignore[operator]
                 with autocast(state.precision, state.device):
-                    loss = loss_of(forward)
-                loss = loss / len(losses)
-                state.scaler.scale(loss).backward()
-            total += loss.detach()
+                    values = loss_of(forward).reshape(-1)
+                values = values / len(losses)
+                state.scaler.scale(values[0]).backward()
+            total += values.detach()
         return total
 
     def _should_stop(self) -> bool:
@@ -277,7 +293,8 @@ class Trainer:
         evaluating = step == config.steps or step % config.eval_every == 0
         values = None
         if saving or evaluating or step % _LOG_EVERY == 0:
-            losses, norms = self.world.mean(torch.stack(self._rows, dim=1)).cpu().double()
+            rows = self.world.mean(torch.stack(self._rows, dim=1)).cpu().double()
+            losses, norms = rows[0], rows[-1]
             rate = len(losses) / (time.perf_counter() - self._read_at)
             self._restart_meters()
             if self._went_wrong(losses, norms):
@@ -286,6 +303,7 @@ class Trainer:
             values = {
                 "loss": float(losses.mean()), "grad_norm": float(norms[-1]),
                 "lr": self._lr(step - 1), "images_per_second": rate * config.batch_size,
+                **dict(zip(self.objective.figures, rows[1:-1].mean(dim=1).tolist(), strict=True)),
             }  # fmt: skip
         for callback in self.callbacks:
             callback.on_step(self.state)

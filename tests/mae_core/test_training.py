@@ -369,7 +369,7 @@ def test_a_run_learns_and_leaves_everything_behind(run_config: MakeRun, tmp_path
     assert str(tmp_path) not in json.dumps(record)
 
 
-def _stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have SIGTERM arrive while the run measures after this step."""
     draw = callbacks.draw_grid
 
@@ -390,7 +390,7 @@ def test_a_run_stopped_by_sigterm_saves_and_ends_in_the_same_bits(
         out=str(tmp_path / "parts"), ema=0.9, eval_every=stopped_after, save_every=100
     )
     with pytest.MonkeyPatch.context() as monkeypatch:
-        _stop_at(stopped_after, monkeypatch)
+        stop_at(stopped_after, monkeypatch)
         assert train(parts).stopped_by == signal.SIGTERM
     # The signal came while it measured: it does one more step, then looks.
     assert load_latest(tmp_path / "parts")["step"] == stopped_after + 1
@@ -409,7 +409,7 @@ def test_a_finished_run_that_is_trained_further_is_its_checkpoint(run_config: Ma
     finished = train(run_config(steps=2))
     first = finished.model.state_dict()
     with pytest.MonkeyPatch.context() as monkeypatch:
-        _stop_at(4, monkeypatch)
+        stop_at(4, monkeypatch)
         stopped = train(run_config())
     assert stopped.stopped_by == signal.SIGTERM
     saved, own = load_latest(stopped.folder)["model"], stopped.model.state_dict()
@@ -451,7 +451,7 @@ def test_what_was_changed_on_the_way_stands_in_the_record(
 ) -> None:
     config = run_config(eval_every=4, steps=8)
     with monkeypatch.context() as patched:
-        _stop_at(4, patched)
+        stop_at(4, patched)
         train(config)
     moved = replace(config.data, cache=str(Path(config.out).parent / "elsewhere"))
     train(replace(config, visible_weight=0.2, eval_every=100, data=moved))
@@ -612,7 +612,7 @@ def test_a_gradient_that_overflows_float16_skips_the_step_of_all_optimisers(
     objective = Reconstruction(config, state.model, None, ALONE)  # type: ignore[arg-type]
     loop = Trainer(config, state, objective, (), ALONE)
     images, mask = torch.randn(4, 3, 48, 48), mask_at(0, 4, (6, 6), config.mask, 0)
-    losses = [partial(objective.loss, images, mask)]
+    losses = [partial(objective.loss, 0, images, mask)]
     loop._update(losses)
     before = {key: value.clone() for key, value in state.model.state_dict().items()}
     moments = [copy.deepcopy(one.state_dict()["state"]) for one in state.optimizers]
@@ -842,8 +842,9 @@ def test_a_checkpoint_that_lacks_something_is_refused_with_a_sentence(run_config
     path = Path(config.out) / "checkpoint.pt"
     content = load_checkpoint(path)
     content.pop("format")
-    # Checkpoints of version 0.1 lack the last two, and these runs have no identity.
-    assert set(content) == {*_KEYS, "levels", "identity"}
+    # Checkpoints of version 0.1 lack the first two, and these runs have no identity, and nothing
+    # around the model.
+    assert set(content) == {*_KEYS, "levels", "identity", "around"}
     for spoiled in _spoiled(content):
         save_checkpoint(path, spoiled)
         with pytest.raises(CheckpointError, match="is damaged or of .*; delete it to go on from"):
@@ -949,7 +950,7 @@ def test_a_run_goes_on_without_the_weights_that_it_began_with(
         out=str(tmp_path / "second"), init_from=str(weights), model=ModelConfig(), eval_every=3
     )
     with monkeypatch.context() as patched:
-        _stop_at(3, patched)
+        stop_at(3, patched)
         assert train(config).stopped_by == signal.SIGTERM
     weights.unlink()
     assert train(replace(config, eval_every=100)).finished

@@ -1,0 +1,145 @@
+"""Adversarial fine-tuning: a discriminator asks for reconstructions that look like photographs.
+
+A squared error is smallest for the mean of all that might be there, which is blurred. A small
+convolutional network learns to tell pasted images from true ones, cell by cell, and the model gets
+its gradient beside that of the pixels' loss (Goodfellow et al. 2014; scores of patches as in Isola
+et al. 2017; hinge as in Lim and Ye 2017; spectral norm by Miyato et al. 2018). The official weights
+with a GAN loss came without code or description; nothing here is taken from them.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from mae_core.config import TrainConfig
+from mae_core.model.mae import MaskedAutoencoder
+from mae_core.model.masking import PatchMask
+from mae_core.model.patches import pixel_mask, unpatchify
+from mae_core.training.pretraining import Reconstruction, pixel_loss
+
+# Side in pixels of the cells that are scored: four halvings.
+CELL = 16
+
+# Third entry of an offset's random seed; order, crops and masks have 0 to 2.
+_OFFSET = 3
+
+_TINY = 1e-12
+
+
+class Discriminator(nn.Module):
+    """Scores each cell of 16 pixels: above 0 for a photograph, below 0 for a rebuilt one.
+
+    Sizes are halved by averages. Where strides do it, what they leave out shows as a regular mesh
+    in the images of a model that is trained against them.
+    """
+
+    def __init__(self, in_chans: int, width: int) -> None:
+        super().__init__()
+        widths = [in_chans, *(width * 2**i for i in range(4))]
+        self.convolutions = nn.ModuleList(
+            spectral_norm(nn.Conv2d(a, b, 3, padding=1)) for a, b in pairwise(widths)
+        )
+        self.score = spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W), normalised -> (N, 1, H // 16, W // 16)."""
+        for convolution in self.convolutions:
+            images = F.avg_pool2d(F.leaky_relu(convolution(images), 0.2), 2)
+        scores: Tensor = self.score(images)
+        return scores
+
+
+class Adversaries(nn.Module):
+    """A masked autoencoder and the discriminator that it is trained against, for one step."""
+
+    def __init__(self, model: MaskedAutoencoder, config: TrainConfig) -> None:
+        super().__init__()
+        self.model, self._config = model, config
+        self.discriminator = Discriminator(config.model.in_chans, config.adversarial.width)
+
+    def forward(
+        self, images: Tensor, mask: PatchMask, offset: tuple[int, int], weight: float
+    ) -> Tensor:
+        """The losses and scores of `AdversarialReconstruction.figures`, as means over images: (4,).
+
+        The gradient at each image's prediction is that of the pixels' loss plus the adversarial
+        one, scaled to `weight` times its length. That depends on no other image, so micro-batches
+        and ranks add up to the batch.
+
+        Args:
+            images: (N, C, H, W), normalised.
+            mask: Of N images.
+            offset: (y, x), below `CELL`: where the discriminator's cells begin. They move from step
+                to step, so that no pattern fits them.
+            weight: Length of the adversarial gradient over that of the pixels' loss.
+        """
+        config = self._config
+        pred, patch = self.model(images, mask).pred, config.model.patch_size
+        grid_size = self.model.grid_of(images)
+        leaf = pred.detach().float().requires_grad_()
+        removed = pixel_mask(mask.mask, grid_size, patch)
+        pasted = torch.where(removed.bool(), unpatchify(leaf, patch, grid_size), images)
+        rest = pixel_loss(config, self.model, leaf, images, mask)
+        if config.adversarial.features_weight:
+            rest = rest + config.adversarial.features_weight * self._feature_loss(pasted, images)
+        (gradient,) = torch.autograd.grad(rest, leaf, retain_graph=True)
+
+        top, left = offset
+        height, width = (side - CELL for side in images.shape[-2:])
+        window = (..., slice(top, top + height), slice(left, left + width))
+        scores = self.discriminator(torch.cat((images[window], pasted[window]))).float()
+        real, rebuilt = scores.chunk(2)
+        cells = F.avg_pool2d(removed[window], CELL)  # how much of each was removed
+
+        def mean(values: Tensor) -> Tensor:
+            of_images = (values * cells).sum(dim=(1, 2, 3)) / cells.sum(dim=(1, 2, 3)).clamp(min=1)
+            return of_images.mean()
+
+        if weight:
+            # A sum: the gradient's length is set below, and a mean's is too short for float16.
+            (sharper,) = torch.autograd.grad(-len(leaf) * mean(rebuilt), leaf, retain_graph=True)
+            lengths = [one.flatten(1).norm(dim=1) for one in (gradient, sharper)]
+            scale = weight * lengths[0] / lengths[1].clamp(min=_TINY)
+            gradient = gradient + scale.view(-1, 1, 1) * sharper
+        against = mean(F.relu(1 - real)) + mean(F.relu(1 + rebuilt))
+        # Its gradients are those of the discriminator, and `gradient` at the prediction.
+        path = (pred.float() * gradient.detach()).sum() + against
+        loss = rest.detach() + path - path.detach()
+        return torch.stack((loss, against.detach(), mean(real).detach(), mean(rebuilt).detach()))
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW of the discriminator, without weight decay."""
+        optim, factor = self._config.optim, self._config.adversarial.lr_factor
+        group = {"params": list(self.discriminator.parameters()), "lr_scale": factor}
+        return torch.optim.AdamW([group], lr=optim.lr, betas=optim.betas, weight_decay=0)
+
+    def _feature_loss(self, pasted: Tensor, images: Tensor) -> Tensor:
+        """1 minus the mean cosine of what the encoder makes of patches: of both images, whole."""
+        blocks = (self._config.model.depth // 2, self._config.model.depth - 1)
+        with torch.no_grad():
+            true = self.model.features_of_blocks(images, blocks)
+        found = self.model.features_of_blocks(pasted, blocks)
+        cosines = [
+            F.cosine_similarity(a.float(), b.float(), dim=-1)
+            for a, b in zip(found, true, strict=True)
+        ]
+        return 1 - torch.stack(cosines).mean()
+
+
+class AdversarialReconstruction(Reconstruction):
+    """The loss of `Adversaries` on crops of a loader, under masks of their own."""
+
+    figures = ("loss_discriminator", "score_real", "score_rebuilt")
+
+    def loss(self, step: int, images: Tensor, mask: PatchMask, forward: nn.Module) -> Tensor:
+        """(4,): the loss and `figures`."""
+        config = self._config.adversarial
+        y, x = np.random.default_rng((self._config.seed, _OFFSET, step)).integers(CELL, size=2)
+        risen = (step - config.begin) / max(config.ramp, 1)
+        weight = config.weight * min(max(risen, 0.0), 1.0)
+        losses: Tensor = forward(images, mask, (int(y), int(x)), weight)
+        return losses
