@@ -1,6 +1,6 @@
 """Configuration as plain frozen data: a model, a training run.
 
-`ModelConfig` describes a masked autoencoder, `PRESETS` names five of them, and `TrainConfig` is a
+`ModelConfig` describes a masked autoencoder, `PRESETS` names six of them, and `TrainConfig` is a
 whole run; `RunConfig` is what all kinds of runs have. They go to and from plain data (`to_dict`,
 `from_dict`) and files (`save_yaml`, `load_yaml`), and take `field.path=value` changes from a
 command line (`with_overrides`). pydantic checks each field by its annotation.
@@ -401,6 +401,8 @@ class ModelConfig(Checked):
 PRESETS: dict[str, ModelConfig] = {
     "tiny": ModelConfig(embed_dim=192, num_heads=3, decoder_embed_dim=160, decoder_depth=4,
                         decoder_num_heads=5),
+    "compact": ModelConfig(embed_dim=256, num_heads=4, decoder_embed_dim=256, decoder_depth=4,
+                           decoder_num_heads=8),
     "small": ModelConfig(embed_dim=384, num_heads=6, decoder_embed_dim=256, decoder_depth=4,
                          decoder_num_heads=8),
     "base": ModelConfig(),

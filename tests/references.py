@@ -254,6 +254,21 @@ def removed_edges(
     return float(seams), float(inside_ / true_inside)
 
 
+def kernel_distance(first: Array, second: Array) -> float:
+    """Of (n, D) and (m, D) features, by the sums in Binkowski et al. 2018."""
+
+    def kernel(a: Array, b: Array) -> float:
+        return (sum(x * y for x, y in zip(a, b, strict=True)) / len(a) + 1) ** 3
+
+    def within(own: Array) -> float:
+        n = len(own)
+        pairs = [kernel(own[i], own[j]) for i in range(n) for j in range(n) if i != j]
+        return sum(pairs) / (n * (n - 1))
+
+    across = [kernel(a, b) for a in first for b in second]
+    return within(first) + within(second) - 2 * sum(across) / len(across)
+
+
 def removed_psnr(pixels: Array, original: Array, removed: NDArray[np.bool_]) -> float:
     """Of one (C, H, W) picture in 0..1, over (H, W) removed pixels, in dB."""
     errors = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_onnx, bench_threads, bench_train, made_sets, parity
+from benchmarks import bench_onnx, bench_threads, bench_train, bench_weights, made_sets, parity
 from mae_core import ModelConfig
 from mae_core.config import PRESETS
 from mae_core.data.dense import open_detection, open_segmentation
@@ -102,6 +102,47 @@ def test_threads_are_timed_idle_and_busy(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert all(row["rounds"] == 2 and 0 < row["least"] <= row["median"] for row in rows)
     assert [row["ratio"] for row in rows if row["way"] == "before"] == [1, 1]
     assert [row["threads"] for row in rows if row["way"] == "one thread"] == [1, 1]
+
+
+def test_weights_are_measured_and_drawn_beside_each_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bench_weights, "SET", 50)
+    monkeypatch.setattr(bench_weights, "SETS", 3)
+    monkeypatch.setattr(bench_weights, "FLICKER_MASKS", 3)
+    for i in range(3):
+        draw_picture(i, 224, 224).save(tmp_path / f"{i}.png")
+    arguments = [str(tmp_path), "mae-tiny", "--out", str(tmp_path / "out")]
+    assert bench_weights.main(arguments) == 0
+    (numbers,) = (tmp_path / "out").glob("*-weights.json")
+    report = json.loads(numbers.read_text())
+    assert "HOLDOUT mae-tiny" in report["command"]
+    found = report["weights"]["mae-tiny"]
+    for mask in bench_weights.MASKS:
+        assert found[mask]["model"]["psnr"] > found[mask]["telea"]["psnr"] - 10
+    assert math.isfinite(found["kid"][0])
+    assert len(found["mesh"]) == 8
+    (page,) = (tmp_path / "out").glob("*-weights.md")
+    assert page.read_text().count("| Telea inpainting |") == len(bench_weights.FIGURES)
+    assert len(list((tmp_path / "out").glob("weights-*.png"))) == len(bench_weights.MASKS)
+
+
+def test_a_mesh_and_a_common_pattern_are_found() -> None:
+    torch.manual_seed(0)
+    originals = torch.rand(4, 3, 224, 224)
+    masks = torch.ones(4, 196)
+    mesh = torch.zeros(224)
+    mesh[::8] = 0.2
+    meshed, noisy = originals + mesh, originals + 0.05 * torch.randn_like(originals)
+    plain = bench_weights.mesh_of(originals)
+    found = np.subtract(bench_weights.mesh_of(meshed), plain)
+    # A line every 8 pixels: 2/16 of a cycle a pixel, and its multiples.
+    assert min(found[[1, 3, 5, 7]]) > 10
+    assert max(abs(found[[0, 2, 4, 6]])) < 3
+    assert max(abs(np.subtract(bench_weights.mesh_of(noisy), plain))) < 3
+    patterns = [bench_weights.pattern_of(originals, one, masks, 16) for one in (meshed, noisy)]
+    assert patterns[0] > 100
+    assert 0.8 < patterns[1] < 1.2
 
 
 def test_made_sets_open_and_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,12 +82,12 @@ def test_presets_are_the_papers() -> None:
 
 
 def test_presets_are_found_by_name() -> None:
-    assert list(PRESETS) == ["tiny", "small", "base", "large", "huge"]
+    assert list(PRESETS) == ["tiny", "compact", "small", "base", "large", "huge"]
     assert preset("tiny") is PRESETS["tiny"]
 
 
 def test_unknown_preset_is_named() -> None:
-    message = "no preset is called 'giant'; choose one of tiny, small, base, large, huge"
+    message = "no preset is called 'giant'; choose one of tiny, compact, small, base, large, huge"
     with pytest.raises(ConfigError, match=refusal(message)):
         preset("giant")
 

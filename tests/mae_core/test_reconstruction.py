@@ -23,7 +23,13 @@ from mae_core.errors import (
     MaskError,
 )
 from mae_core.images import FITS
-from mae_core.metrics import compose, removed_edges, removed_psnr, removed_ssim
+from mae_core.metrics import (
+    compose,
+    kernel_distance,
+    removed_edges,
+    removed_psnr,
+    removed_ssim,
+)
 from mae_core.model.losses import reconstruction_loss
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask, custom_mask, random_mask
@@ -680,6 +686,17 @@ def test_seams_and_sharpness_agree_with_the_obvious_loops(shape: tuple[int, int]
             removed[i, 0].bool().numpy(), 8,
         )  # fmt: skip
         assert (seams[i].item(), sharpness[i].item()) == pytest.approx(expected, rel=1e-4, abs=1e-3)
+
+
+def test_the_kernel_distance_agrees_with_its_sums_and_tells_sets_apart() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(n, 6, generator=generator) for n in (20, 30))
+    expected = references.kernel_distance(first.double().numpy(), second.double().numpy())
+    assert kernel_distance(first, second).item() == pytest.approx(expected, rel=1e-6)
+    alike = [kernel_distance(*torch.randn(2, 40, 6, generator=generator)).item() for _ in range(30)]
+    # Without bias: below 0 as often as above.
+    assert abs(np.mean(alike)) < 3 * np.std(alike) / 30**0.5
+    assert kernel_distance(first, second * 2).item() > 10 * np.std(alike)
 
 
 def test_flat_patches_have_seams_and_no_sharpness() -> None:
