@@ -370,6 +370,13 @@ def _add_reconstruction(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print JSON, with the figures of each image")
 
 
+# Columns of the table of reconstructions: titles and digits by the name of the figure.
+_COLUMNS = {
+    "loss": ("loss", 3), "psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 3), "seams": ("seams", 1),
+    "seams_pasted": ("seams pasted", 1), "sharpness": ("sharpness", 2),
+}  # fmt: skip
+
+
 def _reconstruction(args: argparse.Namespace) -> int:
     """Measure how well a model rebuilds the images of a folder.
 
@@ -430,19 +437,11 @@ def _reconstruction(args: argparse.Namespace) -> int:
         )
         return 0
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
-    columns = {
-        "loss": ("loss", 3),
-        "psnr": ("PSNR (dB)", 2),
-        "ssim": ("SSIM", 3),
-        "seams": ("seams", 1),
-        "seams_pasted": ("seams pasted", 1),
-        "sharpness": ("sharpness", 2),
-    }
-    titles = [title for title, _ in columns.values()]
+    titles = [title for title, _ in _COLUMNS.values()]
     table = [["removed patches", "n", *titles, "pooled (dB)"]]
     for method, summaries in methods.items():
         cells = []
-        for name, (_, digits) in columns.items():
+        for name, (_, digits) in _COLUMNS.items():
             one = summaries.get(name)
             cells.append(f"{one.mean:.{digits}f} ± {one.std:.{digits}f}" if one else "-")
         psnr = summaries.get("psnr")
