@@ -9,7 +9,8 @@ of masks, the same for all; and under random masks of 75 %:
 * KID (Binkowski et al. 2018) between rebuilt and true patches, times 1000, as `mae-tiny`'s encoder
   sees them: the output of its sixth block for each removed patch of the whole pasted image,
   normalised to mean 0 and deviation 1. No network trained by others is needed. 0 is no difference;
-  figures are comparable only with those of the same features.
+  figures are comparable only with those of the same features. So weights have to be of 224 pixels
+  in patches of 16.
 * mesh: by how many dB the spectrum of reconstructions stands out at multiples of 1/16 cycle a
   pixel, the patches' frequency, over its neighbourhood and beyond that of the true images. 0 is no
   mesh.
@@ -34,6 +35,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from benchmarks import reports
+from mae_core.errors import ConfigError, MAEError
 from mae_core.evaluation.reconstruction import (
     evaluate_reconstruction,
     load_images,
@@ -116,8 +118,9 @@ def mesh_of(images: Tensor) -> list[float]:
 
 def pattern_of(originals: Tensor, pixels: Tensor, masks: Tensor, patch_size: int) -> float:
     """What the errors of an image's removed patches have in common; a mean over images."""
-    errors = patchify(pixels - originals, patch_size)
-    errors = errors - errors.mean(dim=2, keepdim=True)
+    # A patch's values are in the order row, column, channel.
+    errors = patchify(pixels - originals, patch_size).unflatten(2, (-1, originals.shape[1]))
+    errors = (errors - errors.mean(dim=2, keepdim=True)).flatten(2)
     removed = masks[:, :, None]
     counts = removed.sum(dim=1)
     common = ((errors * removed).sum(dim=1) / counts).square().mean(dim=1)
@@ -145,6 +148,10 @@ def flicker_of(model: MaskedAutoencoder, images: Sequence[DecodedImage]) -> floa
 def measure(name: str, images: Sequence[DecodedImage], *, baselines: bool) -> dict[str, Any]:
     """All figures of weights; of Telea inpainting too with `baselines`."""
     model, reference = load(name).eval(), load(FEATURES).eval()
+    for field in ("image_size", "patch_size"):
+        ours, needed = (getattr(of.config, field) for of in (model, reference))
+        if ours != needed:
+            raise ConfigError(f"{name} has {field} {ours}; give weights that have {needed}")
     found: dict[str, Any] = {}
     for title, (strategy, ratio) in MASKS.items():
         figures = evaluate_reconstruction(
@@ -228,15 +235,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("weights", nargs="+", help="names, files or folders of runs")
     parser.add_argument("--images", type=int, default=None, help="the first so many; all")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
+    # Names say enough: the places are those of this machine.
+    names = [weights_name(name) for name in args.weights]
+    if len(set(names)) < len(names):
+        parser.error(f"weights have to have names of their own, and these are {', '.join(names)}")
+    report = reports.conditions("bench_weights", ["HOLDOUT", *names], "cpu", PACKAGES)
+    try:
+        images = load_images(args.holdout, load(FEATURES).config)[: args.images]
+        report |= {"images": len(images), "weights": {}}
+        for name, weights in zip(names, args.weights, strict=True):
+            report["weights"][name] = measure(weights, images, baselines=name == names[0])
+    except MAEError as error:
+        parser.error(str(error))
     args.out.mkdir(parents=True, exist_ok=True)
-    report = reports.conditions("bench_weights", ["HOLDOUT", *argv[1:]], "cpu", PACKAGES)
-    images = load_images(args.holdout, load(args.weights[0]).config)[: args.images]
-    report |= {"images": len(images), "weights": {}}
-    for number, name in enumerate(args.weights):
-        found = measure(name, images, baselines=number == 0)
-        report["weights"][weights_name(name)] = found
     draw(args.weights, images, args.out)
     reports.write(report, page_of(report), "weights", args.out)
     return 0

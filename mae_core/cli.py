@@ -385,12 +385,12 @@ def _reconstruction(args: argparse.Namespace) -> int:
 
     It prints loss, PSNR, SSIM, seams and sharpness of removed patches with their spread over the
     images, beside the mean colour and OpenCV's Telea inpainting under the same masks. Seams, of the
-    reconstruction and of the pasted image, are by how many levels of 255 pixels jump more at the
-    borders of removed patches than inside, beyond the original's; sharpness is how much neighbours
-    differ inside, over the original's. The model runs in float32, with
-    brightness and contrast estimated from visible patches where it predicts normalised pixels. PSNR
-    is the mean of the images' own, each at most 100 dB; pooled, it is that of the mean squared
-    error of all of them. In JSON, null is what is not a number.
+    reconstruction and of the pasted image, are by how many levels (of 0 to 255) pixels jump more
+    at the borders of removed patches than inside, beyond the original's; sharpness is how much
+    neighbours differ inside, over the original's. All are means over images. The model runs in
+    float32, with brightness and contrast estimated from visible patches where it predicts
+    normalised pixels. The PSNR of an image counts up to 100 dB; pooled, it is that of the mean
+    squared error of all of them. In JSON, null is what is not a number.
     """
     from mae_core.data.datasets import shown
     from mae_core.evaluation.reconstruction import (

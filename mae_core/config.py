@@ -548,8 +548,9 @@ class OptimConfig(Checked):
         warmup_epochs: The same in epochs; takes the place of `warmup_steps` where above 0.
         final_lr: Learning rate the cosine ends at.
         decay_share: Last share of the steps in which the learning rate falls; it is constant
-            before. 1 is the paper's. With less, a run may be cut short or made longer on the way:
-            give another `steps` when it is resumed.
+            before. 1 is the paper's. With less (warm-up, stable, decay; Hu et al. 2024), a run may
+            be cut short or made longer until its rate falls: give another `steps` when it is
+            resumed, and `stages` whose sizes begin at the same steps.
         clip_grad: Largest norm of the whole gradient; 0 for no clipping.
     """
 
@@ -674,27 +675,31 @@ class AdversarialConfig(Checked):
     """A discriminator that makes reconstructions sharp (`mae train sharpen`).
 
     Attributes:
+        width: Channels after the discriminator's first convolution, which double three times; 0
+            for no discriminator.
         weight: Length of the adversarial gradient at each image's prediction over that of the rest
-            of the loss; 0 for no discriminator.
-        begin: Steps in which only the discriminator learns from itself, and the model as without.
+            of the loss.
+        begin: First steps, in which that weight is 0.
         ramp: Steps after those in which the weight rises from 0.
-        width: Channels after its first convolution; they double three times.
-        lr_factor: Its learning rate over the model's.
-        features_weight: Weight of a loss on what the model's own encoder, which has to be frozen
-            then, makes of pasted and of true images.
+        lr_factor: The discriminator's learning rate over the model's.
+        features_weight: Weight of a perceptual loss: on what the model's own encoder, which has to
+            be frozen then, makes of pasted and of true images.
     """
 
+    width: Annotated[int, Field(ge=0, le=1024)] = 0
     weight: NotNegative = 0.0
     begin: NotNegativeInt = 50
     ramp: NotNegativeInt = 100
-    width: Count = 16
     lr_factor: Positive = 2.0
     features_weight: NotNegative = 0.0
 
-    @property
-    def used(self) -> bool:
-        """Whether there is a discriminator."""
-        return self.weight > 0
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.width and (self.weight or self.features_weight):
+            raise ConfigError(
+                "adversarial.weight and features_weight are for a run against a discriminator; "
+                "give adversarial.width=16 too, or set both to 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -713,7 +718,8 @@ class TrainConfig(RunConfig):
         visible_weight: Weight of the loss on visible patches; the paper's is 0, which leaves them
             speckled in the reconstruction.
         seam_weight: Weight of the loss on jumps across the borders of removed patches
-            (`seam_loss`), which show as seams; the paper's is 0. For models that predict pixels.
+            (`seam_loss`), which show as seams; the paper's is 0. For models that predict pixels,
+            beside `log_mse`, as it is a logarithm too.
         adversarial: A discriminator, for sharp reconstructions; for models that predict pixels.
         freeze_encoder: Whether only the decoder learns.
         export_dtype: Number format of the weights written at the end.
@@ -743,18 +749,17 @@ class TrainConfig(RunConfig):
                 "data.color_jitter=0"
             )
         for name, value in (
-            ("seam_weight", self.seam_weight), ("adversarial.weight", self.adversarial.weight)
+            ("seam_weight", self.seam_weight), ("adversarial.width", self.adversarial.width)
         ):  # fmt: skip
             if value and (self.model.norm_pix or self.model.pca_components):
                 raise ConfigError(
-                    f"{name} is {value:g}, for models that predict pixels; set it to 0, or "
-                    "model.norm_pix=false and model.pca_components=0"
+                    f"{name} is {value:g}, for models that predict pixels, and this one predicts "
+                    f"others; set {name}=0, or begin with weights that predict pixels"
                 )
-        smallest = min(stage.image_size for stage in self.stages)
-        if self.adversarial.weight and smallest < 32:
+        if self.seam_weight and self.loss != "log_mse":
             raise ConfigError(
-                f"a discriminator looks at images of at least 32 pixels, and a stage has "
-                f"{smallest}; give larger stages or adversarial.weight=0"
+                f"seam_weight is {self.seam_weight:g}, and a loss on seams is a logarithm; give "
+                "loss=log_mse too, or seam_weight=0"
             )
         if self.adversarial.features_weight and not self.freeze_encoder:
             raise ConfigError(
@@ -763,6 +768,12 @@ class TrainConfig(RunConfig):
             )
         if abs(sum(stage.share for stage in self.stages) - 1) > 1e-6:
             raise ConfigError("the stages' shares must add up to 1")
+        smallest = min(stage.image_size for stage in self.stages)
+        if self.adversarial.width and smallest < 32:
+            raise ConfigError(
+                f"a discriminator looks at images of at least 32 pixels, and a stage has "
+                f"{smallest}; give larger stages or adversarial.width=0 adversarial.weight=0"
+            )
         patch = self.model.patch_size
         for size in (stage.image_size for stage in self.stages):
             if size % patch or size == patch:
@@ -773,10 +784,8 @@ class TrainConfig(RunConfig):
 
     @property
     def fixed(self) -> tuple[str, ...]:
-        """The model, what learns of it, and what a checkpoint has a state of beside."""
-        return (
-            "model", "optim.name", "freeze_encoder", "adversarial.used", "adversarial.width"
-        )  # fmt: skip
+        """What a checkpoint has a state of, and which part of the model learns."""
+        return "model", "optim.name", "freeze_encoder", "adversarial.width"
 
 
 def declared_facts(config: TrainConfig) -> TrainConfig:

@@ -95,7 +95,8 @@ def adapt() -> TrainConfig:
 def sharpen() -> TrainConfig:
     """Make trained weights (`init_from=`) sharp against a discriminator: hours on two CPU cores."""
     return TrainConfig(
-        data=DataConfig(crop_area=(0.5, 1.0)),
+        # Enlarged crops are blurred, and the discriminator would take that for the truth.
+        data=DataConfig(short_side=320, crop_area=(0.6, 1.0)),
         mask=MaskConfig(ratio=(0.4, 0.9), random=0.8, block=0.15, grid=0.05),
         optim=OptimConfig(lr=2e-4, betas=(0.5, 0.95), warmup_steps=20, weight_decay=0.0),
         out="runs/sharpen",
@@ -105,7 +106,7 @@ def sharpen() -> TrainConfig:
         loss="log_mse",
         visible_weight=0.1,
         seam_weight=0.3,
-        adversarial=AdversarialConfig(weight=0.5),
+        adversarial=AdversarialConfig(width=16, weight=0.1),
         ema=0.99,
         eval_every=500,
         save_every=100,

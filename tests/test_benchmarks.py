@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ from benchmarks import bench_onnx, bench_threads, bench_train, bench_weights, ma
 from mae_core import ModelConfig
 from mae_core.config import PRESETS
 from mae_core.data.dense import open_detection, open_segmentation
-from mae_core.model.mae import forward_flops
+from mae_core.evaluation.reconstruction import (
+    evaluate_reconstruction,
+    load_images,
+    summarize,
+)
+from mae_core.model.mae import MaskedAutoencoder, forward_flops
+from mae_core.weights.formats import save_weights
+from mae_core.weights.registry import load
 from tests.pictures import draw_picture
 
 MICRO = ModelConfig(
@@ -110,16 +118,23 @@ def test_weights_are_measured_and_drawn_beside_each_other(
     monkeypatch.setattr(bench_weights, "SET", 50)
     monkeypatch.setattr(bench_weights, "SETS", 3)
     monkeypatch.setattr(bench_weights, "FLICKER_MASKS", 3)
+    folder = tmp_path / "images"
+    folder.mkdir()
     for i in range(3):
-        draw_picture(i, 224, 224).save(tmp_path / f"{i}.png")
-    arguments = [str(tmp_path), "mae-tiny", "--out", str(tmp_path / "out")]
+        draw_picture(i, 224, 224).save(folder / f"{i}.png")
+    arguments = [str(folder), "mae-tiny", "--out", str(tmp_path / "out")]
     assert bench_weights.main(arguments) == 0
     (numbers,) = (tmp_path / "out").glob("*-weights.json")
     report = json.loads(numbers.read_text())
     assert "HOLDOUT mae-tiny" in report["command"]
     found = report["weights"]["mae-tiny"]
-    for mask in bench_weights.MASKS:
-        assert found[mask]["model"]["psnr"] > found[mask]["telea"]["psnr"] - 10
+    model = load("mae-tiny")
+    images = load_images(folder, model.config)
+    for mask, (strategy, ratio) in bench_weights.MASKS.items():
+        figures = evaluate_reconstruction(model, images, mask_ratio=ratio, strategy=strategy)
+        for method in ("model", "telea"):
+            for figure, one in summarize(figures)[method].items():
+                assert found[mask][method][figure] == pytest.approx(one.mean, rel=1e-4)
     assert math.isfinite(found["kid"][0])
     assert len(found["mesh"]) == 8
     (page,) = (tmp_path / "out").glob("*-weights.md")
@@ -140,9 +155,30 @@ def test_a_mesh_and_a_common_pattern_are_found() -> None:
     assert min(found[[1, 3, 5, 7]]) > 10
     assert max(abs(found[[0, 2, 4, 6]])) < 3
     assert max(abs(np.subtract(bench_weights.mesh_of(noisy), plain))) < 3
-    patterns = [bench_weights.pattern_of(originals, one, masks, 16) for one in (meshed, noisy)]
+    # A patch of another colour has no pattern.
+    cast = noisy + torch.tensor([0.2, 0.0, -0.2]).view(3, 1, 1)
+    patterns = [
+        bench_weights.pattern_of(originals, one, masks, 16) for one in (meshed, noisy, cast)
+    ]
     assert patterns[0] > 100
     assert 0.8 < patterns[1] < 1.2
+    assert patterns[2] == pytest.approx(patterns[1], rel=1e-3)
+
+
+def test_weights_that_cannot_be_measured_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_picture(0, 224, 224).save(tmp_path / "0.png")
+    small = replace(PRESETS["tiny"], image_size=112, patch_size=8, embed_dim=48, depth=1)
+    save_weights(tmp_path / "small.safetensors", MaskedAutoencoder(small), record={})
+    for folder, names, message in (
+        (tmp_path / "none", ["mae-tiny"], "none"),
+        (tmp_path, ["mae-tiny", "mae-tiny"], "names of their own"),
+        (tmp_path, [str(tmp_path / "small.safetensors")], "image_size 112; give weights that have"),
+    ):
+        with pytest.raises(SystemExit):
+            bench_weights.main([str(folder), *names])
+        assert message in capsys.readouterr().err
 
 
 def test_made_sets_open_and_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,8 +44,9 @@ class Discriminator(nn.Module):
     def __init__(self, in_chans: int, width: int) -> None:
         super().__init__()
         widths = [2 * in_chans, *(width * 2**i for i in range(4))]
+        # Averages halve the size: strides would leave a checkerboard in what is asked for.
         self.convolutions = nn.ModuleList(
-            spectral_norm(nn.Conv2d(a, b, 4, stride=2, padding=1)) for a, b in pairwise(widths)
+            spectral_norm(nn.Conv2d(a, b, 3, padding=1)) for a, b in pairwise(widths)
         )
         self.score = spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1))
 
@@ -55,7 +56,7 @@ class Discriminator(nn.Module):
         strength = _mean_around(details.square().mean(dim=1, keepdim=True), 9).sqrt().detach()
         values = torch.cat((images, details / (strength + _DETAIL_FLOOR)), dim=1)
         for convolution in self.convolutions:
-            values = F.leaky_relu(convolution(values), 0.2)
+            values = F.avg_pool2d(F.leaky_relu(convolution(values), 0.2), 2)
         scores: Tensor = self.score(values)
         return scores
 
@@ -79,33 +80,40 @@ class Adversaries(nn.Module):
         """The losses and scores of `AdversarialReconstruction.figures`, as means over images: (4,).
 
         The gradient at each image's prediction is that of the pixels' loss plus the adversarial
-        one, scaled to `weight` times its length. That depends on no other image, so micro-batches
-        and ranks add up to the batch.
+        one, scaled to `weight` times its length (an image's own, as Esser et al. 2021 scale it for
+        a batch). That depends on no other image, so micro-batches and ranks add up to the batch,
+        but for the spectral norms, which each pass brings nearer to their value.
 
         Args:
             images: (N, C, H, W), normalised.
             mask: Of N images.
-            offset: (y, x), below `CELL`: where the discriminator's cells begin. They move from step
-                to step, so that no pattern fits them.
+            offset: (y, x), 0 to 15: how far the discriminator's cells are moved, from step to step,
+                so that no pattern fits them.
             weight: Length of the adversarial gradient over that of the pixels' loss.
         """
         config = self._config
         pred, patch = self.model(images, mask).pred, config.model.patch_size
         grid_size = self.model.grid_of(images)
-        leaf = pred.detach().float().requires_grad_()
         removed = pixel_mask(mask.mask, grid_size, patch)
-        pasted = torch.where(removed.bool(), unpatchify(leaf, patch, grid_size), images)
+        leaf = pred.detach().float().requires_grad_()
+
+        def paste() -> Tensor:
+            return torch.where(removed.bool(), unpatchify(leaf, patch, grid_size), images)
+
         rest = pixel_loss(config, self.model, leaf, images, mask)
+        (gradient,) = torch.autograd.grad(rest, leaf)
         if config.adversarial.features_weight:
-            rest = rest + config.adversarial.features_weight * self._feature_loss(pasted, images)
-        (gradient,) = torch.autograd.grad(rest, leaf, retain_graph=True)
+            of_features = config.adversarial.features_weight * self._feature_loss(paste(), images)
+            # Their mean's gradient is too short for float16.
+            scale = mask.mask.numel()
+            gradient = gradient + torch.autograd.grad(scale * of_features, leaf)[0] / scale
+            rest = rest + of_features
 
         top, left = offset
-        height, width = (side - CELL for side in images.shape[-2:])
-        window = (..., slice(top, top + height), slice(left, left + width))
-        scores = self.discriminator(torch.cat((images[window], pasted[window]))).float()
-        real, rebuilt = scores.chunk(2)
-        cells = F.avg_pool2d(removed[window], CELL)  # how much of each was removed
+        around = (left, CELL - left, top, CELL - top)
+        both = F.pad(torch.cat((images, paste())), around, mode="reflect")
+        real, rebuilt = self.discriminator(both).float().chunk(2)
+        cells = F.avg_pool2d(F.pad(removed, around), CELL)  # how much of each was removed
 
         def mean(values: Tensor) -> Tensor:
             of_images = (values * cells).sum(dim=(1, 2, 3)) / cells.sum(dim=(1, 2, 3)).clamp(min=1)
@@ -115,8 +123,8 @@ class Adversaries(nn.Module):
             # A sum: the gradient's length is set below, and a mean's is too short for float16.
             (sharper,) = torch.autograd.grad(-len(leaf) * mean(rebuilt), leaf, retain_graph=True)
             lengths = [one.flatten(1).norm(dim=1) for one in (gradient, sharper)]
-            scale = weight * lengths[0] / lengths[1].clamp(min=_TINY)
-            gradient = gradient + scale.view(-1, 1, 1) * sharper
+            factor = weight * lengths[0] / lengths[1].clamp(min=_TINY)
+            gradient = gradient + factor.view(-1, 1, 1) * sharper
         against = mean(F.relu(1 - real)) + mean(F.relu(1 + rebuilt))
         # Its gradients are those of the discriminator, and `gradient` at the prediction.
         path = (pred.float() * gradient.detach()).sum() + against
@@ -151,7 +159,7 @@ class AdversarialReconstruction(Reconstruction):
         """(4,): the loss and `figures`."""
         config = self._config.adversarial
         y, x = np.random.default_rng((self._config.seed, _OFFSET, step)).integers(CELL, size=2)
-        risen = (step - config.begin) / max(config.ramp, 1)
+        risen = (step + 1 - config.begin) / (config.ramp + 1)
         weight = config.weight * min(max(risen, 0.0), 1.0)
         losses: Tensor = forward(images, mask, (int(y), int(x)), weight)
         return losses

@@ -55,8 +55,8 @@ class RunState:
     Attributes:
         build: Makes a model of the same shape.
         forward: The module to call in place of `model`, so that gradients are averaged.
-        around: What `forward` is of, if that is not the model: it holds it as `model`, and else
-            what helps to train it.
+        wrapper: Module that computes the loss, where that is not the model: it holds the model
+            as `model`, beside modules that are trained with it and not exported.
         scaler: Loss scaler, for float16.
         precision: Of the forward pass: `float32`, `bfloat16` or `float16`.
         average: EMA of the parameters by name; empty without `ema`.
@@ -79,7 +79,7 @@ class RunState:
     precision: str
     average: dict[str, Tensor]
     device: torch.device
-    around: nn.Module | None = None
+    wrapper: nn.Module | None = None
     loss_average: float = math.nan
     levels: list[float] = field(default_factory=list)
     init_from: str = ""
@@ -96,7 +96,7 @@ class RunState:
             "config": without_places(config),
             "identity": self.identity,
             "model": _to_cpu(self.model.state_dict()),
-            "around": _to_cpu(self._helpers()),
+            "wrapper": _to_cpu(self._helpers()),
             "ema": _to_cpu(self.average) or None,
             "optimizers": [_to_cpu(optimizer.state_dict()) for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
@@ -104,8 +104,8 @@ class RunState:
         }
 
     def _helpers(self) -> dict[str, Tensor]:
-        """The state of what is around the model, without the model's."""
-        state = self.around.state_dict() if self.around else {}
+        """The state of the wrapper, without the model's."""
+        state = self.wrapper.state_dict() if self.wrapper else {}
         return {name: value for name, value in state.items() if not name.startswith("model.")}
 
     def snapshot(self) -> Any:
@@ -188,9 +188,9 @@ def restore(state: RunState, saved: Mapping[str, Any], config: RunConfig) -> Non
         )
     try:
         state.model.load_state_dict(saved["model"])
-        if state.around:
+        if state.wrapper:
             model = {f"model.{name}": value for name, value in saved["model"].items()}
-            state.around.load_state_dict(model | saved["around"])
+            state.wrapper.load_state_dict(model | saved["wrapper"])
         # An EMA that begins only now begins at the parameters.
         averaged = saved["ema"] or saved["model"]
         for name, average in state.average.items():
@@ -242,8 +242,13 @@ def with_model(
     If the weights have no decoder, the decoder and the target are those of `config`. `changes`
     (`model.field=value`) win: another decoder, image size or target. Another encoder is refused.
     """
+
+    def changed(model: ModelConfig) -> ModelConfig:
+        """The model with the changes, before it is the run's: only then the target may fit it."""
+        return with_overrides(model, [change.removeprefix("model.") for change in changes])
+
     if saved and config.init_from:
-        return with_overrides(replace(config, model=saved["config"].model), changes)
+        return replace(config, model=changed(saved["config"].model))
     if weights is None:
         return with_overrides(config, changes)
     source, model = f"init_from={config.init_from}", weights.config
@@ -255,7 +260,7 @@ def with_model(
     if weights.kind != "autoencoder":
         own = {name: getattr(config.model, name) for name in (*_DECODER_FIELDS, "norm_pix")}
         model = replace(model, **own)
-    config = with_overrides(replace(config, model=model), changes)
+    config = replace(config, model=changed(model))
     if other := _differing(_ENCODER_FIELDS, weights, config.model):
         fitting = " ".join(f"model.{name}={getattr(weights.config, name)}" for name in other)
         raise ConfigError(

@@ -158,7 +158,7 @@ def train(
         _fit_pca_of_run(config, model, images)
         write_config(config, name, world)
         loader = _loader(config, images, world)
-        kind = AdversarialReconstruction if config.adversarial.used else Reconstruction
+        kind = AdversarialReconstruction if config.adversarial.width else Reconstruction
         objective = kind(config, model, loader, world)
         if not world.is_main:
             return Run(config, Trainer(config, state, objective, (), world).fit())
@@ -244,6 +244,10 @@ def start_run(
     else:
         begin = f"the weights {state.init_from}" if state.init_from else "scratch"
         _log.info("starting from %s in %s", begin, config.out)
+        if config.freeze_encoder and not state.init_from:
+            _log.warning(
+                "the encoder stays random; give init_from=WEIGHTS for one that has learned"
+            )
     return config, state
 
 
@@ -257,14 +261,14 @@ def _build_state(config: TrainConfig, world: World, weights: Weights | None) -> 
     if config.freeze_encoder:
         for key, parameter in model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and is_decoder_key(key))
-    around = Adversaries(model, config) if config.adversarial.used else None
+    wrapper = Adversaries(model, config) if config.adversarial.width else None
 
     def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
         built = build_optimizers(model, config.optim)
-        return [*built, around.optimizer()] if around else built
+        return [*built, wrapper.optimizer()] if wrapper else built
 
     state = build_state(
-        config, model, world, build=build, build_optimizers=optimizers, around=around
+        config, model, world, build=build, build_optimizers=optimizers, wrapper=wrapper
     )
     state.init_from = name
     return state

@@ -109,14 +109,14 @@ def compile_blocks(model: nn.Module) -> None:
 def build_state(
     config: RunConfig, model: nn.Module, world: World, *, build: Callable[[], nn.Module],
     build_optimizers: Callable[[nn.Module], list[torch.optim.Optimizer]],
-    around: nn.Module | None = None,
+    wrapper: nn.Module | None = None,
 ) -> RunState:  # fmt: skip
     """The state of a run at step 0, with this model; `build` makes another of its shape.
 
-    `around` is the module to call, if it is not the model: it holds it as `model`.
+    `wrapper` is the module to call where that is not the model: it holds the model as `model`.
     """
     device = world.device
-    model, around = model.to(device), around.to(device) if around else None
+    model, wrapper = model.to(device), wrapper.to(device) if wrapper else None
     prefer_fast_attention(model, device)
     if config.system.checkpoint_activations:
         for module in model.modules():
@@ -134,7 +134,7 @@ def build_state(
         if config.ema and parameter.requires_grad
     }
     return RunState(
-        model=model, build=build, forward=distribute(around or model, world), around=around,
+        model=model, build=build, forward=distribute(wrapper or model, world), wrapper=wrapper,
         precision=precision,
         average=average, optimizers=build_optimizers(model), device=device,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "float16"),

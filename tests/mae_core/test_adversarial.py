@@ -93,8 +93,8 @@ def test_the_gradient_is_the_sum_of_both_with_the_lengths_that_were_asked_for(
         rest = pixel_loss(both._config, both.model, leaf, images[i : i + 1], rows) / len(images)
         (gradient,) = torch.autograd.grad(rest, leaf)
         pasted = torch.where(removed[i : i + 1].bool(), unpatchify(leaf, 8), images[i : i + 1])
-        scores = both.discriminator(pasted[..., 3:35, 5:37])
-        cells = F.avg_pool2d(removed[i : i + 1, :, 3:35, 5:37], CELL)
+        scores = both.discriminator(F.pad(pasted, (5, 11, 3, 13), mode="reflect"))
+        cells = F.avg_pool2d(F.pad(removed[i : i + 1], (5, 11, 3, 13)), CELL)
         (sharper,) = torch.autograd.grad(-(scores * cells).sum(), leaf)
         together = gradient + weight * sharper * gradient.norm() / sharper.norm()
         total = total + (pred[i : i + 1] * together).sum()
@@ -115,20 +115,37 @@ def test_the_figures_are_those_of_the_pixels_and_of_the_cells_that_were_removed(
         rest = pixel_loss(both._config, both.model, pred, images, mask)
         removed = pixel_mask(mask.mask, (6, 6), 8)
         pasted = torch.where(removed.bool(), unpatchify(pred, 8), images)
-        window = (..., slice(0, 32), slice(15, 47))
-        true, false = both.discriminator(images[window]), both.discriminator(pasted[window])
+        true, false = (
+            both.discriminator(F.pad(whole, (15, 1, 0, 16), mode="reflect"))
+            for whole in (images, pasted)
+        )
     means = []
     for i in range(len(images)):
         figures, whole = torch.zeros(3), 0.0
-        for y in range(2):
-            for x in range(2):
-                share = removed[i, 0, 16 * y : 16 * y + 16, 15 + 16 * x : 31 + 16 * x].mean()
+        for y in range(4):
+            for x in range(4):
+                columns = slice(max(16 * x - 15, 0), 16 * x + 1)
+                share = removed[i, 0, 16 * y : 16 * y + 16, columns].sum() / 256
                 a, b = true[i, 0, y, x], false[i, 0, y, x]
                 figures += share * torch.stack(((1 - a).clamp(0) + (1 + b).clamp(0), a, b))
                 whole += share.item()
         means.append(figures / max(whole, 1))
     expected = [rest.item(), *torch.stack(means).mean(dim=0).tolist()]
     assert [loss, against, real, rebuilt] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_frame_of_an_image_is_judged_as_its_middle_is(small_config: ModelConfig) -> None:
+    both = build(small_config, SHARP)
+    images = torch.randn(16, 3, 48, 48, generator=torch.Generator().manual_seed(3))
+    total = torch.zeros(48, 48)
+    for offset in range(CELL):
+        whole = images.clone().requires_grad_()
+        padded = F.pad(whole, (offset, CELL - offset, offset, CELL - offset), mode="reflect")
+        (gradient,) = torch.autograd.grad(both.discriminator(padded).sum(), whole)
+        total += gradient.abs().mean(dim=(0, 1))
+    middle = total[16:32, 16:32].mean()
+    for edge in (total[0], total[-1], total[:, 0], total[:, -1]):
+        assert 0.5 * middle < edge.mean() < 2 * middle
 
 
 def test_parts_of_a_batch_add_up_to_it(small_config: ModelConfig) -> None:
@@ -207,7 +224,7 @@ def test_a_run_sharpens_and_leaves_the_encoder_as_it_was(
     lines = [line for line in run.metrics() if "loss" in line]
     for name in ("loss_discriminator", "score_real", "score_rebuilt"):
         assert all(name in line for line in lines)
-    assert load_latest(run.folder)["around"].keys() == {
+    assert load_latest(run.folder)["wrapper"].keys() == {
         key for key in Adversaries(run.model, run.config).state_dict() if key[:6] != "model."
     }
     assert read_weights(run.folder).record["train"]["adversarial"]["weight"] == 0.5
@@ -227,7 +244,7 @@ def test_a_stopped_run_ends_in_the_same_bits(
     assert load_latest(parts.out)["step"] == stopped_after + 1
     assert train(parts).finished
     states = [load_latest(config.out) for config in (whole, parts)]
-    for part in ("model", "around", "ema"):
+    for part in ("model", "wrapper", "ema"):
         first, second = (state[part] for state in states)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first), part
@@ -265,7 +282,9 @@ def test_two_processes_do_what_one_does(picture_folder: Path, tmp_path: Path) ->
     [
         ({"adversarial": replace(SHARP, features_weight=1.0)}, "give freeze_encoder=true too"),
         ({"stages": (StageConfig(16),)}, "images of at least 32 pixels, and a stage has 16"),
-        ({"norm_pix": True}, "adversarial.weight is 0.5, for models that predict pixels"),
+        ({"stages": ()}, "shares must add up to 1"),
+        ({"norm_pix": True}, "adversarial.width is 4, for models that predict pixels"),
+        ({"loss": "mse"}, "give loss=log_mse too, or seam_weight=0"),
     ],
 )
 def test_runs_that_cannot_be(
@@ -277,10 +296,23 @@ def test_runs_that_cannot_be(
         make_sharp(**changes)
 
 
+def test_weights_of_another_target_are_taken_once_it_is_changed(
+    make_sharp: MakeRun, small_config: ModelConfig, tmp_path: Path
+) -> None:
+    plain = make_sharp(adversarial=AdversarialConfig(), seam_weight=0.0, steps=2)
+    other = replace(plain, model=replace(small_config, norm_pix=True), out=str(tmp_path / "other"))
+    train(other)
+    config = make_sharp(init_from=other.out, steps=2)
+    with pytest.raises(ConfigError, match="begin with weights that predict pixels"):
+        train(config)
+    run = train(config, **{"model.norm_pix": False})
+    assert not run.model.config.norm_pix
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"adversarial": AdversarialConfig()}, "adversarial.used"),
+        ({"adversarial": AdversarialConfig()}, "adversarial.width"),
         ({"adversarial": replace(SHARP, width=8)}, "adversarial.width"),
         ({"freeze_encoder": True}, "freeze_encoder"),
     ],
@@ -303,8 +335,8 @@ def test_a_checkpoint_without_its_discriminator_is_refused(
     path = Path(config.out) / "checkpoint.pt"
     content = load_checkpoint(path)
     content.pop("format")
-    content.pop("around")
-    save_checkpoint(path, content if change is None else content | {"around": change})
+    content.pop("wrapper")
+    save_checkpoint(path, content if change is None else content | {"wrapper": change})
     with pytest.raises(CheckpointError, match="is damaged or of .*; delete it to go on from"):
         train(config)
 
