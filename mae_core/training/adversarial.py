@@ -37,8 +37,9 @@ _TINY = 1e-12
 class Discriminator(nn.Module):
     """Scores each cell of 16 pixels: above 0 for a photograph, below 0 for a rebuilt one.
 
-    It sees each image beside its details in units of their own strength: a faint mesh in a plain
-    sky has to count as much as one in grass.
+    It sees each image beside its details, in units of the strength that the photograph's have
+    there: a faint mesh in a plain sky has to count as much as one in grass, and what is blurred is
+    weak wherever it is.
     """
 
     def __init__(self, in_chans: int, width: int) -> None:
@@ -50,10 +51,10 @@ class Discriminator(nn.Module):
         )
         self.score = spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W), normalised -> (N, 1, H // 16, W // 16)."""
-        details = images - _mean_around(images, 5)
-        strength = _mean_around(details.square().mean(dim=1, keepdim=True), 9).sqrt().detach()
+    def forward(self, images: Tensor, photographs: Tensor) -> Tensor:
+        """Images and what they are of, (N, C, H, W), normalised -> (N, 1, H // 16, W // 16)."""
+        details, true = (of - _mean_around(of, 5) for of in (images, photographs))
+        strength = _mean_around(true.square().mean(dim=1, keepdim=True), 9).sqrt()
         values = torch.cat((images, details / (strength + _DETAIL_FLOOR)), dim=1)
         for convolution in self.convolutions:
             values = F.avg_pool2d(F.leaky_relu(convolution(values), 0.2), 2)
@@ -111,8 +112,9 @@ class Adversaries(nn.Module):
 
         top, left = offset
         around = (left, CELL - left, top, CELL - top)
-        both = F.pad(torch.cat((images, paste())), around, mode="reflect")
-        real, rebuilt = self.discriminator(both).float().chunk(2)
+        true, pasted = (F.pad(of, around, mode="reflect") for of in (images, paste()))
+        scores = self.discriminator(torch.cat((true, pasted)), torch.cat((true, true)))
+        real, rebuilt = scores.float().chunk(2)
         cells = F.avg_pool2d(F.pad(removed, around), CELL)  # how much of each was removed
 
         def mean(values: Tensor) -> Tensor:

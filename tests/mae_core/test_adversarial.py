@@ -64,7 +64,8 @@ def build(config: ModelConfig, adversarial: AdversarialConfig, **fields: object)
     )  # fmt: skip
     adversaries = Adversaries(MaskedAutoencoder(config), run)
     adversaries.train()
-    adversaries.discriminator(torch.randn(2, 3, 48, 48))  # a first iteration of the norms
+    first = torch.randn(2, 3, 48, 48)
+    adversaries.discriminator(first, first)  # a first iteration of the norms
     return adversaries.eval()
 
 
@@ -93,7 +94,10 @@ def test_the_gradient_is_the_sum_of_both_with_the_lengths_that_were_asked_for(
         rest = pixel_loss(both._config, both.model, leaf, images[i : i + 1], rows) / len(images)
         (gradient,) = torch.autograd.grad(rest, leaf)
         pasted = torch.where(removed[i : i + 1].bool(), unpatchify(leaf, 8), images[i : i + 1])
-        scores = both.discriminator(F.pad(pasted, (5, 11, 3, 13), mode="reflect"))
+        pasted, whole = (
+            F.pad(of, (5, 11, 3, 13), mode="reflect") for of in (pasted, images[i : i + 1])
+        )
+        scores = both.discriminator(pasted, whole)
         cells = F.avg_pool2d(F.pad(removed[i : i + 1], (5, 11, 3, 13)), CELL)
         (sharper,) = torch.autograd.grad(-(scores * cells).sum(), leaf)
         together = gradient + weight * sharper * gradient.norm() / sharper.norm()
@@ -115,10 +119,8 @@ def test_the_figures_are_those_of_the_pixels_and_of_the_cells_that_were_removed(
         rest = pixel_loss(both._config, both.model, pred, images, mask)
         removed = pixel_mask(mask.mask, (6, 6), 8)
         pasted = torch.where(removed.bool(), unpatchify(pred, 8), images)
-        true, false = (
-            both.discriminator(F.pad(whole, (15, 1, 0, 16), mode="reflect"))
-            for whole in (images, pasted)
-        )
+        wholes = [F.pad(of, (15, 1, 0, 16), mode="reflect") for of in (images, pasted)]
+        true, false = (both.discriminator(of, wholes[0]) for of in wholes)
     means = []
     for i in range(len(images)):
         figures, whole = torch.zeros(3), 0.0
@@ -141,7 +143,8 @@ def test_the_frame_of_an_image_is_judged_as_its_middle_is(small_config: ModelCon
     for offset in range(CELL):
         whole = images.clone().requires_grad_()
         padded = F.pad(whole, (offset, CELL - offset, offset, CELL - offset), mode="reflect")
-        (gradient,) = torch.autograd.grad(both.discriminator(padded).sum(), whole)
+        scores = both.discriminator(padded, padded.detach())
+        (gradient,) = torch.autograd.grad(scores.sum(), whole)
         total += gradient.abs().mean(dim=(0, 1))
     middle = total[16:32, 16:32].mean()
     for edge in (total[0], total[-1], total[:, 0], total[:, -1]):
@@ -183,17 +186,17 @@ def test_a_discriminator_tells_photographs_from_blurred_ones() -> None:
     net = Discriminator(3, 8)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, betas=(0.5, 0.95))
 
-    def draw() -> tuple[torch.Tensor, torch.Tensor]:
+    def scores() -> tuple[torch.Tensor, torch.Tensor]:
         sharp = F.interpolate(torch.randn(8, 3, 24, 24), scale_factor=2)
-        return sharp, F.avg_pool2d(sharp, 5, stride=1, padding=2)
+        return net(sharp, sharp), net(F.avg_pool2d(sharp, 5, stride=1, padding=2), sharp)
 
     for _ in range(60):
-        sharp, blurred = map(net, draw())
+        sharp, blurred = scores()
         loss = F.relu(1 - sharp).mean() + F.relu(1 + blurred).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    sharp, blurred = map(net, draw())
+    sharp, blurred = scores()
     assert sharp.shape == (8, 1, 3, 3)
     assert sharp.mean() > 0.5
     assert blurred.mean() < -0.5
