@@ -15,7 +15,8 @@ of masks, the same for all; and under random masks of 75 %:
   pixel, the patches' frequency, over its neighbourhood and beyond that of the true images. 0 is no
   mesh.
 * pattern: the power of the mean error over an image's removed patches, without their mean colours,
-  over what it would be if the errors of patches had nothing in common. 1 is no common pattern.
+  over what it would be if the errors of patches had nothing in common (`common_pattern`). 1 is no
+  common pattern.
 * flicker: the standard deviation of a removed pixel over eight masks, in levels of 255.
 
 Writes a dated Markdown file, the numbers as JSON, and a grid of pictures for each kind of mask into
@@ -43,6 +44,7 @@ from mae_core.evaluation.reconstruction import (
 )
 from mae_core.images import DecodedImage, to_tensor
 from mae_core.metrics import compose, kernel_distance
+from mae_core.model.losses import common_pattern
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import draw_mask
 from mae_core.model.patches import patchify, pixel_mask
@@ -116,18 +118,6 @@ def mesh_of(images: Tensor) -> list[float]:
     return found
 
 
-def pattern_of(originals: Tensor, pixels: Tensor, masks: Tensor, patch_size: int) -> float:
-    """What the errors of an image's removed patches have in common; a mean over images."""
-    # A patch's values are in the order row, column, channel.
-    errors = patchify(pixels - originals, patch_size).unflatten(2, (-1, originals.shape[1]))
-    errors = (errors - errors.mean(dim=2, keepdim=True)).flatten(2)
-    removed = masks[:, :, None]
-    counts = removed.sum(dim=1)
-    common = ((errors * removed).sum(dim=1) / counts).square().mean(dim=1)
-    alone = (errors.square() * removed).sum(dim=1).mean(dim=1) / counts.squeeze(1) ** 2
-    return float((common / alone).mean())
-
-
 def flicker_of(model: MaskedAutoencoder, images: Sequence[DecodedImage]) -> float:
     """The standard deviation over masks of pixels that at least two of them remove, in levels."""
     total, square, count = 0.0, 0.0, 0.0
@@ -173,7 +163,8 @@ def measure(name: str, images: Sequence[DecodedImage], *, baselines: bool) -> di
     ]
     distances = [kernel_distance(*two).item() for two in sets]
     mesh = [ours - true for ours, true in zip(mesh_of(pixels), mesh_of(originals), strict=True)]
-    pattern = pattern_of(originals, pixels, masks, model.config.patch_size)
+    patches = (patchify(of, model.config.patch_size) for of in (pixels, originals))
+    pattern = common_pattern(*patches, masks, channels=3).mean().item()
     flicker = flicker_of(model, images[:FLICKER_IMAGES])
     return found | {
         "kid": [1000 * np.mean(distances), 1000 * np.std(distances)],

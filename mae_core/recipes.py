@@ -98,7 +98,9 @@ def sharpen() -> TrainConfig:
         # Enlarged crops are blurred, and the discriminator would take that for the truth.
         data=DataConfig(short_side=320, crop_area=(0.6, 1.0)),
         mask=MaskConfig(ratio=(0.4, 0.9), random=0.8, block=0.15, grid=0.05),
-        optim=OptimConfig(lr=2e-4, betas=(0.5, 0.95), warmup_steps=20, weight_decay=0.0),
+        optim=OptimConfig(
+            lr=2e-4, betas=(0.5, 0.95), warmup_steps=20, weight_decay=0.0, decay_share=0.2
+        ),
         out="runs/sharpen",
         init_from=DEFAULT_WEIGHTS,
         steps=2000,
@@ -106,7 +108,10 @@ def sharpen() -> TrainConfig:
         loss="log_mse",
         visible_weight=0.1,
         seam_weight=0.3,
-        adversarial=AdversarialConfig(width=16, weight=0.1),
+        # The discriminator has to stay ahead, or a mesh gets past it.
+        adversarial=AdversarialConfig(
+            width=16, weight=0.3, begin=100, ramp=200, lr_factor=5.0, pattern_weight=0.02
+        ),
         ema=0.99,
         eval_every=500,
         save_every=100,

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from mae_core.config import TrainConfig
+from mae_core.model.losses import common_pattern
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask
 from mae_core.model.patches import pixel_mask, unpatchify
@@ -102,6 +103,10 @@ class Adversaries(nn.Module):
             return torch.where(removed.bool(), unpatchify(leaf, patch, grid_size), images)
 
         rest = pixel_loss(config, self.model, leaf, images, mask)
+        if config.adversarial.pattern_weight:
+            target = self.model.target(images)
+            common = common_pattern(leaf, target, mask.mask, images.shape[1]).mean()
+            rest = rest + config.adversarial.pattern_weight * common
         (gradient,) = torch.autograd.grad(rest, leaf)
         if config.adversarial.features_weight:
             of_features = config.adversarial.features_weight * self._feature_loss(paste(), images)

@@ -20,6 +20,7 @@ from mae_core.config import (
     TrainConfig,
 )
 from mae_core.errors import CheckpointError, ConfigError
+from mae_core.model.losses import common_pattern
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask, random_mask
 from mae_core.model.patches import pixel_mask, unpatchify
@@ -78,7 +79,7 @@ def batch(n: int = 4) -> tuple[torch.Tensor, PatchMask]:
 def test_the_gradient_is_the_sum_of_both_with_the_lengths_that_were_asked_for(
     small_config: ModelConfig, weight: float
 ) -> None:
-    both = build(small_config, SHARP, seam_weight=0.3)
+    both = build(small_config, replace(SHARP, pattern_weight=0.05), seam_weight=0.3)
     images, mask = batch()
     values = both(images, mask, (3, 5), weight)
     values[0].backward()
@@ -91,7 +92,9 @@ def test_the_gradient_is_the_sum_of_both_with_the_lengths_that_were_asked_for(
     for i in range(len(images)):
         leaf = pred[i : i + 1].detach().requires_grad_()
         rows = mask.rows(i, i + 1)
-        rest = pixel_loss(both._config, both.model, leaf, images[i : i + 1], rows) / len(images)
+        target = both.model.target(images[i : i + 1])
+        rest = pixel_loss(both._config, both.model, leaf, images[i : i + 1], rows)
+        rest = (rest + 0.05 * common_pattern(leaf, target, rows.mask, 3).sum()) / len(images)
         (gradient,) = torch.autograd.grad(rest, leaf)
         pasted = torch.where(removed[i : i + 1].bool(), unpatchify(leaf, 8), images[i : i + 1])
         pasted, whole = (
