@@ -231,7 +231,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [weights_name(name) for name in args.weights]
     if len(set(names)) < len(names):
         parser.error(f"weights have to have names of their own, and these are {', '.join(names)}")
-    report = reports.conditions("bench_weights", ["HOLDOUT", *names], "cpu", PACKAGES)
+    arguments = ["HOLDOUT", *names, *(["--images", str(args.images)] if args.images else [])]
+    report = reports.conditions("bench_weights", arguments, "cpu", PACKAGES)
     try:
         images = load_images(args.holdout, load(FEATURES).config)[: args.images]
         report |= {"images": len(images), "weights": {}}

@@ -774,8 +774,8 @@ class TrainConfig(RunConfig):
         smallest = min(stage.image_size for stage in self.stages)
         if self.adversarial.width and smallest < 32:
             raise ConfigError(
-                f"a discriminator looks at images of at least 32 pixels, and a stage has "
-                f"{smallest}; give larger stages or adversarial.width=0 adversarial.weight=0"
+                f"a discriminator needs images of at least 32 pixels, and a stage has {smallest}; "
+                "give larger stages, or train without one (adversarial.width=0)"
             )
         patch = self.model.patch_size
         for size in (stage.image_size for stage in self.stages):

@@ -108,7 +108,7 @@ def sharpen() -> TrainConfig:
         loss="log_mse",
         visible_weight=0.1,
         seam_weight=0.3,
-        # The discriminator has to stay ahead, or a mesh gets past it.
+        # With a discriminator that learns more slowly, a mesh is left (docs/training.md).
         adversarial=AdversarialConfig(
             width=16, weight=0.3, begin=100, ramp=200, lr_factor=5.0, pattern_weight=0.02
         ),

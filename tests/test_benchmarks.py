@@ -124,11 +124,11 @@ def test_weights_are_measured_and_drawn_beside_each_other(
     folder.mkdir()
     for i in range(3):
         draw_picture(i, 224, 224).save(folder / f"{i}.png")
-    arguments = [str(folder), "mae-tiny", "--out", str(tmp_path / "out")]
+    arguments = ["--images", "3", str(folder), "mae-tiny", "--out", str(tmp_path / "out")]
     assert bench_weights.main(arguments) == 0
     (numbers,) = (tmp_path / "out").glob("*-weights.json")
     report = json.loads(numbers.read_text())
-    assert "HOLDOUT mae-tiny" in report["command"]
+    assert report["command"].endswith(" HOLDOUT mae-tiny --images 3")
     found = report["weights"]["mae-tiny"]
     model = load("mae-tiny")
     images = load_images(folder, model.config)
@@ -175,7 +175,7 @@ def test_weights_that_cannot_be_measured_are_told(
     small = replace(PRESETS["tiny"], image_size=112, patch_size=8, embed_dim=48, depth=1)
     save_weights(tmp_path / "small.safetensors", MaskedAutoencoder(small), record={})
     for folder, names, message in (
-        (tmp_path / "none", ["mae-tiny"], "none"),
+        (tmp_path / "none", ["mae-tiny"], "none' is not a folder; give one with images in it"),
         (tmp_path, ["mae-tiny", "mae-tiny"], "names of their own"),
         (tmp_path, [str(tmp_path / "small.safetensors")], "image_size 112; give weights that have"),
     ):

@@ -109,11 +109,11 @@ class Adversaries(nn.Module):
             rest = rest + config.adversarial.pattern_weight * common
         (gradient,) = torch.autograd.grad(rest, leaf)
         if config.adversarial.features_weight:
-            of_features = config.adversarial.features_weight * self._feature_loss(paste(), images)
-            # Their mean's gradient is too short for float16.
+            perceptual = config.adversarial.features_weight * self._feature_loss(paste(), images)
+            # The gradient of a mean over patches is too short for float16.
             scale = mask.mask.numel()
-            gradient = gradient + torch.autograd.grad(scale * of_features, leaf)[0] / scale
-            rest = rest + of_features
+            gradient = gradient + torch.autograd.grad(scale * perceptual, leaf)[0] / scale
+            rest = rest + perceptual
 
         top, left = offset
         around = (left, CELL - left, top, CELL - top)

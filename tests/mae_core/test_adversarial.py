@@ -24,11 +24,7 @@ from mae_core.model.losses import common_pattern
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask, random_mask
 from mae_core.model.patches import pixel_mask, unpatchify
-from mae_core.training.adversarial import (
-    CELL,
-    Adversaries,
-    Discriminator,
-)
+from mae_core.training.adversarial import CELL, Adversaries, Discriminator
 from mae_core.training.pretraining import pixel_loss
 from mae_core.training.report import read_metrics
 from mae_core.training.train import train
@@ -287,7 +283,7 @@ def test_two_processes_do_what_one_does(picture_folder: Path, tmp_path: Path) ->
     ("changes", "message"),
     [
         ({"adversarial": replace(SHARP, features_weight=1.0)}, "give freeze_encoder=true too"),
-        ({"stages": (StageConfig(16),)}, "images of at least 32 pixels, and a stage has 16"),
+        ({"stages": (StageConfig(16),)}, "images of at least 32 pixels, and a stage has 16;"),
         ({"stages": ()}, "shares must add up to 1"),
         ({"norm_pix": True}, "adversarial.width is 4, for models that predict pixels"),
         ({"loss": "mse"}, "give loss=log_mse too, or seam_weight=0"),
