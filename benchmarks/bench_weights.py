@@ -44,7 +44,6 @@ from mae_core.evaluation.reconstruction import (
 )
 from mae_core.images import DecodedImage, to_tensor
 from mae_core.metrics import compose, kernel_distance
-from mae_core.model.losses import common_pattern
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import draw_mask
 from mae_core.model.patches import patchify, pixel_mask
@@ -116,6 +115,29 @@ def mesh_of(images: Tensor) -> list[float]:
         around = torch.cat((lines[at - 6 : at - 2], lines[at + 3 : at + 7]))
         found.append(10 * torch.log10(lines[at] / around.log().mean().exp()).item())
     return found
+
+
+def common_pattern(pred: Tensor, target: Tensor, mask: Tensor, channels: int) -> Tensor:
+    """What the errors of an image's removed patches have in common.
+
+    The power of their mean, without each patch's mean colour, over what it would be if they had
+    nothing in common: about 1 then, and n if n patches have the same error.
+
+    Args:
+        pred: (N, L, P).
+        target: (N, L, P).
+        mask: (N, L), 1 = removed; at least one patch removed.
+        channels: Of the image; a patch's values are in the order row, column, channel.
+
+    Returns:
+        (N,) float32.
+    """
+    errors = (pred.float() - target.float()).unflatten(2, (-1, channels))
+    errors = (errors - errors.mean(dim=2, keepdim=True)).flatten(2) * mask[:, :, None]
+    common = errors.sum(dim=1).square().mean(dim=1)
+    alone = errors.square().sum(dim=1).mean(dim=1)
+    ratio: Tensor = common / alone.clamp(min=1e-12)
+    return ratio
 
 
 def flicker_of(model: MaskedAutoencoder, images: Sequence[DecodedImage]) -> float:

@@ -684,8 +684,6 @@ class AdversarialConfig(Checked):
         lr_factor: The discriminator's learning rate over the model's.
         features_weight: Weight of a perceptual loss: on what the model's own encoder, which has to
             be frozen then, makes of pasted and of true images.
-        pattern_weight: Weight of a loss on what the errors of an image's removed patches have in
-            common (`common_pattern`), so that no texture is the same in every patch.
     """
 
     width: Annotated[int, Field(ge=0, le=1024)] = 0
@@ -694,14 +692,13 @@ class AdversarialConfig(Checked):
     ramp: NotNegativeInt = 100
     lr_factor: Positive = 2.0
     features_weight: NotNegative = 0.0
-    pattern_weight: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.width and (self.weight or self.features_weight or self.pattern_weight):
+        if not self.width and (self.weight or self.features_weight):
             raise ConfigError(
-                "adversarial.weight, features_weight and pattern_weight are for a run against a "
-                "discriminator; give adversarial.width=16 too, or set them to 0"
+                "adversarial.weight and features_weight are for a run against a discriminator; "
+                "give adversarial.width=16 too, or set them to 0"
             )
 
 

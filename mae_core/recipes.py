@@ -109,9 +109,7 @@ def sharpen() -> TrainConfig:
         visible_weight=0.1,
         seam_weight=0.3,
         # With a discriminator that learns more slowly, a mesh is left (docs/training.md).
-        adversarial=AdversarialConfig(
-            width=16, weight=0.3, begin=100, ramp=200, lr_factor=5.0, pattern_weight=0.02
-        ),
+        adversarial=AdversarialConfig(width=16, weight=0.3, begin=100, ramp=200, lr_factor=5.0),
         ema=0.99,
         eval_every=500,
         save_every=100,

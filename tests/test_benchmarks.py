@@ -19,8 +19,8 @@ from mae_core.evaluation.reconstruction import (
     load_images,
     summarize,
 )
-from mae_core.model.losses import common_pattern
 from mae_core.model.mae import MaskedAutoencoder, forward_flops
+from mae_core.model.masking import random_mask
 from mae_core.model.patches import patchify
 from mae_core.weights.formats import save_weights
 from mae_core.weights.registry import load
@@ -144,6 +144,27 @@ def test_weights_are_measured_and_drawn_beside_each_other(
     assert len(list((tmp_path / "out").glob("weights-*.png"))) == len(bench_weights.MASKS)
 
 
+def test_the_common_pattern_agrees_with_the_obvious_loop() -> None:
+    generator = torch.Generator().manual_seed(1)
+    pred, target = torch.randn(2, 3, 9, 48, generator=generator)
+    mask = random_mask(3, 9, 0.6, seed=[0, 1, 2]).mask
+    found = bench_weights.common_pattern(pred, target, mask, channels=3)
+    for i in range(3):
+        errors = (pred - target)[i].numpy().reshape(9, 16, 3)
+        rows = [errors[k] - errors[k].mean(axis=0) for k in range(9) if mask[i, k]]
+        independent = sum((row**2).mean() for row in rows) / len(rows) ** 2
+        expected = (np.mean(rows, axis=0) ** 2).mean() / independent
+        assert found[i].item() == pytest.approx(expected, rel=1e-5)
+    # The same error in each of n patches; other colours are no pattern.
+    same = target + torch.randn(1, 1, 48, generator=generator)
+    of_same = bench_weights.common_pattern(same, target, mask, 3)
+    assert of_same.tolist() == pytest.approx(mask.sum(1).tolist())
+    cast = pred + torch.randn(3, 9, 3, generator=generator).repeat(1, 1, 16)
+    of_cast = bench_weights.common_pattern(cast, target, mask, 3)
+    assert of_cast.tolist() == pytest.approx(found.tolist(), rel=1e-4)
+    assert bench_weights.common_pattern(target, target, mask, 3).tolist() == [0, 0, 0]
+
+
 def test_a_mesh_and_a_common_pattern_are_found() -> None:
     torch.manual_seed(0)
     originals = torch.rand(4, 3, 224, 224)
@@ -160,7 +181,9 @@ def test_a_mesh_and_a_common_pattern_are_found() -> None:
     # A patch of another colour has no pattern.
     cast = noisy + torch.tensor([0.2, 0.0, -0.2]).view(3, 1, 1)
     patterns = [
-        common_pattern(patchify(one, 16), patchify(originals, 16), masks, 3).mean().item()
+        bench_weights.common_pattern(patchify(one, 16), patchify(originals, 16), masks, 3)
+        .mean()
+        .item()
         for one in (meshed, noisy, cast)
     ]
     assert patterns[0] > 100

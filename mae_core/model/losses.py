@@ -95,29 +95,6 @@ def seam_loss(pixels: Tensor, images: Tensor, mask: Tensor, patch_size: int) -> 
     return loss
 
 
-def common_pattern(pred: Tensor, target: Tensor, mask: Tensor, channels: int) -> Tensor:
-    """What the errors of an image's removed patches have in common.
-
-    The power of their mean, without each patch's mean colour, over what it would be if they had
-    nothing in common: about 1 then, and n if n patches have the same error.
-
-    Args:
-        pred: (N, L, P).
-        target: (N, L, P).
-        mask: (N, L), 1 = removed; at least one patch removed.
-        channels: Of the image; a patch's values are in the order row, column, channel.
-
-    Returns:
-        (N,) float32.
-    """
-    errors = (pred.float() - target.float()).unflatten(2, (-1, channels))
-    errors = (errors - errors.mean(dim=2, keepdim=True)).flatten(2) * mask[:, :, None]
-    common = errors.sum(dim=1).square().mean(dim=1)
-    alone = errors.square().sum(dim=1).mean(dim=1)
-    ratio: Tensor = common / alone.clamp(min=1e-12)
-    return ratio
-
-
 def error_of(losses: Tensor, kind: LossKind) -> Tensor:
     """Losses as errors above 0, whose ratio says by how much one is larger."""
     return losses.exp() if kind == "log_mse" else losses

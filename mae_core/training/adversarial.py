@@ -7,8 +7,6 @@ et al. 2017; hinge as in Lim and Ye 2017; spectral norm by Miyato et al. 2018). 
 with a GAN loss came without code or description; nothing here is taken from them.
 """
 
-from itertools import pairwise
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,7 +14,6 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from mae_core.config import TrainConfig
-from mae_core.model.losses import common_pattern
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask
 from mae_core.model.patches import pixel_mask, unpatchify
@@ -32,6 +29,9 @@ _OFFSET = 3
 # about three levels of 255.
 _DETAIL_FLOOR = 0.05
 
+# Distances in patches, down and right, at which details are compared.
+_DISTANCES = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
+
 _TINY = 1e-12
 
 
@@ -40,27 +40,55 @@ class Discriminator(nn.Module):
 
     It sees each image beside its details, in units of the strength that the photograph's have
     there: a faint mesh in a plain sky has to count as much as one in grass, and what is blurred is
-    weak wherever it is.
+    weak wherever it is. From the third convolution on it also sees how alike the details of patches
+    near each other are.
     """
 
-    def __init__(self, in_chans: int, width: int) -> None:
+    def __init__(self, in_chans: int, width: int, patch_size: int) -> None:
         super().__init__()
-        widths = [2 * in_chans, *(width * 2**i for i in range(4))]
+        self._patch_size = patch_size
+        outputs = [width * 2**i for i in range(4)]
+        inputs = [2 * in_chans, *outputs[:-1]]
+        inputs[2] += len(_DISTANCES)
         # Averages halve the size: strides would leave a checkerboard in what is asked for.
         self.convolutions = nn.ModuleList(
-            spectral_norm(nn.Conv2d(a, b, 3, padding=1)) for a, b in pairwise(widths)
+            spectral_norm(nn.Conv2d(a, b, 3, padding=1))
+            for a, b in zip(inputs, outputs, strict=True)
         )
-        self.score = spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1))
+        self.score = spectral_norm(nn.Conv2d(outputs[-1], 1, 3, padding=1))
 
     def forward(self, images: Tensor, photographs: Tensor) -> Tensor:
         """Images and what they are of, (N, C, H, W), normalised -> (N, 1, H // 16, W // 16)."""
         details, true = (of - _mean_around(of, 5) for of in (images, photographs))
         strength = _mean_around(true.square().mean(dim=1, keepdim=True), 9).sqrt()
         values = torch.cat((images, details / (strength + _DETAIL_FLOOR)), dim=1)
-        for convolution in self.convolutions:
+        for number, convolution in enumerate(self.convolutions):
+            if number == 2:
+                values = torch.cat((values, _likeness(details, self._patch_size)), dim=1)
             values = F.avg_pool2d(F.leaky_relu(convolution(values), 0.2), 2)
         scores: Tensor = self.score(values)
         return scores
+
+
+def _likeness(details: Tensor, patch_size: int) -> Tensor:
+    """Correlation of details with those `_DISTANCES` away, (N, C, H, W) -> (N, 6, H // 4, W // 4).
+
+    All patches come out of one matrix, so the texture that is learned first is the same in each.
+    A photograph repeats nothing at the patches' distance; convolutions are too small to see that.
+    """
+
+    def mean(values: Tensor) -> Tensor:
+        return _mean_around(F.avg_pool2d(values.mean(dim=1, keepdim=True), 4), 5)
+
+    power = mean(details.square()) + _DETAIL_FLOOR**2 / 4
+    found = []
+    for distance in _DISTANCES:
+        y, x = (patch_size * count for count in distance)
+        product = mean(details * details.roll((y, x), dims=(2, 3)))
+        alike = product / (power * power.roll((y // 4, x // 4), dims=(2, 3))).sqrt()
+        # Of the patches on both sides.
+        found.append((alike + alike.roll((-y // 4, -x // 4), dims=(2, 3))) / 2)
+    return torch.cat(found, dim=1)
 
 
 def _mean_around(images: Tensor, side: int) -> Tensor:
@@ -74,7 +102,9 @@ class Adversaries(nn.Module):
     def __init__(self, model: MaskedAutoencoder, config: TrainConfig) -> None:
         super().__init__()
         self.model, self._config = model, config
-        self.discriminator = Discriminator(config.model.in_chans, config.adversarial.width)
+        self.discriminator = Discriminator(
+            config.model.in_chans, config.adversarial.width, config.model.patch_size
+        )
 
     def forward(
         self, images: Tensor, mask: PatchMask, offset: tuple[int, int], weight: float
@@ -103,10 +133,6 @@ class Adversaries(nn.Module):
             return torch.where(removed.bool(), unpatchify(leaf, patch, grid_size), images)
 
         rest = pixel_loss(config, self.model, leaf, images, mask)
-        if config.adversarial.pattern_weight:
-            target = self.model.target(images)
-            common = common_pattern(leaf, target, mask.mask, images.shape[1]).mean()
-            rest = rest + config.adversarial.pattern_weight * common
         (gradient,) = torch.autograd.grad(rest, leaf)
         if config.adversarial.features_weight:
             perceptual = config.adversarial.features_weight * self._feature_loss(paste(), images)

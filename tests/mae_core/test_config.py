@@ -416,7 +416,6 @@ def test_whole_numbers_are_not_rounded() -> None:
         (["model.norm_pix=true", "seam_weight=0.3"], "seam_weight is 0.3, for models that predict"),
         (["adversarial.weight=0.5"], "give adversarial.width=16 too, or set them to 0"),
         (["adversarial.features_weight=1"], "give adversarial.width=16 too, or set them to 0"),
-        (["adversarial.pattern_weight=1"], "give adversarial.width=16 too, or set them to 0"),
         (["loss=l1"], "loss='l1': Input should be 'mse' or 'log_mse'"),
     ],
 )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mae_core.config import ModelConfig, preset
 from mae_core.errors import ConfigError
-from mae_core.model.losses import LossKind, common_pattern, reconstruction_loss, seam_loss
+from mae_core.model.losses import LossKind, reconstruction_loss, seam_loss
 from mae_core.model.mae import MaskedAutoencoder, sincos_pos_embed
 from mae_core.model.masking import PatchMask, draw_mask, mask_from_noise, random_mask
 from mae_core.model.patches import normalize_patches, patchify, pixel_mask, unpatchify
@@ -552,26 +552,6 @@ def test_the_seam_loss_asks_nothing_of_pixels_away_from_the_borders_of_removed_p
     loss.backward()
     assert loss.item() == pytest.approx(math.log(0.05))
     assert right.grad.isfinite().all()
-
-
-def test_the_common_pattern_agrees_with_the_obvious_loop() -> None:
-    pred, target = noise(3, 9, 48), noise(3, 9, 48, seed=2)
-    mask = random_mask(3, 9, 0.6, seed=[0, 1, 2]).mask
-    found = common_pattern(pred, target, mask, channels=3)
-    for i in range(3):
-        errors = (pred - target)[i].numpy().reshape(9, 16, 3)
-        rows = [errors[k] - errors[k].mean(axis=0) for k in range(9) if mask[i, k]]
-        independent = sum((row**2).mean() for row in rows) / len(rows) ** 2
-        expected = (np.mean(rows, axis=0) ** 2).mean() / independent
-        assert found[i].item() == pytest.approx(expected, rel=1e-5)
-    # The same error in each of n patches; other colours are no pattern.
-    same = target + noise(1, 1, 48, seed=3)
-    colours = target + noise(3, 9, 3, seed=4).repeat(1, 1, 16)
-    assert common_pattern(same, target, mask, 3).tolist() == pytest.approx(mask.sum(1).tolist())
-    assert common_pattern(pred + colours - target, target, mask, 3).tolist() == pytest.approx(
-        found.tolist(), rel=1e-4
-    )
-    assert common_pattern(target, target, mask, 3).tolist() == [0, 0, 0]
 
 
 def test_a_loss_that_is_not_there_is_named() -> None:
