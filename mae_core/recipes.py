@@ -108,7 +108,7 @@ def sharpen() -> TrainConfig:
         loss="log_mse",
         visible_weight=0.1,
         seam_weight=0.3,
-        # With a discriminator that learns more slowly, a mesh is left (docs/training.md).
+        # With an lr_factor of 2 the discriminator was too slow, and a mesh was left.
         adversarial=AdversarialConfig(width=24, weight=0.5, begin=100, ramp=300, lr_factor=5.0),
         ema=0.99,
         eval_every=500,
