@@ -73,13 +73,14 @@ class Discriminator(nn.Module):
 def _likeness(details: Tensor, patch_size: int) -> Tensor:
     """Correlation of details with those `_DISTANCES` away, (N, C, H, W) -> (N, 6, H // 4, W // 4).
 
-    All patches come out of one matrix, so the texture that is learned first is the same in each.
-    A photograph repeats nothing at the patches' distance; convolutions are too small to see that.
+    One matrix predicts all patches, so the texture that is learned first is the same in each.
+    Few photographs repeat at a distance of patches; this shows it to convolutions of 3 pixels.
     """
 
     def mean(values: Tensor) -> Tensor:
         return _mean_around(F.avg_pool2d(values.mean(dim=1, keepdim=True), 4), 5)
 
+    # At a quarter of the resolution, so by whole patches only if 4 divides their side.
     power = mean(details.square()) + _DETAIL_FLOOR**2 / 4
     found = []
     for distance in _DISTANCES:
