@@ -123,7 +123,7 @@ def test_a_link_brings_its_language_and_its_tab(view: Page, page_url: str) -> No
 
     english = Tab(view.context)
     english.suit(DESKTOP, "en-US", "reduce")
-    page = opened(english.page, link, updates=False)
+    page = opened(english.page, link, updates=True)
     expect(page.get_by_role("tab", name="保存")).to_be_visible()
     assert page.evaluate("document.documentElement.lang") == "zh-CN"
     script = """async (language) => {
