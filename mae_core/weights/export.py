@@ -233,7 +233,9 @@ def _timm_arguments(weights: Weights) -> tuple[str, dict[str, Any]]:
     """The model of timm that fits, and what of it is not the named model's own."""
     config, arguments = weights.config, dict[str, Any]()
     size = (config.embed_dim, config.depth)
-    fitting = [name for name, known in PRESETS.items() if size == (known.embed_dim, known.depth)]
+    fitting = [
+        name for name in _TIMM_NAMES if size == (PRESETS[name].embed_dim, PRESETS[name].depth)
+    ]
     name = fitting[0] if fitting else "base"
     if "fc_norm.weight" in weights.state:
         arguments["global_pool"] = "avg"

@@ -450,9 +450,12 @@ def run_line(line: str) -> Any:
     return eval(line, names)
 
 
-@pytest.mark.parametrize("name", ["tiny", "small"])
-def test_the_line_for_timm_is_short_for_known_models(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("tiny", "vit_tiny_patch16_224"), ("small", "vit_small_patch16_224"), ("compact", None)],
+)
+def test_the_line_for_timm_is_short_for_models_that_timm_knows(
+    name: str, known: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = preset(name)
     model = MaskedAutoencoder(replace(config, decoder_depth=1))
@@ -460,8 +463,10 @@ def test_the_line_for_timm_is_short_for_known_models(
     save_weights(tmp_path / "a.safetensors", model, record={})
     mae(["convert", str(tmp_path / "a.safetensors"), str(path), "--to", "timm"])
     line = capsys.readouterr().out.splitlines()[-1].removeprefix("open it with: ")
+    own = ", " if known else ", embed_dim=256, num_heads=4, "
     assert line == (
-        f'timm.create_model("vit_{name}_patch16_224", num_classes=0, checkpoint_path={str(path)!r})'
+        f'timm.create_model("{known or "vit_base_patch16_224"}", num_classes=0{own}'
+        f"checkpoint_path={str(path)!r})"
     )
     peer = run_line(line).eval()
     images = noise(1, 3, 224, 224)
