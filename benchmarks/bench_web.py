@@ -44,9 +44,9 @@ from benchmarks import reports
 from benchmarks.bench_page import ACTS, CHROMIUM, bare
 from mae_core import Reconstructor, load
 from mae_core.model.masking import STRATEGIES, draw_mask
+from mae_core.weights import DEFAULT_WEIGHTS
 
 EXAMPLES = Path(__file__).parent.parent / "app" / "assets" / "examples"
-WEIGHTS = "mae-tiny"
 GRIDS = [(14, 14), (7, 7), (16, 12), (9, 21), (1, 5), (32, 32)]
 RATIOS = (0.25, 0.75, 0.95)
 SLOW_BYTES = 20_000_000 / 8  # a second
@@ -136,7 +136,7 @@ def masks(page: Page, count: int) -> int:
 
 def pictures(page: Page) -> dict[str, Any]:
     """The examples' reconstructions beside those of Python."""
-    reconstructor = Reconstructor(load(WEIGHTS), in_place=True)
+    reconstructor = Reconstructor(load(DEFAULT_WEIGHTS), in_place=True)
     request = page.evaluate("JSON.parse(document.querySelector('.panels').dataset.view).settings")
     differing, levels, originals, losses = [], [], 0, []
     for number, picture in enumerate(sorted(EXAMPLES.glob("*.jpg"))):
@@ -276,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = moves(page, by, args.moves, 5000)
             times[f"{by} to pixels"] = [total for total, _ in found]
             times[f"model in the browser ({by})"] = [model for _, model in found]
-        times["model in Python"] = bare(WEIGHTS, args.moves)
+        times["model in Python"] = bare(DEFAULT_WEIGHTS, args.moves)
         report["memory_mb"] = steady(page, 3000)
         browser.close()
     report["milliseconds"] = {

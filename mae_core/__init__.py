@@ -2,7 +2,7 @@
 
     import mae_core
 
-    model = mae_core.load("mae-tiny")
+    model = mae_core.load("mae-compact")
     mae_core.Reconstructor(model)("cat.jpg", mask_ratio=0.75, seed=2).strip().save("cat.png")
 
 A name is imported when it is first used: `import mae_core` alone, and so `mae --help`, does not

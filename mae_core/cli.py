@@ -177,7 +177,7 @@ def _add_reconstruct(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("image", metavar="IMAGE", help="an image file")
     add("--out", metavar="DIR", required=True, help="folder to write to")
-    add("--weights", metavar="W", help="name, file, folder of a run or USER/NAME; mae-tiny")
+    add("--weights", metavar="W", help="name, file, folder of a run or USER/NAME; mae-compact")
     add("--seed", type=int, help="of the mask; 0")
     add("--settings", metavar="FILE",
         help="settings.json of the page or of this command, in place of the flags that it has: "
@@ -349,7 +349,7 @@ def _opened(
 def _evaluate(args: argparse.Namespace) -> int:
     """Measure what a model learned.
 
-    mae evaluate reconstruction mae-tiny IMAGES
+    mae evaluate reconstruction mae-compact IMAGES
     mae evaluate knn mae-tiny FLOWERS
     mae evaluate linear runs/mine FLOWERS seeds=3
     mae evaluate classifier runs/tuned FLOWERS
@@ -380,7 +380,7 @@ _COLUMNS = {
 def _reconstruction(args: argparse.Namespace) -> int:
     """Measure how well a model rebuilds the images of a folder.
 
-        mae evaluate reconstruction mae-tiny IMAGES --mask-ratio 0.75 --seed 0
+        mae evaluate reconstruction mae-compact IMAGES --mask-ratio 0.75 --seed 0
         mae evaluate reconstruction runs/mine IMAGES --strategy block --json
 
     It prints loss, PSNR, SSIM, seams and sharpness of removed patches with their spread over the
@@ -921,7 +921,7 @@ def _add_export_web(parser: argparse.ArgumentParser) -> None:
 def _export_web(args: argparse.Namespace) -> int:
     """Write a model for the page that runs in a browser without a server.
 
-        mae export-web mae-tiny --out models --data IMAGES
+        mae export-web mae-compact --out models --data IMAGES
         mae export-web runs/flowers --out models --storage float16
 
     It writes NAME.onnx, an ONNX graph of encoder and decoder with the mask as an input, and

@@ -1,7 +1,7 @@
 """Build the page without a server into a folder that any static host serves: python -m web.build.
 
     python -m web.build build/web                                with the bundled weights
-    python -m web.build build/web --weights mae-tiny,runs/flowers      the first is the default
+    python -m web.build build/web --weights mae-compact,runs/flowers      the first is the default
 
 The folder is new, empty or that of an earlier build, which stays as it is if this one fails. The
 same sources give the same bytes.

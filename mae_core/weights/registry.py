@@ -44,7 +44,7 @@ _INSTALLED = Path(__file__).resolve().parents[1] / "bundled"
 WEIGHTS_FOLDER = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / "weights"
 
 # The weights used where none are named.
-DEFAULT_WEIGHTS = "mae-tiny"
+DEFAULT_WEIGHTS = "mae-compact"
 
 
 @dataclass(frozen=True)

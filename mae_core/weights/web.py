@@ -1,6 +1,6 @@
 """A model as a file that a page in a browser runs with onnxruntime-web.
 
-    export_web(read_weights("mae-tiny"), Path("models"), name="mae-tiny")
+    export_web(read_weights("mae-compact"), Path("models"), name="mae-compact")
 
 Its size is how long a visitor waits, so its matrices are stored in 8 or 16 bits. They are cast to
 float32 by operators of constants, which ONNX Runtime computes once, when it makes the session. All

@@ -27,6 +27,7 @@ from mae_core.inside.uncertainty import Doubt
 from mae_core.model.masking import custom_mask, draw_mask
 from mae_core.reconstruct import Reconstructor, to_pixels
 from mae_core.settings import digest_of
+from mae_core.weights import DEFAULT_WEIGHTS
 from tests.browser.asking import whole_width
 from tests.browser.conftest import (
     DESKTOP,
@@ -39,7 +40,7 @@ from tests.browser.conftest import (
 from tests.sources import ROOT
 
 EXAMPLES = ROOT / "app/assets/examples"
-NAME = "mae-tiny"
+NAME = DEFAULT_WEIGHTS
 FIRST_MASK = {"strategy": "random", "ratio": 0.75, "seed": 2, "rows": []}
 
 # Of the bytes of a reconstruction: sums in another order are rounded to the next level.
@@ -363,7 +364,9 @@ def test_two_are_compared_and_the_inside_is_shown(page: Page) -> None:
     page.locator("#compare .main").click()
     expect(page.locator("#compare .side canvas")).to_have_count(2)
     page.locator("#tab-inside").click()
-    expect(page.locator("#inside")).to_contain_text("1 + 49 = 50 tokens × 192")
+    expect(page.locator("#inside")).to_contain_text(
+        f"1 + 49 = 50 tokens × {load(NAME).config.embed_dim}"
+    )
 
 
 def test_panels_settings_and_the_link_are_kept(
@@ -372,7 +375,7 @@ def test_panels_settings_and_the_link_are_kept(
     set_to(page, example="coffee", mask={"seed": 77})
     page.locator("#tab-keep").click()
     expect(page.locator("#keep")).not_to_contain_text("cURL")
-    expect(page.locator("#keep code")).to_contain_text('mae_core.load("mae-tiny")')
+    expect(page.locator("#keep code")).to_contain_text(f'mae_core.load("{NAME}")')
     with page.expect_download() as saving:
         page.locator("#keep .settings .main").click()
     settings = json.loads(Path(saving.value.path()).read_text())
@@ -393,7 +396,7 @@ def test_settings_that_need_a_server_are_refused(page: Page) -> None:
     request = view_of(page)["settings"]
     for change, sentence in (
         ({"fit": "whole"}, "choose crop, squash"), ({"image_size": 448}, "448"),
-        ({"model": "mae-huge"}, "choose mae-tiny"), ({"v": 9}, "version"),
+        ({"model": "mae-huge"}, f"choose {NAME}"), ({"v": 9}, "version"),
     ):  # fmt: skip
         assert sentence in page.evaluate(OPEN, {"request": request | change})
     assert view_of(page)["settings"] == request
@@ -445,18 +448,19 @@ def test_it_speaks_chinese_on_a_phone(browser: Browser, server: Server) -> None:
 
 def test_a_model_of_the_visitor_is_run(page: Page, file: File) -> None:
     # Of the same length, so that the file stays whole.
-    mine = file.content.replace(b'"name": "mae-tiny"', b'"name": "mae-mine"')
+    own = NAME.replace("mae", "own")
+    mine = file.content.replace(f'"name": "{NAME}"'.encode(), f'"name": "{own}"'.encode())
     page.locator("#model button").focus()
     page.locator("#model input").set_input_files(
         {"name": "mine.onnx", "mimeType": "application/octet-stream", "buffer": mine}
     )
-    page.locator('#panels .panels[data-view*=\'"model":"mae-mine"\']').wait_for()
-    expect(page.locator("#model select")).to_have_value("mae-mine")
+    page.locator(f'#panels .panels[data-view*=\'"model":"{own}"\']').wait_for()
+    expect(page.locator("#model select")).to_have_value(own)
     expect(page.locator("#model button")).to_be_focused()
     # It can be compared with the other.
     page.locator("#tab-compare").click()
     page.locator("#compare select").first.select_option("model")
-    expect(page.locator("#compare select").nth(1)).to_have_value("mae-tiny")
+    expect(page.locator("#compare select").nth(1)).to_have_value(NAME)
     page.locator("#compare .main").click()
     expect(page.locator("#compare .side canvas")).to_have_count(2)
 

@@ -15,6 +15,7 @@ import web.build
 from app.examples import examples
 from app.i18n import LOCALES
 from mae_core.errors import ConfigError
+from mae_core.weights import DEFAULT_WEIGHTS
 from tests.sources import ROOT
 from web.build import build_site, finish, main
 from web.headers import HEADERS
@@ -91,9 +92,9 @@ def test_the_models_are_those_that_are_described(site: Path) -> None:
     (model,) = index["models"]
     data = gzip.decompress((site / "models" / model["file"]).read_bytes())
     digest = hashlib.sha256(data).hexdigest()
-    assert (index["v"], model["name"], model["bytes"]) == (1, "mae-tiny", len(data))
+    assert (index["v"], model["name"], model["bytes"]) == (1, DEFAULT_WEIGHTS, len(data))
     assert model["sha256"] == digest
-    assert model["file"] == f"mae-tiny-{digest[:12]}.onnx.gz"
+    assert model["file"] == f"{DEFAULT_WEIGHTS}-{digest[:12]}.onnx.gz"
     assert model["licence"]
     assert model["loss_db"]["pictures"] == len(examples())
 

@@ -24,7 +24,7 @@ from app.settings import AppSettings
 from mae_core import MaskedAutoencoder, PatchMask, Reconstruction, Reconstructor
 from mae_core.errors import ConfigError, ImageError, MaskError
 from mae_core.reconstruct import ReconstructionRequest
-from mae_core.weights import locate, read_weights
+from mae_core.weights import list_weights, locate, read_weights
 from mae_core.weights.files import CHECKPOINT_FILE
 from mae_core.weights.formats import save_weights
 from tests.app.serving import events_of, example, save_step, small_reconstructor
@@ -90,7 +90,8 @@ def test_models_of_two_steps_can_be_told_apart() -> None:
 
 def test_a_running_run_is_in_the_list_with_its_step(run: Path) -> None:
     service = served(run)
-    assert service.models == ("flowers", "mae-tiny")
+    bundled = [name for name, entry in list_weights().items() if entry.bundled]
+    assert service.models == ("flowers", *bundled)
     assert service.progress == {"flowers": Progress(400, 1000)}
     facts = service.reconstruct(example("cat"), 0.75, 2).facts
     assert (facts["model"], facts["step"], facts["steps"]) == ("flowers", 400, 1000)
