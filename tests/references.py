@@ -4,6 +4,7 @@ Everything here is written from the paper's words with plain loops, in float64, 
 code with `mae_core`.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -216,19 +217,23 @@ def seam_loss(pixels: Array, images: Array, removed: NDArray[np.bool_], patch_si
     """Of (N, C, H, W) predictions; removed is (N, H, W)."""
     n, c, h, w = images.shape
     of_images = []
-    for i in range(n):
+    for i, width in itertools.product(range(n), [s for s in (1, 2, 4) if 2 * s <= patch_size]):
         errors, truths = [], []
         for y, x, v, u in _neighbours(h, w):
             across = (y // patch_size, x // patch_size) != (v // patch_size, u // patch_size)
             if not across or not (removed[i, y, x] or removed[i, v, u]):
                 continue
+            first = pixels if removed[i, y, x] else images
+            second = pixels if removed[i, v, u] else images
+            down, right = v - y, u - x
             for channel in range(c):
-                true = images[i, channel, v, u] - images[i, channel, y, x]
-                first = pixels if removed[i, y, x] else images
-                second = pixels if removed[i, v, u] else images
-                jump = second[i, channel, v, u] - first[i, channel, y, x]
-                errors.append((jump - true) ** 2)
-                truths.append(true**2)
+                jumps = []
+                for one, other in ((first, second), (images, images)):
+                    before = [one[i, channel, y - k * down, x - k * right] for k in range(width)]
+                    after = [other[i, channel, v + k * down, u + k * right] for k in range(width)]
+                    jumps.append(np.mean(after) - np.mean(before))
+                errors.append((jumps[0] - jumps[1]) ** 2)
+                truths.append(jumps[1] ** 2)
         ratio = np.mean(errors) / (np.mean(truths) + 0.01)
         of_images.append(math.log(ratio + 0.05))
     return float(np.mean(of_images))

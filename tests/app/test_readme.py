@@ -26,7 +26,7 @@ def test_the_librarys_lines_run(tmp_path: Path) -> None:
     with Image.open(strip) as image:
         assert image.size == (4 * 224 + 3 * 8, 224)
     assert names["output"].pred.shape == (2, 196, 768)
-    assert names["features"].shape == (2, 192)
+    assert names["features"].shape == (2, names["model"].config.embed_dim)
     assert names["vit"](names["images"]).shape == (2, 100)
 
 

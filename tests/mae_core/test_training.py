@@ -60,7 +60,7 @@ from mae_core.training.trainer import (
 )
 from mae_core.weights.files import load_checkpoint, load_latest, save_checkpoint
 from mae_core.weights.publish import push
-from mae_core.weights.registry import read_weights
+from mae_core.weights.registry import DEFAULT_WEIGHTS, read_weights
 from tests.forked import ForkedPython
 from tests.mae_core.conftest import MakeRun
 
@@ -973,7 +973,7 @@ def test_recipes_are_valid_and_unknown_names_and_fields_are_explained() -> None:
 
 
 def test_weights_to_begin_with_leave_no_choice_of_the_model() -> None:
-    with pytest.raises(ConfigError, match="init_from=mae-tiny holds an encoder of another shape"):
+    with pytest.raises(ConfigError, match=f"init_from={DEFAULT_WEIGHTS} holds an encoder of anoth"):
         mae(["train", "adapt", "data.folder=PICTURES", "model.depth=3"])
 
 

@@ -24,6 +24,7 @@ from mae_core.weights.files import (
 from mae_core.weights.formats import Hints, Kind, Weights, read_file, save_weights
 from mae_core.weights.hub import checkpoints_folder
 from mae_core.weights.registry import (
+    DEFAULT_WEIGHTS,
     WeightsEntry,
     find,
     list_weights,
@@ -74,7 +75,7 @@ def test_names_files_and_run_folders_lead_to_weights(folder: Path) -> None:
 def test_unknown_weights_are_refused_with_the_names_there_are(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="'yours' is neither .*`mae fetch` lists the names"):
         locate("yours")
-    with pytest.raises(CheckpointError, match="mae-tiny"):
+    with pytest.raises(CheckpointError, match=DEFAULT_WEIGHTS):
         locate()
 
 
