@@ -80,9 +80,8 @@ def seam_loss(pixels: Tensor, images: Tensor, mask: Tensor, patch_size: int) -> 
     removed, lost = mask.reshape(-1, 1, h, w), (pixels.float() - images.float())
     losses = []
     for width in [1, *(width for width in (2, 4) if width <= patch_size // 2)]:
-        sums = torch.zeros(
-            3, len(images), device=images.device
-        )  # of errors, of truths, their number
+        # Sums of errors and of truths, and their number.
+        sums = torch.zeros(3, len(images), device=images.device)
         for hole, error, image in (
             (removed, lost, images), (removed.mT, lost.mT, images.mT)
         ):  # fmt: skip

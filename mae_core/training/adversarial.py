@@ -146,7 +146,7 @@ class Adversaries(nn.Module):
         top, left = offset
         around = (left, CELL - left, top, CELL - top)
         true, pasted = (F.pad(of, around, mode="reflect") for of in (images, paste()))
-        with parametrize.cached():  # spectral norms of one pass
+        with parametrize.cached():  # one step of the spectral norms' power iteration for both
             real, rebuilt = (self.discriminator(of, true).float() for of in (true, pasted))
         cells = F.avg_pool2d(F.pad(removed, around), CELL)  # how much of each was removed
 
@@ -160,7 +160,7 @@ class Adversaries(nn.Module):
             factor = weight * lengths[0] / lengths[1].clamp(min=_TINY)
             gradient = gradient + factor.view(-1, 1, 1) * sharper
         against = mean(F.relu(1 - real)) + mean(F.relu(1 + rebuilt))
-        # Of the discriminator alone; `backward` would go on to the prediction, in vain.
+        # By itself: `backward` would compute the gradient of the pasted images too.
         parameters = list(self.discriminator.parameters())
         of_parameters = torch.autograd.grad(scale * against, parameters)
         path = (pred.float() * gradient).sum()
