@@ -34,6 +34,7 @@ from playwright.sync_api import sync_playwright
 from benchmarks import reports
 from mae_core import Reconstructor, load
 from mae_core.reconstruct import ReconstructionRequest
+from mae_core.weights.registry import DEFAULT_WEIGHTS
 
 EXAMPLE = Path(__file__).parent.parent / "app" / "assets" / "examples" / "cat.jpg"
 PARTS = ("join", "answer", "fetch", "paint")
@@ -119,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--by", choices=ACTS, default="slider")
     parser.add_argument("--moves", type=int, default=100)
     parser.add_argument("--first-seed", type=int, default=1000, help="none may be asked for before")
-    parser.add_argument("--weights", default="mae-tiny", help="what the page serves")
+    parser.add_argument("--weights", default=DEFAULT_WEIGHTS, help="what the page serves")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args(argv)
     report: dict[str, Any] = reports.conditions("bench_page", argv, "cpu", PACKAGES)

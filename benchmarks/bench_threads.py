@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_threads
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python -m benchmarks.bench_threads
-    python -m benchmarks.bench_threads --work rebuild:mae-tiny:1 --rounds 5 --out /tmp/look
+    python -m benchmarks.bench_threads --work rebuild:mae-compact:1 --rounds 5 --out /tmp/look
 
 Work is KIND:MODEL:BATCH, with KIND `rebuild` (pictures into panels, as the page does) or `train`
 (a step of AdamW at 128 pixels, as the trainer does); a model is bundled weights by name, or a
@@ -38,7 +38,7 @@ from mae_core.model.losses import reconstruction_loss
 from mae_core.training.trainer import autocast, prefer_fast_attention
 
 PACKAGES = ("torch", "timm")
-WORK = ("rebuild:mae-tiny:1", "rebuild:mae-tiny:8", "rebuild:small:1", "rebuild:base:1",
+WORK = ("rebuild:mae-compact:1", "rebuild:mae-compact:8", "rebuild:small:1", "rebuild:base:1",
         "train:tiny:32", "train:small:16")  # fmt: skip
 
 # Threads (0 is torch's choice, -1 ours) and environment of each way; the first is the default.

@@ -717,9 +717,10 @@ class TrainConfig(RunConfig):
             error, so that plain images count as much as busy ones, as in a mean PSNR.
         visible_weight: Weight of the loss on visible patches; the paper's is 0, which leaves them
             speckled in the reconstruction.
-        seam_weight: Weight of the loss on jumps across the borders of removed patches
-            (`seam_loss`), which show as seams; the paper's is 0. For models that predict pixels,
-            beside `log_mse`, as it is a logarithm too.
+        seam_weight: Weight of the loss on steps from pixel to pixel, half of it across borders of
+            patches, which show as seams (`seam_loss`); all of it beside a discriminator. The
+            paper's is 0. For models that predict pixels, beside `log_mse`, as it is a logarithm
+            too.
         adversarial: A discriminator, for sharp reconstructions; for models that predict pixels.
         freeze_encoder: Whether only the decoder learns.
         export_dtype: Number format of the weights written at the end.

@@ -22,9 +22,9 @@ __all__ = [
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
-# Floating-point operations of a forward pass below which a second thread gains nothing: between an
-# image of `tiny` and one of `small` (`python -m benchmarks.bench_threads`).
-_ONE_THREAD_FLOPS = 2e9
+# Floating-point operations of a forward pass below which a second thread gains little: between an
+# image of `compact` and one of `small` at 75 % (`python -m benchmarks.bench_threads`).
+_ONE_THREAD_FLOPS = 3e9
 
 # Microseconds of CPU time, and the period in which they may be used (cgroup v2).
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")

@@ -75,7 +75,7 @@ def bundled_compact() -> TrainConfig:
         batch_size=64,
         loss="log_mse",
         visible_weight=0.1,
-        seam_weight=0.3,
+        seam_weight=2.0,
         ema=0.999,
         export_dtype="float16",
         snapshots=8,

@@ -213,29 +213,24 @@ def _neighbours(h: int, w: int) -> list[tuple[int, int, int, int]]:
     return pairs + [(y, x, y + 1, x) for y in range(h - 1) for x in range(w)]
 
 
-def seam_loss(pixels: Array, images: Array, removed: NDArray[np.bool_], patch_size: int) -> float:
+def seam_loss(
+    pixels: Array, images: Array, removed: NDArray[np.bool_], patch_size: int, *, inside: bool
+) -> float:
     """Of (N, C, H, W) predictions; removed is (N, H, W)."""
     n, c, h, w = images.shape
     of_images = []
-    for i, width in itertools.product(range(n), [s for s in (1, 2, 4) if 2 * s <= patch_size]):
+    for i, across in itertools.product(range(n), (True, False) if inside else (True,)):
+        pasted = np.where(removed[i], pixels[i], images[i])
         errors, truths = [], []
         for y, x, v, u in _neighbours(h, w):
-            across = (y // patch_size, x // patch_size) != (v // patch_size, u // patch_size)
-            if not across or not (removed[i, y, x] or removed[i, v, u]):
+            if across != ((y // patch_size, x // patch_size) != (v // patch_size, u // patch_size)):
                 continue
-            first = pixels if removed[i, y, x] else images
-            second = pixels if removed[i, v, u] else images
-            down, right = v - y, u - x
-            for channel in range(c):
-                jumps = []
-                for one, other in ((first, second), (images, images)):
-                    before = [one[i, channel, y - k * down, x - k * right] for k in range(width)]
-                    after = [other[i, channel, v + k * down, u + k * right] for k in range(width)]
-                    jumps.append(np.mean(after) - np.mean(before))
-                errors.append((jumps[0] - jumps[1]) ** 2)
-                truths.append(jumps[1] ** 2)
-        ratio = np.mean(errors) / (np.mean(truths) + 0.01)
-        of_images.append(math.log(ratio + 0.05))
+            if removed[i, y, x] or removed[i, v, u]:
+                for channel in range(c):
+                    step, true = (a[channel, v, u] - a[channel, y, x] for a in (pasted, images[i]))
+                    errors.append((step - true) ** 2)
+                    truths.append(true**2)
+        of_images.append(math.log(np.mean(errors) / (np.mean(truths) + 0.01) + 0.05))
     return float(np.mean(of_images))
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mae_core.config import LossKind
 from mae_core.errors import ConfigError
+from mae_core.model.patches import pixel_mask
 
 # Added to an image's error before the logarithm, so that nearly perfect images do not dominate.
 LOG_MSE_FLOOR = 0.01
@@ -57,54 +58,46 @@ def reconstruction_loss(
     raise ConfigError(f"no loss is called {kind!r}; choose {' or '.join(get_args(LossKind))}")
 
 
-def seam_loss(pixels: Tensor, images: Tensor, mask: Tensor, patch_size: int) -> Tensor:
-    """How wrong the pasted images' jumps across the borders of removed patches are.
+def seam_loss(
+    pixels: Tensor, images: Tensor, mask: Tensor, patch_size: int, *, inside: bool = True
+) -> Tensor:
+    """How wrong the steps from pixel to pixel of the pasted images are.
 
     A squared error of pixels does not ask neighbours to fit each other, and patches that are
-    predicted one by one show their borders. This is the mean over images and over strips of 1, 2
-    and 4 pixels on each side of a border, at most half a patch, of log(e / (t + 0.01) + 0.05):
-    e is the mean squared difference of predicted and true jumps between the strips' means, across
-    borders of which at least one side is removed, t the mean square of the true ones. Without the
-    wider strips the outermost pixels alone are moved, and the borders show as lines.
+    predicted one by one show their borders. This is the mean over images, and over steps across
+    borders of patches and those inside, of log(e / (t + 0.01) + 0.05): e is the mean squared error
+    of the differences of neighbouring pixels, of which at least one is removed, t the mean square
+    of the true ones. Without the steps inside the outermost pixels alone are moved, and show as
+    lines.
 
     Args:
         pixels: (N, C, H, W), predicted, normalised.
-        images: (N, C, H, W), normalised; more than one patch.
+        images: (N, C, H, W), normalised.
         mask: (N, L), 1 = removed; at least one patch removed.
         patch_size: Side of a patch in pixels.
+        inside: Whether steps inside patches count too, as much as those across borders.
 
     Returns:
         () float32.
     """
     h, w = (side // patch_size for side in images.shape[-2:])
-    removed, lost = mask.reshape(-1, 1, h, w), (pixels.float() - images.float())
+    removed = pixel_mask(mask, (h, w), patch_size)  # (N, 1, H, W)
+    lost, images = removed * (pixels.float() - images.float()), images.float()
     losses = []
-    for width in [1, *(width for width in (2, 4) if width <= patch_size // 2)]:
-        # Sums of errors and of truths, and their number.
+    for across in (True, False) if inside else (True,):
+        # Sums of squared errors and of true squares, and their number.
         sums = torch.zeros(3, len(images), device=images.device)
-        for hole, error, image in (
-            (removed, lost, images), (removed.mT, lost.mT, images.mT)
-        ):  # fmt: skip
-            hidden = hole.repeat_interleave(patch_size, dim=3)
-            one, other = hidden[:, :, :-1], hidden[:, :, 1:]  # (N, 1, h - 1, W)
-            either = torch.maximum(one, other).expand(-1, images.shape[1], -1, -1)
-            (wrong_one, wrong_other), (true_one, true_other) = (
-                _strips(values, width, patch_size) for values in (error, image)
-            )
-            wrong = wrong_other * other - wrong_one * one
-            true = (true_other - true_one) * either
-            sums = sums + torch.stack(
-                [value.sum(dim=(1, 2, 3)) for value in (wrong.square(), true.square(), either)]
-            )
-        e, t = sums[:2] / sums[2]
+        for hole, error, true in ((removed, lost, images), (removed.mT, lost.mT, images.mT)):
+            place = torch.arange(1, hole.shape[2], device=images.device) % patch_size
+            at = ((place == 0) == across).nonzero()[:, 0]
+            either = torch.maximum(hole[:, :, at], hole[:, :, at + 1]).expand_as(error[:, :, at])
+            steps = [values[:, :, at + 1] - values[:, :, at] for values in (error, true)]
+            squares = [step.square() * either for step in steps]
+            sums = sums + torch.stack([values.sum(dim=(1, 2, 3)) for values in (*squares, either)])
+        # None at all in an image of one patch, or in patches of one pixel.
+        e, t = sums[:2] / sums[2].clamp(min=1)
         losses.append((e / (t + _SEAM_TRUTH_FLOOR) + _SEAM_FLOOR).log().mean())
     return torch.stack(losses).mean()
-
-
-def _strips(values: Tensor, width: int, patch_size: int) -> tuple[Tensor, Tensor]:
-    """Means of the last rows above each border and of the first below it: 2 x (N, C, h - 1, W)."""
-    rows = values.unflatten(2, (-1, patch_size))
-    return rows[:, :, :-1, -width:].mean(dim=3), rows[:, :, 1:, :width].mean(dim=3)
 
 
 def error_of(losses: Tensor, kind: LossKind) -> Tensor:

@@ -28,7 +28,10 @@ def pixel_loss(
     if config.seam_weight:
         patch = config.model.patch_size
         pixels = unpatchify(pred, patch, model.grid_of(images))
-        loss = loss + config.seam_weight * seam_loss(pixels, images, mask.mask, patch)
+        # A discriminator finds lines by itself, and the texture inside patches is its own affair.
+        inside = not config.adversarial.width
+        seams = seam_loss(pixels, images, mask.mask, patch, inside=inside)
+        loss = loss + config.seam_weight * seams
     return loss
 
 

@@ -20,6 +20,7 @@ from mae_core.config import (
     TrainConfig,
 )
 from mae_core.errors import CheckpointError, ConfigError
+from mae_core.model.losses import seam_loss
 from mae_core.model.mae import MaskedAutoencoder
 from mae_core.model.masking import PatchMask, random_mask
 from mae_core.model.patches import pixel_mask, unpatchify
@@ -68,6 +69,21 @@ def build(config: ModelConfig, adversarial: AdversarialConfig, **fields: object)
 def batch(n: int = 4) -> tuple[torch.Tensor, PatchMask]:
     torch.manual_seed(2)
     return torch.randn(n, 3, 48, 48), random_mask(n, 36, 0.7, seed=range(n))
+
+
+@pytest.mark.parametrize("adversarial", [AdversarialConfig(), SHARP])
+def test_steps_inside_patches_are_left_to_the_discriminator(
+    small_config: ModelConfig, adversarial: AdversarialConfig
+) -> None:
+    images, mask = batch()
+    model = MaskedAutoencoder(small_config)
+    pred = torch.randn(4, 36, 192)
+    run = TrainConfig(model=small_config, adversarial=adversarial, loss="log_mse", seam_weight=2.0)
+    plain = pixel_loss(replace(run, seam_weight=0.0), model, pred, images, mask)
+    seams = (pixel_loss(run, model, pred, images, mask) - plain) / 2
+    pixels = unpatchify(pred, 8, (6, 6))
+    expected = seam_loss(pixels, images, mask.mask, 8, inside=not adversarial.width)
+    torch.testing.assert_close(seams, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])

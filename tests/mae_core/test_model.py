@@ -524,35 +524,51 @@ def test_log_mse_of_a_perfect_image_is_finite() -> None:
 
 @pytest.mark.parametrize("grid_size", [(2, 2), (3, 5), (1, 2)])
 @pytest.mark.parametrize("side", [2, 4, 8])
-def test_the_seam_loss_agrees_with_the_obvious_loop(grid_size: tuple[int, int], side: int) -> None:
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_seam_loss_agrees_with_the_obvious_loop(
+    grid_size: tuple[int, int], side: int, inside: bool
+) -> None:
     h, w = grid_size
     images, pixels = noise(3, 2, h * side, w * side), noise(3, 2, h * side, w * side, seed=2)
     mask = random_mask(3, h * w, 0.5, seed=[0, 1, 2]).mask
-    loss = seam_loss(pixels, images, mask, side)
+    loss = seam_loss(pixels, images, mask, side, inside=inside)
     removed = pixel_mask(mask, (h, w), side)[:, 0].bool().numpy()
-    expected = references.seam_loss(pixels.numpy(), images.numpy(), removed, side)
+    expected = references.seam_loss(pixels.numpy(), images.numpy(), removed, side, inside=inside)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
-    narrow = seam_loss(pixels.bfloat16(), images, mask, side)
+    narrow = seam_loss(pixels.bfloat16(), images, mask, side, inside=inside)
     assert narrow.dtype == torch.float32
     assert narrow.item() == pytest.approx(expected, rel=0.05)
 
 
-def test_the_seam_loss_asks_nothing_of_pixels_away_from_the_borders_of_removed_patches() -> None:
+def test_the_seam_loss_asks_nothing_of_visible_pixels() -> None:
     images, mask = noise(1, 3, 48, 48), torch.zeros(1, 9)
     mask[0, 4] = 1
     pixels = noise(1, 3, 48, 48, seed=2).requires_grad_()
     seam_loss(pixels, images, mask, 16).backward()
     touched = (pixels.grad != 0).all(dim=1)[0]
-    border = torch.zeros(48, 48, dtype=torch.bool)
-    border[16:32, 16:32] = True
-    border[20:28, 20:28] = False
-    assert torch.equal(touched, border)
+    removed = torch.zeros(48, 48, dtype=torch.bool)
+    removed[16:32, 16:32] = True
+    assert torch.equal(touched, removed)
     # Where nothing is wrong it is as small as it gets, and has a gradient.
     right = images.clone().requires_grad_()
     loss = seam_loss(right, images, mask, 16)
     loss.backward()
     assert loss.item() == pytest.approx(math.log(0.05))
     assert right.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("grid_size", "side"), [((1, 1), 8), ((3, 3), 1)])
+def test_the_seam_loss_of_one_patch_or_of_patches_of_one_pixel_is_a_number(
+    grid_size: tuple[int, int], side: int
+) -> None:
+    h, w = grid_size
+    images = noise(2, 3, h * side, w * side)
+    pixels = noise(2, 3, h * side, w * side, seed=2).requires_grad_()
+    loss = seam_loss(pixels, images, torch.ones(2, h * w), side)
+    loss.backward()
+    assert loss.isfinite()
+    assert pixels.grad.isfinite().all()
+    assert pixels.grad.any()
 
 
 def test_a_loss_that_is_not_there_is_named() -> None:
