@@ -22,9 +22,9 @@ __all__ = [
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
-# Floating-point operations of a forward pass below which a second thread gains little: between an
-# image of `compact` and one of `small` at 75 % (`python -m benchmarks.bench_threads`).
-_ONE_THREAD_FLOPS = 3e9
+# Floating-point operations of a forward pass below which a second thread gains little: just above
+# an image of `compact` of which nothing is removed (`python -m benchmarks.bench_threads`).
+_ONE_THREAD_FLOPS = 6e9
 
 # Microseconds of CPU time, and the period in which they may be used (cgroup v2).
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -88,7 +88,7 @@ def cpu_has_bfloat16() -> bool:
 def choose_threads(flops: float = math.inf) -> int:
     """CPU threads worth giving to a forward pass (see `forward_flops`); OMP_NUM_THREADS wins.
 
-    Small passes run on one thread: more gain nothing on an idle machine and lose much on a busy
+    Small passes run on one thread: more gain little on an idle machine and lose much on a busy
     one, for a pass has dozens of barriers at which all threads wait for the slowest.
 
     `torch.set_num_threads` holds for the calling thread and for threads that first run torch

@@ -60,7 +60,7 @@ def bundled_tiny() -> TrainConfig:
 
 
 def bundled_compact() -> TrainConfig:
-    """The recipe of the bundled `mae-compact` weights: hours on two CPU cores."""
+    """The recipe of the bundled `mae-compact` weights, as it ended: hours on two CPU cores."""
     return TrainConfig(
         model=preset("compact"),
         data=DataConfig(short_side=160, crop_area=(0.25, 1.0)),

@@ -71,9 +71,9 @@ def batch(n: int = 4) -> tuple[torch.Tensor, PatchMask]:
     return torch.randn(n, 3, 48, 48), random_mask(n, 36, 0.7, seed=range(n))
 
 
-@pytest.mark.parametrize("adversarial", [AdversarialConfig(), SHARP])
+@pytest.mark.parametrize(("adversarial", "inside"), [(AdversarialConfig(), True), (SHARP, False)])
 def test_steps_inside_patches_are_left_to_the_discriminator(
-    small_config: ModelConfig, adversarial: AdversarialConfig
+    small_config: ModelConfig, adversarial: AdversarialConfig, inside: bool
 ) -> None:
     images, mask = batch()
     model = MaskedAutoencoder(small_config)
@@ -82,7 +82,7 @@ def test_steps_inside_patches_are_left_to_the_discriminator(
     plain = pixel_loss(replace(run, seam_weight=0.0), model, pred, images, mask)
     seams = (pixel_loss(run, model, pred, images, mask) - plain) / 2
     pixels = unpatchify(pred, 8, (6, 6))
-    expected = seam_loss(pixels, images, mask.mask, 8, inside=not adversarial.width)
+    expected = seam_loss(pixels, images, mask.mask, 8, inside=inside)
     torch.testing.assert_close(seams, expected, rtol=1e-4, atol=1e-5)
 
 

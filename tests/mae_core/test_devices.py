@@ -45,8 +45,8 @@ def reconstructor(preset: str) -> Reconstructor:
     ("preset", "image_size", "mask_ratio", "count", "threads"),
     [
         ("tiny", None, 0.75, 1, 1), ("tiny", 224, 0.5, 1, 1), ("tiny", None, 0.75, 8, 8),
-        ("tiny", 1024, 0.75, 1, 8), ("compact", None, 0.75, 1, 1), ("compact", None, 0.75, 2, 8),
-        ("small", None, 0.75, 1, 8), ("base", None, 0.75, 1, 8),
+        ("tiny", 1024, 0.75, 1, 8), ("compact", None, 0.0, 1, 1), ("compact", None, 0.75, 3, 8),
+        ("small", None, 0.75, 1, 1), ("small", None, 0.25, 1, 8), ("base", None, 0.75, 1, 8),
     ],
 )  # fmt: skip
 def test_small_passes_run_on_one_thread(

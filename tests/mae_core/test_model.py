@@ -557,18 +557,23 @@ def test_the_seam_loss_asks_nothing_of_visible_pixels() -> None:
     assert right.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("grid_size", "side"), [((1, 1), 8), ((3, 3), 1)])
-def test_the_seam_loss_of_one_patch_or_of_patches_of_one_pixel_is_a_number(
-    grid_size: tuple[int, int], side: int
-) -> None:
-    h, w = grid_size
-    images = noise(2, 3, h * side, w * side)
-    pixels = noise(2, 3, h * side, w * side, seed=2).requires_grad_()
-    loss = seam_loss(pixels, images, torch.ones(2, h * w), side)
+def test_the_seam_loss_of_patches_of_one_pixel_has_no_steps_inside() -> None:
+    images, pixels = noise(2, 3, 3, 3), noise(2, 3, 3, 3, seed=2)
+    both, across = (
+        seam_loss(pixels, images, torch.ones(2, 9), 1, inside=inside) for inside in (True, False)
+    )
+    assert both.item() == pytest.approx((across.item() + math.log(0.05)) / 2)
+
+
+def test_the_seam_loss_of_one_patch_has_no_steps_across_borders() -> None:
+    images = noise(2, 3, 8, 8)
+    pixels = noise(2, 3, 8, 8, seed=2).requires_grad_()
+    loss = seam_loss(pixels, images, torch.ones(2, 1), 8)
     loss.backward()
     assert loss.isfinite()
-    assert pixels.grad.isfinite().all()
-    assert pixels.grad.any()
+    assert (pixels.grad != 0).all()
+    across = seam_loss(pixels, images, torch.ones(2, 1), 8, inside=False)
+    assert across.item() == pytest.approx(math.log(0.05))
 
 
 def test_a_loss_that_is_not_there_is_named() -> None:
