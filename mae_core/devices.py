@@ -22,8 +22,8 @@ __all__ = [
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
-# Floating-point operations of a forward pass below which a second thread gains little: just above
-# an image of `compact` of which nothing is removed (`python -m benchmarks.bench_threads`).
+# Floating-point operations of a forward pass over all patches below which one thread is best: an
+# image of `compact` has 5.8e9, one of `small` 10.7e9 (`python -m benchmarks.bench_threads`).
 _ONE_THREAD_FLOPS = 6e9
 
 # Microseconds of CPU time, and the period in which they may be used (cgroup v2).
@@ -86,10 +86,11 @@ def cpu_has_bfloat16() -> bool:
 
 
 def choose_threads(flops: float = math.inf) -> int:
-    """CPU threads worth giving to a forward pass (see `forward_flops`); OMP_NUM_THREADS wins.
+    """CPU threads for a pass of that size (`forward_flops`, nothing removed); OMP_NUM_THREADS wins.
 
-    Small passes run on one thread: more gain little on an idle machine and lose much on a busy
-    one, for a pass has dozens of barriers at which all threads wait for the slowest.
+    Small passes run on one thread: more take more processor time, gain some on an idle machine and
+    lose much on a busy one, for a pass has dozens of barriers at which all threads wait for the
+    slowest.
 
     `torch.set_num_threads` holds for the calling thread and for threads that first run torch
     after it. Libraries should leave it to programs.

@@ -8,7 +8,6 @@ An image of 1024 x 1024 pixels in patches of 16 takes at most 300 MiB beyond the
 up to the size of `large`, in float32 on a CPU; and no forward pass has more patches than that one.
 """
 
-import contextlib
 import copy
 import json
 import math
@@ -350,8 +349,8 @@ class Reconstructor:
         flops = 0
         for request in requests:
             side = (request.image_size or self.config.image_size) // self.config.patch_size
-            with contextlib.suppress(MaskError):  # `batch` says what is wrong with it
-                flops += forward_flops(self.config, (side, side), request.mask_ratio)
+            # At any mask ratio the same, so that a page can tell how many workers a model is worth.
+            flops += forward_flops(self.config, (side, side), 0.0)
         return choose_threads(flops)
 
     def rebuild(self, images: Tensor, patch_mask: PatchMask, view: str) -> "Rebuilt":

@@ -168,7 +168,7 @@ class ServedModel:
     def is_small(self) -> bool:
         """Whether it runs on a CPU, and one picture of its own size is worth one thread only."""
         reconstructor = self._state.reconstructor
-        picture = ReconstructionRequest(Image.new("RGB", (1, 1)), 0.0)
+        picture = ReconstructionRequest(Image.new("RGB", (1, 1)), 0.75)
         return reconstructor.device.type == "cpu" and reconstructor.threads_for([picture]) == 1
 
     @property

@@ -45,8 +45,9 @@ def reconstructor(preset: str) -> Reconstructor:
     ("preset", "image_size", "mask_ratio", "count", "threads"),
     [
         ("tiny", None, 0.75, 1, 1), ("tiny", 224, 0.5, 1, 1), ("tiny", None, 0.75, 8, 8),
-        ("tiny", 1024, 0.75, 1, 8), ("compact", None, 0.0, 1, 1), ("compact", None, 0.75, 3, 8),
-        ("small", None, 0.75, 1, 1), ("small", None, 0.25, 1, 8), ("base", None, 0.75, 1, 8),
+        ("tiny", 1024, 0.75, 1, 8), ("compact", None, 0.75, 1, 1), ("compact", None, 0.05, 1, 1),
+        ("compact", None, 0.75, 2, 8), ("small", None, 0.75, 1, 8), ("small", None, 0.95, 1, 8),
+        ("base", None, 0.75, 1, 8),
     ],
 )  # fmt: skip
 def test_small_passes_run_on_one_thread(
@@ -65,7 +66,7 @@ def test_a_large_pass_after_a_small_one_has_all_threads() -> None:
 
 
 def test_a_mask_ratio_that_is_refused_later_is_no_obstacle() -> None:
-    assert reconstructor("base").threads_for([ReconstructionRequest(draw_picture(0), 7.0)]) == 1
+    assert reconstructor("base").threads_for([ReconstructionRequest(draw_picture(0), 7.0)]) == 8
 
 
 def test_the_users_number_of_threads_wins(monkeypatch: pytest.MonkeyPatch) -> None:
