@@ -136,7 +136,7 @@ def sharpen() -> TrainConfig:
         loss="log_mse",
         visible_weight=0.1,
         seam_weight=0.3,
-        # The discriminator learns at 1e-3: at 4e-4 it was too slow, and a mesh was left.
+        # The discriminator learns at 1e-3: at 4e-4 it was too slow, and a mesh was seen.
         adversarial=AdversarialConfig(width=24, weight=0.7, begin=100, ramp=300, lr_factor=1.7),
         ema=0.99,
         eval_every=500,

@@ -1,6 +1,6 @@
 """Build the page without a server into a folder that any static host serves: python -m web.build.
 
-    python -m web.build build/web                                with the bundled weights
+    python -m web.build build/web                                with mae-compact
     python -m web.build build/web --weights mae-compact,runs/flowers      the first is the default
 
 The folder is new, empty or that of an earlier build, which stays as it is if this one fails. The
@@ -56,7 +56,7 @@ def build_site(site: Path, weights: Sequence[str] = (), *, root: Path = ROOT) ->
     Args:
         site: The folder; made if there is none.
         weights: Names, files, runs or USER/NAMEs, as `mae_core.load` takes them, the default one
-            first; the bundled ones if none are given.
+            first; `mae-compact` if none are given.
         root: The project's folder.
 
     Raises:
@@ -261,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("site", type=Path, metavar="OUT", help="the folder")
-    parser.add_argument("--weights", default="", metavar="W,...", help="(default: the bundled)")
+    parser.add_argument("--weights", default="", metavar="W,...", help=f"(default: {DEFAULT_WEIGHTS})")
     arguments = parser.parse_args(argv)
     weights = [part.strip() for part in arguments.weights.split(",") if part.strip()]
     try:
