@@ -261,7 +261,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("site", type=Path, metavar="OUT", help="the folder")
-    parser.add_argument("--weights", default="", metavar="W,...", help=f"(default: {DEFAULT_WEIGHTS})")
+    parser.add_argument(
+        "--weights", default="", metavar="W,...", help=f"(default: {DEFAULT_WEIGHTS})"
+    )
     arguments = parser.parse_args(argv)
     weights = [part.strip() for part in arguments.weights.split(",") if part.strip()]
     try:
