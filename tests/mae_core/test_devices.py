@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,11 +26,11 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     """A machine of eight cores without a quota, whatever runs the tests."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(devices, "_CPU_QUOTA", tmp_path / "cpu.max")
+    # What this process remembers stays: an earlier test may have left torch with one thread.
+    monkeypatch.setattr(devices, "_all_threads", cache(devices._all_threads.__wrapped__))
     threads = torch.get_num_threads()
     torch.set_num_threads(8)
-    devices._all_threads.cache_clear()
     yield
-    devices._all_threads.cache_clear()
     torch.set_num_threads(threads)
 
 
