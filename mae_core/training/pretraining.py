@@ -28,7 +28,7 @@ def pixel_loss(
     if config.seam_weight:
         patch = config.model.patch_size
         pixels = unpatchify(pred, patch, model.grid_of(images))
-        # A discriminator finds lines by itself, and the texture inside patches is its own affair.
+        # A discriminator finds lines by itself, and steps inside would forbid the texture it wants.
         inside = not config.adversarial.width
         seams = seam_loss(pixels, images, mask.mask, patch, inside=inside)
         loss = loss + config.seam_weight * seams
